@@ -1,0 +1,166 @@
+"""The contract of a distillation method, and the registry.
+
+A method turns one batch into gradients on the student's parameters. It never
+steps the student's optimiser, never synchronises with the host (no ``.item()``)
+and never changes a frozen teacher.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..temporary_point import clear_gradients
+
+_REGISTRY: dict[str, type[Method]] = {}
+_MethodType = TypeVar("_MethodType", bound="type[Method]")
+
+
+@dataclass
+class Step:
+    """What a method needs from the loop: the models and the loop's own ways of doing things."""
+
+    student: Any  # nn.Module with encode and head (models/contract.py)
+    teacher: FrozenTeacher | None  # None for methods with uses_teacher = False
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    # Average the given gradients over processes, in place; identity on one process.
+    reduce_gradients: Callable[[list[Tensor]], None] = field(default=lambda gradients: None)
+    # Rows (n, D) of this process -> rows of all processes, so that transport sees the global batch.
+    # Its backward hands this process its rows' gradient times the number of processes: the average
+    # that reduce_gradients takes is then the gradient of the global loss. Identity on one process.
+    gather_rows: Callable[[Tensor], Tensor] = field(default=lambda rows: rows)
+    # The student's learning rate at this step; read only by options that follow it.
+    learning_rate: float | None = None
+
+    @property
+    def required_teacher(self) -> FrozenTeacher:
+        """The teacher; ValueError where there is none."""
+        if self.teacher is None:
+            raise ValueError("this method needs a teacher: Step.teacher must be a FrozenTeacher, got None")
+        return self.teacher
+
+
+class FrozenTeacher:
+    """A teacher in eval mode, without gradients to its weights, run once per batch at most.
+
+    Its parameters get ``requires_grad = False`` and it is put into eval mode.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def head(self) -> nn.Module:
+        """The teacher's head in eval mode; differentiable with respect to its input."""
+        head = self.model.head
+        return head.eval() if head.training else head  # the model's owner may have called train() since
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """Features (m, D) of the batch's teacher samples, from the cache where there is one."""
+        if batch.teacher_feature is None:
+            if batch.teacher_x is None:
+                raise ValueError("the batch has neither teacher_x nor teacher_feature")
+            if self.model.training:
+                self.model.eval()
+            batch.teacher_feature = self.model.encode(batch.teacher_x)
+        return batch.teacher_feature
+
+
+class Method(nn.Module):
+    """Base class. Subclasses set ``name`` and implement `backward`.
+
+    A method that owns modules (a projector, fusion layers) creates them in `setup`
+    and returns their optimisers from `own_optimizers`; its ``state_dict`` then holds
+    their weights. It may register forward hooks on student and teacher in `setup`.
+    """
+
+    name: str = ""
+    published_name: str = ""  # in the authors' repository, where it has one
+    uses_teacher: bool = True
+    trains_teacher: bool = False  # then the loop leaves the teacher trainable and in train mode
+    # How teacher samples must be drawn, of "independent", "class-matched", "paired"; empty: any way.
+    required_draw: tuple[str, ...] = ()
+    needs_equal_widths: bool = False  # of features: True where student and teacher features meet
+
+    def setup(self, student: nn.Module, teacher: FrozenTeacher | None) -> None:
+        """Called once, before the first step."""
+
+    def own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Optimisers of the method's own modules: the loop steps and saves them beside the student's."""
+        return ()
+
+    def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """Replace ``.grad`` of the student's (and the method's own) parameters; return 0-d tensors to log.
+
+        The keys are the same at every step; ``"loss"`` is always among them.
+        """
+        raise NotImplementedError
+
+    def check_draw(self, draw: str) -> None:
+        """Raise ValueError when teacher samples drawn this way are of no use to the method."""
+        if self.required_draw and draw not in self.required_draw:
+            allowed = " or ".join(repr(d) for d in self.required_draw)
+            raise ValueError(
+                f"method {self.name!r} compares a student's sample with a teacher's sample by index, "
+                f"so the teacher's samples must be drawn {allowed}; got {draw!r}"
+            )
+
+
+class LossMethod(Method):
+    """A method that is one differentiable loss."""
+
+    def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """Named parts, 0-d; ``"loss"`` is the one that is minimised."""
+        raise NotImplementedError
+
+    def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """Backward through ``loss``."""
+        parameters = [*step.student.parameters(), *self.parameters()]
+        clear_gradients(parameters)
+        with step.autocast():
+            parts = self.loss(step, batch)
+        parts["loss"].backward()
+        step.reduce_gradients([p.grad for p in parameters if p.grad is not None])
+        return {key: value.detach() for key, value in parts.items()}
+
+
+def register(cls: _MethodType) -> _MethodType:
+    """Class decorator: make a method available by its ``name``."""
+    if not cls.name or cls.name in _REGISTRY:
+        raise ValueError(f"method name {cls.name!r} is empty or taken")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def available_methods() -> list[str]:
+    """Names of the registered methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under a name; ValueError when there is none."""
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    ours = [cls.name for cls in _REGISTRY.values() if cls.published_name == name]
+    hint = f" (the published code's {name!r} is called {ours[0]!r} here)" if ours else ""
+    raise ValueError(f"method must be one of {available_methods()}, got {name!r}{hint}")
+
+
+def build_method(name: str, **options: Any) -> Method:
+    """A method by name; options go to its constructor. ValueError on an unknown name or option."""
+    cls = method_class(name)
+    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"method {name!r} has no option {unknown[0]!r}; its options are {known}")
+    return cls(**options)
