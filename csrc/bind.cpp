@@ -1,0 +1,224 @@
+// The only file that knows pybind11. Pointers, sizes and the stream arrive as integers; a null pointer
+// is 0. `f64` chooses double, else float. The interpreter lock is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "core/levels.h"
+#include "core/parallel.h"
+#include "cost/entry.h"
+#include "label_transport/entry.h"
+#include "sinkhorn/entry.h"
+
+namespace py = pybind11;
+using namespace ucmkd;
+
+namespace {
+
+using Address = uintptr_t;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+T* to(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls body(float()) or body(double()).
+template <class Body>
+auto by_type(bool f64, Body body) {
+  return f64 ? body(double()) : body(float());
+}
+
+sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t max_iter, double reg, double tol,
+                          Address cost, Address a, bool a_shared, Address b, bool b_shared, Address init_f,
+                          bool history, Address saved, Address info) {
+  return {f64,         batch,
+          n,           m,
+          max_iter,    reg,
+          tol,         to<void>(cost),
+          to<void>(a), a_shared ? 0 : n,
+          to<void>(b), b_shared ? 0 : m,
+          to<void>(init_f), history,
+          to<void>(saved), to<int64_t>(info)};
+}
+
+sinkhorn::Upstream upstream(Address value, Address f, Address g) { return {to<void>(value), to<void>(f), to<void>(g)}; }
+
+void set_thread_pool(Address parallel_for, Address get_num_threads) {
+  thread_pool().parallel_for = reinterpret_cast<decltype(ThreadPool::parallel_for)>(parallel_for);
+  thread_pool().get_num_threads = reinterpret_cast<decltype(ThreadPool::get_num_threads)>(get_num_threads);
+}
+
+py::dict build_info() {
+  py::dict info;
+  int count;
+  const Level* const* all = built_levels(&count);
+  py::list built, usable;
+  for (int k = 0; k < count; ++k) {
+    built.append(all[k]->name);
+    if (all[k]->supported()) usable.append(all[k]->name);
+  }
+  const char* error;
+  const Level* chosen = level(&error);
+  info["version"] = UCMKD_VERSION;
+  info["cpu_levels_built"] = built;
+  info["cpu_levels_usable"] = usable;
+  info["cpu_level"] = chosen ? py::object(py::str(chosen->name)) : py::object(py::none());
+  info["cpu_level_error"] = error ? py::object(py::str(error)) : py::object(py::none());
+  info["cuda_architectures"] = py::list();
+  info["threads"] = num_threads();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of ucmkd_fast; see csrc/";
+  m.def("set_thread_pool", &set_thread_pool);
+  m.def("build_info", &build_info);
+  m.def("padded", &sinkhorn::padded);
+  m.def("exp", [](bool f64, const std::string& name, Address x, Address y, int64_t count) {
+    int levels;
+    const Level* const* all = built_levels(&levels);
+    for (int k = 0; k < levels; ++k)
+      if (name == all[k]->name && all[k]->supported()) {
+        f64 ? all[k]->exp_f64(to<double>(x), to<double>(y), count) : all[k]->exp_f32(to<float>(x), to<float>(y), count);
+        return;
+      }
+    throw std::invalid_argument("no usable level " + name);
+  });
+
+  using sinkhorn::Problem;
+  m.def("sinkhorn_saved_size", &sinkhorn::saved_size);
+  py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.").def(py::init(&problem));
+  m.def(
+      "sinkhorn_forward",
+      [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual, Address marginal_error) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::forward<T>(p, save_plan, to<T>(f), to<T>(g), to<T>(value), to<T>(dual),
+                                      to<T>(marginal_error));
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_adjoint",
+      [](const Problem& p, Address up_value, Address up_f, Address up_g, Address left, Address right, Address grad_a,
+         Address grad_b, Address depth) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::adjoint<T>(p, upstream(up_value, up_f, up_g), to<T>(left), to<T>(right), to<T>(grad_a),
+                                      to<T>(grad_b), to<int64_t>(depth));
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_adjoint_finish",
+      [](const Problem& p, Address up_value, Address up_f, Address up_g, Address depth, Address grad_cost,
+         Address grad_a, Address grad_b) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::adjoint_finish<T>(p, upstream(up_value, up_f, up_g), to<int64_t>(depth), to<T>(grad_cost),
+                                      to<T>(grad_a), to<T>(grad_b));
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_implicit",
+      [](const Problem& p, Address up_value, Address up_f, Address up_g, Address grad_cost, Address grad_a,
+         Address grad_b) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::implicit<T>(p, upstream(up_value, up_f, up_g), to<T>(grad_cost), to<T>(grad_a),
+                                       to<T>(grad_b));
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_envelope",
+      [](const Problem& p, Address up_value, Address grad_cost) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::envelope<T>(p, upstream(up_value, 0, 0), to<T>(grad_cost));
+        });
+      },
+      Unlocked());
+
+  m.def(
+      "cost_norms",
+      [](bool f64, int64_t n, int64_t d, Address x, Address unit, Address norm) {
+        return by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          return cost::norms<T>(n, d, to<T>(x), to<T>(unit), to<T>(norm));
+        });
+      },
+      Unlocked());
+  m.def(
+      "cost_epilogue",
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address norm_x, Address norm_y,
+         Address c) {
+        by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          cost::epilogue<T>(metric, n, m, d, to<T>(x), to<T>(y), to<T>(norm_x), to<T>(norm_y), to<T>(c));
+        });
+      },
+      Unlocked());
+  m.def(
+      "cost_weights",
+      [](bool f64, int metric, int64_t n, int64_t m, Address c, Address dc, Address row_sum, Address col_sum) {
+        by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          cost::weights<T>(metric, n, m, to<T>(c), to<T>(dc), to<T>(row_sum), to<T>(col_sum));
+        });
+      },
+      Unlocked());
+  m.def(
+      "cost_normalise_backward",
+      [](bool f64, int64_t n, int64_t d, Address unit, Address norm, Address g) {
+        by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          cost::normalise_backward<T>(n, d, to<T>(unit), to<T>(norm), to<T>(g));
+        });
+      },
+      Unlocked());
+  m.def(
+      "cost_l1",
+      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address c) {
+        by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          cost::l1<T>(n, m, d, to<T>(x), to<T>(y), to<T>(c));
+        });
+      },
+      Unlocked());
+  m.def(
+      "cost_l1_backward",
+      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address dc, bool transposed, Address dx) {
+        by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          cost::l1_backward<T>(n, m, d, to<T>(x), to<T>(y), to<T>(dc), transposed, to<T>(dx));
+        });
+      },
+      Unlocked());
+
+  m.def(
+      "label_transport_forward",
+      [](bool f64, int64_t n, int64_t k, Address student, int64_t student_stride, Address teacher,
+         int64_t teacher_stride, Address target, int64_t ignore_index, double label_smoothing, bool live_kappa,
+         Address loss, Address grad_student, Address grad_teacher) {
+        return by_type(f64, [&](auto t) {
+          using T = decltype(t);
+          label_transport::Forward<T> call{};
+          call.n = n, call.k = k;
+          call.student = to<T>(student), call.student_stride = student_stride;
+          call.teacher = to<T>(teacher), call.teacher_stride = teacher_stride;
+          call.target = to<int64_t>(target), call.ignore_index = ignore_index;
+          call.label_smoothing = T(label_smoothing), call.live_kappa = live_kappa;
+          call.loss = to<T>(loss), call.grad_student = to<T>(grad_student), call.grad_teacher = to<T>(grad_teacher);
+          label_transport::forward(call);
+          return std::make_tuple(call.total, call.kept, call.bad_row);
+        });
+      },
+      Unlocked());
+}

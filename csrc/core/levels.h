@@ -1,0 +1,35 @@
+// Which build of the kernels runs: one table of functions per instruction-set level, chosen once.
+#pragma once
+#include "cost/kernels.h"
+#include "label_transport/params.h"
+#include "sinkhorn/kernels.h"
+
+namespace ucmkd {
+
+template <class T>
+struct Kernels {
+  sinkhorn::Kernels<T> sinkhorn;
+  cost::Kernels<T> cost;
+  label_transport::Kernels<T> label_transport;
+};
+
+struct Level {
+  const char* name;  // "baseline", "v3", "v4"
+  bool (*supported)();
+  Kernels<float> f32;
+  Kernels<double> f64;
+  void (*exp_f32)(const float* x, float* y, int64_t count);  // for the tests of exp
+  void (*exp_f64)(const double* x, double* y, int64_t count);
+};
+
+// Levels that were built, best last.
+const Level* const* built_levels(int* count);
+
+// The best level that this processor supports, or the one that UCMKD_CPU_LEVEL names; read once.
+// Null and a sentence in *error where that names none.
+const Level* level(const char** error);
+
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace ucmkd

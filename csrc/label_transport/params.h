@@ -1,0 +1,36 @@
+// The contract of the label-transport loss (README.md beside this file for the formulas).
+#pragma once
+#include <stdint.h>
+
+namespace ucmkd {
+namespace label_transport {
+
+template <class T>
+struct Forward {
+  int64_t n, k;                 // rows, classes
+  const T* student;             // (n, k) logits, rows student_stride apart
+  int64_t student_stride;
+  const T* teacher;             // (n, k) logits of the teacher's head on the same feature
+  int64_t teacher_stride;
+  const int64_t* target;        // (n,)
+  int64_t ignore_index;
+  T label_smoothing;
+  bool live_kappa;              // kappa takes part in the gradient
+  int tasks;
+  // out
+  T* loss;                      // (n,) 0 where ignored
+  T* grad_student;              // (n, k) dL_i/ds_i, or null
+  T* grad_teacher;              // (n, k) dL_i/dt_i, or null
+  // results
+  int64_t kept;                 // rows that are not ignored
+  int64_t bad_row;              // first row whose target is out of range, or -1
+  double total;                 // sum of the losses
+};
+
+template <class T>
+struct Kernels {
+  void (*forward)(Forward<T>&);
+};
+
+}  // namespace label_transport
+}  // namespace ucmkd

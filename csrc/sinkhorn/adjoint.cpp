@@ -1,0 +1,397 @@
+// The exact gradient of the iterations that ran, without unrolling them (README.md, "Gradients").
+//
+//   rho   = -du u_t^2 / a         from du_i = <P_i, sigma> of the step before
+//   dv    = P' rho                                                    one sweep over P per iteration
+//   sigma = -dv v_t^2 / b
+//   Z    += rho v_t' + u_(t-1) sigma'                                 one GEMM at the end, by the caller
+//
+// u_t, v_t are relative to the last iteration. `adjoint` takes plain sums; `adjoint_log` rebuilds the
+// row and column softmaxes from the potentials and cannot overflow; `implicit` is the sweep with u = v = 1.
+#include "sinkhorn/kernels.h"
+#include "sinkhorn/log_domain.h"
+#include "sinkhorn/sweep.h"
+
+namespace ucmkd {
+namespace UK_LEVEL {
+namespace {
+
+using sinkhorn::Adjoint;
+using sinkhorn::Gradient;
+using sinkhorn::History;
+using sinkhorn::Implicit;
+using sinkhorn::padded;
+
+template <class T>
+void fill_mass(const T* given, int64_t size, T* mass, T* inverse) {
+  for (int64_t k = 0; k < padded(size); ++k) {
+    mass[k] = k < size ? (given ? given[k] : T(1) / T(size)) : 0;
+    inverse[k] = mass[k] > 0 ? 1 / mass[k] : 0;
+  }
+}
+
+template <class T>
+double sum_abs(const T* x, int64_t count) {
+  double total = 0;
+  for (int64_t k = 0; k < count; ++k) total += fabs(double(x[k]));
+  return total;
+}
+
+// s_j = sum_i P_ij (weight (C_ij - alpha_i) + extra_i): the first adjoint of the columns.
+template <class T>
+void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T weight, int64_t n, int64_t m, T* s,
+                   T* partial, int tasks) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t stride = padded(m);
+  auto body = [&](int index) {
+    const Range rows = task_rows(n, tasks, index);
+    T* mine = tasks == 1 ? s : partial + index * stride;
+    for (int64_t j = 0; j < stride; ++j) mine[j] = 0;
+    for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
+      const Vec<T> shift = splat(alpha[i]), add = splat(extra[i]);
+      for (int64_t j = 0; j < m; j += W) {
+        const Vec<T> plan = load(P + i * stride + j);
+        const Vec<T> term = plan * (weight * (load_cost(C + i * m, j, m) - shift) + add);
+        store(mine + j, load(mine + j) + (plan > 0 ? term : Vec<T>{}));
+      }
+    }
+  };
+  parallel(tasks, body);
+  if (tasks == 1) return;
+  for (int64_t j = 0; j < stride; ++j) {
+    T total = partial[j];
+    for (int k = 1; k < tasks; ++k) total += partial[k * stride + j];
+    s[j] = total;
+  }
+}
+
+// The sum of |entries| that a gradient of this weight has at least: what remainders are compared with.
+template <class P>
+double gradient_scale(const P& p, const double total_mass) {
+  return fabs(double(p.value_weight)) * total_mass + (p.grad_f ? sum_abs(p.grad_f, p.n) : 0) +
+         (p.grad_g ? sum_abs(p.grad_g, p.m) : 0);
+}
+
+// Ratios h_t / h_T of one recorded scaling (or exp of the difference of potentials), 0 where no mass.
+// False where |log ratio| passes the limit.
+template <class T>
+bool ratios(const T* now, const T* last, const T* mass, int64_t size, bool scalings, T reg, T limit, T* out) {
+  constexpr int W = Lanes<T>::W;
+  const T greatest = exp_of(limit), least = 1 / greatest, inverse = 1 / reg;
+  typename Lanes<T>::I bad = {};
+  for (int64_t k = 0; k < size; k += W) {
+    const int64_t left = size - k;
+    const Vec<T> h = left >= W ? load(now + k) : load_part(now + k, left, T(1));
+    const Vec<T> h_last = left >= W ? load(last + k) : load_part(last + k, left, T(1));
+    const Vec<T> ratio = scalings ? h / h_last : exp((h - h_last) * inverse);
+    const auto part = load(mass + k) > 0;
+    bad |= part & ~((ratio >= least) & (ratio <= greatest));
+    store(out + k, part ? ratio : Vec<T>{});
+  }
+  return !any<T>(bad);
+}
+
+template <class T>
+void copy(const T* from, T* to, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) to[k] = from[k];
+}
+
+}  // namespace
+
+template <class T>
+void adjoint(Adjoint<T>& p) {
+  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
+  const bool scalings = p.history == History::kScalings;
+  T* w = p.work;
+  auto take = [&w](int64_t size) {
+    for (int64_t k = 0; k < size; ++k) w[k] = 0;
+    T* mine = w;
+    w += size;
+    return mine;
+  };
+  T *a = take(np), *ia = take(np), *ut = take(np), *du = take(np), *rho = take(np);
+  T *b = take(mp), *ib = take(mp), *vt = take(mp), *dv = take(mp), *sigma = take(mp);
+  T* partial = take(p.tasks * mp);
+  fill_mass(p.a, n, a, ia);
+  fill_mass(p.b, m, b, ib);
+  const double scale = gradient_scale(p, sum_abs(a, n));
+
+  for (int64_t i = 0; i < n; ++i) {
+    du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
+    rho[i] = -du[i] * ia[i];
+    ut[i] = a[i] > 0;
+    p.grad_a[i] = p.value_weight * p.alpha[i];
+  }
+  first_columns(p.plan, p.cost, p.alpha, rho, p.value_weight, n, m, dv, partial, p.tasks);
+  for (int64_t j = 0; j < m; ++j) {
+    if (p.grad_g && b[j] > 0) dv[j] += p.reg * p.grad_g[j];
+    p.grad_b[j] = 0;
+  }
+
+  p.depth = 0;
+  p.in_range = true;
+  for (int64_t t = last; t >= 1; --t) {
+    if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt)) break;
+    double remaining = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const T change = dv[j] * vt[j];
+      remaining += fabs(double(change));
+      p.grad_b[j] += change * ib[j];
+      sigma[j] = -change * vt[j] * ib[j];
+    }
+    for (int64_t i = 0; i < n; ++i) p.grad_a[i] += du[i] * ut[i] * ia[i];
+    copy(rho, p.left + p.depth * n, n);
+    copy(vt, p.right + p.depth * m, m);
+    if (!ratios(p.hist_u + (t - 1) * n, p.hist_u + last * n, a, n, scalings, p.reg, p.range_limit, ut)) break;
+    copy(ut, p.left + (p.depth + 1) * n, n);
+    copy(sigma, p.right + (p.depth + 1) * m, m);
+    p.depth += 2;
+    // In terms of the potentials each half-step is an average, which does not increase the sum of
+    // |adjoints|: so the 2 t half-steps that remain add at most this to the gradient.
+    if (t == 1 || 2 * t * remaining / p.reg <= p.tolerance * scale) return;
+    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
+      for (int k = 0; k < 4; ++k) {
+        du[i + k] = dots[k];
+        y[k] = rho[i + k] = -dots[k] * ut[i + k] * ut[i + k] * ia[i + k];
+      }
+    });
+  }
+  p.in_range = false;
+}
+template void adjoint<float>(Adjoint<float>&);
+template void adjoint<double>(Adjoint<double>&);
+
+template <class T>
+void adjoint_log(Adjoint<T>& p) {
+  constexpr int W = Lanes<T>::W;
+  const T inf = __builtin_inf();
+  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
+  T* w = p.work;
+  auto take = [&w](int64_t size) {
+    for (int64_t k = 0; k < size; ++k) w[k] = 0;
+    T* mine = w;
+    w += size;
+    return mine;
+  };
+  T *a = take(np), *ia = take(np), *F = take(np), *f = take(np), *fbar = take(np), *none = take(np);
+  T *b = take(mp), *ib = take(mp), *g = take(mp), *g_before = take(mp), *gbar = take(mp), *gbar_next = take(mp);
+  T* partial = take(p.tasks * mp);
+  fill_mass(p.a, n, a, ia);
+  fill_mass(p.b, m, b, ib);
+  const T inverse = 1 / p.reg;
+  const double scale = gradient_scale(p, sum_abs(a, n));
+  const bool scalings = p.history == History::kScalings;
+  for (int64_t i = 0; i < n; ++i) {
+    F[i] = scalings && p.init_f && a[i] > 0 ? p.init_f[i] - p.reg * log_of(a[i]) : 0;
+    fbar[i] = p.grad_f && a[i] > 0 ? p.grad_f[i] : 0;
+    p.grad_a[i] = p.value_weight * p.alpha[i];
+  }
+  auto potential_f = [&](int64_t t, T* out) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T h = p.hist_u[t * n + i];
+      out[i] = a[i] > 0 ? (scalings ? F[i] + p.reg * log_of(h) : h) : -inf;
+    }
+  };
+  auto potential_g = [&](int64_t t, T* out) {
+    for (int64_t j = 0; j < mp; ++j) {
+      const T h = j < m && b[j] > 0 ? p.hist_v[(t - 1) * m + j] : 1;
+      out[j] = b[j] > 0 ? (scalings ? p.reg * log_of(h) : h) : -inf;
+    }
+  };
+
+  // dC = P (weight - weight (C - alpha) / reg); the first gbar.
+  auto begin = [&](int index) {
+    const Range rows = task_rows(n, p.tasks, index);
+    for (int64_t i = rows.begin; i < rows.end && i < n; ++i)
+      for (int64_t j = 0; j < m; ++j) {
+        const T plan = p.plan[i * mp + j];
+        p.grad_cost[i * m + j] =
+            plan > 0 ? p.value_weight * plan * (1 - (p.cost[i * m + j] - p.alpha[i]) * inverse) : 0;
+      }
+  };
+  parallel(p.tasks, begin);
+  first_columns(p.plan, p.cost, p.alpha, none, p.value_weight, n, m, gbar, partial, p.tasks);
+  for (int64_t j = 0; j < m; ++j) {
+    gbar[j] = gbar[j] * inverse + (p.grad_g && b[j] > 0 ? p.grad_g[j] : 0);
+    p.grad_b[j] = 0;
+  }
+
+  // rows(t): gbar -= R_t' fbar with R_t the row softmax of g_t - C; columns(t): fbar = -S_t gbar with S_t the
+  // column softmax of f_(t-1) - C. Both add their softmax's share to dC.
+  const int tasks = p.tasks;
+  auto row_softmax = [&](int64_t i, const T* g_t, T* into) {
+    const T weight = fbar[i] * ia[i];
+    const Vec<T> fi = splat(f[i]), wi = splat(weight);
+    for (int64_t j = 0; j < m; j += W) {
+      const Vec<T> term = exp(exponent<T>(fi, load(g_t + j), load_cost(p.cost + i * m, j, m), inverse)) * wi;
+      T* dC = p.grad_cost + i * m + j;
+      if (m - j >= W)
+        store(dC, load(dC) + term);
+      else
+        for (int64_t k = 0; k < m - j; ++k) dC[k] += term[k];
+      store(into + j, load(into + j) - term);
+    }
+  };
+  auto reduce = [&](T* into) {
+    for (int64_t j = 0; j < mp; ++j)
+      for (int k = 0; k < tasks; ++k) into[j] += partial[k * mp + j];
+  };
+
+  potential_f(last, f);
+  potential_g(last, g);
+  if (p.grad_f) {
+    auto body = [&](int index) {
+      const Range rows = task_rows(n, tasks, index);
+      T* mine = partial + index * mp;
+      for (int64_t j = 0; j < mp; ++j) mine[j] = 0;
+      for (int64_t i = rows.begin; i < rows.end && i < n; ++i)
+        if (a[i] > 0) row_softmax(i, g, mine);
+    };
+    parallel(tasks, body);
+    reduce(gbar);
+  }
+  for (int64_t t = last; t >= 1; --t) {
+    for (int64_t i = 0; i < n; ++i) p.grad_a[i] += p.reg * fbar[i] * ia[i];
+    double remaining = 0;
+    for (int64_t j = 0; j < mp; ++j) {
+      remaining += fabs(double(gbar[j]));
+      if (j < m) p.grad_b[j] += p.reg * gbar[j] * ib[j];
+      gbar_next[j] = gbar[j] * ib[j];  // weights of S_t while the rows are visited
+    }
+    const bool more = t > 1 && 2 * t * remaining > p.tolerance * scale;
+    potential_f(t - 1, f);
+    if (more) potential_g(t - 1, g_before);
+    auto body = [&](int index) {
+      const Range rows = task_rows(n, tasks, index);
+      T* mine = partial + index * mp;
+      for (int64_t j = 0; j < mp; ++j) mine[j] = 0;
+      for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
+        if (!(a[i] > 0)) continue;
+        const Vec<T> fi = splat(f[i]);
+        Vec<T> total = {};
+        for (int64_t j = 0; j < m; j += W) {
+          const Vec<T> S = exp(exponent<T>(fi, load(g + j), load_cost(p.cost + i * m, j, m), inverse));
+          const Vec<T> term = S * load(gbar_next + j);
+          T* dC = p.grad_cost + i * m + j;
+          if (m - j >= W)
+            store(dC, load(dC) + term);
+          else
+            for (int64_t k = 0; k < m - j; ++k) dC[k] += term[k];
+          total += term;
+        }
+        fbar[i] = -sum<T>(total);
+        if (more) row_softmax(i, g_before, mine);
+      }
+    };
+    parallel(tasks, body);
+    if (!more) break;
+    for (int64_t j = 0; j < mp; ++j) gbar[j] = 0;
+    reduce(gbar);
+    T* swap = g;
+    g = g_before, g_before = swap;
+  }
+  p.depth = 0;
+}
+template void adjoint_log<float>(Adjoint<float>&);
+template void adjoint_log<double>(Adjoint<double>&);
+
+template <class T>
+void implicit(Implicit<T>& p) {
+  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
+  T* w = p.work;
+  auto take = [&w](int64_t size) {
+    for (int64_t k = 0; k < size; ++k) w[k] = 0;
+    T* mine = w;
+    w += size;
+    return mine;
+  };
+  T *a = take(np), *ia = take(np), *rho = take(np), *du = take(np);
+  T *b = take(mp), *ib = take(mp), *dv = take(mp), *sigma = take(mp), *columns = take(mp), *ones = take(mp);
+  T* partial = take(p.tasks * mp);
+  fill_mass(p.a, n, a, ia);
+  fill_mass(p.b, m, b, ib);
+  const double scale = gradient_scale(p, sum_abs(a, n));
+
+  // The plan's own column sums: with them the sweep never expands, also where b is not met yet.
+  for (int64_t j = 0; j < m; ++j) ones[j] = b[j] > 0;
+  sweep(p.plan, n, mp, ones, columns, partial, p.tasks, [](int64_t, const T*, T* y) { y[0] = y[1] = y[2] = y[3] = 1; });
+  for (int64_t i = 0; i < n; ++i) {
+    du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
+    rho[i] = -du[i] * ia[i];
+    p.row_sum[i] = rho[i];
+    p.grad_a[i] = p.value_weight * p.alpha[i] + du[i] * ia[i];
+  }
+  first_columns(p.plan, p.cost, p.alpha, rho, p.value_weight, n, m, dv, partial, p.tasks);
+  for (int64_t j = 0; j < m; ++j) {
+    if (p.grad_g && b[j] > 0) dv[j] += p.reg * p.grad_g[j];
+    p.col_sum[j] = p.grad_b[j] = 0;
+  }
+
+  p.converged = false;
+  double before = 0;
+  for (p.sweeps = 0; p.sweeps < p.max_sweeps; ++p.sweeps) {
+    // (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
+    double drift = 0, mass = 0, size = 0;
+    for (int64_t j = 0; j < m; ++j) drift += dv[j], mass += columns[j];
+    for (int64_t j = 0; j < m; ++j) {
+      dv[j] -= T(drift / mass) * columns[j];
+      size += fabs(double(dv[j]));
+      sigma[j] = columns[j] > 0 ? -dv[j] / columns[j] : 0;
+      p.col_sum[j] += sigma[j];
+      p.grad_b[j] -= sigma[j];
+    }
+    const double rate = before > 0 && size < before ? size / before : 0.999;
+    before = size;
+    if (size * 2 / (1 - rate) / p.reg <= p.tolerance * scale) {
+      p.converged = true;
+      break;
+    }
+    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
+      for (int k = 0; k < 4; ++k) {
+        du[i + k] = dots[k];
+        y[k] = rho[i + k] = -dots[k] * ia[i + k];
+      }
+    });
+    for (int64_t i = 0; i < n; ++i) {
+      p.row_sum[i] += rho[i];
+      p.grad_a[i] -= rho[i];
+    }
+  }
+}
+template void implicit<float>(Implicit<float>&);
+template void implicit<double>(Implicit<double>&);
+
+template <class T>
+void gradient(const Gradient<T>& p) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t n = p.n, m = p.m, mp = padded(m);
+  const T inverse = 1 / p.reg;
+  auto body = [&](int index) {
+    for (int64_t i = n * index / p.tasks; i < n * (index + 1) / p.tasks; ++i) {
+      const Vec<T> shift = splat(p.cost ? p.alpha[i] : T(0)), row = splat(p.row_sum ? p.row_sum[i] : T(0));
+      T* out = p.grad_cost + i * m;
+      for (int64_t j = 0; j < m; j += W) {
+        const int64_t left = m - j;
+        const Vec<T> plan = load(p.plan + i * mp + j);
+        if (!p.cost) {
+          left >= W ? store(out + j, p.value_weight * plan) : store_part(out + j, p.value_weight * plan, left);
+          continue;
+        }
+        Vec<T> Z;
+        if (p.row_sum)
+          Z = row + (left >= W ? load(p.col_sum + j) : load_part(p.col_sum + j, left, T(0)));
+        else
+          Z = left >= W ? load(out + j) : load_part(out + j, left, T(0));
+        Z += p.value_weight * (load_cost(p.cost + i * m, j, m) - shift);
+        Vec<T> d = plan * (p.value_weight - Z * inverse);
+        d = plan > 0 ? d : Vec<T>{};
+        left >= W ? store(out + j, d) : store_part(out + j, d, left);
+      }
+    }
+  };
+  parallel(p.tasks, body);
+}
+template void gradient<float>(const Gradient<float>&);
+template void gradient<double>(const Gradient<double>&);
+
+}  // namespace UK_LEVEL
+}  // namespace ucmkd

@@ -1,0 +1,233 @@
+// The iterations on a CPU: stabilised scaling, with log-domain iterations where it does not reach.
+//
+//   K = exp((F + G - C) / reg)      relative to absorbed potentials F, G (without the masses)
+//   v = b / s,  r = K v,  u = a / r,  s = K'u        one sweep over K per iteration
+//
+// 1 / s and 1 / r say how far the potentials have moved from F, G. While both stay inside
+// [e^-R, e^R], what underflowed in K is negligible: at most M e^2R FLT_MIN of a row's sum. When one
+// leaves, the iteration is done again in the log domain and K is rebuilt around its outcome; where
+// columns of the new K underflow, the next iteration is a log-domain one too, and so on.
+#include "sinkhorn/kernels.h"
+#include "sinkhorn/log_domain.h"
+#include "sinkhorn/sweep.h"
+
+namespace ucmkd {
+namespace UK_LEVEL {
+namespace {
+
+using sinkhorn::Forward;
+using sinkhorn::History;
+using sinkhorn::Status;
+using sinkhorn::padded;
+
+template <class T>
+constexpr T safe_log() {
+  return sizeof(T) == 4 ? T(20) : T(200);
+}
+
+// Every element whose mass is positive lies in [least, greatest]. All padded.
+template <class T>
+bool in_range(const T* x, const T* mass, int64_t count, T least, T greatest) {
+  typename Lanes<T>::I bad = {};
+  for (int64_t k = 0; k < count; k += Lanes<T>::W) {
+    const Vec<T> value = load(x + k);
+    bad |= (load(mass + k) > 0) & ~((value >= least) & (value <= greatest));
+  }
+  return !any<T>(bad);
+}
+
+template <class T>
+class Run {
+ public:
+  explicit Run(Forward<T>& params) : p(params), n(params.n), m(params.m), np(padded(n)), mp(padded(m)) {
+    T* w = p.work;
+    auto take = [&w](int64_t size) {
+      T* mine = w;
+      w += size;
+      return mine;
+    };
+    a = take(np), u = take(np), u_before = take(np), r = take(np), F = take(np), f = take(np), f_new = take(np);
+    b = take(mp), v = take(mp), s = take(mp), G = take(mp), g = take(mp), g_new = take(mp);
+    partial = take(p.tasks * mp);
+  }
+
+  void all() {
+    start();
+    if (!rebuild()) return;
+    for (t = 1; t <= p.max_iter; ++t) {
+      T* swap = u;
+      u = u_before, u_before = swap;
+      if (!scaling_iteration() && !log_iteration()) return;
+      record();
+      if (p.tol > 0 || t == p.max_iter) {
+        p.marginal_error = column_error();
+        if (p.marginal_error <= p.tol) break;
+      }
+    }
+    p.n_iter = t < p.max_iter ? t : p.max_iter;
+    finish();
+  }
+
+ private:
+  void start() {
+    p.status = Status::kOk;
+    p.history = History::kScalings;
+    p.n_iter = 0;
+    const T inf = __builtin_inf();
+    for (int64_t i = 0; i < np; ++i) {
+      a[i] = i < n ? (p.a ? p.a[i] : T(1) / T(n)) : 0;
+      const bool part = a[i] > 0;
+      u[i] = part ? (p.init_f ? a[i] : T(1) / T(n)) : 0;
+      F[i] = part ? (p.init_f ? p.init_f[i] - p.reg * log_of(a[i]) : 0) : -inf;
+      u_before[i] = r[i] = 0;
+    }
+    for (int64_t j = 0; j < mp; ++j) {
+      b[j] = j < m ? (p.b ? p.b[j] : T(1) / T(m)) : 0;
+      G[j] = b[j] > 0 ? 0 : -inf;
+    }
+    epoch = 0;
+    if (p.hist_u) copy(u, p.hist_u, n);
+  }
+
+  static void copy(const T* from, T* to, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) to[k] = from[k];
+  }
+
+  bool rebuild() {
+    if (build(p.cost, n, m, p.reg, F, G, u, p.plan, s, partial, p.tasks)) return true;
+    p.status = Status::kBadCost;
+    return false;
+  }
+
+  // v from s, u from K v, s from K'u. False: out of range, u and v are not valid (u_before is).
+  bool scaling_iteration() {
+    if (!in_range(s, b, mp, least, greatest)) return false;
+    for (int64_t j = 0; j < mp; j += Lanes<T>::W) {
+      const Vec<T> mass = load(b + j);
+      store(v + j, mass > 0 ? mass / load(s + j) : Vec<T>{});
+    }
+    const T* masses = a;
+    T *sums = r, *scaling = u;
+    sweep(p.plan, n, mp, v, s, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
+      for (int k = 0; k < 4; ++k) {
+        sums[i + k] = dots[k];
+        y[k] = masses[i + k] > 0 ? masses[i + k] / dots[k] : 0;
+        scaling[i + k] = y[k];
+      }
+    });
+    return in_range(r, a, np, least, greatest);
+  }
+
+  // The same iteration from f_(t-1) in the log domain, then K rebuilt around its outcome.
+  bool log_iteration() {
+    leave_epoch();
+    const T inf = __builtin_inf();
+    for (int64_t i = 0; i < np; ++i) f[i] = u_before[i] > 0 ? F[i] + p.reg * log_of(u_before[i]) : -inf;
+    column_half(p.cost, n, m, p.reg, f, g_new, p.tasks);
+    for (int64_t j = 0; j < mp; ++j) {
+      if (b[j] > 0 && g_new[j] == inf) return forbidden();
+      G[j] = b[j] > 0 ? g_new[j] : -inf;
+      g[j] = b[j] > 0 ? g_new[j] + p.reg * log_of(b[j]) : -inf;
+      v[j] = b[j];
+    }
+    row_half(p.cost, n, m, p.reg, g, f_new, p.tasks);
+    for (int64_t i = 0; i < np; ++i) {
+      if (a[i] > 0 && f_new[i] == inf) return forbidden();
+      F[i] = a[i] > 0 ? f_new[i] : -inf;
+      u[i] = a[i];
+    }
+    return rebuild();
+  }
+
+  bool forbidden() {
+    p.status = Status::kForbidden;
+    return false;
+  }
+
+  void record() {
+    if (!p.hist_u) return;
+    copy(u, p.hist_u + t * n, n);
+    copy(v, p.hist_v + (t - 1) * m, m);
+  }
+
+  // History that was written relative to the present F, G becomes potentials.
+  void leave_epoch() {
+    if (p.hist_u) {
+      for (int64_t k = epoch; k < t; ++k) {
+        T *hu = p.hist_u + k * n, *hv = p.hist_v + (k - 1) * m;
+        for (int64_t i = 0; i < n; ++i) hu[i] = F[i] + p.reg * log_of(hu[i]);
+        if (k > 0)
+          for (int64_t j = 0; j < m; ++j) hv[j] = G[j] + p.reg * log_of(hv[j]);
+      }
+    }
+    epoch = t;
+    p.history = History::kPotentials;
+  }
+
+  T column_error() const {
+    double error = 0;
+    for (int64_t j = 0; j < m; ++j)
+      if (b[j] > 0) error += fabs(double(v[j]) * s[j] - b[j]);
+    return T(error);
+  }
+
+  void finish() {
+    const bool save = p.save_plan;
+    auto body = [&](int index) {
+      const Range rows = task_rows(n, p.tasks, index);
+      for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
+        T* k = p.plan + i * mp;
+        const Vec<T> ui = splat(u[i]);
+        Vec<T> total = {};
+        for (int64_t j = 0; j < m; j += Lanes<T>::W) {
+          const Vec<T> plan = ui * load(k + j) * load(v + j);
+          total += plan > 0 ? plan * load_cost(p.cost + i * m, j, m) : Vec<T>{};
+          if (save) store(k + j, plan);
+        }
+        r[i] = sum<T>(total);
+      }
+    };
+    parallel(p.tasks, body);
+    double value = 0, dual = 0, sum_a = 0, sum_b = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      value += r[i];
+      sum_a += a[i];
+      p.alpha[i] = a[i] > 0 ? r[i] / a[i] : 0;
+      const T free = a[i] > 0 ? F[i] + p.reg * log_of(u[i] / a[i]) : 0;
+      dual += double(free) * a[i];
+      if (p.f) p.f[i] = a[i] > 0 ? free + p.reg * log_of(a[i]) : -T(__builtin_inf());
+    }
+    for (int64_t j = 0; j < m; ++j) {
+      sum_b += b[j];
+      const T free = b[j] > 0 ? G[j] + p.reg * log_of(v[j] / b[j]) : 0;
+      dual += double(free) * b[j];
+      if (p.g) p.g[j] = b[j] > 0 ? free + p.reg * log_of(b[j]) : -T(__builtin_inf());
+    }
+    *p.value = T(value);
+    *p.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
+    if (p.history == History::kPotentials) {
+      t = p.n_iter + 1;  // the last epoch ends after iteration n_iter
+      leave_epoch();
+    }
+  }
+
+  Forward<T>& p;
+  const int64_t n, m, np, mp;
+  T *a, *u, *u_before, *r, *F, *f, *f_new;
+  T *b, *v, *s, *G, *g, *g_new, *partial;
+  const T greatest = exp_of(safe_log<T>()), least = 1 / greatest;
+  int64_t t = 0;
+  int64_t epoch = 0;  // first iteration whose history is relative to the present F, G
+};
+
+}  // namespace
+
+template <class T>
+void forward(Forward<T>& params) {
+  Run<T>(params).all();
+}
+template void forward<float>(Forward<float>&);
+template void forward<double>(Forward<double>&);
+
+}  // namespace UK_LEVEL
+}  // namespace ucmkd

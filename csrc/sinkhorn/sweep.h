@@ -1,0 +1,71 @@
+// The one loop that both the forward iterations and the adjoint are made of:
+//
+//   d_i = <K_i, v>;  y_i = finish(i, d_i);  s += y_i K_i        one read of K
+//
+// Four rows at a time: the latency of the row sums and of finish's division overlaps, and the column
+// sums are read and written once per four rows. Everything is padded (params.h): no remainders.
+#pragma once
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "sinkhorn/params.h"
+
+namespace ucmkd {
+namespace UK_LEVEL {
+
+template <class T, class Finish>
+static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int64_t begin, int64_t end,
+                              const Finish& finish) {
+  constexpr int W = Lanes<T>::W;
+  constexpr int U = sinkhorn::kPad / W >= 2 ? 2 : 1;  // independent sums per row
+  for (int64_t i = begin; i < end; i += 4) {
+    const T *k0 = K + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
+    Vec<T> d[4][U] = {};
+    for (int64_t j = 0; j < stride; j += U * W) {
+      for (int h = 0; h < U; ++h) {
+        const Vec<T> x = load(v + j + h * W);
+        d[0][h] += load(k0 + j + h * W) * x;
+        d[1][h] += load(k1 + j + h * W) * x;
+        d[2][h] += load(k2 + j + h * W) * x;
+        d[3][h] += load(k3 + j + h * W) * x;
+      }
+    }
+    T dots[4], y[4];
+    for (int r = 0; r < 4; ++r) dots[r] = sum<T>(U == 2 ? d[r][0] + d[r][U - 1] : d[r][0]);
+    finish(i, dots, y);
+    const Vec<T> y0 = splat(y[0]), y1 = splat(y[1]), y2 = splat(y[2]), y3 = splat(y[3]);
+    for (int64_t j = 0; j < stride; j += W)
+      store(s + j, load(s + j) + ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
+  }
+}
+
+// Rows [begin, end) of task number `index` of `tasks`, in whole blocks of kRows rows.
+struct Range {
+  int64_t begin, end;
+};
+static inline Range task_rows(int64_t n, int tasks, int index) {
+  const int64_t blocks = (n + sinkhorn::kRows - 1) / sinkhorn::kRows;
+  return {blocks * index / tasks * sinkhorn::kRows, blocks * (index + 1) / tasks * sinkhorn::kRows};
+}
+
+// The sweep over all rows of K (n rows, row length `stride`) in `tasks` tasks. partial: (tasks, stride)
+// work space. The column sums end in s, added in task order: the same for every schedule.
+template <class T, class Finish>
+static inline void sweep(const T* K, int64_t n, int64_t stride, const T* v, T* s, T* partial, int tasks,
+                         const Finish& finish) {
+  auto body = [&](int index) {
+    const Range rows = task_rows(n, tasks, index);
+    T* mine = tasks == 1 ? s : partial + index * stride;
+    for (int64_t j = 0; j < stride; ++j) mine[j] = 0;
+    sweep_rows(K, stride, v, mine, rows.begin, rows.end, finish);
+  };
+  parallel(tasks, body);
+  if (tasks == 1) return;
+  for (int64_t j = 0; j < stride; j += Lanes<T>::W) {
+    Vec<T> total = load(partial + j);
+    for (int k = 1; k < tasks; ++k) total += load(partial + k * stride + j);
+    store(s + j, total);
+  }
+}
+
+}  // namespace UK_LEVEL
+}  // namespace ucmkd

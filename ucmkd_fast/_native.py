@@ -1,0 +1,65 @@
+"""Loads the compiled module and hands it torch's own thread pool."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+try:
+    from . import _C
+except ImportError as error:  # pragma: no cover - a broken installation
+    raise ImportError(
+        "ucmkd_fast._C, the compiled module, is missing or does not load; "
+        "install the package with `pip install .` (a C++17 compiler is all that it needs)"
+    ) from error
+
+# Metric codes of csrc/cost/kernels.h.
+METRIC_CODES = {"cosine": 0, "chordal": 1, "l2": 2, "sqeuclidean": 3, "l1": 4}
+
+
+def _torch_cpu_library() -> ctypes.CDLL | None:
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / name).exists():
+            try:
+                return ctypes.CDLL(str(folder / name))
+            except OSError:
+                return None
+    return None
+
+
+def use_torch_threads() -> bool:
+    """Run kernels on torch's pool; False where this torch does not export it (kernels then run serially)."""
+    library = _torch_cpu_library()
+    try:
+        addresses = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+            for name in ("torch_parallel_for", "torch_get_num_threads")
+        ]
+    except AttributeError:
+        addresses = [None, None]
+    if None in addresses:
+        use_no_threads()
+        return False
+    _C.set_thread_pool(*addresses)
+    return True
+
+
+def use_no_threads() -> None:
+    """Run kernels in the calling thread only."""
+    _C.set_thread_pool(0, 0)
+
+
+threads_from_torch = use_torch_threads()
+# torch's pool does not survive a fork: in the child it hangs.
+os.register_at_fork(after_in_child=use_no_threads)
+
+_info = _C.build_info()
+if _info["cpu_level"] is None:
+    raise ImportError(
+        f"{_info['cpu_level_error']}: UCMKD_CPU_LEVEL={os.environ.get('UCMKD_CPU_LEVEL')!r}, "
+        f"usable here: {', '.join(_info['cpu_levels_usable'])}"
+    )

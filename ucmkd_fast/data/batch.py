@@ -1,0 +1,25 @@
+"""One training batch: a student's samples and a teacher's, drawn apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """What a step gets. n student samples, m teacher samples; no pairing is implied."""
+
+    x: Tensor  # (n, ...) student inputs
+    y: Tensor  # (n,) their labels
+    teacher_x: Tensor | None = None  # (m, ...) teacher inputs; None when features are cached
+    teacher_feature: Tensor | None = None  # (m, D) cached teacher features
+    teacher_y: Tensor | None = None  # (m,) labels of the teacher's samples
+    unlabelled_x: Tensor | None = None  # (u, ...) student inputs without labels
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})

@@ -1,0 +1,1 @@
+"""Public functions: checks, autograd, registration. The kernels are in csrc/."""

@@ -1,0 +1,99 @@
+"""Argument checks that the ops share: what was expected, and what came."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``; names the nearest."""
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), allowed, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+
+
+def positive_number(name: str, value: Any) -> float:
+    """A finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number > 0, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    return float(value)
+
+
+def number_at_least_zero(name: str, value: Any) -> float:
+    """A finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number >= 0, got {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    return float(value)
+
+
+def count_at_least_one(name: str, value: Any) -> int:
+    """An integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value}")
+    return int(value)
+
+
+def tensor(name: str, value: Any, shape: str, *dims: int, half: bool = False) -> Tensor:
+    """A dense floating tensor with one of the given numbers of dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape {shape}, got {type(value).__name__}")
+    if value.dtype not in FLOATS and not (half and value.dtype in HALVES):
+        allowed = "float32 or float64" + (", float16 or bfloat16" if half else "")
+        raise TypeError(f"{name} must be of dtype {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.dim() not in dims:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    return value
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    """All given tensors live on one device."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            "all tensors must be on one device, got " + ", ".join(f"{k} on {v}" for k, v in devices.items())
+        )
+
+
+def common_dtype(**tensors: Tensor | None) -> torch.dtype:
+    """float64 or float32 of the given tensors; half precision counts as float32."""
+    dtypes = {name: t.dtype for name, t in tensors.items() if t is not None}
+    kinds = {torch.float32 if d in HALVES else d for d in dtypes.values()}
+    if len(kinds) > 1:
+        raise TypeError(
+            "float64 and float32 do not mix, got "
+            + ", ".join(f"{k} of {str(v).removeprefix('torch.')}" for k, v in dtypes.items())
+        )
+    return kinds.pop()
+
+
+def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Masses (size,), or (batch, size) in a batch; their values are checked by the kernel."""
+    if value is None:
+        return None
+    shape = f"({size},)" if batch is None else f"({size},) or ({batch}, {size})"
+    tensor(name, value, shape, *((1,) if batch is None else (1, 2)))
+    if value.shape[-1] != size or (value.dim() == 2 and value.shape[0] != batch):
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have the cost's dtype {dtype}, got {value.dtype}")
+    return value

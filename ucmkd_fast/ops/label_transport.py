@@ -1,0 +1,202 @@
+"""The label-transport loss: the student's cross-entropy minus kappa times that of the teacher's head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._native import _C
+from ..reference.label_transport import label_transport_loss as reference
+from . import _autograd, checks
+
+KAPPAS = ("detached", "live")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher):
+    """Loss of each row (n,), gradients (n, K) or None, the total and the number of rows kept; no autograd."""
+    n, k = student.shape
+    student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
+    loss = student.new_empty(n)
+    ds = student.new_empty(n, k) if need_student else None
+    dt = student.new_empty(n, k) if need_teacher else None
+    total, kept, bad = _C.label_transport_forward(
+        student.dtype == torch.float64, n, k, student.data_ptr(), student.stride(0), teacher.data_ptr(),
+        teacher.stride(0), target.contiguous().data_ptr(), ignore_index, smoothing, live, loss.data_ptr(),
+        0 if ds is None else ds.data_ptr(), 0 if dt is None else dt.data_ptr(),
+    )  # fmt: skip
+    if bad >= 0:
+        raise ValueError(
+            f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index}), "
+            f"got {int(target[bad])} in row {bad}"
+        )
+    if math.isnan(total):
+        raise ValueError("student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN")
+    return loss, ds, dt, total, kept
+
+
+def _scale(upstream: Tensor, kept: int, reduction: str) -> Tensor:
+    """The factor of each row's gradient: () or (n, 1)."""
+    if reduction == "none":
+        return upstream[:, None]
+    return upstream / kept if reduction == "mean" else upstream
+
+
+class LabelTransport(torch.autograd.Function):
+    """Gradients are made in the forward pass, which has both rows of logits at hand, and scaled in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, student, teacher, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        need_student, need_teacher = ctx.needs_input_grad[:2]
+        loss, ds, dt, total, kept = _forward(
+            student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
+            kappa == "live", need_student, need_teacher,
+        )  # fmt: skip
+        ctx.save_for_backward(student, teacher, target, ds, dt)
+        ctx.options = (ignore_index, smoothing, kappa, reduction)
+        ctx.kept = kept
+        if reduction == "none":
+            return loss
+        value = total if reduction == "sum" else (total / kept if kept else math.nan)
+        return torch.tensor(value, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream):  # noqa: D102
+        student, teacher, target, ds, dt = ctx.saved_tensors
+        ignore_index, smoothing, kappa, reduction = ctx.options
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                dtype = torch.promote_types(student.dtype, torch.float32)
+                loss = reference(
+                    student.to(dtype), teacher.to(dtype), target, kappa=kappa, label_smoothing=smoothing,
+                    ignore_index=ignore_index, reduction=reduction,
+                )  # fmt: skip
+            return *_autograd._differentiate((loss,), (student, teacher), (upstream,)), *[None] * 5
+        factor = _scale(upstream, ctx.kept, reduction)
+        return (
+            None if ds is None else (ds * factor).to(student.dtype),
+            None if dt is None else (dt * factor).to(teacher.dtype),
+            *[None] * 5,
+        )
+
+
+@torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())
+def label_transport_forward(
+    student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each row and both gradients of it."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    loss, ds, dt, _, _ = _forward(student, teacher, target, ignore_index, smoothing, live, True, True)
+    return loss, ds, dt
+
+
+@label_transport_forward.register_fake
+def _(student, teacher, target, ignore_index, smoothing, live):
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    return (
+        student.new_empty(student.shape[:1], dtype=dtype),
+        student.new_empty(student.shape, dtype=dtype),
+        student.new_empty(student.shape, dtype=dtype),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, upstream, *_):
+    if upstream is None:
+        return (None,) * 6
+    ds, dt = ctx.saved_tensors
+    return (ds * upstream[:, None]).to(ctx.dtypes[0]), (dt * upstream[:, None]).to(ctx.dtypes[1]), *[None] * 4
+
+
+torch.library.register_autograd(
+    "ucmkd_fast::label_transport_forward", _backward, setup_context=_setup_context
+)
+
+
+def _check(student: Any, teacher: Any, target: Any, label_smoothing: Any, ignore_index: Any) -> None:
+    checks.tensor("student_logits", student, "(n, K)", 2, half=True)
+    checks.tensor("teacher_logits", teacher, "(n, K)", 2, half=True)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            "student_logits and teacher_logits must have the same shape (n, K): one row a sample, one column a "
+            f"class; got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    if 0 in student.shape:
+        raise ValueError(f"student_logits must have at least one row and one class, got {tuple(student.shape)}")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor of shape (n,), got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be of dtype int64, got {str(target.dtype).removeprefix('torch.')}")
+    if target.shape != student.shape[:1]:
+        raise ValueError(f"target must have shape ({student.shape[0]},), got {tuple(target.shape)}")
+    checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
+    checks.common_dtype(student_logits=student, teacher_logits=teacher)
+    if not 0 <= checks.number_at_least_zero("label_smoothing", label_smoothing) <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+
+
+def label_transport_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    kappa: str = "detached",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """UCMKD's label alignment (paper, LA and Appendix D).
+
+    L_i = CE(s_i, y_i) - kappa_i CE(t_i, y_i), kappa_i = softmax(t_i)[y_i].
+
+    Mind what it does: with kappa detached the teacher's probability of the label on student features is
+    pushed *down*; with kappa live, towards 1/e.
+
+    Args:
+        student_logits: (n, K) s; float32, float64, or half precision (then computed in float32).
+        teacher_logits: (n, K) t, the teacher's head on the student's features; with or without gradient.
+        target: (n,) int64 classes y.
+        kappa: ``"detached"``, a constant weight; ``"live"``, differentiated as well.
+        label_smoothing: share of each target that is spread over all classes, in both cross-entropies.
+        ignore_index: rows with this target count for nothing.
+        reduction: ``"mean"`` over the rows that count, ``"sum"``, or ``"none"``: (n,), 0 where ignored.
+
+    Returns:
+        The loss, () or (n,); float32 or float64. The mean of no rows is NaN, as in torch.
+
+    Raises:
+        TypeError: not a tensor, integer logits, float64 with float32, a target that is not int64.
+        ValueError: shapes or class counts that differ, labels out of range, NaN, unknown options.
+    """
+    _check(student_logits, teacher_logits, target, label_smoothing, ignore_index)
+    checks.choice("kappa", kappa, KAPPAS)
+    checks.choice("reduction", reduction, REDUCTIONS)
+    label_smoothing = float(label_smoothing)
+    if student_logits.device.type != "cpu":
+        dtype = torch.promote_types(student_logits.dtype, torch.float32)
+        return reference(
+            student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,
+            label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction,
+        )  # fmt: skip
+    if _autograd.direct(student_logits, teacher_logits, target):
+        return LabelTransport.apply(
+            student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa, reduction
+        )
+    loss, _, _ = label_transport_forward(
+        student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa == "live"
+    )
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / (target != ignore_index).sum()

@@ -1,0 +1,281 @@
+"""Entropic optimal transport: `sinkhorn` on a cost, `sinkhorn_loss` on features."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import sinkhorn as reference
+from . import _autograd, checks
+from .cost import METRICS
+
+OBJECTIVES = ("transport", "regularized", "divergence")
+GRADS = ("unrolled", "implicit", "envelope")
+_NOT_BUILT = {
+    "class_cost": "class-aware costs",
+    "y_labels": "class-aware costs",
+    "offsets": "ragged batches",
+    "memory_budget": "costs rebuilt panel by panel",
+    "group": "rows sharded over processes",
+}
+
+
+class SinkhornResult:
+    """What a call computed. Nothing here synchronises until it is read.
+
+    Attributes:
+        value: () or (B,), ``<P, C>``; differentiable.
+        value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
+            convergence and of second order in the error before; differentiable.
+        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
+        n_iter: () or (B,) int64, iterations that ran.
+    """
+
+    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], reg: float, tol: float):
+        self.value, self.value_regularized, self._f, self._g, error, n_iter = outputs
+        self.marginal_error, self.n_iter = error.detach(), n_iter
+        self._cost, self._reg, self._tol = cost, reg, tol
+
+    @property
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """f (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
+        return self._f, self._g
+
+    def plan(self) -> Tensor:
+        """P (N, M) = exp((f + g - C) / reg); differentiable."""
+        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._reg).exp()
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
+        limit = self._tol if self._tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
+        return self.marginal_error <= limit
+
+    def __repr__(self) -> str:
+        return (
+            f"SinkhornResult(value={self.value.tolist()}, value_regularized={self.value_regularized.tolist()}, "
+            f"n_iter={self.n_iter.tolist()}, marginal_error={self.marginal_error.tolist()})"
+        )
+
+
+def _check_options(reg, max_iter, tol, grad) -> tuple[float, int, float]:
+    checks.choice("grad", grad, GRADS)
+    return (
+        checks.positive_number("reg", reg),
+        checks.count_at_least_one("max_iter", max_iter),
+        checks.number_at_least_zero("tol", tol),
+    )
+
+
+def _check_init(init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """f of earlier potentials (f, g): the first half-step makes g from f, so g itself is not read."""
+    if init is None:
+        return None
+    if not (isinstance(init, (tuple, list)) and len(init) == 2):
+        raise TypeError(f"init must be a pair of potentials (f, g), got {type(init).__name__}")
+    for name, z, size in (("f", init[0], shape[-2]), ("g", init[1], shape[-1])):
+        wanted = (*shape[:-2], size)
+        checks.tensor(f"init {name}", z, str(wanted), len(wanted))
+        if tuple(z.shape) != wanted or z.dtype != dtype or z.device != device:
+            raise ValueError(
+                f"init {name} must have shape {wanted}, dtype {dtype} and device {device}, "
+                f"got {tuple(z.shape)}, {z.dtype} and {z.device}"
+            )
+    return init[0].detach().contiguous()
+
+
+_warned: set[str] = set()
+
+
+def _warn_no_kernels(device: torch.device) -> None:
+    if device.type not in _warned:
+        _warned.add(device.type)
+        warnings.warn(
+            f"this build of ucmkd_fast has no kernels for {device.type} tensors: the torch reference runs there, "
+            "much slower (install with nvcc at hand, or UCMKD_CUDA=ON, to build them)",
+            stacklevel=4,
+        )
+
+
+def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
+    if objective == "transport" and grad == "envelope":
+        for name, mass in (("a", a), ("b", b)):
+            if mass is not None and mass.requires_grad:
+                raise ValueError(
+                    f"grad='envelope' holds the plan constant, so objective='transport' has no gradient for {name}: "
+                    "use grad='unrolled' or 'implicit', or objective='regularized'"
+                )
+
+
+def _solve(cost, a, b, init_f, reg, max_iter, tol, grad) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
+    if cost.device.type != "cpu":
+        _warn_no_kernels(cost.device)
+        value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_f, reg, max_iter, tol, grad)
+        plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / reg).exp()
+        target = cost.new_full((cost.shape[-1],), 1 / cost.shape[-1]) if b is None else b.detach()
+        error = (plan.sum(-2) - target).abs().sum(-1)
+        return value, dual, f, g, error, torch.full(cost.shape[:-2], max_iter, device=cost.device)
+    if _autograd.direct(cost, a, b, init_f):
+        contiguous = (None if t is None else t.contiguous() for t in (cost, a, b))
+        return _autograd.Sinkhorn.apply(*contiguous, init_f, reg, max_iter, tol, grad)
+    value, dual, f, g, error, info, _ = _autograd.sinkhorn_forward(
+        cost, a, b, init_f, reg, max_iter, tol, grad
+    )
+    return value, dual, f, g, error, info[..., 0]
+
+
+def sinkhorn(
+    cost: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    reg: float = 0.1,
+    max_iter: int = 100,
+    tol: float = 0.0,
+    grad: str = "unrolled",
+    init: tuple[Tensor, Tensor] | None = None,
+) -> SinkhornResult:
+    """Entropic optimal transport for a given cost.
+
+    Iterates g_j = reg (log b_j - LSE_i((f_i - C_ij) / reg)), then f likewise, from f = -reg log N: the
+    order of POT's ``sinkhorn`` (Cuturi 2013, "Sinkhorn Distances", in the log domain).
+
+    Args:
+        cost: (N, M), or a batch (B, N, M); float32 or float64; may be negative, +inf forbids a pair.
+        a: (N,) or (B, N) masses >= 0 of the rows; None is 1 / N. Zero masses take no part.
+        b: (M,) or (B, M) masses >= 0 of the columns, of the same sum; None is 1 / M.
+        reg: entropic regularisation, in units of cost.
+        max_iter: iterations at most.
+        tol: stop when ``sum_j |(P'1)_j - b_j|`` is at most this; 0 runs ``max_iter`` iterations.
+        grad: ``"unrolled"``, the exact gradient of the iterations that ran; ``"implicit"``, that of the fixed
+            point; ``"envelope"``, the plan held constant (exact for ``value_regularized`` at convergence).
+        init: potentials (f, g) of an earlier call to start from; not differentiated.
+
+    Returns:
+        A `SinkhornResult`.
+
+    Raises:
+        TypeError: something is not a tensor, or not of float32 or float64, or dtypes differ.
+        ValueError: shapes, devices or values outside what is said above.
+    """
+    checks.tensor("cost", cost, "(N, M) or (B, N, M)", 2, 3)
+    if 0 in cost.shape:
+        raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
+    reg, max_iter, tol = _check_options(reg, max_iter, tol, grad)
+    batch = cost.shape[0] if cost.dim() == 3 else None
+    a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
+    b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
+    checks.same_device(cost=cost, a=a, b=b)
+    init_f = _check_init(init, cost.shape, cost.dtype, cost.device)
+    return SinkhornResult(cost, _solve(cost, a, b, init_f, reg, max_iter, tol, grad), reg, tol)
+
+
+def _check_features(x: Any, y: Any) -> torch.dtype:
+    checks.tensor("x", x, "(N, D)", 2, half=True)
+    checks.tensor("y", y, "(M, D)", 2, half=True)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"x and y must have the same width, got {tuple(x.shape)} and {tuple(y.shape)}: "
+            "project one of them to the other's width"
+        )
+    for name, z in (("x", x), ("y", y)):
+        if 0 in z.shape:
+            raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(z.shape)}")
+    checks.same_device(x=x, y=y)
+    return checks.common_dtype(x=x, y=y)
+
+
+def sinkhorn_loss(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    metric: str = "cosine",
+    reg: float = 0.1,
+    max_iter: int = 100,
+    tol: float = 0.0,
+    objective: str = "transport",
+    grad: str = "unrolled",
+    init: tuple[Tensor, Tensor] | None = None,
+    class_cost: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    offsets: Tensor | None = None,
+    memory_budget: int | None = None,
+    group: Any = None,
+    return_result: bool = False,
+) -> Tensor | SinkhornResult:
+    """Entropic optimal transport between two sets of features: UCMKD's feature alignment (paper, FA).
+
+    Args:
+        x: (N, D) features; float32, float64, or half precision (then computed in float32).
+        y: (M, D) features.
+        a: (N,) masses of x, as in `sinkhorn`.
+        b: (M,) masses of y.
+        metric: ``"cosine"`` 1 - <x^, y^>; ``"chordal"`` |x^ - y^|; ``"l2"`` |x - y|; ``"l1"``; ``"sqeuclidean"``.
+        reg: entropic regularisation, in units of the cost.
+        max_iter: as in `sinkhorn`.
+        tol: as in `sinkhorn`.
+        objective: ``"transport"`` <P, C>, what the method's published code trains on; ``"regularized"``
+            <P, C> + reg KL(P | a b') by its dual value; ``"divergence"``, the debiased
+            OT(x, y) - (OT(x, x) + OT(y, y)) / 2 of the latter (Feydy et al. 2019).
+        grad: as in `sinkhorn`.
+        init: as in `sinkhorn`; for ``"divergence"`` it starts the problem between x and y.
+        class_cost: refused until built.
+        y_labels: refused until built.
+        offsets: refused until built.
+        memory_budget: refused until built.
+        group: refused until built.
+        return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
+
+    Returns:
+        The loss, (), float32 or float64; or the result.
+
+    Raises:
+        TypeError: something is not a tensor, integers, or float64 with float32.
+        ValueError: shapes, widths, devices or values that do not fit; the message says which.
+        NotImplementedError: an argument that is not built yet.
+    """
+    asked = {"class_cost": class_cost, "y_labels": y_labels, "offsets": offsets,
+             "memory_budget": memory_budget, "group": group}  # fmt: skip
+    for name, given in asked.items():
+        if given is not None:
+            raise NotImplementedError(f"{name}= ({_NOT_BUILT[name]}) is not built yet: leave it out")
+    dtype = _check_features(x, y)
+    checks.choice("metric", metric, METRICS)
+    checks.choice("objective", objective, OBJECTIVES)
+    reg, max_iter, tol = _check_options(reg, max_iter, tol, grad)
+    a = checks.mass("a", a, x.shape[0], None, dtype)
+    b = checks.mass("b", b, y.shape[0], None, dtype)
+    checks.same_device(x=x, a=a, b=b)
+    _envelope_has_no_mass_gradient(objective, grad, a, b)
+    options = (reg, max_iter, tol, grad)
+    init_f = _check_init(init, torch.Size((x.shape[0], y.shape[0])), dtype, x.device)
+
+    if return_result:
+        if objective == "divergence":
+            raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
+        matrix = _cost_matrix(x, y, metric, dtype)
+        return SinkhornResult(matrix, _solve(matrix, a, b, init_f, *options), reg, tol)
+    if objective == "divergence":
+        between = _one_loss(x, y, a, b, init_f, metric, dtype, 1, options)
+        within = [_one_loss(z, z, m, m, None, metric, dtype, 1, options) for z, m in ((x, a), (y, b))]
+        return between - (within[0] + within[1]) / 2
+    return _one_loss(x, y, a, b, init_f, metric, dtype, int(objective == "regularized"), options)
+
+
+def _one_loss(x, y, a, b, init_f, metric, dtype, which, options) -> Tensor:
+    if x.device.type == "cpu" and _autograd.direct(x, y, a, b):
+        a, b = (None if t is None else t.contiguous() for t in (a, b))
+        return _autograd.SinkhornLoss.apply(x, y, a, b, init_f, metric, dtype, which, *options)
+    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_f, *options)[which]
+
+
+def _cost_matrix(x, y, metric, dtype) -> Tensor:
+    if x.device.type == "cpu":
+        return _autograd.cost_forward(x, y, metric)[0]
+    return reference.cost(x.to(dtype), y.to(dtype), metric)
