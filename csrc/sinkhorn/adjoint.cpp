@@ -29,11 +29,15 @@ void fill_mass(const T* given, int64_t size, T* mass, T* inverse) {
   }
 }
 
+// max_k |x_k| / mass_k, 0 without x.
 template <class T>
-double sum_abs(const T* x, int64_t count) {
-  double total = 0;
-  for (int64_t k = 0; k < count; ++k) total += fabs(double(x[k]));
-  return total;
+T greatest_share(const T* x, const T* inverse_mass, int64_t count) {
+  T greatest = 0;
+  for (int64_t k = 0; x && k < count; ++k) {
+    const T share = (x[k] < 0 ? -x[k] : x[k]) * inverse_mass[k];
+    greatest = share > greatest ? share : greatest;
+  }
+  return greatest;
 }
 
 // s_j = sum_i P_ij (weight (C_ij - alpha_i) + extra_i): the first adjoint of the columns.
@@ -64,11 +68,14 @@ void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T wei
   }
 }
 
-// The sum of |entries| that a gradient of this weight has at least: what remainders are compared with.
-template <class P>
-double gradient_scale(const P& p, const double total_mass) {
-  return fabs(double(p.value_weight)) * total_mass + (p.grad_f ? sum_abs(p.grad_f, p.n) : 0) +
-         (p.grad_g ? sum_abs(p.grad_g, p.m) : 0);
+// When a sweep may stop. Adjoints of the potentials, over the masses, are averaged by each half-step: their
+// maximum does not grow, so t iterations that remain change Z by at most 2 t times it. What that is
+// compared with is the weight of the gradient: dC = P (weight - Z / reg), entry by entry.
+template <class P, class T>
+T least_that_matters(const P& p, const T* inverse_a, const T* inverse_b) {
+  const T weight = p.value_weight < 0 ? -p.value_weight : p.value_weight;
+  return p.tolerance * p.reg *
+         (weight + greatest_share(p.grad_f, inverse_a, p.n) + greatest_share(p.grad_g, inverse_b, p.m));
 }
 
 // Ratios h_t / h_T of one recorded scaling (or exp of the difference of potentials), 0 where no mass.
@@ -113,7 +120,7 @@ void adjoint(Adjoint<T>& p) {
   T* partial = take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
-  const double scale = gradient_scale(p, sum_abs(a, n));
+  const T least = least_that_matters(p, ia, ib);
 
   for (int64_t i = 0; i < n; ++i) {
     du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
@@ -131,12 +138,13 @@ void adjoint(Adjoint<T>& p) {
   p.in_range = true;
   for (int64_t t = last; t >= 1; --t) {
     if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt)) break;
-    double remaining = 0;
+    T largest = 0;
     for (int64_t j = 0; j < m; ++j) {
-      const T change = dv[j] * vt[j];
-      remaining += fabs(double(change));
-      p.grad_b[j] += change * ib[j];
-      sigma[j] = -change * vt[j] * ib[j];
+      const T change = dv[j] * vt[j] * ib[j];
+      const T size = change < 0 ? -change : change;
+      largest = size > largest ? size : largest;
+      p.grad_b[j] += change;
+      sigma[j] = -change * vt[j];
     }
     for (int64_t i = 0; i < n; ++i) p.grad_a[i] += du[i] * ut[i] * ia[i];
     copy(rho, p.left + p.depth * n, n);
@@ -145,9 +153,7 @@ void adjoint(Adjoint<T>& p) {
     copy(ut, p.left + (p.depth + 1) * n, n);
     copy(sigma, p.right + (p.depth + 1) * m, m);
     p.depth += 2;
-    // In terms of the potentials each half-step is an average, which does not increase the sum of
-    // |adjoints|: so the 2 t half-steps that remain add at most this to the gradient.
-    if (t == 1 || 2 * t * remaining / p.reg <= p.tolerance * scale) return;
+    if (t == 1 || 2 * T(t) * largest <= least) return;
     sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
       for (int k = 0; k < 4; ++k) {
         du[i + k] = dots[k];
@@ -178,7 +184,7 @@ void adjoint_log(Adjoint<T>& p) {
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
   const T inverse = 1 / p.reg;
-  const double scale = gradient_scale(p, sum_abs(a, n));
+  const T least = least_that_matters(p, ia, ib);
   const bool scalings = p.history == History::kScalings;
   for (int64_t i = 0; i < n; ++i) {
     F[i] = scalings && p.init_f && a[i] > 0 ? p.init_f[i] - p.reg * log_of(a[i]) : 0;
@@ -251,13 +257,11 @@ void adjoint_log(Adjoint<T>& p) {
   }
   for (int64_t t = last; t >= 1; --t) {
     for (int64_t i = 0; i < n; ++i) p.grad_a[i] += p.reg * fbar[i] * ia[i];
-    double remaining = 0;
     for (int64_t j = 0; j < mp; ++j) {
-      remaining += fabs(double(gbar[j]));
       if (j < m) p.grad_b[j] += p.reg * gbar[j] * ib[j];
       gbar_next[j] = gbar[j] * ib[j];  // weights of S_t while the rows are visited
     }
-    const bool more = t > 1 && 2 * t * remaining > p.tolerance * scale;
+    const bool more = t > 1 && 2 * T(t) * p.reg * greatest_share(gbar, ib, m) > least;
     potential_f(t - 1, f);
     if (more) potential_g(t - 1, g_before);
     auto body = [&](int index) {
@@ -309,7 +313,7 @@ void implicit(Implicit<T>& p) {
   T* partial = take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
-  const double scale = gradient_scale(p, sum_abs(a, n));
+  const T least = least_that_matters(p, ia, ib);
 
   // The plan's own column sums: with them the sweep never expands, also where b is not met yet.
   for (int64_t j = 0; j < m; ++j) ones[j] = b[j] > 0;
@@ -327,21 +331,23 @@ void implicit(Implicit<T>& p) {
   }
 
   p.converged = false;
-  double before = 0;
+  T before = 0;
   for (p.sweeps = 0; p.sweeps < p.max_sweeps; ++p.sweeps) {
     // (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
-    double drift = 0, mass = 0, size = 0;
+    double drift = 0, mass = 0;
+    T size = 0;
     for (int64_t j = 0; j < m; ++j) drift += dv[j], mass += columns[j];
     for (int64_t j = 0; j < m; ++j) {
       dv[j] -= T(drift / mass) * columns[j];
-      size += fabs(double(dv[j]));
       sigma[j] = columns[j] > 0 ? -dv[j] / columns[j] : 0;
+      const T share = sigma[j] < 0 ? -sigma[j] : sigma[j];
+      size = share > size ? share : size;
       p.col_sum[j] += sigma[j];
       p.grad_b[j] -= sigma[j];
     }
-    const double rate = before > 0 && size < before ? size / before : 0.999;
+    const T rate = before > 0 && size < before ? size / before : T(0.999);
     before = size;
-    if (size * 2 / (1 - rate) / p.reg <= p.tolerance * scale) {
+    if (2 * size / (1 - rate) <= least) {
       p.converged = true;
       break;
     }

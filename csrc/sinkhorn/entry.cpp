@@ -75,7 +75,7 @@ const char* check_masses(const T* a, int64_t n, const T* b, int64_t m) {
     sums[side] = total;
   }
   const double gap = sums[0] > sums[1] ? sums[0] - sums[1] : sums[1] - sums[0];
-  if (gap > (sizeof(T) == 4 ? 1e-4 : 1e-8) * (sums[0] + sums[1]))
+  if (gap > (sizeof(T) == 4 ? 1e-4 : 1e-6) * (sums[0] + sums[1]))
     return "a and b must have equal sums (each is 1 where it is not given), got sums that differ";
   return nullptr;
 }

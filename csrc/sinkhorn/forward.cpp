@@ -171,6 +171,16 @@ class Run {
     return T(error);
   }
 
+  // What is missing from `mean` as the mean cost of a row of P: rounding, which the adjoint divides by reg.
+  T centre(const T* plan, const T* cost, T mean, T row_mass) const {
+    Vec<T> rest = {};
+    for (int64_t j = 0; j < m; j += Lanes<T>::W) {
+      const Vec<T> share = load(plan + j);
+      rest += share > 0 ? share * (load_cost(cost, j, m) - mean) : Vec<T>{};
+    }
+    return row_mass > 0 ? sum<T>(rest) / row_mass : 0;
+  }
+
   void finish() {
     const bool save = p.save_plan;
     auto body = [&](int index) {
@@ -178,13 +188,18 @@ class Run {
       for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
         T* k = p.plan + i * mp;
         const Vec<T> ui = splat(u[i]);
-        Vec<T> total = {};
+        Vec<T> total = {}, mass = {};
         for (int64_t j = 0; j < m; j += Lanes<T>::W) {
           const Vec<T> plan = ui * load(k + j) * load(v + j);
           total += plan > 0 ? plan * load_cost(p.cost + i * m, j, m) : Vec<T>{};
+          mass += plan;
           if (save) store(k + j, plan);
         }
         r[i] = sum<T>(total);
+        const T row_mass = sum<T>(mass);
+        T mean = row_mass > 0 ? r[i] / row_mass : 0;
+        if (save) mean += centre(k, p.cost + i * m, mean, row_mass);
+        p.alpha[i] = mean;
       }
     };
     parallel(p.tasks, body);
@@ -192,7 +207,6 @@ class Run {
     for (int64_t i = 0; i < n; ++i) {
       value += r[i];
       sum_a += a[i];
-      p.alpha[i] = a[i] > 0 ? r[i] / a[i] : 0;
       const T free = a[i] > 0 ? F[i] + p.reg * log_of(u[i] / a[i]) : 0;
       dual += double(free) * a[i];
       if (p.f) p.f[i] = a[i] > 0 ? free + p.reg * log_of(a[i]) : -T(__builtin_inf());

@@ -64,7 +64,7 @@ struct Adjoint {
   int64_t n, m;
   T reg;
   int64_t n_iter;
-  T tolerance;      // stop when all terms that remain are below this share of the gradient (in sum)
+  T tolerance;      // stop when what remains is below this share of every entry of P value_weight
   T range_limit;    // largest |log u_t|, |log v_t| for plain sums
   History history;
   const T* cost;    // (n, m)

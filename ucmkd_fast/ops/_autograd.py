@@ -146,6 +146,32 @@ class SinkhornLoss(torch.autograd.Function):
 # The same calls for torch.compile, export and functorch.
 
 
+def register_backward(op, setup_context, backward):
+    """Give a registered op its gradient; returns the callable to use.
+
+    functorch does not transform the autograd formula of a registered op, only Functions with a
+    ``setup_context``: so under its transforms the same three pieces run as such a Function.
+    """
+    torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
+
+    def forward(*args):
+        return op(*args)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+    }
+    function = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
+
+    def call(*args):
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+            return op(*args)
+        return function.apply(*args)
+
+    return call
+
+
 @torch.library.custom_op("ucmkd_fast::sinkhorn_forward", mutates_args=())
 def sinkhorn_forward(
     matrix: Tensor,
@@ -214,10 +240,30 @@ def _(matrix, a, b, init_f, f, g, saved, info, up_value, up_dual, up_f, up_g, re
     )
 
 
+def _no_further(name: str):
+    """A backward for gradients themselves: refuses."""
+
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            f"{name} cannot be differentiated again under torch.compile or a functorch transform: "
+            "take second derivatives eagerly, with torch.autograd.grad(..., create_graph=True)"
+        )
+
+    return backward
+
+
+def _setup_nothing(ctx, inputs, output):
+    pass
+
+
+_sinkhorn_backward = register_backward(sinkhorn_backward, _setup_nothing, _no_further("sinkhorn's gradient"))
+
+
 def _setup_context(ctx, inputs, output):
     matrix, a, b, init_f, *ctx.options = inputs
-    _, _, f, g, _, info, saved = output
+    _, _, f, g, error, info, saved = output
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(error, info, saved)
     ctx.save_for_backward(matrix, a, b, init_f, f, g, saved, info)
 
 
@@ -228,11 +274,11 @@ def _backward(ctx, *upstream):
         return (None,) * 8
     if ctx.options[3] == "envelope":
         upstream = (*upstream[:2], None, None)
-    d_cost, d_a, d_b = sinkhorn_backward(*tensors, *upstream, *ctx.options)
+    d_cost, d_a, d_b = _sinkhorn_backward(*tensors, *upstream, *ctx.options)
     return d_cost, d_a if tensors[1] is not None else None, d_b if tensors[2] is not None else None, *[None] * 5
 
 
-torch.library.register_autograd("ucmkd_fast::sinkhorn_forward", _backward, setup_context=_setup_context)
+sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
@@ -270,18 +316,22 @@ def _(matrix, px, py, norm_x, norm_y, grad_cost, metric):
     return torch.empty_like(px), torch.empty_like(py)
 
 
+_cost_backward_op = register_backward(cost_backward, _setup_nothing, _no_further("the cost's gradient"))
+
+
 def _cost_setup(ctx, inputs, output):
     x, y, ctx.metric = inputs
     ctx.dtypes = x.dtype, y.dtype
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output)
 
 
 def _cost_backward(ctx, grad_cost, *_):
     if grad_cost is None:
         return None, None, None
-    dx, dy = cost_backward(*ctx.saved_tensors, grad_cost, ctx.metric)
+    dx, dy = _cost_backward_op(*ctx.saved_tensors, grad_cost, ctx.metric)
     return dx.to(ctx.dtypes[0]), dy.to(ctx.dtypes[1]), None
 
 
-torch.library.register_autograd("ucmkd_fast::cost_forward", _cost_backward, setup_context=_cost_setup)
+cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward)

@@ -108,6 +108,7 @@ def _(student, teacher, target, ignore_index, smoothing, live):
 def _setup_context(ctx, inputs, output):
     ctx.dtypes = inputs[0].dtype, inputs[1].dtype
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
@@ -118,9 +119,7 @@ def _backward(ctx, upstream, *_):
     return (ds * upstream[:, None]).to(ctx.dtypes[0]), (dt * upstream[:, None]).to(ctx.dtypes[1]), *[None] * 4
 
 
-torch.library.register_autograd(
-    "ucmkd_fast::label_transport_forward", _backward, setup_context=_setup_context
-)
+_transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward)
 
 
 def _check(student: Any, teacher: Any, target: Any, label_smoothing: Any, ignore_index: Any) -> None:
@@ -194,7 +193,7 @@ def label_transport_loss(
         return LabelTransport.apply(
             student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa, reduction
         )
-    loss, _, _ = label_transport_forward(
+    loss, _, _ = _transformed(
         student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa == "live"
     )
     if reduction == "none":

@@ -122,7 +122,7 @@ def _solve(cost, a, b, init_f, reg, max_iter, tol, grad) -> tuple[Tensor, ...]:
     if _autograd.direct(cost, a, b, init_f):
         contiguous = (None if t is None else t.contiguous() for t in (cost, a, b))
         return _autograd.Sinkhorn.apply(*contiguous, init_f, reg, max_iter, tol, grad)
-    value, dual, f, g, error, info, _ = _autograd.sinkhorn_forward(
+    value, dual, f, g, error, info, _ = _autograd.sinkhorn_transformed(
         cost, a, b, init_f, reg, max_iter, tol, grad
     )
     return value, dual, f, g, error, info[..., 0]
@@ -277,5 +277,5 @@ def _one_loss(x, y, a, b, init_f, metric, dtype, which, options) -> Tensor:
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:
     if x.device.type == "cpu":
-        return _autograd.cost_forward(x, y, metric)[0]
+        return _autograd.cost_transformed(x, y, metric)[0]
     return reference.cost(x.to(dtype), y.to(dtype), metric)

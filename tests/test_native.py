@@ -1,0 +1,164 @@
+"""The compiled module: levels, exp, threads, forks, what it links."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import ucmkd_fast as uk
+from ucmkd_fast import _native
+from ucmkd_fast._native import _C
+
+INFO = _C.build_info()
+ROOT = Path(__file__).parents[1]
+
+
+def ulps(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Error in units of the last place of the correctly rounded result."""
+    exponent = torch.frexp(want)[1]
+    return (got.double() - want) / torch.ldexp(torch.ones_like(want), exponent - (24 if dtype == torch.float32 else 53))
+
+
+@pytest.mark.parametrize("level", INFO["cpu_levels_usable"])
+def test_exp_is_within_two_ulp(level):
+    x = torch.cat([torch.linspace(-87.33, 88.37, 2_000_001), torch.logspace(-30, 1, 100_000), torch.tensor([0.0])])
+    x = x.float()
+    y = torch.empty_like(x)
+    _C.exp(False, level, x.data_ptr(), y.data_ptr(), len(x))
+    assert ulps(y, x.double().exp(), torch.float32).abs().max() <= 2
+    # float64: libm's exp is itself within 1 ulp
+    x = torch.linspace(-708.39, 709.08, 1_000_001, dtype=torch.float64)
+    y = torch.empty_like(x)
+    _C.exp(True, level, x.data_ptr(), y.data_ptr(), len(x))
+    assert ulps(y, x.exp(), torch.float64).abs().max() <= 2
+
+
+@pytest.mark.parametrize("level", INFO["cpu_levels_usable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_outside_its_range(level, dtype):
+    inf = float("inf")
+    x = torch.tensor([-inf, -1e30, -800, 800, 1e30, inf, float("nan"), 0], dtype=dtype)
+    y = torch.empty_like(x)
+    _C.exp(dtype == torch.float64, level, x.data_ptr(), y.data_ptr(), len(x))
+    assert y[:3].tolist() == [0, 0, 0] and y[3:6].tolist() == [inf] * 3 and y[6].isnan() and y[7] == 1
+
+
+SCRIPT = """
+import torch, ucmkd_fast as uk
+torch.manual_seed(0)
+x, y = torch.randn(70, 33, requires_grad=True), torch.randn(45, 33)
+loss = uk.sinkhorn_loss(x, y, reg=0.02, max_iter=40)
+loss.backward()
+print(repr(loss.item()), repr(x.grad.norm().item()), uk._native._C.build_info()["cpu_level"])
+"""
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_level_agrees():
+    results = {}
+    for level in INFO["cpu_levels_usable"]:
+        done = run(SCRIPT, UCMKD_CPU_LEVEL=level)
+        assert done.returncode == 0, done.stderr
+        loss, norm, used = done.stdout.split()
+        assert used == level
+        results[level] = float(loss), float(norm)
+    for loss, norm in results.values():
+        want = results[INFO["cpu_levels_usable"][0]]
+        assert abs(loss / want[0] - 1) < 1e-6 and abs(norm / want[1] - 1) < 1e-4
+
+
+def test_unknown_level_is_refused():
+    done = run(SCRIPT, UCMKD_CPU_LEVEL="v9")
+    assert done.returncode != 0 and "UCMKD_CPU_LEVEL='v9'" in done.stderr
+
+
+def loss_and_gradient(n=300, m=200):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 16, generator=generator, requires_grad=True)
+    loss = uk.sinkhorn_loss(x, torch.randn(m, 16, generator=generator), reg=0.05, max_iter=20)
+    loss.backward()
+    return loss.detach(), x.grad
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_torchs_threads_are_used_and_respected(threads):
+    assert _native.threads_from_torch, "this torch exports no thread pool"
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert _C.build_info()["threads"] == count
+        results.append(loss_and_gradient())
+        again = loss_and_gradient()
+        assert torch.equal(again[0], results[-1][0]) and torch.equal(again[1], results[-1][1])
+    for loss, grad in results[1:]:
+        assert torch.allclose(loss, results[0][0], rtol=1e-6)
+        assert torch.allclose(grad, results[0][1], rtol=1e-4, atol=1e-8)
+
+
+def test_several_python_threads_at_once(threads):
+    torch.set_num_threads(2)
+    want = loss_and_gradient()
+    failures = []
+
+    def work():
+        for _ in range(15):
+            got = loss_and_gradient()
+            if not (torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])):
+                failures.append(got)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+FORK = """
+import os, torch, ucmkd_fast as uk
+torch.set_num_threads(2)
+x, y = torch.randn(400, 8), torch.randn(300, 8)
+before = uk.sinkhorn_loss(x, y).item()   # the pool has threads now
+pid = os.fork()
+if pid == 0:
+    after = uk._native._C.build_info()["threads"], uk.sinkhorn(torch.rand(400, 300)).value.item()
+    os._exit(0 if after[0] == 1 and after[1] > 0 else 3)
+_, status = os.waitpid(pid, 0)
+assert uk.sinkhorn_loss(x, y).item() == before
+print("child", os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_runs_serially():
+    done = run(FORK)
+    assert done.returncode == 0 and "child 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_no_torch_header_in_csrc():
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
+            text = path.read_text()
+            assert "#include <torch" not in text and "#include <ATen" not in text and "omp.h" not in text, path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file's needed libraries with ldd")
+def test_no_openmp_and_no_torch_is_linked():
+    libraries = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
+    assert "gomp" not in libraries and "omp.so" not in libraries and "torch" not in libraries

@@ -1,0 +1,194 @@
+"""`sinkhorn_loss`: metrics, objectives, half precision, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import ucmkd_fast as uk
+from ucmkd_fast.ops import _autograd
+from ucmkd_fast.reference import sinkhorn as reference
+
+METRICS = ["cosine", "chordal", "l2", "l1", "sqeuclidean"]
+
+
+def features(metric: str, n=23, m=17, d=11, dtype=torch.float64):
+    """Two sets with a duplicate pair, a near-duplicate pair and, for normalised metrics, a zero row."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(k, d, generator=generator, dtype=torch.float64) for k in (n, m))
+    y[0], y[1] = x[0], x[1] + 1e-3
+    if metric in ("cosine", "chordal"):
+        x[2] = 0
+    return [z.to(dtype).requires_grad_() for z in (x, y)]
+
+
+def reg_of(metric: str) -> float:
+    return {"cosine": 0.1, "chordal": 0.1}.get(metric, 2.0)
+
+
+def relative(got, want) -> float:
+    error = (got.double() - want).abs().max().item()
+    return math.inf if math.isnan(error) else error / want.abs().max().item()
+
+
+@pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_agrees_with_the_reference(metric, objective):
+    options = {"metric": metric, "objective": objective, "reg": reg_of(metric), "max_iter": 30}
+    pairs = [features(metric), features(metric)]
+    want = reference.sinkhorn_loss(*pairs[0], **options)
+    got = uk.sinkhorn_loss(*pairs[1], **options)
+    assert torch.allclose(got, want, rtol=1e-11)
+    wants, gots = (torch.autograd.grad(v, p) for v, p in ((want, pairs[0]), (got, pairs[1])))
+    for g, w in zip(gots, wants, strict=True):
+        assert relative(g, w) < 1e-8
+    single = [z.detach().float().requires_grad_() for z in pairs[0]]
+    low = uk.sinkhorn_loss(*single, **options)
+    assert low.dtype == torch.float32 and relative(low, want) < 1e-5
+    for g, w in zip(torch.autograd.grad(low, single), wants, strict=True):
+        assert relative(g, w) < (1e-3 if metric in ("l2", "chordal") else 1e-4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("d", [1, 3, 16, 33])
+def test_cost_matrix(metric, d):
+    x, y = features(metric, d=d)
+    want = reference.cost(x, y, metric)
+    got = uk.sinkhorn_loss(x, y, metric=metric, return_result=True)._cost
+    assert torch.allclose(got, want, atol=1e-12)
+    low = uk.sinkhorn_loss(x.float(), y.float(), metric=metric, return_result=True)._cost
+    assert torch.allclose(low.double(), want, atol=2e-6 * want.max().item())
+    if metric in ("l1", "l2", "sqeuclidean"):
+        assert got[0, 0] == 0 and low[0, 0] == 0
+
+
+def test_near_duplicates_keep_their_digits():
+    """|x|^2 + |y|^2 - 2 <x, y> would give 0 or noise here."""
+    x = torch.randn(8, 256) * 10
+    y = x + 1e-3 * torch.randn(8, 256)
+    got = uk.sinkhorn_loss(x, y, metric="l2", return_result=True)._cost.diagonal()
+    assert torch.allclose(got.double(), (x.double() - y.double()).norm(dim=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradient_is_zero_not_nan_where_all_coincide(metric):
+    x = torch.ones(4, 3, requires_grad=True)
+    loss = uk.sinkhorn_loss(x, torch.ones(5, 3), metric=metric)
+    loss.backward()
+    assert loss.abs() < 1e-6 and torch.isfinite(x.grad).all() and x.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features(dtype):
+    x = torch.randn(20, 32).to(dtype).requires_grad_()
+    y = torch.randn(15, 32, requires_grad=True)
+    loss = uk.sinkhorn_loss(x, y)
+    gx, gy = torch.autograd.grad(loss, (x, y))
+    full = x.detach().float().requires_grad_()
+    want = uk.sinkhorn_loss(full, y)
+    wx, wy = torch.autograd.grad(want, (full, y))
+    assert loss.dtype == torch.float32 and loss == want
+    assert gx.dtype == dtype and torch.equal(gx, wx.to(dtype)) and torch.equal(gy, wy)
+
+
+def test_masses_and_their_gradients():
+    x, y = features("l2")
+    a = torch.rand(23).double().softmax(0).requires_grad_()
+    b = torch.rand(17).double().softmax(0).requires_grad_()
+    for objective in ("transport", "regularized", "divergence"):
+        options = {"metric": "l2", "reg": 2.0, "max_iter": 20, "objective": objective}
+        want = reference.sinkhorn_loss(x, y, a, b, **options)
+        got = uk.sinkhorn_loss(x, y, a, b, **options)
+        for g, w in zip(
+            torch.autograd.grad(got, (x, y, a, b)), torch.autograd.grad(want, (x, y, a, b)), strict=True
+        ):
+            assert relative(g, w) < 1e-9
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, y = features("cosine")
+    teacher = y.detach()
+    uk.sinkhorn_loss(x, teacher).backward()
+    assert x.grad is not None and teacher.grad is None
+    with torch.no_grad():
+        assert not uk.sinkhorn_loss(x, y).requires_grad
+    x.grad = None
+    uk.sinkhorn_loss(teacher, x).backward()
+    assert x.grad is not None
+
+
+def test_result_of_features():
+    x, y = features("l2")
+    s = uk.sinkhorn_loss(x, y, metric="l2", reg=1.0, return_result=True)
+    assert torch.equal(s.value, uk.sinkhorn_loss(x, y, metric="l2", reg=1.0))
+    (gx,) = torch.autograd.grad(s.plan()[0, 0], x)
+    assert torch.isfinite(gx).all() and gx.abs().sum() > 0
+    assert s.plan().shape == (23, 17)
+
+
+def test_modules():
+    x, y = features("l2")
+    module = uk.FeatureAlignmentLoss(metric="l2", reg=1.0, max_iter=7)
+    assert torch.equal(module(x, y), uk.sinkhorn_loss(x, y, metric="l2", reg=1.0, max_iter=7))
+    assert "metric='l2'" in repr(module) and not list(module.parameters())
+
+
+def test_compiled_equals_eager():
+    x, y = (z.detach().float() for z in features("cosine"))
+    layer = torch.nn.Linear(11, 11)
+
+    def f(x):
+        return uk.sinkhorn_loss(layer(x), y, max_iter=10, objective="regularized")
+
+    want = f(x)
+    wants = torch.autograd.grad(want, layer.parameters())
+    got = torch.compile(f, backend="aot_eager", fullgraph=True)(x)
+    assert torch.allclose(got, want, rtol=1e-5)
+    for g, w in zip(torch.autograd.grad(got, layer.parameters()), wants, strict=True):
+        assert torch.allclose(g, w, rtol=1e-4, atol=1e-7)
+
+
+def test_registered_cost_is_sound():
+    x, y = (z[:, :16].detach() for z in features("l2", 16, 16, 16))
+    for metric in ("cosine", "l2", "l1"):
+        torch.library.opcheck(_autograd.cost_forward, (x.clone().requires_grad_(), y, metric))
+
+
+def test_functorch_transforms():
+    x, y = features("cosine")
+    want = torch.autograd.grad(uk.sinkhorn_loss(x, y), x)[0]
+    assert torch.allclose(torch.func.grad(lambda z: uk.sinkhorn_loss(z, y.detach()))(x.detach()), want)
+
+
+ones = torch.ones
+BAD = {
+    "list": (lambda: uk.sinkhorn_loss([[1.0]], ones(2, 2)), TypeError, "x must be a torch.Tensor"),
+    "integers": (lambda: uk.sinkhorn_loss(ones(2, 2).long(), ones(2, 2)), TypeError, "int64"),
+    "one dimension": (lambda: uk.sinkhorn_loss(ones(3), ones(3, 2)), ValueError, "shape"),
+    "empty": (lambda: uk.sinkhorn_loss(ones(0, 2), ones(3, 2)), ValueError, "at least one row"),
+    "widths": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 4)), ValueError, "same width"),
+    "doubles": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 2).double()), TypeError, "float64 and float32"),
+    "devices": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 2, device="meta")), ValueError, "one device"),
+    "NaN": (lambda: uk.sinkhorn_loss(ones(3, 2) * math.nan, ones(3, 2)), ValueError, "x must be finite"),
+    "inf": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 2) / 0), ValueError, "y must be finite"),
+    "overflow": (lambda: uk.sinkhorn_loss(ones(3, 2) * 1e30, ones(3, 2), metric="l2"), ValueError, "overflow"),
+    "metric": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 2), metric="cosin"), ValueError, "'cosine'"),
+    "objective": (lambda: uk.sinkhorn_loss(ones(3, 2), ones(3, 2), objective="ot"), ValueError, "objective"),
+    "envelope mass": (
+        lambda: uk.sinkhorn_loss(ones(2, 2), ones(2, 2), (ones(2) / 2).requires_grad_(), grad="envelope"),
+        ValueError, "plan constant"),
+    "divergence result": (
+        lambda: uk.sinkhorn_loss(ones(2, 2), ones(2, 2), objective="divergence", return_result=True),
+        ValueError, "return_result"),
+    **{name: (lambda name=name: uk.sinkhorn_loss(ones(2, 2), ones(2, 2), **{name: 1}), NotImplementedError, name)
+       for name in ("class_cost", "y_labels", "offsets", "memory_budget", "group")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, error, words = BAD[name]
+    with pytest.raises(error, match=words):
+        call()
