@@ -47,6 +47,7 @@ def test_agrees_with_the_reference(shape, options):
 def test_gradcheck_and_double_backward():
     s, t, y = problem(4, 5)
     for kappa in ("detached", "live"):
+
         def f(s, t, kappa=kappa):
             return uk.label_transport_loss(s, t, y, kappa=kappa, label_smoothing=0.1)
 
@@ -105,6 +106,7 @@ def test_registered_compiled_transformed():
     s, t, y = problem(6, 5)
     torch.library.opcheck(op.label_transport_forward, (s, t, y, -100, 0.1, True))
     for reduction in ("mean", "sum", "none"):
+
         def f(s, t, reduction=reduction):
             return uk.label_transport_loss(s, t, y, kappa="live", reduction=reduction).sum()
 
@@ -125,7 +127,11 @@ def test_module():
 S = torch.zeros(3, 4)
 Y = torch.tensor([0, 1, 2])
 BAD = {
-    "list": (lambda: uk.label_transport_loss([[0.0]], S, Y), TypeError, "student_logits must be a torch.Tensor"),
+    "list": (
+        lambda: uk.label_transport_loss([[0.0]], S, Y),
+        TypeError,
+        "student_logits must be a torch.Tensor",
+    ),
     "integers": (lambda: uk.label_transport_loss(S.long(), S, Y), TypeError, "int64"),
     "classes": (lambda: uk.label_transport_loss(S, torch.zeros(3, 5), Y), ValueError, "same shape"),
     "doubles": (lambda: uk.label_transport_loss(S, S.double(), Y), TypeError, "float64 and float32"),
@@ -139,7 +145,11 @@ BAD = {
     "NaN": (lambda: uk.label_transport_loss(S * math.nan, S, Y), ValueError, "NaN"),
     "kappa": (lambda: uk.label_transport_loss(S, S, Y, kappa="alive"), ValueError, "did you mean 'live'"),
     "reduction": (lambda: uk.label_transport_loss(S, S, Y, reduction="avg"), ValueError, "reduction"),
-    "smoothing": (lambda: uk.label_transport_loss(S, S, Y, label_smoothing=1.5), ValueError, "label_smoothing"),
+    "smoothing": (
+        lambda: uk.label_transport_loss(S, S, Y, label_smoothing=1.5),
+        ValueError,
+        "label_smoothing",
+    ),
     "ignore": (lambda: uk.label_transport_loss(S, S, Y, ignore_index=1.5), TypeError, "ignore_index"),
 }
 

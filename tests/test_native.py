@@ -22,12 +22,16 @@ ROOT = Path(__file__).parents[1]
 def ulps(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Error in units of the last place of the correctly rounded result."""
     exponent = torch.frexp(want)[1]
-    return (got.double() - want) / torch.ldexp(torch.ones_like(want), exponent - (24 if dtype == torch.float32 else 53))
+    return (got.double() - want) / torch.ldexp(
+        torch.ones_like(want), exponent - (24 if dtype == torch.float32 else 53)
+    )
 
 
 @pytest.mark.parametrize("level", INFO["cpu_levels_usable"])
 def test_exp_is_within_two_ulp(level):
-    x = torch.cat([torch.linspace(-87.33, 88.37, 2_000_001), torch.logspace(-30, 1, 100_000), torch.tensor([0.0])])
+    x = torch.cat(
+        [torch.linspace(-87.33, 88.37, 2_000_001), torch.logspace(-30, 1, 100_000), torch.tensor([0.0])]
+    )
     x = x.float()
     y = torch.empty_like(x)
     _C.exp(False, level, x.data_ptr(), y.data_ptr(), len(x))
@@ -61,7 +65,9 @@ print(repr(loss.item()), repr(x.grad.norm().item()), uk._native._C.build_info()[
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_every_level_agrees():
@@ -155,7 +161,9 @@ def test_no_torch_header_in_csrc():
     for path in (ROOT / "csrc").rglob("*"):
         if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
             text = path.read_text()
-            assert "#include <torch" not in text and "#include <ATen" not in text and "omp.h" not in text, path
+            assert "#include <torch" not in text and "#include <ATen" not in text and "omp.h" not in text, (
+                path
+            )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file's needed libraries with ldd")

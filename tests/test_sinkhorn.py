@@ -55,7 +55,10 @@ def compare(case: Case, dtype: torch.dtype, grad: str = "unrolled") -> None:
                 keep = truth_in[1 if name == "a" else 2] > 0
                 w, g, n = (z[keep] - z[keep].mean() for z in (w, g, n))
             scale = 1e-6 if name == "C" else unit  # gradients of masses are costs
-            assert distance(g, w, scale) <= 2 * min(distance(n, w, scale), 1) + 30 * FLOOR[dtype], (objective, name)
+            assert distance(g, w, scale) <= 2 * min(distance(n, w, scale), 1) + 30 * FLOOR[dtype], (
+                objective,
+                name,
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])

@@ -275,7 +275,12 @@ def _backward(ctx, *upstream):
     if ctx.options[3] == "envelope":
         upstream = (*upstream[:2], None, None)
     d_cost, d_a, d_b = _sinkhorn_backward(*tensors, *upstream, *ctx.options)
-    return d_cost, d_a if tensors[1] is not None else None, d_b if tensors[2] is not None else None, *[None] * 5
+    return (
+        d_cost,
+        d_a if tensors[1] is not None else None,
+        d_b if tensors[2] is not None else None,
+        *[None] * 5,
+    )
 
 
 sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward)

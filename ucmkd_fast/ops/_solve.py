@@ -90,8 +90,10 @@ def _dual_upstream(cost, a, b, f, g, reg, grad_dual, grad_f, grad_g):
         return w * torch.where(mass > 0, free - 2 * reg + reg * other.sum(-1, keepdim=True), 0)
 
     direct_a = None if a is None else direct(mass_a, f, mass_b)
-    direct_b = None if b is None else w * torch.where(
-        mass_b > 0, g - reg * mass_b.log() - reg + reg * mass_a.sum(-1, keepdim=True), 0
+    direct_b = (
+        None
+        if b is None
+        else w * torch.where(mass_b > 0, g - reg * mass_b.log() - reg + reg * mass_a.sum(-1, keepdim=True), 0)
     )
     return grad_f.contiguous(), grad_g.contiguous(), direct_a, direct_b
 
@@ -163,7 +165,7 @@ def _like_mass(grad: Tensor, mass: Tensor | None) -> Tensor:
 
 
 def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tensor:
-    """f without its log-mass, finite also where the mass is 0."""
+    """F without its log-mass, finite also where the mass is 0."""
     regular = f - reg * mass.log()
     if bool((mass > 0).all()):
         return regular
@@ -172,7 +174,7 @@ def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tenso
 
 
 def _envelope(cost, a, b, f, g, saved, info, grad_value, grad_dual, reg, max_iter, tol):
-    """dC = P; da, db = the potentials without the masses (of the regularised value)."""
+    """DC = P; da, db = the potentials without the masses (of the regularised value)."""
     weight = grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual
     grad_cost = torch.empty_like(cost)
     weight = weight.contiguous()

@@ -73,10 +73,14 @@ def backward(
     if metric == "l1":
         if need_x:
             dx = torch.empty_like(x)
-            _C.cost_l1_backward(f64, n, m, d, x.data_ptr(), y.data_ptr(), grad_cost.data_ptr(), False, dx.data_ptr())
+            _C.cost_l1_backward(
+                f64, n, m, d, x.data_ptr(), y.data_ptr(), grad_cost.data_ptr(), False, dx.data_ptr()
+            )
         if need_y:
             dy = torch.empty_like(y)
-            _C.cost_l1_backward(f64, m, n, d, y.data_ptr(), x.data_ptr(), grad_cost.data_ptr(), True, dy.data_ptr())
+            _C.cost_l1_backward(
+                f64, m, n, d, y.data_ptr(), x.data_ptr(), grad_cost.data_ptr(), True, dy.data_ptr()
+            )
         return dx, dy
     if metric == "cosine":
         dx = torch.mm(grad_cost, y).neg_() if need_x else None
@@ -92,5 +96,7 @@ def backward(
     if metric in ("cosine", "chordal"):
         for grad, unit, norm in ((dx, x, norm_x), (dy, y, norm_y)):
             if grad is not None:
-                _C.cost_normalise_backward(f64, len(unit), d, unit.data_ptr(), norm.data_ptr(), grad.data_ptr())
+                _C.cost_normalise_backward(
+                    f64, len(unit), d, unit.data_ptr(), norm.data_ptr(), grad.data_ptr()
+                )
     return dx, dy

@@ -34,7 +34,9 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
             f"got {int(target[bad])} in row {bad}"
         )
     if math.isnan(total):
-        raise ValueError("student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN")
+        raise ValueError(
+            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
+        )
     return loss, ds, dt, total, kept
 
 
@@ -131,7 +133,9 @@ def _check(student: Any, teacher: Any, target: Any, label_smoothing: Any, ignore
             f"class; got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     if 0 in student.shape:
-        raise ValueError(f"student_logits must have at least one row and one class, got {tuple(student.shape)}")
+        raise ValueError(
+            f"student_logits must have at least one row and one class, got {tuple(student.shape)}"
+        )
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor of shape (n,), got {type(target).__name__}")
     if target.dtype != torch.int64:

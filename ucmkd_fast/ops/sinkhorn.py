@@ -41,7 +41,7 @@ class SinkhornResult:
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
-        """f (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
+        """F (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
         return self._f, self._g
 
     def plan(self) -> Tensor:
@@ -71,7 +71,7 @@ def _check_options(reg, max_iter, tol, grad) -> tuple[float, int, float]:
 
 
 def _check_init(init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """f of earlier potentials (f, g): the first half-step makes g from f, so g itself is not read."""
+    """F of earlier potentials (f, g): the first half-step makes g from f, so g itself is not read."""
     if init is None:
         return None
     if not (isinstance(init, (tuple, list)) and len(init) == 2):
@@ -258,7 +258,9 @@ def sinkhorn_loss(
 
     if return_result:
         if objective == "divergence":
-            raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
+            raise ValueError(
+                "return_result=True is for one problem: use objective='transport' or 'regularized'"
+            )
         matrix = _cost_matrix(x, y, metric, dtype)
         return SinkhornResult(matrix, _solve(matrix, a, b, init_f, *options), reg, tol)
     if objective == "divergence":

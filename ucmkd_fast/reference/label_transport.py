@@ -1,6 +1,6 @@
 """The label-transport loss, as obvious as possible (paper: Definition of LA, Appendix D).
 
-    L_i = CE(s_i, y_i) - kappa_i CE(t_i, y_i),   kappa_i = softmax(t_i)[y_i]
+L_i = CE(s_i, y_i) - kappa_i CE(t_i, y_i),   kappa_i = softmax(t_i)[y_i]
 """
 
 from __future__ import annotations

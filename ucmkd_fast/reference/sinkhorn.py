@@ -137,7 +137,11 @@ def sinkhorn(
         dual = (f_free * a).sum() + (every_g * b).sum()
         # d/dC of -reg sum(P) at fixed potentials is P
         mass = (((f_free + reg * a.detach().log())[rows][:, None] + g.detach() - inner) / reg).exp().sum()
-        dual = dual - reg * (mass - mass.detach()) - reg * (a.detach().sum() - a.detach().sum() * b.detach().sum())
+        dual = (
+            dual
+            - reg * (mass - mass.detach())
+            - reg * (a.detach().sum() - a.detach().sum() * b.detach().sum())
+        )
     else:
         dual = (f_free[rows] * aa).sum() + (g_free * bb).sum() - reg * (aa.sum() - aa.sum() * bb.sum())
     return Solution(value, dual, f_full, g_full, error, n_iter)

@@ -1,0 +1,61 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both work in .venv, which they create.
+#
+#   PYTHON=python3.12          another interpreter (>= 3.10) for the environment
+#   TORCH=torch==2.13.0        another torch (>= 2.10)
+#   TORCH_INDEX=https://...    another index to take torch from: PyTorch's own CPU builds are at
+#                              https://download.pytorch.org/whl/cpu
+#   DEMO_ARGS="--audio DIR"    arguments of `ucmkd demo`
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+DEMO_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Without a GPU driver: a CPU build of torch, and no device code to wait for.
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+ifeq ($(GPU),yes)
+TORCH ?= torch>=2.10
+else
+TORCH ?= torch==2.13.0
+export UCMKD_CUDA ?= OFF
+endif
+
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test test-long lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-demo
+	$(BIN)/ucmkd demo $(DEMO_ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-long: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+$(VENV)/torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@touch $@
+
+# Editable: Python changes need no new install, native changes do.
+$(VENV)/installed-demo: $(VENV)/torch $(NATIVE)
+	$(PIP) install --editable ".[demo,speech]"
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/torch $(NATIVE)
+	$(PIP) install --editable ".[demo,speech,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist
