@@ -110,8 +110,12 @@ def train_config(settings: dict[str, Any]) -> TrainConfig:
     )
 
 
-def replay(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Run a case; return its name, both errors, and the mean of each logged part by epoch."""
+def replay(path: Path, shuffle_seed: int | None = None) -> dict[str, Any]:
+    """Run a case; return its name, both errors, and the mean of each logged part by epoch.
+
+    ``shuffle_seed`` permutes the rows of each batch, a student's together with the
+    teacher's: the same mathematics, other rounding.
+    """
     tensors, settings, _ = load_case(path)
     method = build_recorded_method(settings)
     nets = load_nets()
@@ -121,7 +125,7 @@ def replay(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         classes, width = weights["fc.weight"].shape
         net = nets.SmallNet(weights["stages.0.0.weight"].shape[1], classes, width)
         net.load_state_dict(weights)
-        return net.to(dtype)
+        return net
 
     own = settings["student"]
     other = "image" if own == "audio" else "audio"
@@ -131,6 +135,7 @@ def replay(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     step = Step(student, teacher if method.uses_teacher else None)
     method.setup(student, step.teacher)
     log = []
+    generator = torch.Generator().manual_seed(shuffle_seed or 0)
     for epoch in range(settings["epochs"]):
         student.train()
         set_learning_rate(optimizer, learning_rate(config, epoch))
@@ -138,7 +143,11 @@ def replay(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         for x, teacher_x, y in zip(
             tensors[f"train/{own}"], tensors[f"train/{other}"], tensors["train/label"], strict=True
         ):
-            parts.append(method.backward(step, Batch(x.to(dtype), y, teacher_x.to(dtype), teacher_y=y)))
+            rows = (
+                torch.arange(len(y)) if shuffle_seed is None else torch.randperm(len(y), generator=generator)
+            )
+            batch = Batch(x[rows], y[rows], teacher_x[rows], teacher_y=y[rows])
+            parts.append(method.backward(step, batch))
             torch.nn.utils.clip_grad_norm_(student.parameters(), settings["max_norm"])
             optimizer.step()
         log.append({key: float(torch.stack([p[key] for p in parts]).mean()) for key in parts[0]})
@@ -153,7 +162,12 @@ def replay(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         update = sum(((after[n].double() - before[n].double()) ** 2).sum() for n in names)
         return float((difference / update) ** 0.5)
 
-    return {"case": path.stem, "update_error": error(parameters), "buffer_error": error(buffers), "log": log}
+    return {
+        "case": path.stem,
+        "update_error": error(parameters),
+        "buffer_error": error(buffers),
+        "log": log,
+    }
 
 
 def main() -> int:

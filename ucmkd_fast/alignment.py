@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,14 @@ class Transport(NamedTuple):
 
 def feature_alignment(step: Step, feature: Tensor, teacher_feature: Tensor, transport: Transport) -> Tensor:
     """FA: entropic transport cost between features (n, D) and (m, D) of all processes."""
-    return sinkhorn_loss(
+    loss = sinkhorn_loss(
         step.gather_rows(feature),
         step.gather_rows(teacher_feature),
         metric=transport.metric,
         reg=transport.reg,
         max_iter=transport.max_iter,
     )
+    return cast("Tensor", loss)  # a SinkhornResult only where asked for
 
 
 @torch.no_grad()

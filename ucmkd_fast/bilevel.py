@@ -54,7 +54,8 @@ class BilevelStep:
     def __init__(self, student: Any, options: BilevelOptions):
         self.student = student
         self.options = options
-        self._parameters: list[nn.Parameter] | None = None
+        self._parameters: list[nn.Parameter] = []
+        self._seen: list[tuple[int, torch.device]] | None = None
         self._adamw = FreshAdamW()
 
     def backward(self, step: Step, batch: Batch) -> Parts:
@@ -82,8 +83,9 @@ class BilevelStep:
         """The trainable parameters as they are now, without gradients; prepare anew only what changed."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         clear_gradients(parameters)
-        if self._parameters is None or list(map(id, parameters)) != list(map(id, self._parameters)):
-            self._parameters = parameters
+        seen = [(id(p), p.device) for p in parameters]
+        if seen != self._seen:
+            self._seen, self._parameters = seen, parameters
             self._head_parameters = set(self.student.head.parameters())
             self._point = TemporaryPoint(parameters)
             self._shared = SharedPass(self.student)
@@ -115,9 +117,7 @@ class BilevelStep:
         for i in range(options.n1):
             fa = self._feature_loss(step, batch, target, parts)
             reached, gradients = self._gradients(step, fa)
-            # Weights that encoder and head share: LA moves them again, and the features with them.
-            tied = any(p in self._head_parameters for p in reached)
-            self._may_share = self._may_share and not tied
+            tied = any(p in self._head_parameters for p in reached)  # LA moves these again
             self._adamw.step_(reached, gradients, last=i + 1 == options.n1 and not tied)
         shared = False
         for i in range(options.n2):
@@ -143,7 +143,7 @@ class BilevelStep:
         self._shared.start()
         with step.autocast():
             feature = self.student.encode(x)
-        self._may_share = self._shared.repeatable()
+        self._may_share = self._shared.repeatable(feature)
         return feature, self._may_share
 
     def _feature_loss(self, step: Step, batch: Batch, target: Tensor, parts: Parts) -> Tensor:
@@ -179,7 +179,7 @@ class BilevelStep:
         if not loss.requires_grad:  # all that it reaches is frozen
             return [], []
         loss.backward()
-        reached: list[Tensor] = [p for p in self._parameters or () if p.grad is not None]
+        reached: list[Tensor] = [p for p in self._parameters if p.grad is not None]
         gradients = [p.grad for p in reached if p.grad is not None]
         clear_gradients(reached)
         step.reduce_gradients(gradients)

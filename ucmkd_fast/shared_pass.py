@@ -33,13 +33,12 @@ class SharedPass:
 
     def __init__(self, student: Any):
         inside_head = set(student.head.modules())
-        head_parameters = set(student.head.parameters())
         encoder = [module for module in student.modules() if module not in inside_head]
         self._norms: list[Any] = [m for m in encoder if _is_plain_batch_norm(m)]
         self._buffer_owners = [m for m in encoder if m._buffers and m not in set(self._norms)]
-        self._device = next((p.device for p in student.parameters()), torch.device("cpu"))
-        # A weight that the head shares with the encoder moves between the passes.
-        self._tied = any(p in head_parameters for m in encoder for p in m._parameters.values())
+        self._devices = {p.device for p in student.parameters()}
+        self._head_parameters = set(student.head.parameters())
+        self._tied: bool | None = None  # known after the first pass
 
     def start(self) -> None:
         """Remember what the pass may change."""
@@ -50,13 +49,19 @@ class SharedPass:
         ]
         self._start_version = self._versions()
         self._other_buffers = self._buffer_state()
-        self._random = _random_state(self._device)
+        self._random = _random_state(self._devices)
 
-    def repeatable(self) -> bool:
-        """Whether the pass drew no random number of torch's and left no trace but in BatchNorm's memory."""
+    def repeatable(self, feature: Tensor) -> bool:
+        """Whether the pass that made ``feature`` would give it again after the head has moved.
+
+        It must have drawn no random number of torch's, changed no buffer but BatchNorm's,
+        and used no weight of the head's.
+        """
+        if self._tied is None:
+            self._tied = _depends_on(feature, self._head_parameters)
         # num_batches_tracked.add_(1) shows in the version, which the host knows without waiting.
         self._per_pass = [after - before for before, after in self._pairs()]
-        random = _random_state(self._device)
+        random = _random_state(self._devices)
         return (
             not self._tied
             and len(self._random) > 0
@@ -105,6 +110,20 @@ def _is_plain_batch_norm(module: nn.Module) -> bool:
     )
 
 
+def _depends_on(feature: Tensor, parameters: set[Tensor]) -> bool:
+    """Whether the graph of ``feature`` ends in one of the parameters."""
+    waiting, seen = [feature.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) in parameters:  # an AccumulateGrad node
+            return True
+        waiting += [before for before, _ in node.next_functions]
+    return False
+
+
 def _factor(momentum: float | None, start: Tensor | None, grown: int, extra: int) -> Tensor | float:
     """The c above; 0 where the pass left the statistics alone."""
     if grown == 0 or momentum == 0:
@@ -116,11 +135,14 @@ def _factor(momentum: float | None, start: Tensor | None, grown: int, extra: int
     return (1 - keep**extra) * keep**grown / (1 - keep**grown)
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
+def _random_state(devices: set[torch.device]) -> list[Tensor]:
     """Host copies of torch's generators' states; empty where they cannot be read (graph capture)."""
     states = [torch.get_rng_state()]
-    if device.type == "cpu":
-        return states
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return []
-    return [*states, torch.get_device_module(device).get_rng_state()]
+    for device in devices:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return []
+        if device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        elif device.type != "cpu":
+            states.append(torch.get_device_module(device).get_rng_state(device))
+    return states

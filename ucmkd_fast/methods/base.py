@@ -93,7 +93,7 @@ class Method(nn.Module):
     needs_equal_widths: bool = False  # of features: True where student and teacher features meet
 
     def setup(self, student: nn.Module, teacher: FrozenTeacher | None) -> None:
-        """Called once, before the first step."""
+        """Called once, before the first step; modules are made on the student's device."""
 
     def own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Optimisers of the method's own modules: the loop steps and saves them beside the student's."""

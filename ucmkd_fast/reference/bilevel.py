@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from .sinkhorn import sinkhorn_loss
 
 
 def bilevel_backward(
-    student: nn.Module,  # encode, head
+    student: Any,  # an nn.Module with encode and head
     teacher_head: nn.Module,
     x: Tensor,  # (n, ...)
     y: Tensor,  # (n,)
@@ -51,6 +52,8 @@ def bilevel_backward(
         optimizer = torch.optim.AdamW(parameters, lr=inner_lr, weight_decay=inner_wd, foreach=False)
 
     def descend(loss: Tensor, weight: float) -> None:
+        if not loss.requires_grad:  # all that it reaches is frozen
+            return
         optimizer.zero_grad()
         loss.backward()
         if preset == "paper":

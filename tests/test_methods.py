@@ -1,0 +1,380 @@
+"""The methods' formulas against independent short computations, their options, and the registry."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import ot
+import pytest
+import torch
+import torch.nn.functional as F
+from bilevel_models import CLASSES, INPUTS, WIDTH, mlp
+from host_reads import NoHostRead, forbid_python_reads
+from torch import nn
+
+from ucmkd_fast.data.batch import Batch
+from ucmkd_fast.methods import FrozenTeacher, LossMethod, Step, available_methods, build_method, register
+from ucmkd_fast.methods import base as registry
+
+METHODS = {
+    "ce": {"label_smoothing": 0.1},
+    "kd": {"alpha": 0.7, "temperature": 3.0},
+    "feature": {"fa_weight": 0.6, "metric": "l2", "reg": 0.5},
+    "joint": {"fa_weight": 0.6, "la_weight": 0.4, "metric": "l2", "reg": 0.5},
+    "ucmkd": {"n1": 1, "n2": 1},
+}
+N = 7
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make_batch(dtype: torch.dtype = torch.float64) -> Batch:
+    y = torch.randint(CLASSES, (N,))
+    return Batch(
+        torch.randn(N, INPUTS, dtype=dtype),
+        y,
+        teacher_feature=torch.randn(N, WIDTH, dtype=dtype),
+        teacher_y=y,
+    )
+
+
+def make_step(dtype: torch.dtype = torch.float64, **options) -> Step:
+    return Step(mlp(nn.BatchNorm1d(8)).to(dtype), FrozenTeacher(mlp().to(dtype)), **options)
+
+
+def log_p(logits):
+    """Logarithms of the softmax, written out."""
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+def cross_entropy(logits, y, smoothing=0.0):
+    q = F.one_hot(y, CLASSES).to(logits) * (1 - smoothing) + smoothing / CLASSES
+    return -(q * log_p(logits)).sum(1)
+
+
+def pot_alignment(z, zt, reg):
+    """What the published code calls."""
+    mass = torch.full((N,), 1 / N, dtype=z.dtype)
+    return ot.sinkhorn2(mass, mass, torch.cdist(z, zt), reg, numItermax=100, stopThr=0.0, warn=False)
+
+
+def expected_ce(student, teacher, batch, label_smoothing):
+    return {"ce": cross_entropy(student(batch.x), batch.y, label_smoothing).mean()}
+
+
+def expected_kd(student, teacher, batch, alpha, temperature):
+    logits, other = student(batch.x), teacher.head(batch.teacher_feature)
+    p = (other / temperature).softmax(1)
+    kl = (p * (p.log() - log_p(logits / temperature))).sum(1).mean()
+    ce = cross_entropy(logits, batch.y).mean()
+    return {"loss": (1 - alpha) * ce + alpha * temperature**2 * kl, "ce": ce, "kl": kl}
+
+
+def expected_feature(student, teacher, batch, fa_weight, metric, reg):
+    z = student.encode(batch.x)
+    ce, fa = cross_entropy(student.head(z), batch.y).mean(), pot_alignment(z, batch.teacher_feature, reg)
+    return {"loss": ce + fa_weight * fa, "ce": ce, "fa": fa, **expected_reading(teacher, z, batch)}
+
+
+def expected_joint(student, teacher, batch, fa_weight, la_weight, metric, reg):
+    z = student.encode(batch.x)
+    parts = expected_feature(student, teacher, batch, fa_weight, metric, reg)
+    kappa = teacher.head(z).softmax(1)[torch.arange(N), batch.y].detach()
+    la = (cross_entropy(student.head(z), batch.y) - kappa * cross_entropy(teacher.head(z), batch.y)).mean()
+    return parts | {"la": la, "loss": parts["loss"] + la_weight * la}
+
+
+def expected_reading(teacher, z, batch):
+    logits = teacher.head(z).detach()
+    return {
+        "kappa": logits.softmax(1)[torch.arange(N), batch.y].mean(),
+        "teacher_head_accuracy": (logits.argmax(1) == batch.y).double().mean().float(),
+    }
+
+
+EXPECTED = {"ce": expected_ce, "kd": expected_kd, "feature": expected_feature, "joint": expected_joint}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_loss_and_gradient_are_the_formula(name):
+    step, batch = make_step(), make_batch()
+    twin = copy.deepcopy(step.student)
+    parts = build_method(name, **METHODS[name]).backward(step, batch)
+    expected = EXPECTED[name](twin, step.teacher, batch, **METHODS[name])
+    expected.setdefault("loss", expected["ce"])
+    expected["loss"].backward()
+    assert set(parts) == set(expected)
+    for key, value in expected.items():
+        assert parts[key].shape == () and not parts[key].requires_grad
+        torch.testing.assert_close(
+            parts[key], value.detach(), rtol=1e-9, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    for p, q in zip(step.student.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_joint_with_live_kappa_pulls_towards_one_over_e():
+    """Its LA term on the teacher's head is kappa log kappa, least at kappa = 1/e."""
+    step, batch = make_step(), make_batch()
+    twin = copy.deepcopy(step.student)
+    build_method("joint", fa_weight=0.0, kappa="live").backward(step, batch)
+    z = twin.encode(batch.x)
+    kappa = step.teacher.head(z).softmax(1)[torch.arange(N), batch.y]
+    (2 * cross_entropy(twin.head(z), batch.y).mean() + (kappa * kappa.log()).mean()).backward()
+    for p, q in zip(step.student.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teachers_sample_count_may_differ_unless_compared_by_index(name):
+    step, batch = make_step(), make_batch()
+    batch.teacher_feature = torch.randn(N + 2, WIDTH, dtype=torch.float64)
+    if name == "kd":
+        with pytest.raises(ValueError, match=r"\(7, 4\).*\(9, 4\)"):
+            build_method(name).backward(step, batch)
+    else:
+        assert build_method(name).backward(step, batch)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ten_steps_lower_the_loss(name):
+    step, batch = make_step(torch.float32), make_batch(torch.float32)
+    method = build_method(name, **METHODS[name])
+    optimizer = torch.optim.SGD(step.student.parameters(), lr=0.1, momentum=0.9)
+    values = []
+    for _ in range(11):
+        values.append(float(method.backward(step, batch)["loss"]))
+        optimizer.step()
+    assert values[-1] < values[0] - 0.05
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_replaced_and_reduced(name):
+    step, batch = make_step(), make_batch()
+    method, calls = build_method(name, **METHODS[name]), []
+    method.backward(step, batch)
+    once = [p.grad.clone() for p in step.student.parameters()]
+    step.student.load_state_dict(step.student.state_dict())
+    step.reduce_gradients = lambda gradients: (
+        calls.append(len(gradients)),
+        torch._foreach_mul_(gradients, 1.0),
+    )
+    method.backward(step, batch)
+    assert calls[-1] == len(once)
+    for p, g in zip(step.student.parameters(), once, strict=True):
+        assert torch.equal(p.grad, g)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_host_read(name, monkeypatch):
+    step, batch = make_step(torch.float32), make_batch(torch.float32)
+    method = build_method(name, **METHODS[name])
+    with NoHostRead():
+        method.backward(step, batch)
+    forbid_python_reads(monkeypatch)
+    method.backward(step, batch)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_under_autocast(name):
+    step = make_step(torch.float32, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    batch = make_batch(torch.float32)
+    exact = build_method(name, **METHODS[name]).backward(make_like(step), batch)
+    parts = build_method(name, **METHODS[name]).backward(step, batch)
+    assert all(value.isfinite() for value in parts.values())
+    assert parts["loss"].dtype == torch.float32
+    torch.testing.assert_close(parts["loss"], exact["loss"], rtol=0.05, atol=0.02)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in step.student.parameters())
+
+
+def make_like(step: Step) -> Step:
+    """The same step without autocast, on a copy of the student."""
+    return Step(copy.deepcopy(step.student), step.teacher)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "ce"])
+def test_a_missing_teacher_is_named(name):
+    step, batch = make_step(), make_batch()
+    step.teacher = None
+    with pytest.raises(ValueError, match="needs a teacher"):
+        build_method(name).backward(step, batch)
+
+
+def test_ce_needs_no_teacher():
+    step, batch = make_step(), make_batch()
+    step.teacher, batch.teacher_feature = None, None
+    assert not build_method("ce").uses_teacher
+    assert build_method("ce").backward(step, batch)["loss"].isfinite()
+
+
+def test_a_batch_without_teacher_samples_is_named():
+    step, batch = make_step(), make_batch()
+    batch.teacher_feature = None
+    for name in ("kd", "feature", "joint", "ucmkd"):
+        with pytest.raises(ValueError, match="neither teacher_x nor teacher_feature"):
+            build_method(name).backward(step, batch)
+
+
+@pytest.mark.parametrize("name", ["feature", "joint", "ucmkd"])
+def test_feature_widths_that_differ_are_refused(name):
+    step, batch = make_step(), make_batch()
+    batch.teacher_feature = torch.randn(N, WIDTH + 1, dtype=torch.float64)
+    before = copy.deepcopy(step.student.state_dict())
+    with pytest.raises(ValueError, match=r"6.*7|7.*6"):
+        build_method(name).backward(step, batch)
+    assert all(torch.equal(p, before[k]) for k, p in step.student.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["joint", "ucmkd"])
+def test_class_counts_that_differ_are_refused(name):
+    step, batch = make_step(), make_batch()
+    step.teacher = FrozenTeacher(mlp(head=nn.Linear(WIDTH, CLASSES + 1)).double())
+    with pytest.raises(ValueError, match=r"4.*5|5.*4"):
+        build_method(name).backward(step, batch)
+
+
+def test_draws():
+    for name in METHODS:
+        build_method(name).check_draw("class-matched")
+        build_method(name).check_draw("paired")
+    build_method("ucmkd").check_draw("independent")
+    with pytest.raises(ValueError, match="'kd' compares .* 'class-matched' or 'paired'; got 'independent'"):
+        build_method("kd").check_draw("independent")
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "option", ["label_smoothing", "alpha", "fa_weight", "la_weight", "lambda1", "reg", "inner_lr"]
+)
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf"), "1", True, torch.tensor(0.5)])
+def test_bad_numbers_are_refused(name, option, value):
+    error = ValueError if isinstance(value, float) else TypeError
+    if option not in registry.method_class(name).__init__.__kwdefaults__:
+        error, value = ValueError, 0.1  # no such option
+    with pytest.raises(error, match=option):
+        build_method(name, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ce", {"label_smoothing": 1.5}, r"label_smoothing .*\[0, 1\], got 1.5"),
+        ("kd", {"alpha": 1.01}, r"alpha .*\[0, 1\]"),
+        ("kd", {"temperature": 0}, "temperature .*> 0, got 0"),
+        ("kd", {"temprature": 2}, "no option 'temprature'; its options are .*'temperature'"),
+        ("feature", {"metric": "angular"}, "metric .*'cosine'.*got 'angular'"),
+        ("feature", {"reg": 0}, "reg .*> 0, got 0"),
+        ("feature", {"max_iter": 0}, "max_iter .*>= 1, got 0"),
+        ("joint", {"kappa": "alive"}, "kappa .*'live'.*got 'alive'"),
+        ("ucmkd", {"preset": "publishedcode"}, "preset .*'paper'.*did you mean 'published-code'"),
+        ("ucmkd", {"n1": -1}, "n1 .*>= 0, got -1"),
+        ("ucmkd", {"order": 2}, "order must be 1.*not available.*got 2"),
+        ("ucmkd", {"encoder_passes": "one"}, "encoder_passes .*'auto'"),
+        ("ucmkd", {"inner_clip": 0}, "inner_clip .*> 0, got 0"),
+        ("ucmkd", {"inner_wd": 0.1}, "'paper' has no inner_wd .*weight decay"),
+        ("ucmkd", {"preset": "published-code", "lambda1": 1.0}, "'published-code' has no lambda1"),
+        ("ucmkd", {"preset": "published-code", "inner_clip": 1.0}, "'published-code' has no inner_clip"),
+        ("ucmkd", {"preset": "published-code", "kappa": "live"}, "'published-code' has no kappa"),
+        ("sumall", {}, "'sumall' is called 'joint' here"),
+        ("bilevel", {}, "'bilevel' is called 'ucmkd' here"),
+        ("mixup", {}, r"method must be one of \['ce', 'feature', 'joint', 'kd', 'ucmkd'\], got 'mixup'"),
+    ],
+)
+def test_bad_options_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_method(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n1": 1.0}, {"n2": True}, {"max_iter": 2.5}, {"preset": "published-code", "inner_lr": "outer"}],
+)
+def test_options_of_a_wrong_type_are_refused(options):
+    with pytest.raises(TypeError, match=list(options)[-1]):
+        build_method("ucmkd", **options)
+
+
+def test_defaults_are_those_of_the_presets():
+    paper = build_method("ucmkd").options
+    assert (paper.preset, paper.transport.metric, paper.inner_lr, paper.inner_clip) == (
+        "paper",
+        "l2",
+        0.005,
+        1.0,
+    )
+    published = build_method("ucmkd", preset="published-code").options
+    assert (published.transport.metric, published.inner_lr, published.inner_wd) == ("cosine", 5e-5, 0.05)
+    assert paper.transport[1:] == published.transport[1:] == (0.1, 100)
+
+
+def test_registry_refuses_a_name_twice():
+    assert available_methods() == sorted(METHODS)
+    with pytest.raises(ValueError, match="'ce' is empty or taken"):
+        register(type("Again", (LossMethod,), {"name": "ce"}))
+    with pytest.raises(ValueError, match="'' is empty or taken"):
+        register(type("Nameless", (LossMethod,), {}))
+
+
+class Projected(LossMethod):
+    """A method with a module and an optimiser of its own, as later ones will have."""
+
+    def setup(self, student, teacher):
+        self.project = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+        self._optimizer = torch.optim.Adam(self.project.parameters())
+
+    def own_optimizers(self):
+        return (self._optimizer,)
+
+    def loss(self, step, batch):
+        z = step.student.encode(batch.x)
+        return {"loss": F.mse_loss(self.project(z), step.required_teacher.features(batch))}
+
+
+def test_a_method_may_own_modules():
+    step, batch = make_step(), make_batch()
+    reduced = []
+    step.reduce_gradients = reduced.extend
+    method = Projected()
+    method.setup(step.student, step.teacher)
+    method.project.weight.grad = torch.full_like(method.project.weight, 1e3)
+    method.backward(step, batch)
+    assert any(g is method.project.weight.grad for g in reduced)
+    assert method.project.weight.grad.abs().max() < 1e2
+    before = method.project.weight.clone()
+    for optimizer in method.own_optimizers():
+        optimizer.step()
+    assert not torch.equal(method.project.weight, before)
+    assert set(method.state_dict()) == {"project.weight", "project.bias"}
+
+
+def test_frozen_teacher():
+    model = mlp(nn.BatchNorm1d(8), head=nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, CLASSES)))
+    teacher = FrozenTeacher(model.train())
+    batch = Batch(torch.randn(3, INPUTS), torch.zeros(3, dtype=torch.long), teacher_x=torch.randn(4, INPUTS))
+    features = teacher.features(batch)
+    assert features is teacher.features(batch) is batch.teacher_feature and not features.requires_grad
+    model.train()
+    z = torch.randn(2, WIDTH, requires_grad=True)
+    first = teacher.head(z)
+    assert torch.equal(first, teacher.head(z)), "dropout must be off"
+    first.sum().backward()
+    assert z.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_examples_of_the_page_run(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
+    names: dict = {}
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/methods.md", "exec"), names)
+    finally:
+        registry._REGISTRY.pop("norm-matching", None)
+    assert len(blocks) == 2 and capsys.readouterr().out.startswith("tensor(")
+    assert all(name in page for name in available_methods())
