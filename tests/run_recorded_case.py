@@ -26,7 +26,7 @@ from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.methods import FrozenTeacher, Method, Step, available_methods, build_method, method_class
 from ucmkd_fast.schedule import build_optimizer, learning_rate, set_learning_rate
 
-SHARED = Path(os.environ.get("UCMKD_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared"))
+SHARED = Path(os.environ.get("UCMKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 class NotBuilt(Exception):
