@@ -1,0 +1,201 @@
+"""The settings of a training run: one dataclass, validated, to and from YAML."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Keys that change what is shown or kept, never the weights that a run ends with.
+BOOKKEEPING = frozenset({"trackers", "checkpoint_every", "progress"})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the outer loop trains; what the method does inside a step are the method's own options.
+
+    Raises:
+        ValueError: a value outside its range; the message says what was expected and what came.
+        TypeError: a value of a wrong type.
+    """
+
+    optimizer: str = "sgd"  # "sgd" | "adamw"
+    lr: float = 1e-2
+    min_lr: float = 1e-5  # where warm-up starts and the cosine ends
+    momentum: float = 0.9  # sgd only
+    weight_decay: float = 0.0
+    epochs: int = 100
+    warmup_epochs: int = 0
+    steps_per_epoch: int | None = None  # None: one pass over the student's data
+    batch_size: int = 64  # the student's samples in a step, over all processes together
+    teacher_batch_size: int | None = None  # None: batch_size
+    draw: str | None = None  # "independent" | "class-matched" | "paired"; None: what the method needs
+    clip_norm: float | None = 5.0  # of the student's outer gradient; None: no clipping
+    seed: int = 0
+    mixed_precision: str | None = None  # "no" | "bf16"; None: what `accelerate launch` says, else "no"
+    restore_best: bool = True  # after `fit` the student holds the best weights on validation, not the last
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", ...: accelerate's names
+    checkpoint_every: int = 1  # epochs
+    progress: bool = True  # a bar, on a terminal only
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr must be at most lr = {self.lr}, got {self.min_lr}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Settings from a mapping; an unknown key is refused with the nearest right name."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"training settings must be a mapping of names to values, got {kind(values)}")
+        check_keys(values, (f.name for f in fields(cls)), "training setting")
+        return cls(**values)
+
+    def updated(self, **changes: Any) -> TrainConfig:
+        """A copy with some settings changed; the same checks as `from_dict`."""
+        return TrainConfig.from_dict({**self.to_dict(), **changes})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TrainConfig:
+        """Settings from a YAML file."""
+        return cls.from_dict(read_yaml(path) or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (numbers, strings, lists), as YAML and JSON know them."""
+        return {**asdict(self), "trackers": list(self.trackers)}
+
+    def to_yaml(self) -> str:
+        """The settings as YAML text that `from_yaml` reads back to an equal object."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def check_keys(values: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise ValueError for the first key that is not known, naming the nearest that is."""
+    names = list(known)
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"unknown {what} {key!r}; {hint}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``1e-3`` as a number, as YAML 1.2 does; PyYAML's own rules make it a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds: plain values only, no objects."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileNotFoundError(f"expected a readable YAML file at {path}: {error}") from error
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def kind(value: Any) -> str:
+    """A value and its type, for messages."""
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _one_of(*choices: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}{hint}")
+        return value
+
+    return check
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str, Any], int]:
+    expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be {expected}, got {kind(value)}")
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"{name} must be {expected}, got {value}")
+        return value
+
+    return check
+
+
+def _number(low: float, *, above: bool = False) -> Callable[[str, Any], float]:
+    expected = f"a finite number {'>' if above else '>='} {low:g}"
+
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be {expected}, got {kind(value)}")
+        if not math.isfinite(value) or value < low or (above and value == low):
+            raise ValueError(f"{name} must be {expected}, got {value}")
+        return float(value)
+
+    return check
+
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {kind(value)}")
+    return value
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) for v in values):
+        raise TypeError(f"{name} must be a list of names, got {kind(value)}")
+    return tuple(values)
+
+
+def _precision(name: str, value: Any) -> str:
+    if value == "fp16":
+        raise ValueError(
+            f"{name} 'fp16' is refused: its gradient scaling does not reach the inner steps of a bi-level "
+            "method; use 'bf16' or 'no'"
+        )
+    return _one_of("no", "bf16")(name, value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "optimizer": _one_of("sgd", "adamw"),
+    "lr": _number(0, above=True),
+    "min_lr": _number(0),
+    "momentum": _number(0),
+    "weight_decay": _number(0),
+    "epochs": _integer(1),
+    "warmup_epochs": _integer(0),
+    "steps_per_epoch": _optional(_integer(1)),
+    "batch_size": _integer(1),
+    "teacher_batch_size": _optional(_integer(1)),
+    "draw": _optional(_one_of("independent", "class-matched", "paired")),
+    "clip_norm": _optional(_number(0, above=True)),
+    "seed": _integer(0, 2**31 - 1),  # NumPy's seeds end at 2^32, and each process adds its rank
+    "mixed_precision": _optional(_precision),
+    "restore_best": _flag,
+    "trackers": _names,
+    "checkpoint_every": _integer(1),
+    "progress": _flag,
+}
