@@ -1,0 +1,387 @@
+"""The training loop: a student, a teacher, a method, and data whose samples have no partners."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import nn
+
+from .checkpoint import snapshot, write_checkpoint, write_weights
+from .config import TrainConfig, check_keys
+from .data import LabelledData, TensorData, UnpairedLoader
+from .distributed import average, average_buffers, broadcast_model, gather_rows, make_accelerator, world
+from .methods import FrozenTeacher, Step, build_method
+from .methods.base import Method, method_class
+from .metrics import Meter, check_labels, evaluate, output_sizes
+from .models import check_model
+from .progress import ProgressBar
+from .run_folder import RunFolder, digest, identity_of, latest_checkpoint, read_resume_point, versions
+from .schedule import build_optimizer, learning_rate, set_learning_rate
+from .standing import Standing, capture, restore
+from .tracking import Tracking, check_trackers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `Distiller.fit` did. Epochs are counted from 1."""
+
+    history: list[dict[str, float]]  # an entry an epoch: lr, means of the method's figures, validation
+    best_epoch: int | None  # None where there was no validation
+    best_accuracy: float | None  # on validation, 0 to 1
+    seconds: float  # in epochs, over all sessions of a resumed run
+    output_dir: Path | None
+    student_path: Path | None  # the weights that the student holds now
+    checkpoint_path: Path | None
+
+
+class Distiller:
+    """Trains a student, with a frozen teacher of another modality, by one of the methods.
+
+    Args:
+        student: has ``encode(x) -> (n, D)`` and a module ``head``; trained in place.
+        teacher: the same contract; frozen, in eval mode. None for methods without a teacher.
+        method: a name of `available_methods`.
+        preset: of the methods that have presets (``"ucmkd"``): ``"paper"`` or ``"published-code"``.
+        method_options: further arguments of the method's constructor.
+        config: training settings; None: the defaults of `TrainConfig`.
+        output_dir: where checkpoints, the best student, settings and curves go. None: nothing is written.
+        **train_options: fields of `TrainConfig` that are to differ from ``config``.
+
+    Raises:
+        TypeError: a model without ``encode`` or ``head``; a setting of a wrong type.
+        ValueError: an unknown method, preset, option or setting, or one out of range.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        method: str = "ucmkd",
+        preset: str = "paper",
+        *,
+        method_options: dict[str, Any] | None = None,
+        config: TrainConfig | None = None,
+        output_dir: str | Path | None = None,
+        **train_options: Any,
+    ):
+        check_model(student, "student")
+        if teacher is not None:
+            check_model(teacher, "teacher")
+        self.method_settings = _method_settings(method, preset, method_options or {})
+        self.method: Method = build_method(method, **self.method_settings["options"])
+        if self.method.uses_teacher and teacher is None:
+            raise ValueError(f"method {method!r} needs a teacher, got None")
+
+        if config is not None and not isinstance(config, TrainConfig):
+            raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
+        config = (config or TrainConfig()).updated(**train_options)
+        self.run = None if output_dir is None else RunFolder(output_dir)
+        logs = ProjectConfiguration(logging_dir=str(self.run.path / "logs")) if self.run else None
+        check_trackers(config.trackers, has_folder=self.run is not None)
+        self.accelerator = make_accelerator(
+            config.mixed_precision, log_with=list(config.trackers) or None, project_config=logs
+        )
+        # What was left open is settled here, so that the saved settings are the ones that ran.
+        self.config = config.updated(
+            draw=_draw(self.method, config.draw), mixed_precision=self.accelerator.mixed_precision
+        )
+        # Not accelerator.prepare_model: under bf16 it replaces student.forward for good.
+        self.student = student.to(self.accelerator.device)
+        self.teacher = None if teacher is None else FrozenTeacher(teacher.to(self.accelerator.device))
+        autocast = nullcontext if self.config.mixed_precision == "no" else self.accelerator.autocast
+        self._step = Step(self.student, self.teacher, autocast=autocast)
+        if world().size > 1:
+            self._step.reduce_gradients, self._step.gather_rows = average, gather_rows
+
+    def fit(
+        self,
+        student_train: Any,
+        teacher_train: Any = None,
+        student_val: Any = None,
+        *,
+        resume: bool | str | Path = False,
+        overwrite: bool = False,
+    ) -> FitResult:
+        """Train for ``config.epochs`` epochs.
+
+        Args:
+            student_train: labelled samples of the student's modality: a `LabelledData`, or a pair of
+                tensors (x, y).
+            teacher_train: samples of the teacher's modality, or a `FeatureBank` of their features.
+            student_val: chooses the best epoch, where given.
+            resume: True goes on from the newest checkpoint in ``output_dir``, or starts where there is
+                none; a path names another run's folder, or one checkpoint.
+            overwrite: replace the run that ``output_dir`` holds.
+
+        Raises:
+            ValueError: data, models and method do not fit each other; ``output_dir`` holds another run.
+            FileNotFoundError: nothing readable at ``resume``.
+            FloatingPointError: the training diverged; checkpoints are of the epochs before.
+        """
+        config = self.config
+        student_train = _as_data(student_train)
+        teacher_train = None if teacher_train is None else _as_data(teacher_train)
+        student_val = None if student_val is None else _as_data(student_val)
+        self._check_data(student_train, teacher_train, student_val)
+        loader = self._loader(student_train, teacher_train)
+        saved = self._open_run(self._identity(student_train, teacher_train, student_val), resume, overwrite)
+        optimizers = self._prepare()
+        standing = Standing() if saved is None else restore(saved, self.student, self.method, optimizers)
+        self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
+
+        name, main = self.method_settings["name"], self.accelerator.is_main_process
+        total = config.epochs * len(loader)
+        with (
+            Tracking(self.accelerator, standing.epoch + 1) as tracking,
+            ProgressBar(name, total, standing.step, visible=config.progress and main) as bar,
+        ):
+            while standing.epoch < config.epochs:
+                started = time.perf_counter()
+                lr = learning_rate(config, standing.epoch)
+                set_learning_rate(optimizers[0], lr)
+                self._step.learning_rate = lr
+                loader.set_epoch(standing.epoch)
+                means = self._train_epoch(loader, optimizers, bar)
+                if world().size > 1:
+                    average_buffers(self.student)
+                validation = {} if student_val is None else self.evaluate(student_val)
+
+                standing.epoch += 1
+                standing.step += len(loader)
+                seconds = time.perf_counter() - started
+                standing.seconds += seconds
+                figures = {"epoch": standing.epoch, "lr": lr, **means, "seconds": seconds}
+                if validation:
+                    figures |= {"val_accuracy": validation["accuracy"], "val_loss": validation["loss"]}
+                standing.history.append(figures)
+                self._keep_best(standing, validation)
+                if standing.epoch % config.checkpoint_every == 0 or standing.epoch == config.epochs:
+                    self._save(standing, optimizers)
+                tracking.log(figures, standing.epoch)
+                bar.note(_line(figures))
+                _log.info("%s, epoch %d of %d: %s", name, standing.epoch, config.epochs, _line(figures))
+        return self._finish(standing)
+
+    def evaluate(self, data: Any) -> dict[str, Any]:
+        """Accuracy, loss, per-class accuracy and confusion of the student; see `metrics.evaluate`."""
+        return evaluate(
+            self.student,
+            _as_data(data),
+            device=self.accelerator.device,
+            batch_size=self.config.batch_size,
+            autocast=self._step.autocast,
+        )
+
+    def _prepare(self) -> list[torch.optim.Optimizer]:
+        """Set seeds, modes and equal weights on every rank; the optimisers, the student's first."""
+        set_seed(self.config.seed, device_specific=True)
+        self.student.train()
+        self.method.setup(self.student, self.teacher)
+        self.method.to(self.accelerator.device)
+        if world().size > 1:
+            broadcast_model(self.student)
+            broadcast_model(self.method)
+        self._trained = [p for p in self.student.parameters() if p.requires_grad]
+        return [build_optimizer(self.config, self._trained), *self.method.own_optimizers()]
+
+    def _train_epoch(
+        self, loader: UnpairedLoader, optimizers: list[torch.optim.Optimizer], bar: ProgressBar
+    ) -> dict[str, float]:
+        """One pass; the means of the figures of its steps."""
+        meter, device, clip = Meter(), self.accelerator.device, self.config.clip_norm
+        for batch in loader:
+            parts = self.method.backward(self._step, batch.to(device))
+            if clip is not None:
+                parts["grad_norm"] = nn.utils.clip_grad_norm_(self._trained, clip)
+            for optimizer in optimizers:
+                optimizer.step()
+            meter.add(parts)
+            bar.advance()
+        means = meter.means()
+        if not all(math.isfinite(means[name]) for name in ("loss", "grad_norm") if name in means):
+            raise FloatingPointError(
+                f"the training diverged at learning rate {self._step.learning_rate:g} ({means}): lower "
+                "lr, or the method's inner learning rate; what is saved is of the epochs before"
+            )
+        return means
+
+    def _loader(self, student_train: LabelledData, teacher_train: LabelledData | None) -> UnpairedLoader:
+        rank, size = world()
+        config = self.config
+        return UnpairedLoader(
+            student_train,
+            teacher_train if self.method.uses_teacher else None,
+            batch_size=config.batch_size,
+            teacher_batch_size=config.teacher_batch_size,
+            draw=config.draw or "independent",
+            seed=config.seed,
+            rank=rank,
+            world_size=size,
+            steps_per_epoch=config.steps_per_epoch,
+        )
+
+    def _check_data(
+        self,
+        student_train: LabelledData,
+        teacher_train: LabelledData | None,
+        student_val: LabelledData | None,
+    ) -> None:
+        """Raise ValueError unless models, method and data fit each other, seen on one sample of each."""
+        device, name = self.accelerator.device, self.method_settings["name"]
+        if not any(parameter.requires_grad for parameter in self.student.parameters()):
+            raise ValueError("the student must have a parameter that requires a gradient, found none")
+        width, classes = output_sizes(self.student, student_train, device)
+        for data in (student_train, student_val):
+            if data is not None:
+                check_labels(data, classes)
+        if not self.method.uses_teacher or self.teacher is None:
+            return
+        if teacher_train is None:
+            raise ValueError(f"method {name!r} needs teacher_train, got None")
+        teacher_width, teacher_classes = output_sizes(self.teacher.model, teacher_train, device)
+        if classes != teacher_classes:
+            raise ValueError(
+                f"student and teacher must know the same classes: the student's head has {classes}, "
+                f"the teacher's {teacher_classes}"
+            )
+        check_labels(teacher_train, classes, all_labelled=False)
+        if self.method.needs_equal_widths and width != teacher_width:
+            raise ValueError(
+                f"method {name!r} compares features, so both encoders must give one width: the student's is "
+                f"{width}, the teacher's {teacher_width}"
+            )
+
+    def _identity(
+        self,
+        student_train: LabelledData,
+        teacher_train: LabelledData | None,
+        student_val: LabelledData | None,
+    ) -> dict[str, Any]:
+        """What tells this run from others, see `run_folder.identity_of`."""
+        data = {"student_train": student_train, "teacher_train": teacher_train, "student_val": student_val}
+        described = {
+            role: None if one is None else {"samples": len(one.labels), "labels": digest([one.labels])}
+            for role, one in data.items()
+        }
+        head = {} if self.teacher is None else self.teacher.head.state_dict()
+        return identity_of(self._settings(), described, head)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"method": self.method_settings, "train": self.config.to_dict()}
+
+    def _open_run(
+        self, identity: dict[str, Any], resume: bool | str | Path, overwrite: bool
+    ) -> dict[str, Any] | None:
+        """Check and make the output folder; the checkpoint to go on from, or None."""
+        if resume is True and self.run is None:
+            raise ValueError("resume=True needs an output_dir to go on from; a path may be given as well")
+        if resume and overwrite:
+            raise ValueError("resume and overwrite exclude each other: go on with the run, or replace it")
+        source = None if isinstance(resume, bool) else Path(resume)
+        if resume is True and self.run is not None and self.run.held():
+            source = self.run.path
+        if self.run is not None:
+            self.run.check(source=source, overwrite=overwrite)
+        saved = None if source is None else read_resume_point(source, identity)
+        self.accelerator.wait_for_everyone()  # every rank has read before the first writes
+        if self.run is not None and self.accelerator.is_main_process:
+            record = {
+                "identity": identity,
+                "versions": versions(),
+                "processes": world().size,
+                "device": str(self.accelerator.device),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+            self.run.begin(self._settings(), record, overwrite=overwrite)
+        return saved
+
+    def _keep_best(self, standing: Standing, validation: dict[str, Any]) -> None:
+        """Remember the student when its validation accuracy is above all before."""
+        if not validation:
+            return
+        if standing.best_accuracy is not None and validation["accuracy"] <= standing.best_accuracy:
+            return
+        standing.best_epoch, standing.best_accuracy = standing.epoch, validation["accuracy"]
+        standing.best_weights = snapshot(self.student.state_dict())
+        self._write_best(standing)
+
+    def _write_best(self, standing: Standing) -> None:
+        if self.run is not None and self.accelerator.is_main_process and standing.best_weights is not None:
+            about = {"epoch": str(standing.best_epoch), "val_accuracy": repr(standing.best_accuracy)}
+            write_weights(self.run.best, standing.best_weights, {"format": "pt", **about})
+
+    def _save(self, standing: Standing, optimizers: list[torch.optim.Optimizer]) -> None:
+        if self.run is None:
+            return
+        state = capture(standing, self.student, self.method, optimizers, self.accelerator.device)
+        if self.accelerator.is_main_process:
+            write_checkpoint(self.run.checkpoints, standing.step, state)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, standing: Standing) -> FitResult:
+        """Give the student the weights that were asked for, in eval mode, and say where everything is."""
+        best = standing.best_weights if self.config.restore_best else None
+        path = None
+        if self.run is not None:
+            path = self.run.best if best else self.run.last
+            if self.accelerator.is_main_process:
+                about = {"format": "pt", "epoch": str(standing.epoch)}
+                write_weights(self.run.last, snapshot(self.student.state_dict()), about)
+            self.accelerator.wait_for_everyone()
+        if best:
+            self.student.load_state_dict(best)
+        self.student.eval().zero_grad(set_to_none=True)
+        return FitResult(
+            history=standing.history,
+            best_epoch=standing.best_epoch,
+            best_accuracy=standing.best_accuracy,
+            seconds=standing.seconds,
+            output_dir=self.run.path if self.run else None,
+            student_path=path,
+            checkpoint_path=latest_checkpoint(self.run) if self.run else None,
+        )
+
+
+def _method_settings(name: str, preset: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The method's name and options, with the preset among them where the method has presets."""
+    known = list(inspect.signature(method_class(name)).parameters)
+    check_keys(options, known, f"option of method {name!r}")
+    if "preset" in known:
+        return {"name": name, "options": {"preset": preset, **options}}
+    if preset != "paper":
+        raise ValueError(f"method {name!r} has no presets, got preset={preset!r}")
+    return {"name": name, "options": dict(options)}
+
+
+def _draw(method: Method, asked: str | None) -> str:
+    """How teacher samples are drawn: as asked, or else as the method needs."""
+    draw = asked or next(iter(method.required_draw), "independent")
+    method.check_draw(draw)
+    return draw
+
+
+def _as_data(data: Any) -> LabelledData:
+    """A data set; a pair of tensors (x, y) is made one."""
+    if isinstance(data, tuple) and len(data) == 2:
+        return TensorData(*data)
+    if isinstance(data, LabelledData):
+        return data
+    raise TypeError(f"data must be a LabelledData or a pair of tensors (x, y), got {type(data).__name__}")
+
+
+def _line(figures: dict[str, Any]) -> str:
+    """The figures that a person watches."""
+    shown = ("loss", "val_loss", "val_accuracy")
+    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4g}" for name in shown if name in figures)
