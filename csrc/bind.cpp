@@ -33,15 +33,23 @@ auto by_type(bool f64, Body body) {
 
 sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t max_iter, double reg, double tol,
                           Address cost, Address a, bool a_shared, Address b, bool b_shared, Address init_f,
-                          bool history, Address saved, Address info) {
-  return {f64,         batch,
-          n,           m,
-          max_iter,    reg,
-          tol,         to<void>(cost),
-          to<void>(a), a_shared ? 0 : n,
-          to<void>(b), b_shared ? 0 : m,
-          to<void>(init_f), history,
-          to<void>(saved), to<int64_t>(info)};
+                          bool history, Address saved, int metric, int64_t d, Address x, Address y, Address scale_x,
+                          Address scale_y) {
+  sinkhorn::Problem p{};
+  p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
+  p.cost = to<void>(cost);
+  p.a = to<void>(a), p.a_stride = a_shared ? 0 : n;
+  p.b = to<void>(b), p.b_stride = b_shared ? 0 : m;
+  p.init_f = to<void>(init_f), p.history = history, p.saved = to<void>(saved);
+  p.metric = metric, p.d = d, p.x = to<void>(x), p.y = to<void>(y);
+  p.scale_x = to<void>(scale_x), p.scale_y = to<void>(scale_y);
+  return p;
+}
+
+template <class T>
+cost::Features<T> features(int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+                           Address scale_y) {
+  return {static_cast<cost::Metric>(metric), n, m, d, to<T>(x), to<T>(y), to<T>(scale_x), to<T>(scale_y)};
 }
 
 sinkhorn::Upstream upstream(Address value, Address f, Address g) { return {to<void>(value), to<void>(f), to<void>(g)}; }
@@ -95,11 +103,12 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.").def(py::init(&problem));
   m.def(
       "sinkhorn_forward",
-      [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual, Address marginal_error) {
+      [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual, Address marginal_error,
+         Address n_iter) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           return sinkhorn::forward<T>(p, save_plan, to<T>(f), to<T>(g), to<T>(value), to<T>(dual),
-                                      to<T>(marginal_error));
+                                      to<T>(marginal_error), to<int64_t>(n_iter));
         });
       },
       Unlocked());
@@ -109,86 +118,80 @@ PYBIND11_MODULE(_C, m) {
          Address grad_b, Address depth) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          return sinkhorn::adjoint<T>(p, upstream(up_value, up_f, up_g), to<T>(left), to<T>(right), to<T>(grad_a),
-                                      to<T>(grad_b), to<int64_t>(depth));
+          return sinkhorn::adjoint<T>(p, upstream(up_value, up_f, up_g), to<T>(left), to<T>(right),
+                                      {nullptr, to<T>(grad_a), to<T>(grad_b), nullptr, nullptr}, to<int64_t>(depth));
         });
       },
       Unlocked());
   m.def(
       "sinkhorn_adjoint_finish",
       [](const Problem& p, Address up_value, Address up_f, Address up_g, Address depth, Address grad_cost,
-         Address grad_a, Address grad_b) {
+         Address grad_a, Address grad_b, Address rows, Address cols) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          sinkhorn::adjoint_finish<T>(p, upstream(up_value, up_f, up_g), to<int64_t>(depth), to<T>(grad_cost),
-                                      to<T>(grad_a), to<T>(grad_b));
+          sinkhorn::adjoint_finish<T>(p, upstream(up_value, up_f, up_g), to<int64_t>(depth),
+                                      {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
         });
       },
       Unlocked());
   m.def(
       "sinkhorn_implicit",
       [](const Problem& p, Address up_value, Address up_f, Address up_g, Address grad_cost, Address grad_a,
-         Address grad_b) {
+         Address grad_b, Address rows, Address cols) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          return sinkhorn::implicit<T>(p, upstream(up_value, up_f, up_g), to<T>(grad_cost), to<T>(grad_a),
-                                       to<T>(grad_b));
+          return sinkhorn::implicit<T>(p, upstream(up_value, up_f, up_g),
+                                       {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
         });
       },
       Unlocked());
   m.def(
       "sinkhorn_envelope",
-      [](const Problem& p, Address up_value, Address grad_cost) {
+      [](const Problem& p, Address up_value, Address grad_cost, Address rows, Address cols) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          sinkhorn::envelope<T>(p, upstream(up_value, 0, 0), to<T>(grad_cost));
+          sinkhorn::envelope<T>(p, upstream(up_value, 0, 0),
+                                {to<T>(grad_cost), nullptr, nullptr, to<T>(rows), to<T>(cols)});
         });
       },
       Unlocked());
 
   m.def(
-      "cost_norms",
-      [](bool f64, int64_t n, int64_t d, Address x, Address unit, Address norm) {
+      "cost_scales",
+      [](bool f64, bool inverse, int64_t n, int64_t d, Address x, Address scale) {
         return by_type(f64, [&](auto t) {
           using T = decltype(t);
-          return cost::norms<T>(n, d, to<T>(x), to<T>(unit), to<T>(norm));
+          return cost::scales<T>(inverse, n, d, to<T>(x), to<T>(scale));
         });
       },
       Unlocked());
   m.def(
-      "cost_epilogue",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address norm_x, Address norm_y,
+      "cost_finish",
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x, Address scale_y,
          Address c) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
-          cost::epilogue<T>(metric, n, m, d, to<T>(x), to<T>(y), to<T>(norm_x), to<T>(norm_y), to<T>(c));
+          cost::finish(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(c));
         });
       },
       Unlocked());
   m.def(
-      "cost_weights",
-      [](bool f64, int metric, int64_t n, int64_t m, Address c, Address dc, Address row_sum, Address col_sum) {
+      "cost_weigh",
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x, Address scale_y,
+         Address c, Address dc, Address row_sum, Address col_sum) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
-          cost::weights<T>(metric, n, m, to<T>(c), to<T>(dc), to<T>(row_sum), to<T>(col_sum));
+          cost::weigh(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(c), to<T>(dc), to<T>(row_sum),
+                      to<T>(col_sum));
         });
       },
       Unlocked());
   m.def(
-      "cost_normalise_backward",
-      [](bool f64, int64_t n, int64_t d, Address unit, Address norm, Address g) {
+      "cost_project",
+      [](bool f64, int64_t n, int64_t d, Address x, Address scale, Address g) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
-          cost::normalise_backward<T>(n, d, to<T>(unit), to<T>(norm), to<T>(g));
-        });
-      },
-      Unlocked());
-  m.def(
-      "cost_l1",
-      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address c) {
-        by_type(f64, [&](auto t) {
-          using T = decltype(t);
-          cost::l1<T>(n, m, d, to<T>(x), to<T>(y), to<T>(c));
+          cost::project<T>(n, d, to<T>(x), to<T>(scale), to<T>(g));
         });
       },
       Unlocked());

@@ -17,15 +17,13 @@ void implicit(sinkhorn::Implicit<T>&);
 template <class T>
 void gradient(const sinkhorn::Gradient<T>&);
 template <class T>
-bool norms(int64_t, int64_t, const T*, T*, T*, int);
+bool scales(bool, int64_t, int64_t, const T*, T*, int);
 template <class T>
-void epilogue(cost::Metric, int64_t, int64_t, int64_t, const T*, const T*, const T*, const T*, T*, int);
+void finish(const cost::Features<T>&, T*, int);
 template <class T>
-void weights(cost::Metric, int64_t, int64_t, const T*, T*, T*, T*, T*, int);
+void weigh(const cost::Features<T>&, const T*, T*, T*, T*, T*, int);
 template <class T>
-void normalise_backward(int64_t, int64_t, const T*, const T*, T*, int);
-template <class T>
-void l1(int64_t, int64_t, int64_t, const T*, const T*, T*, int);
+void project(int64_t, int64_t, const T*, const T*, T*, int);
 template <class T>
 void l1_backward(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*, int);
 template <class T>
@@ -54,7 +52,7 @@ void exp_array(const T* x, T* y, int64_t count) {
 template <class T>
 constexpr Kernels<T> table() {
   return {{forward<T>, adjoint<T>, adjoint_log<T>, implicit<T>, gradient<T>},
-          {norms<T>, epilogue<T>, weights<T>, normalise_backward<T>, l1<T>, l1_backward<T>},
+          {scales<T>, finish<T>, weigh<T>, project<T>, l1_backward<T>},
           {label_transport_forward<T>}};
 }
 

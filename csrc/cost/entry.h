@@ -1,23 +1,21 @@
-// Costs from features and back, on contiguous matrices: what bind.cpp calls. See kernels.h for formulas.
+// Costs from features and back, on untyped pointers: what bind.cpp calls.
 #pragma once
 #include <stdint.h>
 
-#include "cost/kernels.h"
+#include "cost/features.h"
 
 namespace ucmkd {
 namespace cost {
 
 template <class T>
-bool norms(int64_t n, int64_t d, const T* x, T* unit, T* norm);
+bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale);
 template <class T>
-void epilogue(int metric, int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* norm_x, const T* norm_y,
-              T* c);
+void finish(const Features<T>&, T* c);
 template <class T>
-void weights(int metric, int64_t n, int64_t m, const T* c, T* dc, T* row_sum, T* col_sum);
+void weigh(const Features<T>&, const T* c, T* dc, T* row_sum, T* col_sum);
 template <class T>
-void normalise_backward(int64_t n, int64_t d, const T* unit, const T* norm, T* g);
-template <class T>
-void l1(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* c);
+void project(int64_t n, int64_t d, const T* x, const T* scale, T* g);
+// dc is (n, m), or its transpose where `transposed`.
 template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed, T* dx);
 

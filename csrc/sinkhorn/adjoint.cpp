@@ -7,6 +7,7 @@
 //
 // u_t, v_t are relative to the last iteration. `adjoint` takes plain sums; `adjoint_log` rebuilds the
 // row and column softmaxes from the potentials and cannot overflow; `implicit` is the sweep with u = v = 1.
+#include "cost/row.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/sweep.h"
@@ -372,13 +373,15 @@ void gradient(const Gradient<T>& p) {
   const int64_t n = p.n, m = p.m, mp = padded(m);
   const T inverse = 1 / p.reg;
   auto body = [&](int index) {
+    T* columns = p.features ? p.work + index * m : nullptr;
+    for (int64_t j = 0; columns && j < m; ++j) columns[j] = 0;
     for (int64_t i = n * index / p.tasks; i < n * (index + 1) / p.tasks; ++i) {
-      const Vec<T> shift = splat(p.cost ? p.alpha[i] : T(0)), row = splat(p.row_sum ? p.row_sum[i] : T(0));
+      const Vec<T> shift = splat(p.alpha[i]), row = splat(p.row_sum ? p.row_sum[i] : T(0));
       T* out = p.grad_cost + i * m;
       for (int64_t j = 0; j < m; j += W) {
         const int64_t left = m - j;
         const Vec<T> plan = load(p.plan + i * mp + j);
-        if (!p.cost) {
+        if (p.plan_only) {
           left >= W ? store(out + j, p.value_weight * plan) : store_part(out + j, p.value_weight * plan, left);
           continue;
         }
@@ -392,9 +395,14 @@ void gradient(const Gradient<T>& p) {
         d = plan > 0 ? d : Vec<T>{};
         left >= W ? store(out + j, d) : store_part(out + j, d, left);
       }
+      if (p.features) p.weight_rows[i] = weigh_row(*p.features, i, p.cost + i * m, out, columns);
     }
   };
   parallel(p.tasks, body);
+  for (int64_t j = 0; p.features && j < m; ++j) {
+    p.weight_cols[j] = 0;
+    for (int k = 0; k < p.tasks; ++k) p.weight_cols[j] += p.work[k * m + j];
+  }
 }
 template void gradient<float>(const Gradient<float>&);
 template void gradient<double>(const Gradient<double>&);

@@ -45,14 +45,10 @@ const T* at(const void* base, int64_t offset) {
   return base ? static_cast<const T*>(base) + offset : nullptr;
 }
 
-template <class T>
-T rounding() {
-  return sizeof(T) == 4 ? T(5.96e-8) : T(1.11e-16);
-}
 // The sweep back may stop where what remains is below rounding, or well below the tolerance asked for.
 template <class T>
 T adjoint_tolerance(double tol) {
-  const T least = rounding<T>() / 4;
+  const T least = (sizeof(T) == 4 ? T(5.96e-8) : T(1.11e-16)) / 4;
   return tol * 0.1 > least ? T(tol * 0.1) : least;
 }
 
@@ -89,6 +85,18 @@ struct WorkPool {
   T* of(int64_t k) { return memory.data() + each * k; }
 };
 
+template <class T>
+cost::Features<T> features_of(const Problem& p) {
+  return {static_cast<cost::Metric>(p.metric), p.n, p.m, p.d, at<T>(p.x, 0), at<T>(p.y, 0),
+          at<T>(p.scale_x, 0), at<T>(p.scale_y, 0)};
+}
+
+template <class T>
+Saved<T> saved_of(const Problem& p, int64_t k) {
+  T* block = static_cast<T*>(p.saved) + k * saved_size(p.n, p.m, p.max_iter, p.history);
+  return Saved<T>(block, p.n, p.m, p.max_iter, p.history);
+}
+
 }  // namespace
 
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
@@ -96,34 +104,40 @@ int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
 }
 
 template <class T>
-const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* dual, T* marginal_error) {
+const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* dual, T* marginal_error,
+                    int64_t* n_iter) {
   for (int64_t k = 0; k < p.batch; ++k)
     if (const char* refused = check_masses(at<T>(p.a, k * p.a_stride), p.n, at<T>(p.b, k * p.b_stride), p.m))
       return refused;
-  const int64_t block = saved_size(p.n, p.m, p.max_iter, p.history);
   WorkPool<T> work(p.batch, forward_work(p.n, p.m, tasks_for(p.n, p.m)));
+  const cost::Features<T> features = features_of<T>(p);
   std::vector<Status> status(p.batch, Status::kOk);
   over_batch(p, [&](int64_t k, int tasks) {
-    const Saved<T> saved(static_cast<T*>(p.saved) + k * block, p.n, p.m, p.max_iter, p.history);
+    const Saved<T> saved = saved_of<T>(p, k);
     Forward<T> call{};
     call.n = p.n, call.m = p.m, call.max_iter = p.max_iter;
     call.reg = T(p.reg), call.tol = T(p.tol);
-    call.cost = at<T>(p.cost, k * p.n * p.m);
+    call.cost = static_cast<T*>(p.cost) + k * p.n * p.m;
+    call.features = p.metric < 0 ? nullptr : &features;
     call.a = at<T>(p.a, k * p.a_stride), call.b = at<T>(p.b, k * p.b_stride);
     call.init_f = at<T>(p.init_f, k * p.n);
     call.tasks = tasks;
     call.save_plan = save_plan;
     call.plan = saved.plan, call.hist_u = saved.hist_u, call.hist_v = saved.hist_v, call.alpha = saved.alpha;
     call.f = f ? f + k * p.n : nullptr, call.g = g ? g + k * p.m : nullptr;
-    call.value = value + k, call.dual = dual + k;
+    call.value = value + k, call.dual = dual ? dual + k : nullptr;
     call.work = work.of(k);
     kernels<T>().sinkhorn.forward(call);
-    marginal_error[k] = call.marginal_error;
-    p.info[2 * k] = call.n_iter, p.info[2 * k + 1] = static_cast<int64_t>(call.history);
+    for (int64_t word = 0; word < kPad * int64_t(sizeof(T)) / 8; ++word) saved.info[word] = 0;
+    saved.info[0] = call.n_iter, saved.info[1] = static_cast<int64_t>(call.history);
+    if (marginal_error) marginal_error[k] = call.marginal_error;
+    if (n_iter) n_iter[k] = call.n_iter;
     status[k] = call.status;
   });
   for (Status s : status) {
-    if (s == Status::kBadCost) return "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf";
+    if (s == Status::kBadCost)
+      return p.metric < 0 ? "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf"
+                          : "the distances between x and y must stay in range, got one that overflows";
     if (s == Status::kForbidden)
       return "every row and column with mass needs a pair of finite cost with mass, got one that has none";
   }
@@ -134,13 +148,12 @@ namespace {
 
 template <class T>
 Adjoint<T> adjoint_call(const Problem& p, const Upstream& up, int64_t k, int tasks) {
-  const int64_t block = saved_size(p.n, p.m, p.max_iter, p.history);
-  const Saved<T> saved(static_cast<T*>(p.saved) + k * block, p.n, p.m, p.max_iter, p.history);
+  const Saved<T> saved = saved_of<T>(p, k);
   Adjoint<T> call{};
-  call.n = p.n, call.m = p.m, call.reg = T(p.reg), call.n_iter = p.info[2 * k];
+  call.n = p.n, call.m = p.m, call.reg = T(p.reg), call.n_iter = saved.info[0];
   call.tolerance = adjoint_tolerance<T>(p.tol);
   call.range_limit = sizeof(T) == 4 ? T(30) : T(300);
-  call.history = static_cast<History>(p.info[2 * k + 1]);
+  call.history = static_cast<History>(saved.info[1]);
   call.cost = at<T>(p.cost, k * p.n * p.m);
   call.a = at<T>(p.a, k * p.a_stride), call.b = at<T>(p.b, k * p.b_stride);
   call.init_f = at<T>(p.init_f, k * p.n);
@@ -151,17 +164,42 @@ Adjoint<T> adjoint_call(const Problem& p, const Upstream& up, int64_t k, int tas
   return call;
 }
 
+// Gradients of the masses of problem k, in `spare` (n + m elements) where nobody asked for them.
+template <class T>
+void set_mass_gradients(const Problem& p, const Gradients<T>& out, int64_t k, T* spare, T** grad_a, T** grad_b) {
+  *grad_a = out.a ? out.a + k * p.n : spare;
+  *grad_b = out.b ? out.b + k * p.m : spare + p.n;
+}
+
+template <class T>
+void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum, const T* col_sum, bool plan_only,
+                     const Gradients<T>& out, int64_t k) {
+  const cost::Features<T> features = features_of<T>(p);
+  Scratch<T> work(p.metric < 0 ? 0 : call.tasks * p.m);
+  Gradient<T> last{};
+  last.n = p.n, last.m = p.m, last.reg = call.reg, last.value_weight = call.value_weight;
+  last.plan_only = plan_only;
+  last.cost = call.cost, last.plan = call.plan, last.alpha = call.alpha;
+  last.row_sum = row_sum, last.col_sum = col_sum;
+  last.features = p.metric < 0 ? nullptr : &features;
+  last.tasks = call.tasks, last.grad_cost = out.cost + k * p.n * p.m;
+  last.weight_rows = out.weight_rows, last.weight_cols = out.weight_cols;
+  last.work = work.data();
+  kernels<T>().sinkhorn.gradient(last);
+}
+
 }  // namespace
 
 template <class T>
-int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, T* grad_a, T* grad_b, int64_t* depth) {
-  WorkPool<T> work(p.batch, adjoint_work(p.n, p.m, tasks_for(p.n, p.m)));
+int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out, int64_t* depth) {
+  const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
+  WorkPool<T> work(p.batch, own + p.n + p.m);
   const int64_t rows = 2 * p.max_iter;
   over_batch(p, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
     call.left = left + k * rows * p.n, call.right = right + k * rows * p.m;
-    call.grad_a = grad_a + k * p.n, call.grad_b = grad_b + k * p.m;
     call.work = work.of(k);
+    set_mass_gradients(p, out, k, call.work + own, &call.grad_a, &call.grad_b);
     kernels<T>().sinkhorn.adjoint(call);
     depth[k] = call.in_range ? call.depth : -1;
   });
@@ -175,39 +213,30 @@ int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, T* grad
   return deepest;
 }
 
-namespace {
 template <class T>
-void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum, const T* col_sum, bool plan_only,
-                     T* grad_cost) {
-  Gradient<T> last{};
-  last.n = p.n, last.m = p.m, last.reg = call.reg, last.value_weight = call.value_weight;
-  last.cost = plan_only ? nullptr : call.cost;
-  last.plan = call.plan, last.alpha = call.alpha, last.row_sum = row_sum, last.col_sum = col_sum;
-  last.tasks = call.tasks, last.grad_cost = grad_cost;
-  kernels<T>().sinkhorn.gradient(last);
-}
-}  // namespace
-
-template <class T>
-void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, T* grad_cost, T* grad_a, T* grad_b) {
+void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, const Gradients<T>& out) {
   bool log_domain = false;
   for (int64_t k = 0; k < p.batch; ++k) log_domain |= depth[k] < 0;
-  WorkPool<T> work(log_domain ? p.batch : 0, adjoint_work(p.n, p.m, tasks_for(p.n, p.m)));
+  const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
+  WorkPool<T> work(log_domain ? p.batch : 0, own + p.n + p.m);
   over_batch(p, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
-    call.grad_cost = grad_cost + k * p.n * p.m;
-    if (depth[k] >= 0) return finish_gradient<T>(p, call, nullptr, nullptr, false, call.grad_cost);
-    call.grad_a = grad_a + k * p.n, call.grad_b = grad_b + k * p.m;
+    if (depth[k] >= 0) return finish_gradient<T>(p, call, nullptr, nullptr, false, out, k);
+    call.grad_cost = out.cost + k * p.n * p.m;
     call.work = work.of(k);
+    set_mass_gradients(p, out, k, call.work + own, &call.grad_a, &call.grad_b);
     kernels<T>().sinkhorn.adjoint_log(call);
+    if (p.metric < 0) return;
+    Scratch<T> columns(tasks * p.m);
+    kernels<T>().cost.weigh(features_of<T>(p), call.cost, call.grad_cost, out.weight_rows, out.weight_cols,
+                            columns.data(), tasks);
   });
 }
 
 template <class T>
-bool implicit(const Problem& p, const Upstream& up, T* grad_cost, T* grad_a, T* grad_b) {
-  const int64_t sums = padded(p.n) + padded(p.m);
+bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
-  WorkPool<T> work(p.batch, own + sums);
+  WorkPool<T> work(p.batch, own + padded(p.n) + padded(p.m) + p.n + p.m);
   std::vector<char> converged(p.batch);
   over_batch(p, [&](int64_t k, int tasks) {
     const Adjoint<T> same = adjoint_call<T>(p, up, k, tasks);
@@ -219,10 +248,10 @@ bool implicit(const Problem& p, const Upstream& up, T* grad_cost, T* grad_a, T* 
     call.tasks = tasks;
     call.work = work.of(k);
     call.row_sum = call.work + own, call.col_sum = call.row_sum + padded(p.n);
-    call.grad_a = grad_a + k * p.n, call.grad_b = grad_b + k * p.m;
+    set_mass_gradients(p, out, k, call.col_sum + padded(p.m), &call.grad_a, &call.grad_b);
     kernels<T>().sinkhorn.implicit(call);
     converged[k] = call.converged;
-    finish_gradient<T>(p, same, call.row_sum, call.col_sum, false, grad_cost + k * p.n * p.m);
+    finish_gradient<T>(p, same, call.row_sum, call.col_sum, false, out, k);
   });
   for (char c : converged)
     if (!c) return false;
@@ -230,18 +259,18 @@ bool implicit(const Problem& p, const Upstream& up, T* grad_cost, T* grad_a, T* 
 }
 
 template <class T>
-void envelope(const Problem& p, const Upstream& up, T* grad_cost) {
+void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   over_batch(p, [&](int64_t k, int tasks) {
-    finish_gradient<T>(p, adjoint_call<T>(p, up, k, tasks), nullptr, nullptr, true, grad_cost + k * p.n * p.m);
+    finish_gradient<T>(p, adjoint_call<T>(p, up, k, tasks), nullptr, nullptr, true, out, k);
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                        \
-  template const char* forward<T>(const Problem&, bool, T*, T*, T*, T*, T*);                     \
-  template int64_t adjoint<T>(const Problem&, const Upstream&, T*, T*, T*, T*, int64_t*);        \
-  template void adjoint_finish<T>(const Problem&, const Upstream&, const int64_t*, T*, T*, T*);  \
-  template bool implicit<T>(const Problem&, const Upstream&, T*, T*, T*);                        \
-  template void envelope<T>(const Problem&, const Upstream&, T*);
+#define UK_INSTANTIATE(T)                                                                                  \
+  template const char* forward<T>(const Problem&, bool, T*, T*, T*, T*, T*, int64_t*);                     \
+  template int64_t adjoint<T>(const Problem&, const Upstream&, T*, T*, const Gradients<T>&, int64_t*);     \
+  template void adjoint_finish<T>(const Problem&, const Upstream&, const int64_t*, const Gradients<T>&);   \
+  template bool implicit<T>(const Problem&, const Upstream&, const Gradients<T>&);                         \
+  template void envelope<T>(const Problem&, const Upstream&, const Gradients<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -53,7 +53,7 @@ class Run {
 
   void all() {
     start();
-    if (!rebuild()) return;
+    if (!rebuild(p.features)) return;
     for (t = 1; t <= p.max_iter; ++t) {
       T* swap = u;
       u = u_before, u_before = swap;
@@ -93,8 +93,8 @@ class Run {
     for (int64_t k = 0; k < count; ++k) to[k] = from[k];
   }
 
-  bool rebuild() {
-    if (build(p.cost, n, m, p.reg, F, G, u, p.plan, s, partial, p.tasks)) return true;
+  bool rebuild(const cost::Features<T>* features = nullptr) {
+    if (build(p.cost, features, n, m, p.reg, F, G, u, p.plan, s, partial, p.tasks)) return true;
     p.status = Status::kBadCost;
     return false;
   }
@@ -218,7 +218,7 @@ class Run {
       if (p.g) p.g[j] = b[j] > 0 ? free + p.reg * log_of(b[j]) : -T(__builtin_inf());
     }
     *p.value = T(value);
-    *p.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
+    if (p.dual) *p.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
     if (p.history == History::kPotentials) {
       t = p.n_iter + 1;  // the last epoch ends after iteration n_iter
       leave_epoch();

@@ -3,6 +3,7 @@
 // take no part.
 #pragma once
 #include "core/math.h"
+#include "cost/row.h"
 #include "sinkhorn/sweep.h"
 
 namespace ucmkd {
@@ -69,9 +70,10 @@ static inline Vec<T> exponent(Vec<T> f, Vec<T> g, Vec<T> c, T inverse) {
 }
 
 // K_ij = exp((F_i + G_j - C_ij) / reg), rows of F = -inf zero, and s_j = sum_i u_i K_ij. F, G, u padded.
-// Returns false where the cost holds NaN or -inf.
+// With features, C holds their inner products and becomes the cost on the way. Returns false where the cost
+// holds NaN or -inf, or, with features, overflows.
 template <class T>
-static inline bool build(const T* C, int64_t n, int64_t m, T reg, const T* F, const T* G, const T* u, T* K, T* s,
+static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int64_t m, T reg, const T* F, const T* G, const T* u, T* K, T* s,
                          T* partial, int tasks) {
   constexpr int W = Lanes<T>::W;
   const int64_t stride = sinkhorn::padded(m);
@@ -85,6 +87,7 @@ static inline bool build(const T* C, int64_t n, int64_t m, T reg, const T* F, co
     typename Lanes<T>::I bad = {};
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       T* k = K + i * stride;
+      if (features && i < n) finish_cost_row(*features, i, C + i * m);
       const bool takes_part = i < n && F[i] > -inf;
       const Vec<T> Fi = splat(takes_part ? F[i] : 0), ui = splat(takes_part ? u[i] : 0);
       for (int64_t j = 0; j < stride; j += W) {
@@ -94,6 +97,7 @@ static inline bool build(const T* C, int64_t n, int64_t m, T reg, const T* F, co
         }
         const Vec<T> c = j < m ? load_cost(C + i * m, j, m) : splat(inf);
         bad |= ~(c >= -Lanes<T>::kMax);
+        if (features && j + W <= m) bad |= ~(c <= Lanes<T>::kMax);
         const Vec<T> value = takes_part ? exp(exponent<T>(Fi, load(G + j), c, inverse)) : Vec<T>{};
         store(k + j, value);
         store(mine + j, load(mine + j) + ui * value);

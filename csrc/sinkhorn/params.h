@@ -7,6 +7,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "cost/features.h"
+
 namespace ucmkd {
 namespace sinkhorn {
 
@@ -34,7 +36,8 @@ struct Forward {
   T reg;
   int64_t max_iter;
   T tol;            // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  const T* cost;    // (n, m), may hold +inf
+  T* cost;          // (n, m), may hold +inf; with features: their inner products, which become the cost
+  const cost::Features<T>* features;  // or null: the cost is given
   const T* a;       // (n,) or null: uniform
   const T* b;       // (m,) or null: uniform
   const T* init_f;  // (n,) or null: f_0 = -reg log n
@@ -48,7 +51,7 @@ struct Forward {
   T* g;             // (m,) or null
   T* alpha;         // (n,): <P_i, C_i> / a_i, 0 where a is 0
   T* value;         // (): <P, C>
-  T* dual;          // (): <f~, a> + <g~, b> - reg (sum a - sum a sum b)
+  T* dual;          // () or null: <f~, a> + <g~, b> - reg (sum a - sum a sum b)
   T* work;          // forward_work(n, m, tasks) elements, 64-byte aligned
   // results
   T marginal_error;
@@ -120,32 +123,41 @@ struct Implicit {
 };
 
 // dC = P (value_weight - Z / reg), in place on the product left' right, or from row and column sums;
-// with cost null: dC = value_weight P.
+// or, with plan_only, dC = value_weight P.
 template <class T>
 struct Gradient {
   int64_t n, m;
   T reg;
   T value_weight;    // of <P, C>
-  const T* cost;     // (n, m) or null
+  bool plan_only;
+  const T* cost;     // (n, m)
   const T* plan;     // (., padded(m))
   const T* alpha;    // (n,)
   const T* row_sum;  // (n,) or null: the product is given in grad_cost
   const T* col_sum;  // (m,) or null
+  const cost::Features<T>* features;  // or null; with features, grad_cost ends as their weights (cost/row.h)
   int tasks;
   T* grad_cost;      // (n, m)
+  T* weight_rows;    // (n,) row sums of the weights, with features
+  T* weight_cols;    // (m,)
+  T* work;           // (tasks, m), with features
 };
 
-// What the forward keeps for the backward, one block of memory per problem: plan, hist_u, hist_v, alpha.
+// What the forward keeps for the backward, one block of memory per problem: plan, alpha, the number of
+// iterations and the kind of history, hist_u, hist_v.
 template <class T>
 struct Saved {
-  T *plan, *hist_u, *hist_v, *alpha;
+  T *plan, *alpha;
+  int64_t* info;  // n_iter, History
+  T *hist_u, *hist_v;
   static int64_t size(int64_t n, int64_t m, int64_t max_iter, bool history) {
-    return padded(n) * padded(m) + padded(n) + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
+    return padded(n) * padded(m) + padded(n) + kPad + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
   }
   Saved(T* block, int64_t n, int64_t m, int64_t max_iter, bool history) {
     plan = block;
     alpha = plan + padded(n) * padded(m);
-    hist_u = history ? alpha + padded(n) : nullptr;
+    info = reinterpret_cast<int64_t*>(alpha + padded(n));
+    hist_u = history ? alpha + padded(n) + kPad : nullptr;
     hist_v = history ? hist_u + padded((max_iter + 1) * n) : nullptr;
   }
 };

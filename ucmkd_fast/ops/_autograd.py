@@ -72,75 +72,66 @@ class Sinkhorn(torch.autograd.Function):
     """From a cost (B?, N, M): (value, dual, f, g, marginal_error, n_iter)."""
 
     @staticmethod
-    def forward(ctx: Any, matrix, a, b, init_f, reg, max_iter, tol, grad):  # noqa: D102
+    def forward(ctx: Any, matrix, a, b, init_f, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:3])
-        history = needs and grad == "unrolled"
-        s = _solve.forward(matrix, a, b, init_f, reg, max_iter, tol, history, needs)
-        ctx.set_materialize_grads(False)
-        n_iter = s.info[..., 0]
-        ctx.mark_non_differentiable(s.marginal_error, n_iter)
-        if grad == "envelope":
-            ctx.mark_non_differentiable(s.f, s.g)
+        s = _solve.forward(matrix, a, b, init_f, options, needs)
         if needs:
-            ctx.save_for_backward(matrix, a, b, init_f, s.f, s.g, s.saved, s.info)
-            ctx.options = (reg, max_iter, tol, grad)
-        return s.value, s.dual, s.f, s.g, s.marginal_error, n_iter
+            constants = (s.f, s.g) if options.grad == "envelope" else ()
+            ctx.mark_non_differentiable(*constants, s.marginal_error, s.n_iter)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(matrix, a, b, init_f, s.f, s.g, s.saved)
+            ctx.options = options
+        return s[:6]
 
     @staticmethod
     def backward(ctx: Any, *upstream):  # noqa: D102
-        saved = ctx.saved_tensors
-        reg, max_iter, tol, grad = ctx.options
+        saved, options = ctx.saved_tensors, ctx.options
         upstream = upstream[:4]
         if all(u is None for u in upstream):
-            return (None,) * 8
+            return (None,) * 5
         if torch.is_grad_enabled():
-            _refuse_second_order(grad)
+            _refuse_second_order(options.grad)
             with torch.enable_grad():
-                outputs = reference_outputs(*saved[:4], reg, max_iter, tol, grad)
-            return *_differentiate(outputs, saved[:3], upstream), *[None] * 5
-        d_cost, d_a, d_b = _solve.backward(*saved, *upstream, *ctx.options)
+                outputs = reference_outputs(*saved[:4], *options)
+            return *_differentiate(outputs, saved[:3], upstream), None, None
+        d_cost, d_a, d_b, _ = _solve.backward(*saved, upstream, options)
         needs = ctx.needs_input_grad
-        return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, *[None] * 5
+        return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None
 
 
 class SinkhornLoss(torch.autograd.Function):
-    """From features x (N, D), y (M, D): one number, ``which`` = 0 the transport value, 1 the dual value."""
+    """From features x (N, D), y (M, D): the transport value, or the dual value where ``regularized``."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, a, b, init_f, metric, dtype, which, reg, max_iter, tol, grad):  # noqa: D102
+    def forward(ctx: Any, x, y, a, b, init_f, metric, dtype, regularized, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:4])
-        history = needs and grad == "unrolled"
-        matrix, prepared = cost.forward(x, y, metric, dtype)
-        s = _solve.forward(matrix, a, b, init_f, reg, max_iter, tol, history, needs)
+        matrix, features = cost.products(x, y, metric, dtype)
+        loss, f, g, saved = _solve.forward_loss(matrix, features, a, b, init_f, options, needs, regularized)
         if needs:
-            ctx.save_for_backward(x, y, a, b, init_f, matrix, *prepared, s.f, s.g, s.saved, s.info)
-            ctx.options = (reg, max_iter, tol, grad)
-            ctx.metric, ctx.which = metric, which
-        return s[which]
+            ctx.save_for_backward(x, y, a, b, init_f, matrix, *features[:3], f, g, saved)
+            ctx.metric, ctx.regularized, ctx.options = metric, regularized, options
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        x, y, a, b, init_f, matrix, px, py, norm_x, norm_y, f, g, saved, info = ctx.saved_tensors
+        x, y, a, b, init_f, matrix, fx, fy, scale, f, g, saved = ctx.saved_tensors
+        regularized, options = ctx.regularized, ctx.options
         if torch.is_grad_enabled():
-            _refuse_second_order(ctx.options[3])
+            _refuse_second_order(options.grad)
             with torch.enable_grad():
-                dtype = matrix.dtype
-                again = reference.cost(x.to(dtype), y.to(dtype), ctx.metric)
-                outputs = reference_outputs(again, a, b, init_f, *ctx.options)
-            return *_differentiate(outputs[ctx.which : ctx.which + 1], (x, y, a, b), (upstream,)), *[None] * 8
-        both = [None, None, None, None]
-        both[ctx.which] = upstream
-        d_cost, d_a, d_b = _solve.backward(matrix, a, b, init_f, f, g, saved, info, *both, *ctx.options)
+                again = reference.cost(x.to(matrix.dtype), y.to(matrix.dtype), ctx.metric)
+                loss = reference_outputs(again, a, b, init_f, *options)[int(regularized)]
+            return *_differentiate((loss,), (x, y, a, b), (upstream,)), *[None] * 5
+        features = cost.Features(fx, fy, scale, ctx.metric)
+        both = (None, upstream, None, None) if regularized else (upstream, None, None, None)
+        weights, d_a, d_b, sums = _solve.backward(matrix, a, b, init_f, f, g, saved, both, options, features)
         need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
-        prepared = cost.Prepared(px, py, norm_x, norm_y)
-        dx, dy = cost.backward(prepared, ctx.metric, matrix, d_cost, need_x, need_y)
-        return (
-            None if dx is None else dx.to(x.dtype),
-            None if dy is None else dy.to(y.dtype),
-            d_a if need_a else None,
-            d_b if need_b else None,
-            *[None] * 8,
-        )
+        dx, dy = cost.backward(features, weights, sums, need_x, need_y)
+        if dx is not None and dx.dtype != x.dtype:
+            dx = dx.to(x.dtype)
+        if dy is not None and dy.dtype != y.dtype:
+            dy = dy.to(y.dtype)
+        return dx, dy, d_a if need_a else None, d_b if need_b else None, *[None] * 5
 
 
 # The same calls for torch.compile, export and functorch.
@@ -172,6 +163,10 @@ def register_backward(op, setup_context, backward):
     return call
 
 
+def _contiguous(*tensors):
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
 @torch.library.custom_op("ucmkd_fast::sinkhorn_forward", mutates_args=())
 def sinkhorn_forward(
     matrix: Tensor,
@@ -184,9 +179,8 @@ def sinkhorn_forward(
     grad: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward call with everything that the backward needs as outputs."""
-    matrix = matrix.contiguous()
-    a, b, init_f = (None if t is None else t.contiguous() for t in (a, b, init_f))
-    return tuple(_solve.forward(matrix, a, b, init_f, reg, max_iter, tol, grad == "unrolled", True))
+    options = _solve.Options(reg, max_iter, tol, grad)
+    return tuple(_solve.forward(*_contiguous(matrix, a, b, init_f), options, True))
 
 
 @sinkhorn_forward.register_fake
@@ -199,7 +193,7 @@ def _(matrix, a, b, init_f, reg, max_iter, tol, grad):
         matrix.new_empty((*lead, n)),
         matrix.new_empty((*lead, m)),
         matrix.new_empty(lead),
-        torch.empty((*lead, 2), dtype=torch.int64),
+        torch.empty(lead, dtype=torch.int64),
         matrix.new_empty((lead[0] if lead else 1) * size),
     )
 
@@ -213,7 +207,6 @@ def sinkhorn_backward(
     f: Tensor,
     g: Tensor,
     saved: Tensor,
-    info: Tensor,
     up_value: Tensor | None,
     up_dual: Tensor | None,
     up_f: Tensor | None,
@@ -223,20 +216,21 @@ def sinkhorn_backward(
     tol: float,
     grad: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the cost and of the masses."""
-    matrix = matrix.contiguous()
-    a, b, init_f = (None if t is None else t.contiguous() for t in (a, b, init_f))
-    return _solve.backward(
-        matrix, a, b, init_f, f, g, saved, info, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad
-    )
+    """Gradients of the cost and of the masses (empty where they are not given)."""
+    options = _solve.Options(reg, max_iter, tol, grad)
+    upstream = (up_value, up_dual, up_f, up_g)
+    d_cost, d_a, d_b, _ = _solve.backward(*_contiguous(matrix, a, b, init_f), f, g, saved, upstream, options)
+    none = matrix.new_empty(0)
+    return d_cost, none if d_a is None else d_a, none.clone() if d_b is None else d_b
 
 
 @sinkhorn_backward.register_fake
-def _(matrix, a, b, init_f, f, g, saved, info, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad):
+def _(matrix, a, b, init_f, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad):
+    none = matrix.new_empty(0)
     return (
         matrix.new_empty(matrix.shape),
-        torch.empty_like(f if a is None else a),
-        torch.empty_like(g if b is None else b),
+        none if a is None else a.new_empty(a.shape),
+        none.clone() if b is None else b.new_empty(b.shape),
     )
 
 
@@ -261,10 +255,10 @@ _sinkhorn_backward = register_backward(sinkhorn_backward, _setup_nothing, _no_fu
 
 def _setup_context(ctx, inputs, output):
     matrix, a, b, init_f, *ctx.options = inputs
-    _, _, f, g, error, info, saved = output
+    _, _, f, g, error, n_iter, saved = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(error, info, saved)
-    ctx.save_for_backward(matrix, a, b, init_f, f, g, saved, info)
+    ctx.mark_non_differentiable(error, n_iter, saved)
+    ctx.save_for_backward(matrix, a, b, init_f, f, g, saved)
 
 
 def _backward(ctx, *upstream):
@@ -287,38 +281,38 @@ sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _back
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
-def cost_forward(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The cost matrix, and the prepared features as the backward wants them (never views of the inputs)."""
+def cost_forward(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """The cost matrix (N, M), and the scales of the features (N + M,) for the backward."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    matrix, p = cost.forward(x, y, metric, dtype)
-    px, py = (
-        z.clone() if z.data_ptr() == o.data_ptr() else z for z, o in zip((p.x, p.y), (x, y), strict=True)
-    )
-    return matrix, px, py, p.norm_x, p.norm_y
+    matrix, features = cost.products(x, y, metric, dtype)
+    cost.finish(features, matrix)
+    return matrix, features.scale
 
 
 @cost_forward.register_fake
 def _(x, y, metric):
     n, m = x.shape[0], y.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return tuple(x.new_empty(shape, dtype=dtype) for shape in ((n, m), x.shape, y.shape, (n,), (m,)))
+    return x.new_empty((n, m), dtype=dtype), x.new_empty((n + m,), dtype=dtype)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_backward", mutates_args=())
 def cost_backward(
-    matrix: Tensor, px: Tensor, py: Tensor, norm_x: Tensor, norm_y: Tensor, grad_cost: Tensor, metric: str
+    x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both feature sets."""
+    """Gradients of both feature sets, in the cost's dtype."""
+    features = cost.Features(*(z.to(matrix.dtype).contiguous() for z in (x, y)), scale, metric)
     # The gradient may be shared by autograd: work on a copy.
-    work = grad_cost.clone(memory_format=torch.contiguous_format)
-    dx, dy = cost.backward(cost.Prepared(px, py, norm_x, norm_y), metric, matrix, work, True, True)
+    weights = grad_cost.clone(memory_format=torch.contiguous_format)
+    sums = cost.weigh(features, matrix, weights)
+    dx, dy = cost.backward(features, weights, sums, True, True)
     assert dx is not None and dy is not None
     return dx, dy
 
 
 @cost_backward.register_fake
-def _(matrix, px, py, norm_x, norm_y, grad_cost, metric):
-    return torch.empty_like(px), torch.empty_like(py)
+def _(x, y, scale, matrix, grad_cost, metric):
+    return matrix.new_empty(x.shape), matrix.new_empty(y.shape)
 
 
 _cost_backward_op = register_backward(cost_backward, _setup_nothing, _no_further("the cost's gradient"))
@@ -326,17 +320,18 @@ _cost_backward_op = register_backward(cost_backward, _setup_nothing, _no_further
 
 def _cost_setup(ctx, inputs, output):
     x, y, ctx.metric = inputs
-    ctx.dtypes = x.dtype, y.dtype
+    matrix, scale = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output)
+    ctx.mark_non_differentiable(scale)
+    ctx.save_for_backward(x, y, scale, matrix)
 
 
 def _cost_backward(ctx, grad_cost, *_):
     if grad_cost is None:
         return None, None, None
-    dx, dy = _cost_backward_op(*ctx.saved_tensors, grad_cost, ctx.metric)
-    return dx.to(ctx.dtypes[0]), dy.to(ctx.dtypes[1]), None
+    x, y, scale, matrix = ctx.saved_tensors
+    dx, dy = _cost_backward_op(x, y, scale, matrix, grad_cost, ctx.metric)
+    return dx.to(x.dtype), dy.to(y.dtype), None
 
 
 cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward)

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from .._native import _C
+from .cost import Features
 
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
+_NO_FEATURES = (-1, 0, 0, 0, 0, 0)
+
+
+class Options(NamedTuple):
+    """What a call runs with, once checked."""
+
+    reg: float
+    max_iter: int
+    tol: float
+    grad: str
 
 
 class Solved(NamedTuple):
@@ -21,7 +32,7 @@ class Solved(NamedTuple):
     f: Tensor  # (B?, N)
     g: Tensor  # (B?, M)
     marginal_error: Tensor  # (B?) sum_j |(P'1)_j - b_j|
-    info: Tensor  # (B?, 2) int64: iterations that ran, kind of history
+    n_iter: Tensor  # (B?) int64
     saved: Tensor  # (B * saved_size,) what the backward needs
 
 
@@ -31,19 +42,27 @@ def _padded(size: int) -> int:
 
 def saved_size(n: int, m: int, max_iter: int, history: bool) -> int:
     """As ``sinkhorn::saved_size`` in csrc; in Python so that symbolic sizes pass."""
-    size = _padded(n) * _padded(m) + _padded(n)
+    size = _padded(n) * _padded(m) + _padded(n) + PAD
     return size + (_padded((max_iter + 1) * n) + _padded(max_iter * m) if history else 0)
 
 
-def _problem(cost, a, b, init_f, saved, info, reg, max_iter, tol, history):
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _problem(cost, a, b, init_f, saved, options, history, features):
     n, m = cost.shape[-2:]
-    batch = cost.shape[0] if cost.dim() == 3 else 1
     return _C.SinkhornProblem(
-        cost.dtype == torch.float64, batch, n, m, max_iter, reg, tol, cost.data_ptr(),
-        0 if a is None else a.data_ptr(), a is None or a.dim() == 1,
-        0 if b is None else b.data_ptr(), b is None or b.dim() == 1,
-        0 if init_f is None else init_f.data_ptr(), history, saved.data_ptr(), info.data_ptr(),
+        cost.dtype == torch.float64, cost.shape[0] if cost.dim() == 3 else 1, n, m, options.max_iter, options.reg,
+        options.tol, cost.data_ptr(), _address(a), a is None or a.dim() == 1, _address(b), b is None or b.dim() == 1,
+        _address(init_f), history, saved.data_ptr(), *(_NO_FEATURES if features is None else features.addresses()),
     )  # fmt: skip
+
+
+def _run(problem, save_plan: bool, *outputs: Tensor | None) -> None:
+    refused = _C.sinkhorn_forward(problem, save_plan, *(_address(t) for t in outputs))
+    if refused is not None:
+        raise ValueError(refused)
 
 
 def forward(
@@ -51,50 +70,62 @@ def forward(
     a: Tensor | None,  # (B?, N) contiguous
     b: Tensor | None,  # (B?, M) contiguous
     init_f: Tensor | None,  # (B?, N) contiguous
-    reg: float,
-    max_iter: int,
-    tol: float,
-    history: bool,
-    save_plan: bool,
+    options: Options,
+    save: bool,
 ) -> Solved:
     """Run the iterations. Raises ValueError for values that the kernel refuses."""
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    batch = lead[0] if lead else 1
-    saved = cost.new_empty(batch * saved_size(n, m, max_iter, history))
-    info = torch.empty((*lead, 2), dtype=torch.int64)
+    history = save and options.grad == "unrolled"
+    saved = cost.new_empty((lead[0] if lead else 1) * saved_size(n, m, options.max_iter, history))
     f, g = cost.new_empty((*lead, n)), cost.new_empty((*lead, m))
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
-    problem = _problem(cost, a, b, init_f, saved, info, reg, max_iter, tol, history)
-    refused = _C.sinkhorn_forward(
-        problem, save_plan, f.data_ptr(), g.data_ptr(), value.data_ptr(), dual.data_ptr(), error.data_ptr()
-    )
-    if refused is not None:
-        raise ValueError(refused)
-    return Solved(value, dual, f, g, error, info, saved)
+    n_iter = torch.empty(lead, dtype=torch.int64)
+    problem = _problem(cost, a, b, init_f, saved, options, history, None)
+    _run(problem, save, f, g, value, dual, error, n_iter)
+    return Solved(value, dual, f, g, error, n_iter, saved)
+
+
+def forward_loss(
+    products: Tensor,  # (N, M) inner products of the features; becomes their cost
+    features: Features,
+    a: Tensor | None,
+    b: Tensor | None,
+    init_f: Tensor | None,
+    options: Options,
+    save: bool,
+    regularized: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """The loss alone: its value, the potentials where its gradient needs them, and what the backward needs."""
+    n, m = products.shape
+    history = save and options.grad == "unrolled"
+    saved = products.new_empty(saved_size(n, m, options.max_iter, history))
+    value = products.new_empty(())
+    dual = products.new_empty(()) if regularized else None
+    masses = regularized and save and (a is not None or b is not None)
+    f, g = (products.new_empty(n), products.new_empty(m)) if masses else (None, None)
+    problem = _problem(products, a, b, init_f, saved, options, history, features)
+    _run(problem, save, f, g, value, dual, None, None)
+    return (value if dual is None else dual), f, g, saved
 
 
 def _dual_upstream(cost, a, b, f, g, reg, grad_dual, grad_f, grad_g):
-    """The dual value <f - reg log a, a> + <g - reg log b, b> - reg (sum a - sum a sum b) as upstream of f, g, a, b.
+    """Upstream of f, g, a, b from that of the dual value.
 
-    At N = 1 to M = 1 as elsewhere; rows and columns of zero mass take no part.
+    <f - reg log a, a> + <g - reg log b, b> - reg (sum a - sum a sum b); zero masses take no part.
     """
     w = grad_dual[..., None]
     n, m = cost.shape[-2:]
-    mass_a = f.new_full((n,), 1 / n) if a is None else a
-    mass_b = g.new_full((m,), 1 / m) if b is None else b
-    grad_f = w * mass_a + (0 if grad_f is None else grad_f)
-    grad_g = w * mass_b + (0 if grad_g is None else grad_g)
-
-    def direct(mass, potential, other):
-        free = torch.where(mass > 0, potential - reg * mass.log(), 0)
-        return w * torch.where(mass > 0, free - 2 * reg + reg * other.sum(-1, keepdim=True), 0)
-
-    direct_a = None if a is None else direct(mass_a, f, mass_b)
-    direct_b = (
-        None
-        if b is None
-        else w * torch.where(mass_b > 0, g - reg * mass_b.log() - reg + reg * mass_a.sum(-1, keepdim=True), 0)
-    )
+    mass_a = cost.new_full((n,), 1 / n) if a is None else a
+    mass_b = cost.new_full((m,), 1 / m) if b is None else b
+    grad_f = w * mass_a if grad_f is None else w * mass_a + grad_f
+    grad_g = w * mass_b if grad_g is None else w * mass_b + grad_g
+    direct_a = direct_b = None
+    if a is not None:
+        free = f - reg * a.log()
+        direct_a = w * torch.where(a > 0, free - 2 * reg + reg * mass_b.sum(-1, keepdim=True), 0)
+    if b is not None:
+        free = g - reg * b.log()
+        direct_b = w * torch.where(b > 0, free - reg + reg * mass_a.sum(-1, keepdim=True), 0)
     return grad_f.contiguous(), grad_g.contiguous(), direct_a, direct_b
 
 
@@ -103,69 +134,83 @@ def backward(
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
-    f: Tensor,
-    g: Tensor,
+    f: Tensor | None,  # read where the masses have a gradient
+    g: Tensor | None,
     saved: Tensor,
-    info: Tensor,
-    grad_value: Tensor | None,
-    grad_dual: Tensor | None,
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    reg: float,
-    max_iter: int,
-    tol: float,
-    grad: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the cost (B?, N, M) and of the masses (B?, N), (B?, M)."""
+    upstream: tuple[Tensor | None, ...],  # of value, dual, f, g
+    options: Options,
+    features: Features | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of the cost (B?, N, M) and of given masses (B?, N), (B?, M).
+
+    With features, the first is the weights of ``cost.backward`` and the last their sums (N + M,).
+    """
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    if grad == "envelope":
-        return _envelope(cost, a, b, f, g, saved, info, grad_value, grad_dual, reg, max_iter, tol)
+    grad_value, grad_dual, grad_f, grad_g = upstream
+    sums = None if features is None else cost.new_empty(n + m)
+    rows = _address(sums)
+    tail = (rows, rows + n * cost.element_size() if rows else 0)
+    problem = _problem(cost, a, b, init_f, saved, options, options.grad == "unrolled", features)
+    if options.grad == "envelope":
+        weight = (
+            grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual
+        )
+        weight = weight.contiguous()
+        grad_cost = torch.empty_like(cost)
+        _C.sinkhorn_envelope(problem, weight.data_ptr(), grad_cost.data_ptr(), *tail)
+        return grad_cost, *_envelope_masses(cost, a, b, f, g, grad_dual, options.reg), sums
     direct_a = direct_b = None
     if grad_dual is not None:
-        grad_f, grad_g, direct_a, direct_b = _dual_upstream(cost, a, b, f, g, reg, grad_dual, grad_f, grad_g)
+        grad_f, grad_g, direct_a, direct_b = _dual_upstream(
+            cost, a, b, f, g, options.reg, grad_dual, grad_f, grad_g
+        )
     up = [None if t is None else t.contiguous() for t in (grad_value, grad_f, grad_g)]
-    addresses = [0 if t is None else t.data_ptr() for t in up]
-    grad_a, grad_b = cost.new_empty((*lead, n)), cost.new_empty((*lead, m))
-    problem = _problem(cost, a, b, init_f, saved, info, reg, max_iter, tol, grad == "unrolled")
-    if grad == "implicit":
+    up_addresses = [_address(t) for t in up]
+    grad_a = None if a is None else cost.new_empty((*lead, n))
+    grad_b = None if b is None else cost.new_empty((*lead, m))
+    masses = (_address(grad_a), _address(grad_b))
+    if options.grad == "implicit":
         grad_cost = torch.empty_like(cost)
-        if not _C.sinkhorn_implicit(
-            problem, *addresses, grad_cost.data_ptr(), grad_a.data_ptr(), grad_b.data_ptr()
-        ):
+        if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *tail):
             warnings.warn(
                 "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
                 "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
                 stacklevel=2,
             )
     else:
-        left = cost.new_empty((*lead, 2 * max_iter, n))
-        right = cost.new_empty((*lead, 2 * max_iter, m))
-        depths = torch.empty(lead or (1,), dtype=torch.int64)
-        depth = _C.sinkhorn_adjoint(
-            problem, *addresses, left.data_ptr(), right.data_ptr(), grad_a.data_ptr(), grad_b.data_ptr(),
-            depths.data_ptr(),
-        )  # fmt: skip
-        if depth == 0:
-            grad_cost = torch.empty_like(cost)
-        else:
-            grad_cost = torch.matmul(left[..., :depth, :].mT, right[..., :depth, :])
-        _C.sinkhorn_adjoint_finish(
-            problem, *addresses, depths.data_ptr(), grad_cost.data_ptr(), grad_a.data_ptr(), grad_b.data_ptr()
-        )
-    if direct_a is not None:
+        grad_cost = _unrolled(problem, cost, up_addresses, masses, tail, 2 * options.max_iter)
+    if grad_a is not None and direct_a is not None:
         grad_a += direct_a
-    if direct_b is not None:
+    if grad_b is not None and direct_b is not None:
         grad_b += direct_b
-    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b)
+    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b), sums
 
 
-def _like_mass(grad: Tensor, mass: Tensor | None) -> Tensor:
+def _unrolled(problem, cost, up_addresses, masses, tail, rows: int) -> Tensor:
+    """The adjoint sweep, one matrix product of its vectors, and dC made in place of the product."""
+    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    left, right = cost.new_empty((*lead, rows, n)), cost.new_empty((*lead, rows, m))
+    depths = torch.empty(lead or (1,), dtype=torch.int64)
+    at = depths.data_ptr()
+    depth = _C.sinkhorn_adjoint(problem, *up_addresses, left.data_ptr(), right.data_ptr(), *masses, at)
+    grad_cost = torch.empty_like(cost)
+    if depth and lead:  # out=: autocast leaves it alone
+        torch.matmul(left[:, :depth].mT, right[:, :depth], out=grad_cost)
+    elif depth:
+        torch.mm(left[:depth].t(), right[:depth], out=grad_cost)
+    _C.sinkhorn_adjoint_finish(problem, *up_addresses, at, grad_cost.data_ptr(), *masses, *tail)
+    return grad_cost
+
+
+def _like_mass(grad: Tensor | None, mass: Tensor | None) -> Tensor | None:
     """Masses shared by a batch get the sum of its gradients."""
-    return grad.sum(0) if mass is not None and grad.dim() > mass.dim() else grad
+    if grad is None or mass is None:
+        return None
+    return grad.sum(0) if grad.dim() > mass.dim() else grad
 
 
 def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tensor:
-    """F without its log-mass, finite also where the mass is 0."""
+    """f without its log-mass, finite also where the mass is 0."""
     regular = f - reg * mass.log()
     if bool((mass > 0).all()):
         return regular
@@ -173,18 +218,12 @@ def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tenso
     return torch.where(mass > 0, regular, everywhere)
 
 
-def _envelope(cost, a, b, f, g, saved, info, grad_value, grad_dual, reg, max_iter, tol):
-    """DC = P; da, db = the potentials without the masses (of the regularised value)."""
-    weight = grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual
-    grad_cost = torch.empty_like(cost)
-    weight = weight.contiguous()
-    problem = _problem(cost, a, b, None, saved, info, reg, max_iter, tol, False)
-    _C.sinkhorn_envelope(problem, weight.data_ptr(), grad_cost.data_ptr())
-    grad_a, grad_b = torch.zeros_like(f), torch.zeros_like(g)
-    if grad_dual is not None:
-        w = grad_dual[..., None]
-        if a is not None:
-            grad_a = w * _free(cost, f, g, a, reg)
-        if b is not None:
-            grad_b = w * _free(cost.mT, g, f, b, reg)
-    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b)
+def _envelope_masses(cost, a, b, f, g, grad_dual, reg) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the regularised value: the potentials without the masses. The plan is a constant of the other."""
+    if grad_dual is None:
+        return tuple(None if mass is None else torch.zeros_like(mass) for mass in (a, b))
+    w = grad_dual[..., None]
+    return (
+        None if a is None else _like_mass(w * _free(cost, f, g, a, reg), a),
+        None if b is None else _like_mass(w * _free(cost.mT, g, f, b, reg), b),
+    )

@@ -1,4 +1,4 @@
-"""Cost matrices from features, and the gradient back: torch's matrix products around native epilogues.
+"""Cost matrices from features, and the gradient back: torch's matrix products around native loops.
 
     cosine 1 - <x^, y^>    chordal |x^ - y^|    l2 |x - y|    sqeuclidean |x - y|^2    l1 sum |x - y|
 
@@ -15,88 +15,97 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 
 METRICS = tuple(METRIC_CODES)
+_NORMALISED = ("cosine", "chordal")
 
 
-class Prepared(NamedTuple):
-    """Features as the backward wants them."""
+class Features(NamedTuple):
+    """Both sets as the kernels read them (csrc/cost/features.h)."""
 
-    x: Tensor  # (N, D) contiguous, at unit norm for cosine and chordal
-    y: Tensor  # (M, D)
-    norm_x: Tensor  # (N,) norms before normalisation
-    norm_y: Tensor  # (M,)
+    x: Tensor  # (N, D) contiguous
+    y: Tensor  # (M, D) contiguous
+    scale: Tensor  # (N + M,) of x, then of y: 1 / |x| where the metric normalises, else |x|^2
+    metric: str
 
-
-def _prepare(name: str, z: Tensor, dtype: torch.dtype, normalise: bool) -> tuple[Tensor, Tensor]:
-    z = z.detach().to(dtype).contiguous()
-    n, d = z.shape
-    norm = z.new_empty(n)
-    unit = torch.empty_like(z) if normalise else None
-    out = unit.data_ptr() if unit is not None else 0
-    if not _C.cost_norms(dtype == torch.float64, n, d, z.data_ptr(), out, norm.data_ptr()):
-        raise ValueError(
-            f"{name} must be finite with squared norms inside {dtype}'s range, got "
-            + ("NaN or inf" if not torch.isfinite(z).all() else "a row whose squared norm overflows")
-        )
-    return (unit if unit is not None else z), norm
-
-
-def forward(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Prepared]:
-    """C (N, M) of x (N, D), y (M, D), and what `backward` needs. No autograd here."""
-    normalise = metric in ("cosine", "chordal")
-    f64 = dtype == torch.float64
-    px, norm_x = _prepare("x", x, dtype, normalise)
-    py, norm_y = _prepare("y", y, dtype, normalise)
-    n, d = px.shape
-    m = py.shape[0]
-    if metric == "l1":
-        cost = px.new_empty(n, m)
-        _C.cost_l1(f64, n, m, d, px.data_ptr(), py.data_ptr(), cost.data_ptr())
-    else:
-        cost = torch.mm(px, py.t())
-        _C.cost_epilogue(
-            f64, METRIC_CODES[metric], n, m, d, px.data_ptr(), py.data_ptr(), norm_x.data_ptr(), norm_y.data_ptr(),
-            cost.data_ptr(),
+    def addresses(self) -> tuple[int, int, int, int, int, int]:
+        """Metric code, D, and the addresses of x, y and their scales."""
+        scale = self.scale.data_ptr()
+        shift = self.x.shape[0] * self.scale.element_size()
+        return (
+            METRIC_CODES[self.metric], self.x.shape[1], self.x.data_ptr(), self.y.data_ptr(), scale, scale + shift,
         )  # fmt: skip
-    return cost, Prepared(px, py, norm_x, norm_y)
+
+
+def _refuse(name: str, z: Tensor) -> None:
+    raise ValueError(
+        f"{name} must be finite with squared norms inside {z.dtype}'s range, got "
+        + ("NaN or inf" if not torch.isfinite(z).all() else "a row whose squared norm overflows")
+    )
+
+
+def products(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Features]:
+    """Inner products (N, M) of x (N, D), y (M, D), which the kernels turn into costs. No autograd here."""
+    x, y = (z.detach().to(dtype).contiguous() for z in (x, y))
+    n, d = x.shape
+    m = y.shape[0]
+    scale = x.new_empty(n + m)
+    features = Features(x, y, scale, metric)
+    *_, at_x, at_y = features.addresses()
+    f64, inverse = dtype == torch.float64, metric in _NORMALISED
+    if not _C.cost_scales(f64, inverse, n, d, x.data_ptr(), at_x):
+        _refuse("x", x)
+    if not _C.cost_scales(f64, inverse, m, d, y.data_ptr(), at_y):
+        _refuse("y", y)
+    # Products are written with out=: autocast leaves those alone, and the kernels read this dtype.
+    cost = x.new_empty(n, m)
+    return (cost if metric == "l1" else torch.mm(x, y.t(), out=cost)), features
+
+
+def finish(features: Features, matrix: Tensor) -> None:
+    """Inner products become costs, in place."""
+    metric, d, *rest = features.addresses()
+    n, m = matrix.shape
+    _C.cost_finish(matrix.dtype == torch.float64, metric, n, m, d, *rest, matrix.data_ptr())
+
+
+def weigh(features: Features, cost: Tensor, grad_cost: Tensor) -> Tensor:
+    """The gradient of the cost becomes the weights of `backward`, in place; returns their sums (N + M,)."""
+    metric, d, *rest = features.addresses()
+    n, m = cost.shape
+    sums = cost.new_empty(n + m)
+    at = sums.data_ptr()
+    _C.cost_weigh(
+        cost.dtype == torch.float64, metric, n, m, d, *rest, cost.data_ptr(), grad_cost.data_ptr(), at,
+        at + n * sums.element_size(),
+    )  # fmt: skip
+    return sums
 
 
 def backward(
-    prepared: Prepared, metric: str, cost: Tensor, grad_cost: Tensor, need_x: bool, need_y: bool
+    features: Features, weights: Tensor, sums: Tensor, need_x: bool, need_y: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x (N, D) and y (M, D). ``grad_cost`` (N, M), contiguous, is used up as work space."""
-    x, y, norm_x, norm_y = prepared
-    n, d = x.shape
-    m = y.shape[0]
-    f64 = x.dtype == torch.float64
-    dx: Tensor | None = None
-    dy: Tensor | None = None
-    if metric == "l1":
-        if need_x:
-            dx = torch.empty_like(x)
-            _C.cost_l1_backward(
-                f64, n, m, d, x.data_ptr(), y.data_ptr(), grad_cost.data_ptr(), False, dx.data_ptr()
-            )
-        if need_y:
-            dy = torch.empty_like(y)
-            _C.cost_l1_backward(
-                f64, m, n, d, y.data_ptr(), x.data_ptr(), grad_cost.data_ptr(), True, dy.data_ptr()
-            )
-        return dx, dy
-    if metric == "cosine":
-        dx = torch.mm(grad_cost, y).neg_() if need_x else None
-        dy = torch.mm(grad_cost.t(), x).neg_() if need_y else None
-    else:
-        row_sum, col_sum = x.new_empty(n, 1), x.new_empty(m, 1)
-        _C.cost_weights(
-            f64, METRIC_CODES[metric], n, m, cost.data_ptr(), grad_cost.data_ptr(), row_sum.data_ptr(),
-            col_sum.data_ptr(),
-        )  # fmt: skip
-        dx = torch.addmm(x * row_sum, grad_cost, y, alpha=-1) if need_x else None
-        dy = torch.addmm(y * col_sum, grad_cost.t(), x, alpha=-1) if need_y else None
-    if metric in ("cosine", "chordal"):
-        for grad, unit, norm in ((dx, x, norm_x), (dy, y, norm_y)):
-            if grad is not None:
-                _C.cost_normalise_backward(
-                    f64, len(unit), d, unit.data_ptr(), norm.data_ptr(), grad.data_ptr()
-                )
+    """Gradients of x (N, D) and y (M, D) from the weights (N, M) and their row and column sums (N + M,)."""
+    n = features.x.shape[0]
+    dx = _one_side(features, weights, sums[:n], False) if need_x else None
+    dy = _one_side(features, weights, sums[n:], True) if need_y else None
     return dx, dy
+
+
+def _one_side(features: Features, weights: Tensor, sums: Tensor, transposed: bool) -> Tensor:
+    x, y, scale, metric = features
+    if transposed:
+        x, y = y, x
+    n, d = x.shape
+    f64 = x.dtype == torch.float64
+    if metric == "l1":
+        grad = torch.empty_like(x)
+        _C.cost_l1_backward(
+            f64, n, y.shape[0], d, x.data_ptr(), y.data_ptr(), weights.data_ptr(), transposed, grad.data_ptr()
+        )
+        return grad
+    weights = weights.t() if transposed else weights
+    if metric not in _NORMALISED:
+        return torch.addmm(x * sums[:, None], weights, y, alpha=-1, out=torch.empty_like(x))
+    grad = torch.mm(weights, y, out=torch.empty_like(x))
+    at = scale.data_ptr() + (y.shape[0] * scale.element_size() if transposed else 0)
+    _C.cost_project(f64, n, d, x.data_ptr(), at, grad.data_ptr())
+    return grad

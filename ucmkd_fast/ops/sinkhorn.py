@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..reference import sinkhorn as reference
 from . import _autograd, checks
+from ._solve import Options
 from .cost import METRICS
 
 OBJECTIVES = ("transport", "regularized", "divergence")
@@ -34,10 +35,10 @@ class SinkhornResult:
         n_iter: () or (B,) int64, iterations that ran.
     """
 
-    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], reg: float, tol: float):
-        self.value, self.value_regularized, self._f, self._g, error, n_iter = outputs
-        self.marginal_error, self.n_iter = error.detach(), n_iter
-        self._cost, self._reg, self._tol = cost, reg, tol
+    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], options: Options):
+        self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
+        self.marginal_error = error.detach()
+        self._cost, self._options = cost, options
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
@@ -46,12 +47,12 @@ class SinkhornResult:
 
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
-        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._reg).exp()
+        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
 
     @property
     def converged(self) -> Tensor:
         """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
-        limit = self._tol if self._tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
+        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
         return self.marginal_error <= limit
 
     def __repr__(self) -> str:
@@ -61,12 +62,13 @@ class SinkhornResult:
         )
 
 
-def _check_options(reg, max_iter, tol, grad) -> tuple[float, int, float]:
+def _check_options(reg, max_iter, tol, grad) -> Options:
     checks.choice("grad", grad, GRADS)
-    return (
+    return Options(
         checks.positive_number("reg", reg),
         checks.count_at_least_one("max_iter", max_iter),
         checks.number_at_least_zero("tol", tol),
+        grad,
     )
 
 
@@ -110,22 +112,19 @@ def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
                 )
 
 
-def _solve(cost, a, b, init_f, reg, max_iter, tol, grad) -> tuple[Tensor, ...]:
+def _solve(cost, a, b, init_f, options: Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
     if cost.device.type != "cpu":
         _warn_no_kernels(cost.device)
-        value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_f, reg, max_iter, tol, grad)
-        plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / reg).exp()
+        value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_f, *options)
+        plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / options.reg).exp()
         target = cost.new_full((cost.shape[-1],), 1 / cost.shape[-1]) if b is None else b.detach()
         error = (plan.sum(-2) - target).abs().sum(-1)
-        return value, dual, f, g, error, torch.full(cost.shape[:-2], max_iter, device=cost.device)
+        return value, dual, f, g, error, torch.full(cost.shape[:-2], options.max_iter, device=cost.device)
     if _autograd.direct(cost, a, b, init_f):
-        contiguous = (None if t is None else t.contiguous() for t in (cost, a, b))
-        return _autograd.Sinkhorn.apply(*contiguous, init_f, reg, max_iter, tol, grad)
-    value, dual, f, g, error, info, _ = _autograd.sinkhorn_transformed(
-        cost, a, b, init_f, reg, max_iter, tol, grad
-    )
-    return value, dual, f, g, error, info[..., 0]
+        a, b = (None if t is None else t.contiguous() for t in (a, b))
+        return _autograd.Sinkhorn.apply(cost.contiguous(), a, b, init_f, options)
+    return _autograd.sinkhorn_transformed(cost, a, b, init_f, *options)[:6]
 
 
 def sinkhorn(
@@ -165,13 +164,13 @@ def sinkhorn(
     checks.tensor("cost", cost, "(N, M) or (B, N, M)", 2, 3)
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
-    reg, max_iter, tol = _check_options(reg, max_iter, tol, grad)
+    options = _check_options(reg, max_iter, tol, grad)
     batch = cost.shape[0] if cost.dim() == 3 else None
     a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
     b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
     init_f = _check_init(init, cost.shape, cost.dtype, cost.device)
-    return SinkhornResult(cost, _solve(cost, a, b, init_f, reg, max_iter, tol, grad), reg, tol)
+    return SinkhornResult(cost, _solve(cost, a, b, init_f, options), options)
 
 
 def _check_features(x: Any, y: Any) -> torch.dtype:
@@ -248,12 +247,11 @@ def sinkhorn_loss(
     dtype = _check_features(x, y)
     checks.choice("metric", metric, METRICS)
     checks.choice("objective", objective, OBJECTIVES)
-    reg, max_iter, tol = _check_options(reg, max_iter, tol, grad)
+    options = _check_options(reg, max_iter, tol, grad)
     a = checks.mass("a", a, x.shape[0], None, dtype)
     b = checks.mass("b", b, y.shape[0], None, dtype)
     checks.same_device(x=x, a=a, b=b)
     _envelope_has_no_mass_gradient(objective, grad, a, b)
-    options = (reg, max_iter, tol, grad)
     init_f = _check_init(init, torch.Size((x.shape[0], y.shape[0])), dtype, x.device)
 
     if return_result:
@@ -262,19 +260,19 @@ def sinkhorn_loss(
                 "return_result=True is for one problem: use objective='transport' or 'regularized'"
             )
         matrix = _cost_matrix(x, y, metric, dtype)
-        return SinkhornResult(matrix, _solve(matrix, a, b, init_f, *options), reg, tol)
+        return SinkhornResult(matrix, _solve(matrix, a, b, init_f, options), options)
     if objective == "divergence":
-        between = _one_loss(x, y, a, b, init_f, metric, dtype, 1, options)
-        within = [_one_loss(z, z, m, m, None, metric, dtype, 1, options) for z, m in ((x, a), (y, b))]
+        between = _one_loss(x, y, a, b, init_f, metric, dtype, True, options)
+        within = [_one_loss(z, z, m, m, None, metric, dtype, True, options) for z, m in ((x, a), (y, b))]
         return between - (within[0] + within[1]) / 2
-    return _one_loss(x, y, a, b, init_f, metric, dtype, int(objective == "regularized"), options)
+    return _one_loss(x, y, a, b, init_f, metric, dtype, objective == "regularized", options)
 
 
-def _one_loss(x, y, a, b, init_f, metric, dtype, which, options) -> Tensor:
+def _one_loss(x, y, a, b, init_f, metric, dtype, regularized, options) -> Tensor:
     if x.device.type == "cpu" and _autograd.direct(x, y, a, b):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
-        return _autograd.SinkhornLoss.apply(x, y, a, b, init_f, metric, dtype, which, *options)
-    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_f, *options)[which]
+        return _autograd.SinkhornLoss.apply(x, y, a, b, init_f, metric, dtype, regularized, options)
+    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_f, options)[int(regularized)]
 
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:

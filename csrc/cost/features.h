@@ -1,0 +1,27 @@
+// What the costs of a batch of features are made from.
+//
+//   cosine 1 - <x^, y^>   chordal |x^ - y^|   l2 |x - y|   sqeuclidean |x - y|^2   l1 sum |x - y|
+//
+// x^ = x / |x|; a zero row stays zero. All but l1 start from the inner products <x_i, y_j>.
+#pragma once
+#include <stdint.h>
+
+namespace ucmkd {
+namespace cost {
+
+enum class Metric : int { kCosine = 0, kChordal = 1, kL2 = 2, kSqeuclidean = 3, kL1 = 4 };
+
+inline bool normalised(Metric metric) { return metric == Metric::kCosine || metric == Metric::kChordal; }
+
+template <class T>
+struct Features {
+  Metric metric;
+  int64_t n, m, d;
+  const T* x;        // (n, d)
+  const T* y;        // (m, d)
+  const T* scale_x;  // (n,) 1 / |x| (0 for a zero row) where the metric normalises, else |x|^2
+  const T* scale_y;  // (m,)
+};
+
+}  // namespace cost
+}  // namespace ucmkd
