@@ -93,6 +93,18 @@ def test_half_precision_features(dtype):
     assert gx.dtype == dtype and torch.equal(gx, wx.to(dtype)) and torch.equal(gy, wy)
 
 
+def test_autocast_leaves_the_kernels_types_alone():
+    """Matrix products under autocast would come back in bfloat16, which the kernels do not read."""
+    x, y = (z.detach().float().requires_grad_() for z in features("l2"))
+    for metric in METRICS:
+        want = uk.sinkhorn_loss(x, y, metric=metric)
+        wants = torch.autograd.grad(want, (x, y))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = uk.sinkhorn_loss(x, y, metric=metric)
+            gots = torch.autograd.grad(got, (x, y))
+        assert got == want and all(torch.equal(g, w) for g, w in zip(gots, wants, strict=True))
+
+
 def test_masses_and_their_gradients():
     x, y = features("l2")
     a = torch.rand(23).double().softmax(0).requires_grad_()

@@ -210,7 +210,7 @@ def _like_mass(grad: Tensor | None, mass: Tensor | None) -> Tensor | None:
 
 
 def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tensor:
-    """f without its log-mass, finite also where the mass is 0."""
+    """Potential f without its log-mass, finite also where the mass is 0."""
     regular = f - reg * mass.log()
     if bool((mass > 0).all()):
         return regular

@@ -1,0 +1,165 @@
+"""One skeleton for every benchmark: cases as data, agreement before time, peers in the same rounds.
+
+Every round makes fresh inputs and times each implementation once on them, in an order that rotates; a
+speed-up is the median of the per-round ratios, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Timing:
+    """Milliseconds of one implementation over the rounds, and how it stands to the first one."""
+
+    name: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float  # median over rounds of its time / the first implementation's
+    error: float  # disagreement with the first implementation, as the benchmark defines it
+    note: str = ""
+
+
+@dataclass
+class Row:
+    """One case."""
+
+    case: dict[str, Any]
+    timings: list[Timing]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Disagreement(AssertionError):
+    """Two implementations do not compute the same."""
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to place the numbers."""
+    import ucmkd_fast as uk
+
+    info = uk._native._C.build_info()
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "level": info["cpu_level"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def compare(
+    implementations: dict[str, Callable[..., Any]],
+    make_inputs: Callable[[int], tuple],
+    error: Callable[[Any, Any], float],
+    limits: dict[str, float],
+    rounds: int = 7,
+    seconds: float = 20.0,
+) -> list[Timing]:
+    """Time every implementation; the first is ours. Raises Disagreement where one passes its limit.
+
+    Args:
+        implementations: name -> function of the inputs; returns what ``error`` compares.
+        make_inputs: seed -> fresh inputs.
+        error: (ours, theirs) -> disagreement.
+        limits: largest disagreement allowed by name.
+        rounds: timed rounds at most.
+        seconds: stop after a round that ends later than this (three rounds at least).
+    """
+    names = list(implementations)
+    inputs = make_inputs(0)
+    ours = implementations[names[0]](*inputs)
+    errors = {names[0]: 0.0}
+    for name in names[1:]:
+        errors[name] = error(ours, implementations[name](*inputs))
+        if not errors[name] <= limits[name]:
+            raise Disagreement(f"{name} differs by {errors[name]:.2e}, allowed {limits[name]:.0e}")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    gc.collect()
+    gc.disable()
+    try:
+        for round_ in range(rounds):
+            inputs = make_inputs(round_ + 1)
+            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+                call = implementations[name]
+                repeats = _repeats(times[name])
+                begin = time.perf_counter()
+                for _ in range(repeats):
+                    call(*inputs)
+                times[name].append((time.perf_counter() - begin) / repeats)
+            if round_ >= 2 and time.perf_counter() - start > seconds:
+                break
+    finally:
+        gc.enable()
+    return [_timing(name, times, names[0], errors[name]) for name in names]
+
+
+def _repeats(seen: Sequence[float]) -> int:
+    """Enough calls for about ten milliseconds, from the rounds before."""
+    return max(1, min(50, int(0.01 / statistics.median(seen)))) if seen else 1
+
+
+def _timing(name: str, times: dict[str, list[float]], first: str, error: float) -> Timing:
+    mine = times[name][1:] if len(times[name]) > 3 else times[name]  # the first round warms up
+    base = times[first][-len(mine) :]
+    ratios = [t / b for t, b in zip(mine, base, strict=True)]
+    return Timing(
+        name,
+        statistics.median(mine) * 1e3,
+        min(mine) * 1e3,
+        max(mine) * 1e3,
+        statistics.median(ratios),
+        error,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text: times in milliseconds, ratio to ours in brackets."""
+    lines = []
+    for row in rows:
+        head = " ".join(f"{k}={v}" for k, v in row.case.items())
+        lines.append(head)
+        for t in row.timings:
+            error = f"  differs by {t.error:.0e}" if t.error else ""
+            lines.append(f"  {t.name:34s} {t.median_ms:10.3f} ms  x{t.ratio:7.2f}{error}  {t.note}".rstrip())
+        for key, value in row.extra.items():
+            lines.append(f"  {key}: {value}")
+    return "\n".join(lines)
+
+
+def write(path: Path, name: str, rows: Sequence[Row]) -> None:
+    """Results as JSON, written beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"benchmark": name, "machine": machine(), "rows": [asdict(r) for r in rows]}, indent=1)
+    beside = path.with_suffix(".partial")
+    beside.write_text(text + "\n")
+    beside.replace(path)
