@@ -209,7 +209,7 @@ PYBIND11_MODULE(_C, m) {
       "label_transport_forward",
       [](bool f64, int64_t n, int64_t k, Address student, int64_t student_stride, Address teacher,
          int64_t teacher_stride, Address target, int64_t ignore_index, double label_smoothing, bool live_kappa,
-         Address loss, Address grad_student, Address grad_teacher) {
+         Address loss, Address grad_student, Address grad_teacher, int64_t grad_stride) {
         return by_type(f64, [&](auto t) {
           using T = decltype(t);
           label_transport::Forward<T> call{};
@@ -219,6 +219,7 @@ PYBIND11_MODULE(_C, m) {
           call.target = to<int64_t>(target), call.ignore_index = ignore_index;
           call.label_smoothing = T(label_smoothing), call.live_kappa = live_kappa;
           call.loss = to<T>(loss), call.grad_student = to<T>(grad_student), call.grad_teacher = to<T>(grad_teacher);
+          call.grad_stride = grad_stride;
           label_transport::forward(call);
           return std::make_tuple(call.total, call.kept, call.bad_row);
         });

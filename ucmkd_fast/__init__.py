@@ -1,17 +1,36 @@
 """Cross-modal knowledge distillation without paired data, on fused kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
 from .ops.label_transport import label_transport_loss
+from .ops.linear_label_transport import linear_label_transport_loss
 from .ops.sinkhorn import SinkhornResult, sinkhorn, sinkhorn_loss
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Distiller",
     "FeatureAlignmentLoss",
     "LabelTransportLoss",
     "SinkhornResult",
     "label_transport_loss",
+    "linear_label_transport_loss",
     "sinkhorn",
     "sinkhorn_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The training loop on first use: it imports accelerate, which those who only want the losses need not wait for."""
+    if name == "Distiller":
+        from .distiller import Distiller
+
+        return Distiller
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

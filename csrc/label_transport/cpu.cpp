@@ -71,8 +71,8 @@ void label_transport_forward(Forward<T>& p) {
     bad[index] = -1;
     for (int64_t i = p.n * index / p.tasks; i < p.n * (index + 1) / p.tasks; ++i) {
       const int64_t y = p.target[i];
-      T* ds = p.grad_student ? p.grad_student + i * k : nullptr;
-      T* dt = p.grad_teacher ? p.grad_teacher + i * k : nullptr;
+      T* ds = p.grad_student ? p.grad_student + i * p.grad_stride : nullptr;
+      T* dt = p.grad_teacher ? p.grad_teacher + i * p.grad_stride : nullptr;
       p.loss[i] = 0;
       if (y == p.ignore_index || y < 0 || y >= k) {
         if (y != p.ignore_index && bad[index] < 0) bad[index] = i;

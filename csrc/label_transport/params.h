@@ -19,8 +19,9 @@ struct Forward {
   int tasks;
   // out
   T* loss;                      // (n,) 0 where ignored
-  T* grad_student;              // (n, k) dL_i/ds_i, or null
-  T* grad_teacher;              // (n, k) dL_i/dt_i, or null
+  T* grad_student;              // (n, k) dL_i/ds_i, or null; may be the logits themselves
+  T* grad_teacher;              // (n, k) dL_i/dt_i, or null; may be the logits themselves
+  int64_t grad_stride;          // between rows of either gradient
   // results
   int64_t kept;                 // rows that are not ignored
   int64_t bad_row;              // first row whose target is out of range, or -1

@@ -16,27 +16,36 @@ KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher):
-    """Loss of each row (n,), gradients (n, K) or None, the total and the number of rows kept; no autograd."""
+def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row=0):
+    """Loss of each row (n,), the total and the number of rows kept; gradients go into ds, dt (n, K) where given.
+
+    Logits and gradients have unit column stride; a gradient may lie over its logits.
+    """
     n, k = student.shape
-    student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
     loss = student.new_empty(n)
-    ds = student.new_empty(n, k) if need_student else None
-    dt = student.new_empty(n, k) if need_teacher else None
+    grad = ds if ds is not None else dt
     total, kept, bad = _C.label_transport_forward(
         student.dtype == torch.float64, n, k, student.data_ptr(), student.stride(0), teacher.data_ptr(),
-        teacher.stride(0), target.contiguous().data_ptr(), ignore_index, smoothing, live, loss.data_ptr(),
-        0 if ds is None else ds.data_ptr(), 0 if dt is None else dt.data_ptr(),
+        teacher.stride(0), target.data_ptr(), ignore_index, smoothing, live, loss.data_ptr(),
+        0 if ds is None else ds.data_ptr(), 0 if dt is None else dt.data_ptr(), 0 if grad is None else grad.stride(0),
     )  # fmt: skip
     if bad >= 0:
         raise ValueError(
             f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index}), "
-            f"got {int(target[bad])} in row {bad}"
+            f"got {int(target[bad])} in row {first_row + bad}"
         )
     if math.isnan(total):
-        raise ValueError(
-            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
-        )
+        raise ValueError("student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN")
+    return loss, total, kept
+
+
+def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher):
+    """`run` on logits of any strides, with gradients of its own."""
+    n, k = student.shape
+    student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
+    ds = student.new_empty(n, k) if need_student else None
+    dt = student.new_empty(n, k) if need_teacher else None
+    loss, total, kept = run(student, teacher, target.contiguous(), ignore_index, smoothing, live, ds, dt)
     return loss, ds, dt, total, kept
 
 
@@ -124,7 +133,7 @@ def _backward(ctx, upstream, *_):
 _transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward)
 
 
-def _check(student: Any, teacher: Any, target: Any, label_smoothing: Any, ignore_index: Any) -> None:
+def _check_logits(student: Any, teacher: Any, target: Any) -> None:
     checks.tensor("student_logits", student, "(n, K)", 2, half=True)
     checks.tensor("teacher_logits", teacher, "(n, K)", 2, half=True)
     if student.shape != teacher.shape:
@@ -136,14 +145,25 @@ def _check(student: Any, teacher: Any, target: Any, label_smoothing: Any, ignore
         raise ValueError(
             f"student_logits must have at least one row and one class, got {tuple(student.shape)}"
         )
+    check_target(target, student.shape[0])
+    checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
+    checks.common_dtype(student_logits=student, teacher_logits=teacher)
+
+
+def check_target(target: Any, n: int) -> None:
+    """Classes (n,) of dtype int64; their range is checked by the kernel."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor of shape (n,), got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must be of dtype int64, got {str(target.dtype).removeprefix('torch.')}")
-    if target.shape != student.shape[:1]:
-        raise ValueError(f"target must have shape ({student.shape[0]},), got {tuple(target.shape)}")
-    checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
-    checks.common_dtype(student_logits=student, teacher_logits=teacher)
+    if target.shape != (n,):
+        raise ValueError(f"target must have shape ({n},), got {tuple(target.shape)}")
+
+
+def check_options(kappa: Any, label_smoothing: Any, ignore_index: Any, reduction: Any) -> None:
+    """The options that both forms share."""
+    checks.choice("kappa", kappa, KAPPAS)
+    checks.choice("reduction", reduction, REDUCTIONS)
     if not 0 <= checks.number_at_least_zero("label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
@@ -183,9 +203,8 @@ def label_transport_loss(
         TypeError: not a tensor, integer logits, float64 with float32, a target that is not int64.
         ValueError: shapes or class counts that differ, labels out of range, NaN, unknown options.
     """
-    _check(student_logits, teacher_logits, target, label_smoothing, ignore_index)
-    checks.choice("kappa", kappa, KAPPAS)
-    checks.choice("reduction", reduction, REDUCTIONS)
+    _check_logits(student_logits, teacher_logits, target)
+    check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
     if student_logits.device.type != "cpu":
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
