@@ -203,6 +203,29 @@ def test_warm_start():
     assert warm.n_iter <= 2 < stopped.n_iter
 
 
+@pytest.mark.parametrize("masses", ["uniform", "random", "zeros"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_over_relaxation_ends_at_the_same_point_in_fewer_iterations(masses, dtype):
+    for reg, saves in ((0.1, False), (0.02, True), (0.005, True)):
+        C, a, b = (None if t is None else t.to(dtype) for t in Case(60, 45, reg, 1, masses, "features").tensors())
+        C.requires_grad_()
+        runs = [
+            uk.sinkhorn(C, a, b, reg=reg, max_iter=5000, tol=1e-5, grad="implicit", accelerate=accelerate)
+            for accelerate in (None, "relax")
+        ]
+        plain, relaxed = runs
+        assert relaxed.marginal_error <= 1e-5
+        target = C.new_full((60,), 1 / 60) if a is None else a
+        assert torch.allclose(relaxed.plan().sum(1), target, atol=1e-6)  # the last iteration is a plain one
+        assert relaxed.n_iter <= (0.7 * plain.n_iter if saves else plain.n_iter + 2)
+        assert torch.allclose(relaxed.value, plain.value, rtol=1e-3)
+        grads = [torch.autograd.grad(r.value, C)[0] for r in runs]
+        assert distance(grads[1], grads[0]) < 2e-2
+    exact = uk.sinkhorn(C.double(), max_iter=20000, tol=1e-12, reg=0.02).value
+    fast = uk.sinkhorn(C.double(), max_iter=20000, tol=1e-12, reg=0.02, grad="envelope", accelerate="relax").value
+    assert torch.allclose(exact, fast, rtol=1e-10)
+
+
 def test_batches_equal_the_loop():
     C = torch.rand(5, 20, 13).double().requires_grad_()
     a = (torch.rand(5, 20).double() + 0.1).softmax(1).requires_grad_()
@@ -264,8 +287,8 @@ def test_registered_ops_are_sound():
     # Sizes without padding: opcheck compares the saved block too, and padding is not written.
     C = torch.rand(16, 16, dtype=torch.float64, requires_grad=True)
     a = torch.full((16,), 1 / 16, dtype=torch.float64, requires_grad=True)
-    for grad in ("unrolled", "implicit"):
-        torch.library.opcheck(_autograd.sinkhorn_forward, (C, a, None, None, 0.2, 4, 0.0, grad))
+    for grad, accelerate in (("unrolled", None), ("implicit", "relax")):
+        torch.library.opcheck(_autograd.sinkhorn_forward, (C, a, None, None, 0.2, 4, 0.0, grad, accelerate))
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -313,6 +336,8 @@ BAD = {
     "max_iter 1.5": (lambda: uk.sinkhorn(torch.ones(2, 2), max_iter=1.5), TypeError, "max_iter"),
     "tol": (lambda: uk.sinkhorn(torch.ones(2, 2), tol=-1.0), ValueError, "tol"),
     "grad": (lambda: uk.sinkhorn(torch.ones(2, 2), grad="unroled"), ValueError, "did you mean 'unrolled'"),
+    "accelerate": (lambda: uk.sinkhorn(torch.ones(2, 2), grad="implicit", accelerate="rlx"), ValueError, "'relax'"),
+    "unrolled relax": (lambda: uk.sinkhorn(torch.ones(2, 2), accelerate="relax"), ValueError, "plain iterations"),
     "init": (lambda: uk.sinkhorn(torch.ones(2, 2), init=torch.ones(2)), TypeError, "pair"),
     "init shape": (lambda: uk.sinkhorn(torch.ones(2, 2), init=(torch.ones(3), torch.ones(2))), ValueError, "init f"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ class FeatureAlignmentLoss(nn.Module):
     """`sinkhorn_loss` with its options kept; ``forward(x, y, a=None, b=None)`` on (N, D) and (M, D).
 
     Args:
-        metric, reg, max_iter, tol, objective, grad: as in `sinkhorn_loss`; checked at the first call.
+        metric, reg, max_iter, tol, objective, grad, accelerate: as in `sinkhorn_loss`; checked at the first call.
     """
 
     def __init__(
@@ -25,10 +25,12 @@ class FeatureAlignmentLoss(nn.Module):
         tol: float = 0.0,
         objective: str = "transport",
         grad: str = "unrolled",
+        accelerate: str | None = None,
     ):
         super().__init__()
         self.options: dict[str, Any] = {
             "metric": metric, "reg": reg, "max_iter": max_iter, "tol": tol, "objective": objective, "grad": grad,
+            "accelerate": accelerate,
         }  # fmt: skip
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

@@ -116,7 +116,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
     const Saved<T> saved = saved_of<T>(p, k);
     Forward<T> call{};
     call.n = p.n, call.m = p.m, call.max_iter = p.max_iter;
-    call.reg = T(p.reg), call.tol = T(p.tol);
+    call.reg = T(p.reg), call.tol = T(p.tol), call.relax = p.relax;
     call.cost = static_cast<T*>(p.cost) + k * p.n * p.m;
     call.features = p.metric < 0 ? nullptr : &features;
     call.a = at<T>(p.a, k * p.a_stride), call.b = at<T>(p.b, k * p.b_stride);

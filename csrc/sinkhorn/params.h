@@ -35,6 +35,7 @@ struct Forward {
   int64_t n, m;
   T reg;
   int64_t max_iter;
+  bool relax;       // over-relaxed iterations (forward.cpp); not with hist_u
   T tol;            // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
   T* cost;          // (n, m), may hold +inf; with features: their inner products, which become the cost
   const cost::Features<T>* features;  // or null: the cost is given
@@ -59,7 +60,7 @@ struct Forward {
   History history;
   Status status;
 };
-inline int64_t forward_work(int64_t n, int64_t m, int tasks) { return 7 * padded(n) + (6 + tasks) * padded(m); }
+inline int64_t forward_work(int64_t n, int64_t m, int tasks) { return 7 * padded(n) + (7 + tasks) * padded(m); }
 
 // Gradient of  value_weight <P, C> + <grad_f, f> + <grad_g, g>  through the iterations.
 template <class T>

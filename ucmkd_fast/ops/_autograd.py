@@ -28,8 +28,11 @@ def direct(*tensors: Tensor | None) -> bool:
     )
 
 
-def reference_outputs(cost_matrix, a, b, init_f, reg, max_iter, tol, grad):
-    """(value, dual, f, g) by the reference, differentiable to any order; a leading batch is a loop."""
+def reference_outputs(cost_matrix, a, b, init_f, reg, max_iter, tol, grad, accelerate=None):
+    """(value, dual, f, g) by the reference, differentiable to any order; a leading batch is a loop.
+
+    The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
+    """
     init = None if init_f is None else (init_f, init_f)
     if cost_matrix.dim() == 2:
         return reference.sinkhorn(
@@ -177,14 +180,15 @@ def sinkhorn_forward(
     max_iter: int,
     tol: float,
     grad: str,
+    accelerate: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward call with everything that the backward needs as outputs."""
-    options = _solve.Options(reg, max_iter, tol, grad)
+    options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     return tuple(_solve.forward(*_contiguous(matrix, a, b, init_f), options, True))
 
 
 @sinkhorn_forward.register_fake
-def _(matrix, a, b, init_f, reg, max_iter, tol, grad):
+def _(matrix, a, b, init_f, reg, max_iter, tol, grad, accelerate):
     lead, (n, m) = matrix.shape[:-2], matrix.shape[-2:]
     size = _solve.saved_size(n, m, max_iter, grad == "unrolled")
     return (
@@ -215,9 +219,10 @@ def sinkhorn_backward(
     max_iter: int,
     tol: float,
     grad: str,
+    accelerate: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the cost and of the masses (empty where they are not given)."""
-    options = _solve.Options(reg, max_iter, tol, grad)
+    options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     upstream = (up_value, up_dual, up_f, up_g)
     d_cost, d_a, d_b, _ = _solve.backward(*_contiguous(matrix, a, b, init_f), f, g, saved, upstream, options)
     none = matrix.new_empty(0)
@@ -225,7 +230,7 @@ def sinkhorn_backward(
 
 
 @sinkhorn_backward.register_fake
-def _(matrix, a, b, init_f, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad):
+def _(matrix, a, b, init_f, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad, accelerate):
     none = matrix.new_empty(0)
     return (
         matrix.new_empty(matrix.shape),
@@ -265,7 +270,7 @@ def _backward(ctx, *upstream):
     tensors = ctx.saved_tensors
     upstream = upstream[:4]
     if all(u is None for u in upstream):
-        return (None,) * 8
+        return (None,) * 9
     if ctx.options[3] == "envelope":
         upstream = (*upstream[:2], None, None)
     d_cost, d_a, d_b = _sinkhorn_backward(*tensors, *upstream, *ctx.options)
@@ -273,7 +278,7 @@ def _backward(ctx, *upstream):
         d_cost,
         d_a if tensors[1] is not None else None,
         d_b if tensors[2] is not None else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 
