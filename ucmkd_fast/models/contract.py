@@ -30,7 +30,8 @@ def check_model(model: nn.Module, role: str) -> None:
     """Raise TypeError when a model does not keep the contract; ``role`` names it in the message."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{role} must be a torch.nn.Module, got {type(model).__name__}")
-    if not callable(getattr(model, "encode", None)) or not isinstance(getattr(model, "head", None), nn.Module):
+    encode, head = getattr(model, "encode", None), getattr(model, "head", None)
+    if not callable(encode) or not isinstance(head, nn.Module):
         raise TypeError(
             f"{role} must have encode(x) -> (n, D) and a module head that maps (n, D) to logits; "
             f"{type(model).__name__} lacks one (wrap it in ucmkd_fast.models.Classifier(encoder, head))"

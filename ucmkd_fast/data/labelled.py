@@ -1,0 +1,156 @@
+"""What a data set offers: samples by index, their labels at once, the classes' names, who made each.
+
+Labels and groups are known without reading a sample, so splits and draws never
+touch the samples. A data set in memory gives a batch by one indexing; one that
+reads files implements `LabelledData.__getitem__` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+UNLABELLED = -100  # the label of a sample that has none: torch's ignore_index
+
+
+class LabelledData(Dataset):
+    """Base class of map-style data sets of (x, y).
+
+    Attributes:
+        labels: (n,) int64, each from 0 to K - 1, or `UNLABELLED`.
+        classes: the K classes' names; student and teacher name the same class alike.
+        groups: who made each sample (its speaker, its actor), n names; None where nobody knows.
+        holds_features: True where x is already a feature of the encoder, so that none has to run.
+    """
+
+    labels: Tensor
+    classes: list[str]
+    groups: list[str] | None = None
+    holds_features: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One sample x (...) and its label, 0-d int64."""
+        raise NotImplementedError
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (n, ...) and labels (n,) at indices (n,) int64."""
+        return torch.stack([self[int(i)][0] for i in indices]), self.labels[indices]
+
+    def subset(self, indices: Tensor | Sequence[int]) -> LabelledData:
+        """The samples at the given indices, in that order, as a data set."""
+        return _Subset(self, _as_indices(indices, len(self)))
+
+
+class TensorData(LabelledData):
+    """A data set in memory.
+
+    Args:
+        x: (n, ...) samples.
+        y: (n,) integer labels; None where no sample has one.
+        classes: the classes' names; None: "0", "1", ... up to the largest label.
+        groups: who made each sample, n names.
+
+    Raises:
+        TypeError: x or y is not a tensor, or y not of an integer dtype.
+        ValueError: empty, NaN or inf in x, lengths that differ, a label without a class.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+    ):
+        _check_samples(x)
+        if y is None:
+            y = torch.full((len(x),), UNLABELLED)
+        _check_labels(y, len(x))
+        if classes is None:
+            classes = [str(k) for k in range(int(y.max()) + 1)]
+        wrong = y[(y < 0) & (y != UNLABELLED) | (y >= len(classes))]
+        if len(wrong):
+            raise ValueError(
+                f"y must hold labels from 0 to {len(classes) - 1} ({len(classes)} classes), "
+                f"or {UNLABELLED} for a sample without one; got {int(wrong[0])}"
+            )
+        if groups is not None and len(groups) != len(x):
+            raise ValueError(f"groups must hold a name for each of {len(x)} samples, got {len(groups)}")
+        self.x = x
+        self.labels = y.long()
+        self.classes = list(classes)
+        self.groups = None if groups is None else list(groups)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One sample x (...) and its label, 0-d int64."""
+        return self.x[index], self.labels[index]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (n, ...) and labels (n,) at indices (n,) int64."""
+        return self.x[indices], self.labels[indices]
+
+    def subset(self, indices: Tensor | Sequence[int]) -> TensorData:
+        """The samples at the given indices, copied."""
+        rows = _as_indices(indices, len(self))
+        return TensorData(self.x[rows], self.labels[rows], self.classes, _pick(self.groups, rows))
+
+    def with_labels(self, y: Tensor) -> TensorData:
+        """The same samples under other labels (noise, permuted classes); x is shared."""
+        return TensorData(self.x, y, self.classes, self.groups)
+
+
+class _Subset(LabelledData):
+    """Some samples of a data set that reads its samples when asked."""
+
+    def __init__(self, data: LabelledData, indices: Tensor):
+        self.data, self.indices = data, indices
+        self.labels = data.labels[indices]
+        self.classes = data.classes
+        self.groups = _pick(data.groups, indices)
+        self.holds_features = data.holds_features
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.data[int(self.indices[index])]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.data.batch(self.indices[indices])
+
+
+def _pick(names: list[str] | None, rows: Tensor) -> list[str] | None:
+    return None if names is None else [names[i] for i in rows.tolist()]
+
+
+def _as_indices(indices: Tensor | Sequence[int], samples: int) -> Tensor:
+    rows = torch.as_tensor(indices)
+    if rows.dim() != 1 or not len(rows) or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise ValueError(f"indices must be a list of integers, got {rows.dtype} {tuple(rows.shape)}")
+    if int(rows.min()) < 0 or int(rows.max()) >= samples:
+        raise ValueError(
+            f"indices must be from 0 to {samples - 1}, got {int(rows.min())} to {int(rows.max())}"
+        )
+    return rows.long()
+
+
+def _check_samples(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor of shape (n, ...), got {type(x).__name__}")
+    if x.dim() < 2 or not x.numel():
+        raise ValueError(f"x must hold samples (n, ...) with n > 0, got shape {tuple(x.shape)}")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"x must be finite, got NaN or inf in sample {row}")
+
+
+def _check_labels(y: Tensor, samples: int) -> None:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a torch.Tensor of integer labels, got {type(y).__name__}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"y must be of an integer dtype, got {str(y.dtype).removeprefix('torch.')}")
+    if y.shape != (samples,):
+        raise ValueError(f"y must be of shape ({samples},), one label a sample, got {tuple(y.shape)}")
