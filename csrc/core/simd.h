@@ -67,14 +67,50 @@ static inline Vec<T> vmax(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
-// Lane reductions, in a fixed order.
+// Four elements: one row of a block each.
+template <class T>
+struct QuadOf {
+  typedef T V __attribute__((vector_size(4 * sizeof(T))));
+  typedef T Mem __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+template <class T>
+using Quad = typename QuadOf<T>::V;
+template <class T>
+static inline Quad<T> load4(const T* p) {
+  return *reinterpret_cast<const typename QuadOf<T>::Mem*>(p);
+}
+template <class T>
+static inline void store4(T* p, Quad<T> q) {
+  *reinterpret_cast<typename QuadOf<T>::Mem*>(p) = q;
+}
+
+// Lane sums in a fixed order: the upper half is added to the lower until four lanes are left.
+template <class T>
+static inline Quad<T> fold(Vec<T> v) {
+  if constexpr (Lanes<T>::W == 16) {
+    const auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  } else if constexpr (Lanes<T>::W == 8) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  } else if constexpr (Lanes<T>::W == 4) {
+    return v;
+  } else {
+    return Quad<T>{v[0], v[1], 0, 0};
+  }
+}
 template <class T>
 static inline T sum(Vec<T> v) {
-  T lanes[Lanes<T>::W];
-  store(lanes, v);
-  for (int width = Lanes<T>::W / 2; width > 0; width /= 2)
-    for (int k = 0; k < width; ++k) lanes[k] += lanes[k + width];
-  return lanes[0];
+  const Quad<T> q = fold<T>(v);
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+// The sums of four vectors, at the cost of little more than one.
+template <class T>
+static inline Quad<T> sum4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+  const Quad<T> p = fold<T>(a), q = fold<T>(b), r = fold<T>(c), s = fold<T>(d);
+  const Quad<T> pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const Quad<T> rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 template <class T>
 static inline T least(Vec<T> v) {

@@ -155,11 +155,12 @@ void adjoint(Adjoint<T>& p) {
     copy(sigma, p.right + (p.depth + 1) * m, m);
     p.depth += 2;
     if (t == 1 || 2 * T(t) * largest <= least) return;
-    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
-      for (int k = 0; k < 4; ++k) {
-        du[i + k] = dots[k];
-        y[k] = rho[i + k] = -dots[k] * ut[i + k] * ut[i + k] * ia[i + k];
-      }
+    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+      const Quad<T> ratio = load4(ut + i);
+      const Quad<T> y = -dots * ratio * ratio * load4(ia + i);
+      store4(du + i, dots);
+      store4(rho + i, y);
+      return y;
     });
   }
   p.in_range = false;
@@ -318,7 +319,7 @@ void implicit(Implicit<T>& p) {
 
   // The plan's own column sums: with them the sweep never expands, also where b is not met yet.
   for (int64_t j = 0; j < m; ++j) ones[j] = b[j] > 0;
-  sweep(p.plan, n, mp, ones, columns, partial, p.tasks, [](int64_t, const T*, T* y) { y[0] = y[1] = y[2] = y[3] = 1; });
+  sweep(p.plan, n, mp, ones, columns, partial, p.tasks, [](int64_t, Quad<T>) { return Quad<T>{1, 1, 1, 1}; });
   for (int64_t i = 0; i < n; ++i) {
     du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
     rho[i] = -du[i] * ia[i];
@@ -352,11 +353,11 @@ void implicit(Implicit<T>& p) {
       p.converged = true;
       break;
     }
-    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
-      for (int k = 0; k < 4; ++k) {
-        du[i + k] = dots[k];
-        y[k] = rho[i + k] = -dots[k] * ia[i + k];
-      }
+    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+      const Quad<T> y = -dots * load4(ia + i);
+      store4(du + i, dots);
+      store4(rho + i, y);
+      return y;
     });
     for (int64_t i = 0; i < n; ++i) {
       p.row_sum[i] += rho[i];

@@ -119,13 +119,14 @@ class Run {
       for (int64_t j = 0; j < m; ++j) v_before[j] = v[j];
     const T *masses = a, *before = relaxed ? u_before : nullptr;
     T *sums = r, *scaling = u;
-    sweep(p.plan, n, mp, v, s, partial, p.tasks, [=](int64_t i, const T* dots, T* y) {
-      for (int k = 0; k < 4; ++k) {
-        sums[i + k] = dots[k];
-        y[k] = masses[i + k] > 0 ? masses[i + k] / dots[k] : 0;
-        if (before && y[k] > 0) y[k] *= root(y[k] / before[i + k]);
-        scaling[i + k] = y[k];
-      }
+    sweep(p.plan, n, mp, v, s, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+      const Quad<T> mass = load4(masses + i);
+      Quad<T> y = mass > 0 ? mass / dots : Quad<T>{};
+      for (int k = 0; before && k < 4; ++k)
+        if (y[k] > 0) y[k] *= root(y[k] / before[i + k]);
+      store4(sums + i, dots);
+      store4(scaling + i, y);
+      return y;
     });
     return in_range(r, a, np, least, greatest);
   }

@@ -2,6 +2,8 @@
 //
 //   d_i = <K_i, v>;  y_i = finish(i, d_i);  s += y_i K_i        one read of K
 //
+// finish takes the first of four rows and their sums.
+//
 // Four rows at a time: the latency of the row sums and of finish's division overlaps, and the column
 // sums are read and written once per four rows. Everything is padded (params.h): no remainders.
 #pragma once
@@ -29,9 +31,9 @@ static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int6
         d[3][h] += load(k3 + j + h * W) * x;
       }
     }
-    T dots[4], y[4];
-    for (int r = 0; r < 4; ++r) dots[r] = sum<T>(U == 2 ? d[r][0] + d[r][U - 1] : d[r][0]);
-    finish(i, dots, y);
+    for (int r = 0; r < 4; ++r)
+      if (U == 2) d[r][0] += d[r][U - 1];
+    const Quad<T> y = finish(i, sum4<T>(d[0][0], d[1][0], d[2][0], d[3][0]));
     const Vec<T> y0 = splat(y[0]), y1 = splat(y[1]), y2 = splat(y[2]), y3 = splat(y[3]);
     for (int64_t j = 0; j < stride; j += W)
       store(s + j, load(s + j) + ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
