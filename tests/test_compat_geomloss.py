@@ -1,0 +1,221 @@
+"""`compat.geomloss` against GeomLoss itself: its public examples' calls, gradients, potentials, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ucmkd_fast.compat.geomloss import SamplesLoss
+
+geomloss = pytest.importorskip(
+    "geomloss", reason="GeomLoss, which this part is compared with, is not installed (extra: test)"
+)
+
+
+def close(got, want, tolerance):
+    assert got.shape == want.shape and got.dtype == want.dtype
+    scale = max(1.0, want.abs().max().item())
+    assert (got - want).abs().max().item() <= tolerance * scale  # false for NaN
+
+
+def measures(batch=(), n=40, m=33, d=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*batch, *shape, generator=generator, dtype=torch.float64)
+
+    a, x, b, y = draw(n), draw(n, d), draw(m), draw(m, d) * 0.7 + 0.2
+    a, b = (w / w.sum(-1, keepdim=True) for w in (a, b))
+    return [z.to(dtype).requires_grad_() for z in (a, x, b, y)]
+
+
+def outputs(module, arguments, **options):
+    """The loss, its gradients to all arguments, and both potentials."""
+    loss = module.SamplesLoss("sinkhorn", **options)(*arguments)
+    slopes = torch.autograd.grad(loss.sum(), arguments)
+    return loss, *slopes, *module.SamplesLoss("sinkhorn", **options, potentials=True)(*arguments)
+
+
+class ours:
+    SamplesLoss = SamplesLoss
+
+
+# The calls of GeomLoss's pages and gallery.
+
+
+def test_readme_call():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=1).requires_grad_()
+    y = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=1)
+    found = []
+    for module in (ours, geomloss):
+        loss = module.SamplesLoss(loss="sinkhorn", p=2, blur=0.05)(x, y)
+        found.append((loss, *torch.autograd.grad(loss, [x])))
+    for got, want in zip(*found, strict=True):
+        close(got, want, 1e-6)
+
+
+def test_gallery_gradient_flow():
+    x, y = measures(n=60, m=60, d=2, dtype=torch.float32)[1::2]
+    ends = []
+    for module in (ours, geomloss):
+        loss = module.SamplesLoss("sinkhorn", p=2, blur=0.01, scaling=0.8)
+        point = x.detach().clone().requires_grad_()
+        for _ in range(5):
+            (slope,) = torch.autograd.grad(loss(point, y.detach()), [point])
+            point.data -= 0.2 * len(point) * slope
+        ends.append(point.detach())
+    close(*ends, 1e-4)
+    assert (ends[1] - x).abs().max() > 0.05
+
+
+def test_gallery_raw_transport_and_its_potentials():
+    a, x, b, y = measures(d=2)
+    for options in ({"blur": 0.1, "debias": False}, {"blur": 0.01, "scaling": 0.9, "debias": False}):
+        for got, want in zip(
+            outputs(ours, (a, x, b, y), **options), outputs(geomloss, (a, x, b, y), **options), strict=True
+        ):
+            close(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [(), (1,), (3,)])
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_values_gradients_and_potentials(p, debias, batch, dtype):
+    arguments = measures(batch, dtype=dtype)
+    got = outputs(ours, arguments, p=p, debias=debias)
+    if dtype == torch.float64:
+        for g, w in zip(got, outputs(geomloss, arguments, p=p, debias=debias), strict=True):
+            close(g, w, 1e-10)
+        return
+    # In float32 the distance of a point to itself is rounding, and with p = 1 GeomLoss divides by it: judge both
+    # by float64.
+    truth = outputs(geomloss, measures(batch), p=p, debias=debias)
+    theirs = outputs(geomloss, arguments, p=p, debias=debias)
+    for g, t, w in zip(got, theirs, truth, strict=True):
+        assert g.shape == t.shape and g.dtype == t.dtype
+        floor = (t.double() - w).abs().max().item()
+        assert (g.double() - w).abs().max().item() <= 2 * floor + 1e-6
+        close(g, t, 1e-4 + 2 * floor)
+
+
+@pytest.mark.parametrize("scaling", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("blur", [0.02, 0.5, 100.0])
+@pytest.mark.parametrize("diameter", [None, 3.0])
+def test_schedules(scaling, blur, diameter):
+    options = {"scaling": scaling, "blur": blur, "diameter": diameter}
+    for got, want in zip(
+        outputs(ours, measures(), **options), outputs(geomloss, measures(), **options), strict=True
+    ):
+        close(got, want, 1e-10)
+
+
+def test_weights_with_a_last_dimension_and_uniform_weights():
+    a, x, b, y = measures((2,))
+    close(
+        SamplesLoss()(a[..., None], x, b[..., None], y),
+        geomloss.SamplesLoss()(a[..., None], x, b[..., None], y),
+        1e-10,
+    )
+    close(SamplesLoss()(x, y), geomloss.SamplesLoss()(x, y), 1e-10)
+    one = [z[0] for z in (a, x, b, y)]
+    close(SamplesLoss()(*one), SamplesLoss()(a, x, b, y)[0], 1e-3)  # the box of a batch is one for all
+
+
+def test_zero_weights_take_no_part():
+    a, x, b, y = (z.detach() for z in measures())
+    a[3:10], b[0] = 0, 0
+    a, b = a / a.sum(), b / b.sum()
+    close(SamplesLoss()(a, x, b, y), geomloss.SamplesLoss()(a, x, b, y), 1e-10)
+    kept = SamplesLoss(diameter=1.5)(a[a > 0], x[a > 0], b[b > 0], y[b > 0])
+    close(SamplesLoss(diameter=1.5)(a, x, b, y), kept, 1e-10)
+
+
+def test_known_answers():
+    x = measures()[1].detach()
+    assert SamplesLoss()(x, x).abs().item() < 1e-12
+    shift = torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)
+    moved = (x + shift).requires_grad_()
+    loss = SamplesLoss(scaling=0.95)(moved, x)  # a translation costs |shift|^2 / 2, exactly also when blurred
+    assert math.isclose(loss.item(), (shift @ shift).item() / 2, rel_tol=2e-2)
+    (slope,) = torch.autograd.grad(loss, [moved])
+    assert torch.allclose(slope.sum(0), shift, atol=1e-2)
+    points = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    loss = SamplesLoss()(points, torch.zeros(5, 2, dtype=torch.float64))
+    assert loss.item() == 0 and torch.autograd.grad(loss, [points])[0].abs().max() == 0
+
+
+def test_autocast_changes_nothing():
+    x, y = measures(dtype=torch.float32)[1::2]
+    want = SamplesLoss()(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(SamplesLoss()(x, y), want, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "alternative"),
+    [
+        ({"loss": "energy"}, "geomloss.SamplesLoss"),
+        ({"loss": "gaussian"}, "geomloss.SamplesLoss"),
+        ({"loss": "laplacian"}, "geomloss.SamplesLoss"),
+        ({"loss": "hausdorff"}, "geomloss.SamplesLoss"),
+        ({"reach": 1.0}, "reach=None"),
+        ({"cost": torch.cdist}, "p=1 or p=2"),
+        ({"kernel": torch.cdist}, "geomloss.SamplesLoss"),
+        ({"cluster_scale": 0.1}, "leave it out"),
+        ({"truncate": 3}, "tensorized"),
+        ({"verbose": True}, "tensorized"),
+        ({"backend": "online"}, "tensorized"),
+        ({"backend": "multiscale"}, "tensorized"),
+    ],
+)
+def test_refusals_name_the_alternative(options, alternative):
+    with pytest.raises(NotImplementedError, match=alternative):
+        SamplesLoss(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"p": 3}, ValueError),
+        ({"blur": 0.0}, ValueError),
+        ({"blur": "0.1"}, TypeError),
+        ({"scaling": 1.0}, ValueError),
+        ({"diameter": -1.0}, ValueError),
+        ({"loss": "sinkhron"}, ValueError),
+        ({"backend": "keops"}, ValueError),
+    ],
+)
+def test_bad_options(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        SamplesLoss(**options)
+
+
+def test_bad_calls():
+    a, x, b, y = (z.detach() for z in measures())
+    loss = SamplesLoss()
+    for arguments, error, words in [
+        ((x,), ValueError, "1 arguments"),
+        ((a, a, x, b, b, y), NotImplementedError, "labels"),
+        ((x, y[:, :2]), ValueError, "one width"),
+        ((x[None], y), ValueError, "batches"),
+        ((x, y.float()), TypeError, "do not mix"),
+        ((x.half(), y.half()), TypeError, "float32"),
+        ((a[1:], x, b, y), ValueError, r"a must have shape \(40,\)"),
+        ((a.float(), x, b, y), TypeError, "a must have the points' dtype"),
+        ((a.numpy(), x, b, y), TypeError, "ndarray"),
+        ((x[:0], y), ValueError, "at least one"),
+    ]:
+        with pytest.raises(error, match=words):
+            loss(*arguments)
+
+
+def test_signature_is_geomlosses():
+    import inspect
+
+    got, want = (inspect.signature(c.SamplesLoss).parameters for c in (ours, geomloss))
+    assert [(k, v.default) for k, v in got.items()] == [(k, v.default) for k, v in want.items()]
+    assert "blur=0.05" in repr(SamplesLoss())
