@@ -151,8 +151,21 @@ def test_known_answers():
 def test_autocast_changes_nothing():
     x, y = measures(dtype=torch.float32)[1::2]
     want = SamplesLoss()(x, y)
+    wanted = torch.autograd.grad(want, (x, y))
     with torch.autocast("cpu", torch.bfloat16):
-        close(SamplesLoss()(x, y), want, 0)
+        got = SamplesLoss()(x, y)
+        close(got, want, 0)
+        for g, w in zip(torch.autograd.grad(got, (x, y)), wanted, strict=True):
+            close(g, w, 0)
+
+
+def test_no_second_derivative_and_no_gradient_mode_left_behind():
+    x, y = measures()[1::2]
+    (slope,) = torch.autograd.grad(SamplesLoss()(x, y), [x], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+    with torch.no_grad():
+        assert not SamplesLoss()(x, y).requires_grad and not torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(

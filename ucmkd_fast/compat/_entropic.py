@@ -79,7 +79,7 @@ def solve(cost: Tensor, a: Tensor | None, b: Tensor | None, settings: Settings, 
         warn_not_converged(4)
     found = solved.results[0]
     log_u, log_v = (z / reg for z in found.potentials)
-    plan, linear = found.plan(), found.value
+    plan, linear = solved.plan(), found.value
     if grad == "last_step":
         log_u, log_v = _last_step(*live, reg, log_u, log_v)
         plan = (log_u[:, None] + log_v - live[0] / reg).exp()

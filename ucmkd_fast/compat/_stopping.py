@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.sinkhorn import SinkhornResult, sinkhorn
+from ._exp import exp_or_zero_
 
 
 class Rule(NamedTuple):
@@ -44,6 +45,11 @@ class Solved(NamedTuple):
     n_iter: int
     converged: bool
     errors: list[Tensor]  # () each: what each look found; only the last ones unless recorded
+    plans: list[Tensor]  # (N, M) each where the last look made them, else none
+
+    def plan(self) -> Tensor:
+        """Of the first histogram."""
+        return self.plans[0] if self.plans else self.results[0].plan()
 
 
 def mass_of(name: str, mass: Tensor | None, cost: Tensor, side: int) -> Tensor:
@@ -65,9 +71,10 @@ def warn_not_converged(stacklevel: int) -> None:
     )
 
 
-def _look(results: list[SinkhornResult], columns: list[Tensor]) -> Tensor:
-    """|P'1 - b|_2, over all histograms together."""
-    return torch.stack([(r.plan().sum(0) - b).norm() for r, b in zip(results, columns, strict=True)]).norm()
+def _plan(cost: Tensor, result: SinkhornResult, reg: float) -> Tensor:
+    """(N, M), without gradients."""
+    f, g = result.potentials
+    return exp_or_zero_((f[:, None] + g).sub_(cost).div_(reg))
 
 
 def _first_look(n_iter: int, rule: Rule) -> int:
@@ -98,13 +105,15 @@ def _search(cost, a, columns: list[Tensor], reg: float, starts: list, rule: Rule
             if done[k] < target:
                 advance(k, target - done[k])
         if (target - 1) % rule.period == 0:
-            errors.append(_look(results, columns))
+            plans = [_plan(cost, r, reg) for r in results]
+            parts = [(p.sum(0) - b).norm() for p, b in zip(plans, columns, strict=True)]
+            errors.append(torch.stack(parts).norm())
             if rule.verbose:
                 print(f"iteration {target - 1:5d} | error {float(errors[-1]):.6e}")
             if bool(errors[-1] < rule.threshold):
-                return Solved(results, target, True, errors)
+                return Solved(results, target, True, errors, plans)
         if target == rule.max_iter:
-            return Solved(results, target, False, errors)
+            return Solved(results, target, False, errors, [])
         target = min(target + rule.period, rule.max_iter)
 
 
@@ -132,7 +141,7 @@ def solve(
     constant = [b.detach() for b in columns]
     with torch.no_grad():
         if rule.threshold == 0 and not (record or rule.verbose):
-            found = Solved([], rule.max_iter, False, [])
+            found = Solved([], rule.max_iter, False, [], [])
         else:
             found = _search(cost.detach(), a.detach(), constant, reg, starts, rule, record or rule.verbose)
     if found.results and not needs:
@@ -141,4 +150,4 @@ def solve(
         sinkhorn(cost, a, b, reg=reg, max_iter=found.n_iter, init=start)
         for b, start in zip(columns, starts, strict=True)
     ]
-    return found._replace(results=results)
+    return found._replace(results=results, plans=[])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops import checks
+from ._exp import exp_or_zero_, lowest
 
 _SMALLEST_SQUARE = 1e-8  # GeomLoss's floor under the squared distance where p = 1
 _OTHER_LOSSES = ("hausdorff", "energy", "gaussian", "laplacian")
@@ -216,7 +217,8 @@ def _softmin(cost: Tensor, h: Tensor, eps: float, work: Tensor) -> Tensor:
     """(B, N) of C (B, N, M) and h (B, M); work (B, N, M) is overwritten."""
     torch.sub(h[:, None, :], cost, alpha=1 / eps, out=work)
     top = work.amax(2, keepdim=True)
-    return (work.sub_(top).exp_().sum(2).log_() + top[:, :, 0]) * -eps
+    # Every sum is at least 1: what the floor adds to it is below rounding.
+    return (work.sub_(top).clamp_min_(lowest(work.dtype)).exp_().sum(2).log_() + top[:, :, 0]) * -eps
 
 
 def _descend(cost: Tensor, log_a: Tensor, log_b: Tensor, schedule: list[float]) -> tuple[Tensor, Tensor]:
@@ -244,22 +246,22 @@ class _LastStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, y, cost, h, eps, p, within):  # noqa: D102
-        f = _softmin(cost, h, eps, torch.empty_like(cost))
-        ctx.save_for_backward(x, y, cost, h, f)
+        ctx.save_for_backward(x, y, cost, h)
         ctx.eps, ctx.p, ctx.within = eps, p, within
-        return f
+        return _softmin(cost, h, eps, torch.empty_like(cost))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_f):  # noqa: D102
-        x, y, cost, h, f = ctx.saved_tensors
+        x, y, cost, h = ctx.saved_tensors
         # Rows of softmax sum to 1; dC/dx = x - y where p = 2, (x - y) / C where p = 1, 0 under the floor.
-        weight = (
-            torch.sub(f[:, :, None], cost).div_(ctx.eps).add_(h[:, None, :]).exp_().mul_(grad_f[:, :, None])
-        )
+        scores = torch.sub(h[:, None, :], cost, alpha=1 / ctx.eps)
+        weight = exp_or_zero_(scores.sub_(scores.amax(2, keepdim=True)))
+        weight.mul_((grad_f / weight.sum(2))[:, :, None])
         if ctx.p == 1:
             weight = torch.where(cost > math.sqrt(_SMALLEST_SQUARE), weight / cost, 0)
             if ctx.within:  # a point does not pull itself: its cost is rounding, and dividing by it is noise
                 weight.diagonal(dim1=1, dim2=2).zero_()
-        grad_x = weight.sum(2, keepdim=True) * x - weight @ y
+        with torch.autocast(x.device.type, enabled=False):
+            grad_x = weight.sum(2, keepdim=True) * x - weight @ y
         return grad_x, None, None, None, None, None, None

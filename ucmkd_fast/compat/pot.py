@@ -63,7 +63,7 @@ def sinkhorn(
         ValueError: shapes or values that do not fit.
     """
     solved = _scaling.call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstart, options)
-    result = solved.losses() if solved.histograms else solved.results[0].plan()
+    result = solved.losses() if solved.histograms else solved.parts[0].plan()
     return (solved.give(result), solved.log()) if log else solved.give(result)
 
 
