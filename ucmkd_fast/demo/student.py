@@ -1,0 +1,91 @@
+"""One student: trained by one method at one seed, then measured on voices that it never heard."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import save as bytes_of
+from torch import Tensor
+
+from ..data import FeatureBank
+from ..distiller import Distiller
+from ..models import Classifier, speech_cnn
+from ..ops.sinkhorn import sinkhorn_loss
+from ..theory import BoundParts, bound_parts
+from .settings import WIDTH, Contender, DemoSettings, student_config
+from .task import Task, Teacher
+
+FA_METRIC, FA_REG, FA_ITER = "cosine", 0.1, 100  # of the FA that the table shows
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave. Accuracies are from 0 to 1; "test" is on voices never heard in training."""
+
+    key: str  # of the contender
+    seed: int
+    accuracy: float  # test
+    val_accuracy: float
+    fa: float  # cosine cost, test features against the teacher's held-out ones
+    la: float  # nats, test
+    teacher_reads: float  # accuracy of the teacher's head on the student's test features
+    seconds_per_epoch: float  # median, on one thread
+    bound: BoundParts
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A student for the picture and the file; no tensors, as those would cross processes in shared memory."""
+
+    weights: bytes  # of a safetensors file
+    features: np.ndarray  # (n, D) test
+    labels: np.ndarray  # (n,)
+
+
+def new_student(task: Task, seed: int) -> Classifier:
+    """The same weights for every method at a seed."""
+    torch.manual_seed(seed)
+    return speech_cnn(len(task.speech.classes), WIDTH, mels=task.speech.x.shape[2])
+
+
+def train_student(
+    task: Task, contender: Contender, settings: DemoSettings, seed: int
+) -> tuple[Outcome, Portrait]:
+    """Train and measure."""
+    voices = task.voices(settings.labels_per_class, seed)
+    teacher = task.teacher.with_permuted_classes(seed) if contender.permuted else task.teacher
+    student = new_student(task, seed)
+    distiller = Distiller(
+        student, teacher.model, contender.method, contender.preset, config=student_config(settings, seed)
+    )
+    result = distiller.fit(voices.labelled, teacher.train if distiller.method.uses_teacher else None)
+
+    bank = FeatureBank.from_model(student, voices.test)
+    outcome = Outcome(
+        key=contender.key,
+        seed=seed,
+        accuracy=distiller.evaluate(voices.test)["accuracy"],
+        val_accuracy=distiller.evaluate(voices.val)["accuracy"],
+        seconds_per_epoch=statistics.median(epoch["seconds"] for epoch in result.history),
+        **_alignment(student, teacher, bank),
+    )
+    return outcome, Portrait(bytes_of(student.state_dict()), bank.x.numpy(), bank.labels.numpy())
+
+
+@torch.no_grad()
+def _alignment(student: Classifier, teacher: Teacher, bank: FeatureBank) -> dict:
+    """How the student's test features lie to the teacher's."""
+    held_out = teacher.held_out
+    bound = bound_parts(student.head, teacher.model.head, bank.x, bank.labels, held_out.x, held_out.labels)
+    fa = sinkhorn_loss(bank.x, held_out.x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
+    assert isinstance(fa, Tensor)
+    read = teacher.model.head(bank.x).argmax(1) == bank.labels
+    return {
+        "fa": fa.item(),
+        "la": bound.label_alignment,
+        "teacher_reads": read.float().mean().item(),
+        "bound": bound,
+    }

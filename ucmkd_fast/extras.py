@@ -1,0 +1,44 @@
+"""Packages that only parts of the library need, and what to say where one is missing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+#: Importable name -> (distribution, what it is for, the extra that installs it).
+OPTIONAL = {
+    "sklearn": ("scikit-learn", "handwritten digits, 2-D maps of features", "demo"),
+    "matplotlib": ("matplotlib", "pictures", "demo"),
+    "tensorboard": ("tensorboard", "training curves", "demo"),
+    "espeakng_loader": (
+        "espeakng-loader",
+        "speaking the demo's digits where there are no recordings",
+        "speech",
+    ),
+    "ot": ("POT", "comparisons in tests and benchmarks", "test"),
+    "geomloss": ("geomloss", "comparisons in tests and benchmarks", "test"),
+}
+
+
+def need(module: str) -> ModuleType:
+    """Import a module of an optional package; ImportError with the command that installs it."""
+    package = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        distribution, purpose, extra = OPTIONAL[package]
+        raise ImportError(
+            f"{distribution} ({purpose}) is not installed: pip install 'ucmkd-fast[{extra}]'"
+        ) from error
+
+
+def installed() -> dict[str, str | None]:
+    """Version of each optional distribution; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for distribution, _, _ in OPTIONAL.values():
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            found[distribution] = None
+    return found
