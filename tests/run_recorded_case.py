@@ -2,8 +2,9 @@
 
 Prints one JSON line ``{"case": ..., "update_error": float, "buffer_error": float}``.
 An error is the norm of (our update - the recorded one) over the norm of the recorded
-one, over all floating parameters, or over all buffers. A case of a method that is not
-here: a message on stderr and exit code 2.
+one, over all floating parameters of everything that learns (student, teacher, the method's
+own modules), or over the student's and such a teacher's buffers. A case of a method that is
+not here: a message on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +25,15 @@ from torch import Tensor, nn
 
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data.batch import Batch
-from ucmkd_fast.methods import FrozenTeacher, Method, Step, available_methods, build_method, method_class
+from ucmkd_fast.methods import (
+    FrozenTeacher,
+    Method,
+    Step,
+    TrainedTeacher,
+    available_methods,
+    build_method,
+    method_class,
+)
 from ucmkd_fast.schedule import build_optimizer, learning_rate, set_learning_rate
 
 SHARED = Path(os.environ.get("UCMKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -46,6 +56,9 @@ class Recorded(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         return self.net.forward_encoder(x)[0]
+
+    def encode_with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.net.forward_encoder(x)
 
 
 def load_nets() -> ModuleType:
@@ -92,9 +105,34 @@ def build_recorded_method(settings: dict[str, Any]) -> Method:
             "inner_wd": settings["inner_wd"],
             **transport,
         },
+        "norm": {"copies": settings["norm_n"]},
+        "reviewkd": {},
+        "c2kd": {"threshold": settings["krc"]},
     }
     name = ours[settings["method"]]
     return build_method(name, **options[name])
+
+
+#: The recorded names of a method's own modules, as patterns, and ours.
+OWN_NAMES = {
+    r"aux_(before|after)/ft_expand\.": "expand.",
+    r"aux_(before|after)/abfs\.(\d+)\.conv1\.": r"fusions.\2.reduce.",
+    r"aux_(before|after)/abfs\.(\d+)\.conv2\.": r"fusions.\2.expand.",
+    r"aux_(before|after)/abfs\.(\d+)\.att\.0\.": r"fusions.\2.attend.",
+    r"(student|teacher)_proxy_(before|after)/layer\.": r"\1_proxy.",
+    r"(student|teacher)_proxy_(before|after)/fc\.": r"\1_proxy.3.",
+}
+
+
+def own_state(tensors: dict[str, Tensor], method: Method, moment: str) -> dict[str, Tensor]:
+    """The state dict of the method's own modules ``before`` or ``after``; a 1 x 1 kernel as our matrix."""
+    ours, found = method.state_dict(), {}
+    for recorded, tensor in tensors.items():
+        for pattern, name in OWN_NAMES.items():
+            key = re.sub(pattern, name, recorded)
+            if f"_{moment}/" in recorded and key in ours:
+                found[key] = tensor.reshape(ours[key].shape)
+    return found
 
 
 def train_config(settings: dict[str, Any]) -> TrainConfig:
@@ -129,43 +167,50 @@ def replay(path: Path, shuffle_seed: int | None = None) -> dict[str, Any]:
 
     own = settings["student"]
     other = "image" if own == "audio" else "audio"
-    student, teacher = Recorded(network("student_before")), FrozenTeacher(Recorded(network("teacher_before")))
+    student, other_net = Recorded(network("student_before")), Recorded(network("teacher_before"))
+    teacher = TrainedTeacher(other_net) if method.trains_teacher else FrozenTeacher(other_net)
     config = train_config(settings)
     optimizer = build_optimizer(config, student.parameters())
     step = Step(student, teacher if method.uses_teacher else None)
-    method.setup(student, step.teacher)
+    x, teacher_x, y = (tensors[f"train/{name}"] for name in (own, other, "label"))
+    method.setup(student, step.teacher, Batch(x[0], y[0], teacher_x[0]))
+    method.load_state_dict(own_state(tensors, method, "before"))
     log = []
     generator = torch.Generator().manual_seed(shuffle_seed or 0)
     for epoch in range(settings["epochs"]):
         student.train()
-        set_learning_rate(optimizer, learning_rate(config, epoch))
         parts = []
-        for x, teacher_x, y in zip(
-            tensors[f"train/{own}"], tensors[f"train/{other}"], tensors["train/label"], strict=True
-        ):
-            rows = (
-                torch.arange(len(y)) if shuffle_seed is None else torch.randperm(len(y), generator=generator)
-            )
-            batch = Batch(x[rows], y[rows], teacher_x[rows], teacher_y=y[rows])
+        for i in range(len(y)):
+            step.learning_rate = method.learning_rate(learning_rate(config, epoch), epoch, i)
+            set_learning_rate(optimizer, step.learning_rate)
+            n = len(y[i])
+            rows = torch.arange(n) if shuffle_seed is None else torch.randperm(n, generator=generator)
+            batch = Batch(x[i][rows], y[i][rows], teacher_x[i][rows], teacher_y=y[i][rows])
             parts.append(method.backward(step, batch))
             torch.nn.utils.clip_grad_norm_(student.parameters(), settings["max_norm"])
-            optimizer.step()
+            for one in (optimizer, *method.own_optimizers()):
+                one.step()
         log.append({key: float(torch.stack([p[key] for p in parts]).mean()) for key in parts[0]})
 
-    before, after = state(tensors, "student_before"), state(tensors, "student_after")
-    ours = student.net.state_dict()
-    parameters = [name for name, _ in student.net.named_parameters()]
-    buffers = [name for name, _ in student.net.named_buffers()]
+    updates: dict[bool, list[tuple[Tensor, Tensor, Tensor]]] = {True: [], False: []}  # is it a parameter
+    roles = {"student": student.net, **({"teacher": other_net.net} if method.trains_teacher else {})}
+    for role, net in roles.items():
+        before, after = state(tensors, f"{role}_before"), state(tensors, f"{role}_after")
+        for name, tensor in net.state_dict().items():
+            is_parameter = name in dict(net.named_parameters())
+            updates[is_parameter].append((before[name], tensor, after[name]))
+    before, after = own_state(tensors, method, "before"), own_state(tensors, method, "after")
+    updates[True] += [(before[name], p.detach(), after[name]) for name, p in method.named_parameters()]
 
-    def error(names: list[str]) -> float:
-        difference = sum(((ours[n].double() - after[n].double()) ** 2).sum() for n in names)
-        update = sum(((after[n].double() - before[n].double()) ** 2).sum() for n in names)
+    def error(triples: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+        difference = sum(((ours.double() - after.double()) ** 2).sum() for _, ours, after in triples)
+        update = sum(((after.double() - before.double()) ** 2).sum() for before, _, after in triples)
         return float((difference / update) ** 0.5)
 
     return {
         "case": path.stem,
-        "update_error": error(parameters),
-        "buffer_error": error(buffers),
+        "update_error": error(updates[True]),
+        "buffer_error": error(updates[False]),
         "log": log,
     }
 

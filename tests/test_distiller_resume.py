@@ -90,7 +90,7 @@ class Centred(LossMethod):
     name = "test-centred"
     uses_teacher = False
 
-    def setup(self, student, teacher):
+    def setup(self, student, teacher, example):
         self.shift = torch.nn.Linear(4, 4)
         self.register_buffer("mean", torch.zeros(4))
         self.optimizer = torch.optim.Adam(self.shift.parameters(), lr=0.05)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from .checkpoint import snapshot, write_checkpoint, write_weights
-from .config import TrainConfig, check_keys
-from .data import LabelledData, TensorData, UnpairedLoader
+from .config import TrainConfig
+from .data import Batch, LabelledData, TensorData, UnpairedLoader
 from .distributed import average, average_buffers, broadcast_model, gather_rows, make_accelerator, world
-from .methods import FrozenTeacher, Step, build_method
-from .methods.base import Method, method_class
+from .method_settings import method_settings, settled_draw
+from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .metrics import Meter, check_labels, evaluate, output_sizes
 from .models import check_model
 from .progress import ProgressBar
@@ -47,11 +46,12 @@ class FitResult:
 
 
 class Distiller:
-    """Trains a student, with a frozen teacher of another modality, by one of the methods.
+    """Trains a student, with a teacher of another modality, by one of the methods.
 
     Args:
         student: has ``encode(x) -> (n, D)`` and a module ``head``; trained in place.
-        teacher: the same contract; frozen, in eval mode. None for methods without a teacher.
+        teacher: the same contract; frozen, in eval mode, but for methods that train it in place
+            (``"c2kd"``). None for methods without a teacher.
         method: a name of `available_methods`.
         preset: of the methods that have presets (``"ucmkd"``): ``"paper"`` or ``"published-code"``.
         method_options: further arguments of the method's constructor.
@@ -79,7 +79,7 @@ class Distiller:
         check_model(student, "student")
         if teacher is not None:
             check_model(teacher, "teacher")
-        self.method_settings = _method_settings(method, preset, method_options or {})
+        self.method_settings = method_settings(method, preset, method_options or {})
         self.method: Method = build_method(method, **self.method_settings["options"])
         if self.method.uses_teacher and teacher is None:
             raise ValueError(f"method {method!r} needs a teacher, got None")
@@ -95,11 +95,12 @@ class Distiller:
         )
         # What was left open is settled here, so that the saved settings are the ones that ran.
         self.config = config.updated(
-            draw=_draw(self.method, config.draw), mixed_precision=self.accelerator.mixed_precision
+            draw=settled_draw(self.method, config.draw), mixed_precision=self.accelerator.mixed_precision
         )
         # Not accelerator.prepare_model: under bf16 it replaces student.forward for good.
         self.student = student.to(self.accelerator.device)
-        self.teacher = None if teacher is None else FrozenTeacher(teacher.to(self.accelerator.device))
+        as_taught = TrainedTeacher if self.method.trains_teacher else FrozenTeacher
+        self.teacher = None if teacher is None else as_taught(teacher.to(self.accelerator.device))
         autocast = nullcontext if self.config.mixed_precision == "no" else self.accelerator.autocast
         self._step = Step(self.student, self.teacher, autocast=autocast)
         if world().size > 1:
@@ -137,8 +138,8 @@ class Distiller:
         self._check_data(student_train, teacher_train, student_val)
         loader = self._loader(student_train, teacher_train)
         saved = self._open_run(self._identity(student_train, teacher_train, student_val), resume, overwrite)
-        optimizers = self._prepare()
-        standing = Standing() if saved is None else restore(saved, self.student, self.method, optimizers)
+        optimizers = self._prepare(self._example(student_train, teacher_train))
+        standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
         self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
 
         name, main = self.method_settings["name"], self.accelerator.is_main_process
@@ -149,20 +150,23 @@ class Distiller:
         ):
             while standing.epoch < config.epochs:
                 started = time.perf_counter()
-                lr = learning_rate(config, standing.epoch)
-                set_learning_rate(optimizers[0], lr)
-                self._step.learning_rate = lr
                 loader.set_epoch(standing.epoch)
-                means = self._train_epoch(loader, optimizers, bar)
+                means = self._train_epoch(loader, optimizers, standing.epoch, bar)
                 if world().size > 1:
-                    average_buffers(self.student)
+                    for model in self._models().values():
+                        average_buffers(model)
                 validation = {} if student_val is None else self.evaluate(student_val)
 
                 standing.epoch += 1
                 standing.step += len(loader)
                 seconds = time.perf_counter() - started
                 standing.seconds += seconds
-                figures = {"epoch": standing.epoch, "lr": lr, **means, "seconds": seconds}
+                figures = {
+                    "epoch": standing.epoch,
+                    "lr": self._step.learning_rate,
+                    **means,
+                    "seconds": seconds,
+                }
                 if validation:
                     figures |= {"val_accuracy": validation["accuracy"], "val_loss": validation["loss"]}
                 standing.history.append(figures)
@@ -184,24 +188,44 @@ class Distiller:
             autocast=self._step.autocast,
         )
 
-    def _prepare(self) -> list[torch.optim.Optimizer]:
+    def _models(self) -> dict[str, nn.Module]:
+        """Everything that learns, by its name in a checkpoint."""
+        models: dict[str, nn.Module] = {"student": self.student, "method": self.method}
+        if isinstance(self.teacher, TrainedTeacher):
+            models["teacher"] = self.teacher.model
+        return models
+
+    def _example(self, student_train: LabelledData, teacher_train: LabelledData | None) -> Batch:
+        """The first sample of each modality, for `Method.setup`."""
+        first = torch.zeros(1, dtype=torch.int64)
+        example = Batch(*student_train.batch(first))
+        if teacher_train is not None:
+            x = teacher_train.batch(first)[0]
+            name = "teacher_feature" if teacher_train.holds_features else "teacher_x"
+            example = replace(example, **{name: x})
+        return example.to(self.accelerator.device)
+
+    def _prepare(self, example: Batch) -> list[torch.optim.Optimizer]:
         """Set seeds, modes and equal weights on every rank; the optimisers, the student's first."""
         set_seed(self.config.seed, device_specific=True)
-        self.student.train()
-        self.method.setup(self.student, self.teacher)
+        self.method.setup(self.student, self.teacher, example)
         self.method.to(self.accelerator.device)
-        if world().size > 1:
-            broadcast_model(self.student)
-            broadcast_model(self.method)
+        for model in self._models().values():
+            model.train()
+            if world().size > 1:
+                broadcast_model(model)
         self._trained = [p for p in self.student.parameters() if p.requires_grad]
         return [build_optimizer(self.config, self._trained), *self.method.own_optimizers()]
 
     def _train_epoch(
-        self, loader: UnpairedLoader, optimizers: list[torch.optim.Optimizer], bar: ProgressBar
+        self, loader: UnpairedLoader, optimizers: list[torch.optim.Optimizer], epoch: int, bar: ProgressBar
     ) -> dict[str, float]:
-        """One pass; the means of the figures of its steps."""
+        """One pass, ``epoch`` counted from 0; the means of the figures of its steps."""
         meter, device, clip = Meter(), self.accelerator.device, self.config.clip_norm
-        for batch in loader:
+        scheduled = learning_rate(self.config, epoch)
+        for i, batch in enumerate(loader):
+            self._step.learning_rate = self.method.learning_rate(scheduled, epoch, i)
+            set_learning_rate(optimizers[0], self._step.learning_rate)
             parts = self.method.backward(self._step, batch.to(device))
             if clip is not None:
                 parts["grad_norm"] = nn.utils.clip_grad_norm_(self._trained, clip)
@@ -325,7 +349,7 @@ class Distiller:
     def _save(self, standing: Standing, optimizers: list[torch.optim.Optimizer]) -> None:
         if self.run is None:
             return
-        state = capture(standing, self.student, self.method, optimizers, self.accelerator.device)
+        state = capture(standing, self._models(), optimizers, self.accelerator.device)
         if self.accelerator.is_main_process:
             write_checkpoint(self.run.checkpoints, standing.step, state)
         self.accelerator.wait_for_everyone()
@@ -342,7 +366,8 @@ class Distiller:
             self.accelerator.wait_for_everyone()
         if best:
             self.student.load_state_dict(best)
-        self.student.eval().zero_grad(set_to_none=True)
+        for model in self._models().values():
+            model.eval().zero_grad(set_to_none=True)
         return FitResult(
             history=standing.history,
             best_epoch=standing.best_epoch,
@@ -352,24 +377,6 @@ class Distiller:
             student_path=path,
             checkpoint_path=latest_checkpoint(self.run) if self.run else None,
         )
-
-
-def _method_settings(name: str, preset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The method's name and options, with the preset among them where the method has presets."""
-    known = list(inspect.signature(method_class(name)).parameters)
-    check_keys(options, known, f"option of method {name!r}")
-    if "preset" in known:
-        return {"name": name, "options": {"preset": preset, **options}}
-    if preset != "paper":
-        raise ValueError(f"method {name!r} has no presets, got preset={preset!r}")
-    return {"name": name, "options": dict(options)}
-
-
-def _draw(method: Method, asked: str | None) -> str:
-    """How teacher samples are drawn: as asked, or else as the method needs."""
-    draw = asked or next(iter(method.required_draw), "independent")
-    method.check_draw(draw)
-    return draw
 
 
 def _as_data(data: Any) -> LabelledData:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,19 +31,20 @@ class Standing:
 
 def capture(
     standing: Standing,
-    student: nn.Module,
-    method: nn.Module,
+    models: Mapping[str, nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Everything that the rest of the run depends on; every rank must call it."""
+    """Everything that the rest of the run depends on; every rank must call it.
+
+    ``models`` are those that learn, "student" among them.
+    """
     done = {f.name: getattr(standing, f.name) for f in fields(standing)}
     if standing.best_epoch == standing.epoch:
         done["best_weights"] = None  # they are the student's
     return {
         "standing": done,
-        "student": student.state_dict(),
-        "method": method.state_dict(),
+        **{name: model.state_dict() for name, model in models.items()},
         "optimizers": [optimizer_state(optimizer) for optimizer in optimizers],
         "random": {name: gather(state, device) for name, state in randomness.capture().items()},
     }
@@ -51,8 +52,7 @@ def capture(
 
 def restore(
     saved: dict[str, Any],
-    student: nn.Module,
-    method: nn.Module,
+    models: Mapping[str, nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> Standing:
     """Put models, optimisers and random generators where `capture` found them.
@@ -61,15 +61,15 @@ def restore(
         ValueError: the checkpoint is of other models or another method.
     """
     try:
-        student.load_state_dict(saved["student"])
-        method.load_state_dict(saved["method"])
+        for name, model in models.items():
+            model.load_state_dict(saved[name])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             load_optimizer(optimizer, state)
         standing = Standing(**saved["standing"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"the checkpoint is of another student or method: {error}") from error
     if standing.best_epoch == standing.epoch:
-        standing.best_weights = snapshot(student.state_dict())
+        standing.best_weights = snapshot(models["student"].state_dict())
     rank, size = world()
     if len(saved["random"]["torch"]) == size:
         randomness.restore({name: states[rank] for name, states in saved["random"].items()})

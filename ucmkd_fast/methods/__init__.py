@@ -1,11 +1,12 @@
 """Distillation methods: one file each, one registry."""
 
-from . import ce, feature, joint, kd, ucmkd  # noqa: F401  (they register themselves)
+from . import c2kd, ce, feature, joint, kd, norm, reviewkd, ucmkd  # noqa: F401  (they register themselves)
 from .base import (
     FrozenTeacher,
     LossMethod,
     Method,
     Step,
+    TrainedTeacher,
     available_methods,
     build_method,
     method_class,
@@ -17,6 +18,7 @@ __all__ = [
     "LossMethod",
     "Method",
     "Step",
+    "TrainedTeacher",
     "available_methods",
     "build_method",
     "method_class",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import Batch
+from ..models.maps import encode_with_maps
 from ..temporary_point import clear_gradients
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -28,7 +29,8 @@ class Step:
     """What a method needs from the loop: the models and the loop's own ways of doing things."""
 
     student: Any  # nn.Module with encode and head (models/contract.py)
-    teacher: FrozenTeacher | None  # None for methods with uses_teacher = False
+    # None for methods with uses_teacher = False, a TrainedTeacher for those with trains_teacher = True.
+    teacher: FrozenTeacher | TrainedTeacher | None
     autocast: Callable[[], AbstractContextManager] = nullcontext
     # Average the given gradients over processes, in place; identity on one process.
     reduce_gradients: Callable[[list[Tensor]], None] = field(default=lambda gradients: None)
@@ -41,10 +43,21 @@ class Step:
 
     @property
     def required_teacher(self) -> FrozenTeacher:
-        """The teacher; ValueError where there is none."""
-        if self.teacher is None:
-            raise ValueError("this method needs a teacher: Step.teacher must be a FrozenTeacher, got None")
-        return self.teacher
+        """The frozen teacher; ValueError where there is none."""
+        if isinstance(self.teacher, FrozenTeacher):
+            return self.teacher
+        found = "None" if self.teacher is None else "a TrainedTeacher"
+        raise ValueError(f"this method needs a teacher: Step.teacher must be a FrozenTeacher, got {found}")
+
+    @property
+    def trained_teacher(self) -> TrainedTeacher:
+        """The teacher that learns as well; ValueError where there is none."""
+        if isinstance(self.teacher, TrainedTeacher):
+            return self.teacher
+        found = "None" if self.teacher is None else "a FrozenTeacher"
+        raise ValueError(
+            f"this method trains the teacher: Step.teacher must be a TrainedTeacher, got {found}"
+        )
 
 
 class FrozenTeacher:
@@ -75,6 +88,55 @@ class FrozenTeacher:
             batch.teacher_feature = self.model.encode(batch.teacher_x)
         return batch.teacher_feature
 
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> list[Tensor]:
+        """Feature maps (m, C, ...) of the batch's teacher samples, shallow to deep; these are not cached.
+
+        The features of the same pass are kept in the batch. TypeError where the model has no
+        ``encode_with_maps``, ValueError where the batch holds cached features alone.
+        """
+        if self.model.training:
+            self.model.eval()
+        batch.teacher_feature, maps = encode_with_maps(self.model, _teacher_inputs(batch), "the teacher")
+        return maps
+
+
+class TrainedTeacher:
+    """A teacher that learns beside the student: in train mode, with gradients, run on every batch.
+
+    ValueError where none of its parameters requires a gradient (a `FrozenTeacher` may have frozen it).
+    """
+
+    def __init__(self, model: nn.Module):
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "this method trains the teacher, but none of its parameters requires a gradient: "
+                "call teacher.requires_grad_(True)"
+            )
+        self.model: Any = model.train()
+
+    @property
+    def head(self) -> nn.Module:
+        """The teacher's head."""
+        return self.model.head
+
+    def features(self, batch: Batch) -> Tensor:
+        """Features (m, D) of the batch's teacher samples, with a graph."""
+        return self.model.encode(_teacher_inputs(batch))
+
+    def features_and_maps(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Features (m, D) and feature maps (m, C, ...), shallow to deep, with a graph."""
+        return encode_with_maps(self.model, _teacher_inputs(batch), "the teacher")
+
+
+def _teacher_inputs(batch: Batch) -> Tensor:
+    if batch.teacher_x is None:
+        raise ValueError(
+            "this method runs the teacher on its samples, so the batch must have teacher_x; cached features "
+            "do not serve"
+        )
+    return batch.teacher_x
+
 
 class Method(nn.Module):
     """Base class. Subclasses set ``name`` and implement `backward`.
@@ -87,17 +149,26 @@ class Method(nn.Module):
     name: str = ""
     published_name: str = ""  # in the authors' repository, where it has one
     uses_teacher: bool = True
-    trains_teacher: bool = False  # then the loop leaves the teacher trainable and in train mode
+    trains_teacher: bool = False  # then the step's teacher is a TrainedTeacher
     # How teacher samples must be drawn, of "independent", "class-matched", "paired"; empty: any way.
     required_draw: tuple[str, ...] = ()
     needs_equal_widths: bool = False  # of features: True where student and teacher features meet
 
-    def setup(self, student: nn.Module, teacher: FrozenTeacher | None) -> None:
-        """Called once, before the first step; modules are made on the student's device."""
+    def setup(
+        self, student: nn.Module, teacher: FrozenTeacher | TrainedTeacher | None, example: Batch
+    ) -> None:
+        """Called once, before the first step, to make modules of one's own on the student's device.
+
+        ``example`` holds at least one sample of each modality, from which sizes can be seen.
+        """
 
     def own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Optimisers of the method's own modules: the loop steps and saves them beside the student's."""
         return ()
+
+    def learning_rate(self, scheduled: float, epoch: int, step: int) -> float:
+        """The student's learning rate in a step of an epoch, both from 0; ``scheduled`` is the loop's own."""
+        return scheduled
 
     def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """Replace ``.grad`` of the student's (and the method's own) parameters; return 0-d tensors to log.
@@ -126,6 +197,8 @@ class LossMethod(Method):
     def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """Backward through ``loss``."""
         parameters = [*step.student.parameters(), *self.parameters()]
+        if self.trains_teacher:
+            parameters += step.trained_teacher.model.parameters()
         clear_gradients(parameters)
         with step.autocast():
             parts = self.loss(step, batch)

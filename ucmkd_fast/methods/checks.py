@@ -28,6 +28,16 @@ def count_at_least_zero(name: str, value: Any) -> int:
     return int(value)
 
 
+def rank_correlation(name: str, value: Any) -> float:
+    """A number in [-1, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number in [-1, 1], got {value!r}")
+    result = float(value)
+    if not -1 <= result <= 1:
+        raise ValueError(f"{name} must be a number in [-1, 1], got {value}")
+    return result
+
+
 def norm_limit(name: str, value: Any) -> float:
     """A number > 0, or inf for none."""
     return math.inf if value == math.inf else positive_number(name, value)
