@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..ops import checks
 from ._exp import exp_or_zero_, lowest
@@ -251,9 +250,12 @@ class _LastStep(torch.autograd.Function):
         return _softmin(cost, h, eps, torch.empty_like(cost))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_f):  # noqa: D102
         x, y, cost, h = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: again by torch, from x
+            with torch.autocast(x.device.type, enabled=False):
+                f = -ctx.eps * (h[:, None, :] - _cost(x, y, ctx.p) / ctx.eps).logsumexp(2)
+            return torch.autograd.grad(f, x, grad_f, create_graph=True)[0], None, None, None, None, None, None
         # Rows of softmax sum to 1; dC/dx = x - y where p = 2, (x - y) / C where p = 1, 0 under the floor.
         scores = torch.sub(h[:, None, :], cost, alpha=1 / ctx.eps)
         weight = exp_or_zero_(scores.sub_(scores.amax(2, keepdim=True)))
