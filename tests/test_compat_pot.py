@@ -301,6 +301,22 @@ def test_small_regularisation_and_zero_masses():
     assert np.isfinite(result.value) and result.plan[3].sum() == 0 and result.potential_a[3] == -np.inf
 
 
+def test_forbidden_pairs():
+    a, b, cost = problem()
+    cost[0, 1] = cost[4, 7] = np.inf
+    got, want = (
+        module.sinkhorn(a, b, cost, 0.1, method="sinkhorn_log", numItermax=300, warn=False)
+        for module in (pot, ot)
+    )
+    close(got, want, 1e-12)
+    assert got[0, 1] == 0
+    leaves = in_torch((a, b, cost), grad=True)
+    for grad in ("autodiff", "envelope", "last_step"):
+        result = pot.solve(leaves[2], leaves[0], leaves[1], reg=0.1, grad=grad, tol=1e-6)
+        slope = torch.autograd.grad(result.value, leaves[2])[0]
+        assert torch.isfinite(slope).all() and slope[0, 1] == 0 and slope.abs().max() > 0
+
+
 # What is refused names what to do instead.
 
 
