@@ -83,7 +83,8 @@ def call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstar
 
     together = method == "sinkhorn"  # POT's sinkhorn_log solves histograms one by one
     groups = [(columns, starts)] if together else [([c], [s]) for c, s in zip(columns, starts, strict=True)]
-    parts = [_stopping.solve(cost, a, c, reg, s, rule, log and not histograms) for c, s in groups]
+    record = log and (together or not histograms)  # and logs no errors of them
+    parts = [_stopping.solve(cost, a, c, reg, s, rule, record) for c, s in groups]
     if warn and not all(part.converged for part in parts):
         warn_not_converged(4)
     return Call(parts, histograms, method, reg, give)
