@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -140,6 +141,34 @@ def _timing(name: str, times: dict[str, list[float]], first: str, error: float) 
         statistics.median(ratios),
         error,
     )
+
+
+def peak_growth_mb(script: Path, arguments: Sequence[str]) -> float:
+    """Growth of the peak resident memory (MB) of a script that calls `report_peak`, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, env=os.environ, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script.name} {' '.join(arguments)} failed:\n{done.stderr}")
+    return float(done.stdout.split()[-1])
+
+
+def report_peak(work: Callable[[], Any]) -> None:
+    """Print by how many MB the peak of resident memory passes what was there before ``work``."""
+    work_set = Path("/proc/self/clear_refs")
+    if work_set.exists():
+        work_set.write_text("5")  # reset the peak to what is resident now
+    before = _peak_mb()
+    kept = work()
+    print(_peak_mb() - before)
+    del kept
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise OSError("no VmHWM in /proc/self/status")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -24,86 +24,93 @@ def composite(feature, student_weight, student_bias, teacher_weight, teacher_bia
     return label_transport_loss(student, teacher, target, **options)
 
 
+def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
+    """The sum of the losses, and its gradients where ``needs`` asks for one (None elsewhere), chunk by chunk."""
+    feature, sw, sb, tw, tb = inputs
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    (n, d), k = feature.shape, sw.shape[0]
+    need_feature, need_sw, need_sb, need_tw, need_tb = needs
+    need_student, need_teacher = need_feature or need_sw or need_sb, need_feature or need_tw or need_tb
+    heads = torch.cat([sw, tw]).to(dtype)  # (2K, D): both heads in one product
+    bias = heads.new_zeros(2 * k)
+    for half, b in ((bias[:k], sb), (bias[k:], tb)):
+        if b is not None:
+            half.copy_(b)
+    # Only the half of the heads that needs a gradient enters the products backwards.
+    columns = slice(0 if need_student else k, 2 * k if need_teacher else k)
+    width = columns.stop - columns.start
+    d_feature = heads.new_empty(n, d) if need_feature else None
+    d_weight = heads.new_zeros(width, d) if need_sw or need_tw else None
+    d_bias = heads.new_zeros(width) if need_sb or need_tb else None
+    rows = max(1, CHUNK_ELEMENTS // (2 * k))
+    logits = heads.new_empty(min(rows, n), 2 * k)
+    total = 0.0
+    for begin in range(0, n, rows):
+        x = feature[begin : begin + rows].to(dtype)
+        z = logits[: len(x)]
+        torch.addmm(bias, x, heads.t(), out=z)
+        s, t = z[:, :k], z[:, k:]
+        _, part, _ = run(
+            s, t, target[begin : begin + rows], ignore_index, smoothing, kappa == "live",
+            s if need_student else None, t if need_teacher else None, begin,
+        )  # fmt: skip
+        total += part
+        grad = z[:, columns]  # lies over the logits now
+        if d_feature is not None:
+            torch.mm(grad, heads[columns], out=d_feature[begin : begin + rows])
+        if d_weight is not None:
+            torch.addmm(d_weight, grad.t(), x, out=d_weight)
+        if d_bias is not None:
+            d_bias += grad.sum(0)
+    student, teacher = slice(0, k), slice(k if need_student else 0, None)
+    return total, (
+        d_feature,
+        d_weight[student] if need_sw else None,
+        d_bias[student] if need_sb else None,
+        d_weight[teacher] if need_tw else None,
+        d_bias[teacher] if need_tb else None,
+    )
+
+
 class LinearLabelTransport(torch.autograd.Function):
-    """Gradients of everything that needs one are made chunk by chunk in the forward and scaled in the backward."""
+    """Gradients are made chunk by chunk in the forward, and scaled and handed over by the backward.
+
+    A second backward through the same graph finds them gone and makes them again.
+    """
 
     @staticmethod
     def forward(ctx: Any, feature, sw, sb, tw, tb, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
-        dtype = torch.promote_types(feature.dtype, torch.float32)
-        n, d = feature.shape
-        k = sw.shape[0]
-        need_feature, need_sw, need_sb, need_tw, need_tb = ctx.needs_input_grad[:5]
-        need_student, need_teacher = need_feature or need_sw or need_sb, need_feature or need_tw or need_tb
-        heads = torch.cat([sw.detach(), tw.detach()]).to(dtype)  # (2K, D): both heads in one product
-        bias = heads.new_zeros(2 * k)
-        for half, b in ((bias[:k], sb), (bias[k:], tb)):
-            if b is not None:
-                half.copy_(b.detach())
-        target = target.contiguous()
+        inputs = tuple(None if z is None else z.detach() for z in (feature, sw, sb, tw, tb))
+        needs = ctx.needs_input_grad[:5]
+        total, ctx.grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
         kept = int((target != ignore_index).sum())
-        grads: dict[str, Tensor] = {}
-        if need_feature:
-            grads["feature"] = heads.new_empty(n, d)
-        # Only the half of the heads that needs a gradient enters the products backwards.
-        columns = slice(0 if need_student else k, 2 * k if need_teacher else k)
-        if need_sw or need_tw:
-            grads["weight"] = heads.new_zeros(columns.stop - columns.start, d)
-        if need_sb or need_tb:
-            grads["bias"] = heads.new_zeros(columns.stop - columns.start)
-        rows = max(1, CHUNK_ELEMENTS // (2 * k))
-        logits = heads.new_empty(min(rows, n), 2 * k)
-        total = 0.0
-        for begin in range(0, n, rows):
-            x = feature.detach()[begin : begin + rows].to(dtype)
-            z = logits[: len(x)]
-            torch.addmm(bias, x, heads.t(), out=z)
-            s, t = z[:, :k], z[:, k:]
-            _, part, _ = run(
-                s, t, target[begin : begin + rows], ignore_index, smoothing, kappa == "live",
-                s if need_student else None, t if need_teacher else None, begin,
-            )  # fmt: skip
-            total += part
-            g = z[:, columns]
-            if need_feature:
-                torch.mm(g, heads[columns], out=grads["feature"][begin : begin + rows])
-            if "weight" in grads:
-                grads["weight"].addmm_(g.t(), x)
-            if "bias" in grads:
-                grads["bias"] += g.sum(0)
         ctx.save_for_backward(feature, sw, sb, tw, tb, target)
-        ctx.grads, ctx.k, ctx.split = grads, k, need_student
         ctx.options = (ignore_index, smoothing, kappa, reduction)
         ctx.divisor = kept if reduction == "mean" else 1
         value = total if reduction == "sum" else (total / kept if kept else math.nan)
-        return torch.tensor(value, dtype=dtype)
+        return torch.tensor(value, dtype=torch.promote_types(feature.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        feature, sw, sb, tw, tb, target = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:5]
+        *inputs, target = ctx.saved_tensors
+        ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
-            ignore_index, smoothing, kappa, reduction = ctx.options
             with torch.enable_grad():
-                dtype = torch.promote_types(feature.dtype, torch.float32)
-                wide = (None if z is None else z.to(dtype) for z in (feature, sw, sb, tw, tb))
+                dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+                wide = (None if z is None else z.to(dtype) for z in inputs)
                 loss = composite(
                     *wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
                     reduction=reduction,
                 )  # fmt: skip
-            return *_autograd._differentiate((loss,), (feature, sw, sb, tw, tb), (upstream,)), *[None] * 5
+            return *_autograd._differentiate((loss,), inputs, (upstream,)), *[None] * 5
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            needs = ctx.needs_input_grad[:5]
+            _, grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
         factor = upstream / ctx.divisor
-        scaled = {name: grad * factor for name, grad in ctx.grads.items()}
-        student = slice(0, ctx.k)
-        teacher = slice(ctx.k, None) if ctx.split else slice(0, ctx.k)
-        found = (
-            scaled["feature"] if needs[0] else None,
-            scaled["weight"][student] if needs[1] else None,
-            scaled["bias"][student] if needs[2] else None,
-            scaled["weight"][teacher] if needs[3] else None,
-            scaled["bias"][teacher] if needs[4] else None,
-        )
-        inputs = (feature, sw, sb, tw, tb)
-        return *(None if g is None else g.to(z.dtype) for g, z in zip(found, inputs, strict=True)), *[None] * 5
+        scaled = (None if g is None else g.mul_(factor) for g in grads)
+        cast = (None if g is None else g.to(z.dtype) for g, z in zip(scaled, inputs, strict=True))
+        return *cast, *[None] * 5
 
 
 def _check(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any, target: Any) -> None:
