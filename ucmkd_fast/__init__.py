@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
@@ -11,6 +12,7 @@ from .ops.linear_label_transport import linear_label_transport_loss
 from .ops.sinkhorn import SinkhornResult, sinkhorn, sinkhorn_loss
 
 if TYPE_CHECKING:
+    from . import compat
     from .distiller import Distiller
 
 __version__ = "0.1.0"
@@ -20,6 +22,7 @@ __all__ = [
     "FeatureAlignmentLoss",
     "LabelTransportLoss",
     "SinkhornResult",
+    "compat",
     "label_transport_loss",
     "linear_label_transport_loss",
     "sinkhorn",
@@ -28,9 +31,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The training loop on first use: it imports accelerate, which those who only want the losses need not wait for."""
+    """On first use: the loop imports accelerate, which those who only want the losses need not wait for."""
     if name == "Distiller":
         from .distiller import Distiller
 
         return Distiller
+    if name == "compat":
+        return importlib.import_module(".compat", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

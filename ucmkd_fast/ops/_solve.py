@@ -56,7 +56,8 @@ def _problem(cost, a, b, init_f, saved, options, history, features):
     return _C.SinkhornProblem(
         cost.dtype == torch.float64, cost.shape[0] if cost.dim() == 3 else 1, n, m, options.max_iter, options.reg,
         options.tol, cost.data_ptr(), _address(a), a is None or a.dim() == 1, _address(b), b is None or b.dim() == 1,
-        _address(init_f), options.accelerate == "relax", history, saved.data_ptr(), *(_NO_FEATURES if features is None else features.addresses()),
+        _address(init_f), options.accelerate == "relax", history, saved.data_ptr(),
+        *(_NO_FEATURES if features is None else features.addresses()),
     )  # fmt: skip
 
 
