@@ -33,14 +33,14 @@ auto by_type(bool f64, Body body) {
 
 sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t max_iter, double reg, double tol,
                           Address cost, Address a, bool a_shared, Address b, bool b_shared, Address init_f,
-                          bool relax, bool history, Address saved, int metric, int64_t d, Address x, Address y, Address scale_x,
+                          Address init_g, bool relax, bool history, Address saved, int metric, int64_t d, Address x, Address y, Address scale_x,
                           Address scale_y) {
   sinkhorn::Problem p{};
   p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
   p.cost = to<void>(cost);
   p.a = to<void>(a), p.a_stride = a_shared ? 0 : n;
   p.b = to<void>(b), p.b_stride = b_shared ? 0 : m;
-  p.init_f = to<void>(init_f), p.relax = relax, p.history = history, p.saved = to<void>(saved);
+  p.init_f = to<void>(init_f), p.init_g = to<void>(init_g), p.relax = relax, p.history = history, p.saved = to<void>(saved);
   p.metric = metric, p.d = d, p.x = to<void>(x), p.y = to<void>(y);
   p.scale_x = to<void>(scale_x), p.scale_y = to<void>(scale_y);
   return p;

@@ -288,7 +288,7 @@ def test_registered_ops_are_sound():
     C = torch.rand(16, 16, dtype=torch.float64, requires_grad=True)
     a = torch.full((16,), 1 / 16, dtype=torch.float64, requires_grad=True)
     for grad, accelerate in (("unrolled", None), ("implicit", "relax")):
-        torch.library.opcheck(_autograd.sinkhorn_forward, (C, a, None, None, 0.2, 4, 0.0, grad, accelerate))
+        torch.library.opcheck(_autograd.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate))
 
 
 @pytest.mark.parametrize("batch", [None, 3])

@@ -181,7 +181,7 @@ void adjoint_log(Adjoint<T>& p) {
     return mine;
   };
   T *a = take(np), *ia = take(np), *F = take(np), *f = take(np), *fbar = take(np), *none = take(np);
-  T *b = take(mp), *ib = take(mp), *g = take(mp), *g_before = take(mp), *gbar = take(mp), *gbar_next = take(mp);
+  T *b = take(mp), *ib = take(mp), *G = take(mp), *g = take(mp), *g_before = take(mp), *gbar = take(mp), *gbar_next = take(mp);
   T* partial = take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
@@ -193,6 +193,7 @@ void adjoint_log(Adjoint<T>& p) {
     fbar[i] = p.grad_f && a[i] > 0 ? p.grad_f[i] : 0;
     p.grad_a[i] = p.value_weight * p.alpha[i];
   }
+  for (int64_t j = 0; j < m; ++j) G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
   auto potential_f = [&](int64_t t, T* out) {
     for (int64_t i = 0; i < n; ++i) {
       const T h = p.hist_u[t * n + i];
@@ -202,7 +203,7 @@ void adjoint_log(Adjoint<T>& p) {
   auto potential_g = [&](int64_t t, T* out) {
     for (int64_t j = 0; j < mp; ++j) {
       const T h = j < m && b[j] > 0 ? p.hist_v[(t - 1) * m + j] : 1;
-      out[j] = b[j] > 0 ? (scalings ? p.reg * log_of(h) : h) : -inf;
+      out[j] = b[j] > 0 ? (scalings ? G[j] + p.reg * log_of(h) : h) : -inf;
     }
   };
 

@@ -120,7 +120,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
     call.cost = static_cast<T*>(p.cost) + k * p.n * p.m;
     call.features = p.metric < 0 ? nullptr : &features;
     call.a = at<T>(p.a, k * p.a_stride), call.b = at<T>(p.b, k * p.b_stride);
-    call.init_f = at<T>(p.init_f, k * p.n);
+    call.init_f = at<T>(p.init_f, k * p.n), call.init_g = at<T>(p.init_g, k * p.m);
     call.tasks = tasks;
     call.save_plan = save_plan;
     call.plan = saved.plan, call.hist_u = saved.hist_u, call.hist_v = saved.hist_v, call.alpha = saved.alpha;
@@ -156,7 +156,7 @@ Adjoint<T> adjoint_call(const Problem& p, const Upstream& up, int64_t k, int tas
   call.history = static_cast<History>(saved.info[1]);
   call.cost = at<T>(p.cost, k * p.n * p.m);
   call.a = at<T>(p.a, k * p.a_stride), call.b = at<T>(p.b, k * p.b_stride);
-  call.init_f = at<T>(p.init_f, k * p.n);
+  call.init_f = at<T>(p.init_f, k * p.n), call.init_g = at<T>(p.init_g, k * p.m);
   call.plan = saved.plan, call.hist_u = saved.hist_u, call.hist_v = saved.hist_v, call.alpha = saved.alpha;
   call.value_weight = up.value ? *at<T>(up.value, k) : T(0);
   call.grad_f = at<T>(up.f, k * p.n), call.grad_g = at<T>(up.g, k * p.m);

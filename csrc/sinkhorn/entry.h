@@ -16,6 +16,7 @@ struct Problem {
   const void* b;         // (batch or 1, m) or null
   int64_t b_stride;      // m or 0
   const void* init_f;    // (batch, n) or null
+  const void* init_g;    // (batch, m) or null
   bool relax;            // over-relaxed iterations, without history
   bool history;          // hist_u, hist_v are in saved
   void* saved;           // (batch, saved_size)

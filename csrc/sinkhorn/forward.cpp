@@ -89,7 +89,7 @@ class Run {
     }
     for (int64_t j = 0; j < mp; ++j) {
       b[j] = j < m ? (p.b ? p.b[j] : T(1) / T(m)) : 0;
-      G[j] = b[j] > 0 ? 0 : -inf;
+      G[j] = b[j] > 0 ? (p.init_g ? p.init_g[j] - p.reg * log_of(b[j]) : 0) : -inf;
     }
     epoch = 0;
     if (p.hist_u) copy(u, p.hist_u, n);

@@ -26,7 +26,7 @@ enum class Status : int {
 
 // How the history of the iterations is stored.
 enum class History : int {
-  kScalings = 0,    // u_t, v_t: f_t = F + reg log u_t, g_t = reg log v_t, with F = 0 or from init_f
+  kScalings = 0,    // u_t, v_t: f_t = F + reg log u_t, g_t = G + reg log v_t, F = G = 0 or from init
   kPotentials = 1,  // f_t, g_t: the kernel matrix was rebuilt on the way
 };
 
@@ -42,6 +42,7 @@ struct Forward {
   const T* a;       // (n,) or null: uniform
   const T* b;       // (m,) or null: uniform
   const T* init_f;  // (n,) or null: f_0 = -reg log n
+  const T* init_g;  // (m,) with init_f: where g is expected, so that K starts in range; changes no result
   int tasks;        // how many tasks a sweep is split into
   // out
   bool save_plan;
@@ -75,6 +76,7 @@ struct Adjoint {
   const T* a;       // (n,) or null
   const T* b;       // (m,) or null
   const T* init_f;  // (n,) or null
+  const T* init_g;  // (m,) or null
   const T* plan;    // (padded(n), padded(m))
   const T* hist_u;  // (n_iter + 1, n)
   const T* hist_v;  // (n_iter, m)

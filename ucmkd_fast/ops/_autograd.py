@@ -28,12 +28,12 @@ def direct(*tensors: Tensor | None) -> bool:
     )
 
 
-def reference_outputs(cost_matrix, a, b, init_f, reg, max_iter, tol, grad, accelerate=None):
+def reference_outputs(cost_matrix, a, b, init_f, init_g, reg, max_iter, tol, grad, accelerate=None):
     """(value, dual, f, g) by the reference, differentiable to any order; a leading batch is a loop.
 
     The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
     """
-    init = None if init_f is None else (init_f, init_f)
+    init = None if init_f is None else (init_f, init_g)
     if cost_matrix.dim() == 2:
         return reference.sinkhorn(
             cost_matrix, a, b, reg=reg, max_iter=max_iter, tol=tol, grad=grad, init=init
@@ -43,7 +43,7 @@ def reference_outputs(cost_matrix, a, b, init_f, reg, max_iter, tol, grad, accel
         return mass if mass is None or mass.dim() == 1 else mass[k]
 
     outputs = [
-        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), reg, max_iter, tol, grad)
+        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), reg, max_iter, tol, grad)
         for k, c in enumerate(cost_matrix)
     ]
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
@@ -75,14 +75,14 @@ class Sinkhorn(torch.autograd.Function):
     """From a cost (B?, N, M): (value, dual, f, g, marginal_error, n_iter)."""
 
     @staticmethod
-    def forward(ctx: Any, matrix, a, b, init_f, options):  # noqa: D102
+    def forward(ctx: Any, matrix, a, b, init_f, init_g, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:3])
-        s = _solve.forward(matrix, a, b, init_f, options, needs)
+        s = _solve.forward(matrix, a, b, init_f, init_g, options, needs)
         if needs:
             constants = (s.f, s.g) if options.grad == "envelope" else ()
             ctx.mark_non_differentiable(*constants, s.marginal_error, s.n_iter)
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(matrix, a, b, init_f, s.f, s.g, s.saved)
+            ctx.save_for_backward(matrix, a, b, init_f, init_g, s.f, s.g, s.saved)
             ctx.options = options
         return s[:6]
 
@@ -91,50 +91,50 @@ class Sinkhorn(torch.autograd.Function):
         saved, options = ctx.saved_tensors, ctx.options
         upstream = upstream[:4]
         if all(u is None for u in upstream):
-            return (None,) * 5
+            return (None,) * 6
         if torch.is_grad_enabled():
             _refuse_second_order(options.grad)
             with torch.enable_grad():
-                outputs = reference_outputs(*saved[:4], *options)
-            return *_differentiate(outputs, saved[:3], upstream), None, None
+                outputs = reference_outputs(*saved[:5], *options)
+            return *_differentiate(outputs, saved[:3], upstream), None, None, None
         d_cost, d_a, d_b, _ = _solve.backward(*saved, upstream, options)
         needs = ctx.needs_input_grad
-        return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None
+        return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None, None
 
 
 class SinkhornLoss(torch.autograd.Function):
     """From features x (N, D), y (M, D): the transport value, or the dual value where ``regularized``."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, a, b, init_f, metric, dtype, regularized, options):  # noqa: D102
+    def forward(ctx: Any, x, y, a, b, init_f, init_g, metric, dtype, regularized, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:4])
         matrix, features = cost.products(x, y, metric, dtype)
-        loss, f, g, saved = _solve.forward_loss(matrix, features, a, b, init_f, options, needs, regularized)
+        loss, f, g, saved = _solve.forward_loss(matrix, features, a, b, init_f, init_g, options, needs, regularized)
         if needs:
-            ctx.save_for_backward(x, y, a, b, init_f, matrix, *features[:3], f, g, saved)
+            ctx.save_for_backward(x, y, a, b, init_f, init_g, matrix, *features[:3], f, g, saved)
             ctx.metric, ctx.regularized, ctx.options = metric, regularized, options
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        x, y, a, b, init_f, matrix, fx, fy, scale, f, g, saved = ctx.saved_tensors
+        x, y, a, b, init_f, init_g, matrix, fx, fy, scale, f, g, saved = ctx.saved_tensors
         regularized, options = ctx.regularized, ctx.options
         if torch.is_grad_enabled():
             _refuse_second_order(options.grad)
             with torch.enable_grad():
                 again = reference.cost(x.to(matrix.dtype), y.to(matrix.dtype), ctx.metric)
-                loss = reference_outputs(again, a, b, init_f, *options)[int(regularized)]
-            return *_differentiate((loss,), (x, y, a, b), (upstream,)), *[None] * 5
+                loss = reference_outputs(again, a, b, init_f, init_g, *options)[int(regularized)]
+            return *_differentiate((loss,), (x, y, a, b), (upstream,)), *[None] * 6
         features = cost.Features(fx, fy, scale, ctx.metric)
         both = (None, upstream, None, None) if regularized else (upstream, None, None, None)
-        weights, d_a, d_b, sums = _solve.backward(matrix, a, b, init_f, f, g, saved, both, options, features)
+        weights, d_a, d_b, sums = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, both, options, features)
         need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
         dx, dy = cost.backward(features, weights, sums, need_x, need_y)
         if dx is not None and dx.dtype != x.dtype:
             dx = dx.to(x.dtype)
         if dy is not None and dy.dtype != y.dtype:
             dy = dy.to(y.dtype)
-        return dx, dy, d_a if need_a else None, d_b if need_b else None, *[None] * 5
+        return dx, dy, d_a if need_a else None, d_b if need_b else None, *[None] * 6
 
 
 # The same calls for torch.compile, export and functorch.
@@ -176,6 +176,7 @@ def sinkhorn_forward(
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
+    init_g: Tensor | None,
     reg: float,
     max_iter: int,
     tol: float,
@@ -184,11 +185,11 @@ def sinkhorn_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward call with everything that the backward needs as outputs."""
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
-    return tuple(_solve.forward(*_contiguous(matrix, a, b, init_f), options, True))
+    return tuple(_solve.forward(*_contiguous(matrix, a, b, init_f, init_g), options, True))
 
 
 @sinkhorn_forward.register_fake
-def _(matrix, a, b, init_f, reg, max_iter, tol, grad, accelerate):
+def _(matrix, a, b, init_f, init_g, reg, max_iter, tol, grad, accelerate):
     lead, (n, m) = matrix.shape[:-2], matrix.shape[-2:]
     size = _solve.saved_size(n, m, max_iter, grad == "unrolled")
     return (
@@ -208,6 +209,7 @@ def sinkhorn_backward(
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
+    init_g: Tensor | None,
     f: Tensor,
     g: Tensor,
     saved: Tensor,
@@ -224,13 +226,13 @@ def sinkhorn_backward(
     """Gradients of the cost and of the masses (empty where they are not given)."""
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     upstream = (up_value, up_dual, up_f, up_g)
-    d_cost, d_a, d_b, _ = _solve.backward(*_contiguous(matrix, a, b, init_f), f, g, saved, upstream, options)
+    d_cost, d_a, d_b, _ = _solve.backward(*_contiguous(matrix, a, b, init_f, init_g), f, g, saved, upstream, options)
     none = matrix.new_empty(0)
     return d_cost, none if d_a is None else d_a, none.clone() if d_b is None else d_b
 
 
 @sinkhorn_backward.register_fake
-def _(matrix, a, b, init_f, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad, accelerate):
+def _(matrix, a, b, init_f, init_g, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad, accelerate):
     none = matrix.new_empty(0)
     return (
         matrix.new_empty(matrix.shape),
@@ -259,18 +261,18 @@ _sinkhorn_backward = register_backward(sinkhorn_backward, _setup_nothing, _no_fu
 
 
 def _setup_context(ctx, inputs, output):
-    matrix, a, b, init_f, *ctx.options = inputs
+    matrix, a, b, init_f, init_g, *ctx.options = inputs
     _, _, f, g, error, n_iter, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(error, n_iter, saved)
-    ctx.save_for_backward(matrix, a, b, init_f, f, g, saved)
+    ctx.save_for_backward(matrix, a, b, init_f, init_g, f, g, saved)
 
 
 def _backward(ctx, *upstream):
     tensors = ctx.saved_tensors
     upstream = upstream[:4]
     if all(u is None for u in upstream):
-        return (None,) * 9
+        return (None,) * 10
     if ctx.options[3] == "envelope":
         upstream = (*upstream[:2], None, None)
     d_cost, d_a, d_b = _sinkhorn_backward(*tensors, *upstream, *ctx.options)
@@ -278,7 +280,7 @@ def _backward(ctx, *upstream):
         d_cost,
         d_a if tensors[1] is not None else None,
         d_b if tensors[2] is not None else None,
-        *[None] * 6,
+        *[None] * 7,
     )
 
 

@@ -51,12 +51,12 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _problem(cost, a, b, init_f, saved, options, history, features):
+def _problem(cost, a, b, init_f, init_g, saved, options, history, features):
     n, m = cost.shape[-2:]
     return _C.SinkhornProblem(
         cost.dtype == torch.float64, cost.shape[0] if cost.dim() == 3 else 1, n, m, options.max_iter, options.reg,
         options.tol, cost.data_ptr(), _address(a), a is None or a.dim() == 1, _address(b), b is None or b.dim() == 1,
-        _address(init_f), options.accelerate == "relax", history, saved.data_ptr(),
+        _address(init_f), _address(init_g), options.accelerate == "relax", history, saved.data_ptr(),
         *(_NO_FEATURES if features is None else features.addresses()),
     )  # fmt: skip
 
@@ -72,6 +72,7 @@ def forward(
     a: Tensor | None,  # (B?, N) contiguous
     b: Tensor | None,  # (B?, M) contiguous
     init_f: Tensor | None,  # (B?, N) contiguous
+    init_g: Tensor | None,  # (B?, M) contiguous
     options: Options,
     save: bool,
 ) -> Solved:
@@ -82,7 +83,7 @@ def forward(
     f, g = cost.new_empty((*lead, n)), cost.new_empty((*lead, m))
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
     n_iter = torch.empty(lead, dtype=torch.int64)
-    problem = _problem(cost, a, b, init_f, saved, options, history, None)
+    problem = _problem(cost, a, b, init_f, init_g, saved, options, history, None)
     _run(problem, save, f, g, value, dual, error, n_iter)
     return Solved(value, dual, f, g, error, n_iter, saved)
 
@@ -93,6 +94,7 @@ def forward_loss(
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
+    init_g: Tensor | None,
     options: Options,
     save: bool,
     regularized: bool,
@@ -105,7 +107,7 @@ def forward_loss(
     dual = products.new_empty(()) if regularized else None
     masses = regularized and save and (a is not None or b is not None)
     f, g = (products.new_empty(n), products.new_empty(m)) if masses else (None, None)
-    problem = _problem(products, a, b, init_f, saved, options, history, features)
+    problem = _problem(products, a, b, init_f, init_g, saved, options, history, features)
     _run(problem, save, f, g, value, dual, None, None)
     return (value if dual is None else dual), f, g, saved
 
@@ -136,6 +138,7 @@ def backward(
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
+    init_g: Tensor | None,
     f: Tensor | None,  # read where the masses have a gradient
     g: Tensor | None,
     saved: Tensor,
@@ -152,7 +155,7 @@ def backward(
     sums = None if features is None else cost.new_empty(n + m)
     rows = _address(sums)
     tail = (rows, rows + n * cost.element_size() if rows else 0)
-    problem = _problem(cost, a, b, init_f, saved, options, options.grad == "unrolled", features)
+    problem = _problem(cost, a, b, init_f, init_g, saved, options, options.grad == "unrolled", features)
     if options.grad == "envelope":
         weight = (
             grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual

@@ -81,10 +81,12 @@ def _check_options(reg, max_iter, tol, grad, accelerate) -> Options:
     )
 
 
-def _check_init(init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """F of earlier potentials (f, g): the first half-step makes g from f, so g itself is not read."""
+def _check_init(
+    init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Earlier potentials (f, g). The first half-step makes g from f: g only tells where to expect it."""
     if init is None:
-        return None
+        return None, None
     if not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"init must be a pair of potentials (f, g), got {type(init).__name__}")
     for name, z, size in (("f", init[0], shape[-2]), ("g", init[1], shape[-1])):
@@ -95,7 +97,7 @@ def _check_init(init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.
                 f"init {name} must have shape {wanted}, dtype {dtype} and device {device}, "
                 f"got {tuple(z.shape)}, {z.dtype} and {z.device}"
             )
-    return init[0].detach().contiguous()
+    return init[0].detach().contiguous(), init[1].detach().contiguous()
 
 
 _warned: set[str] = set()
@@ -121,19 +123,19 @@ def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
                 )
 
 
-def _solve(cost, a, b, init_f, options: Options) -> tuple[Tensor, ...]:
+def _solve(cost, a, b, init_fg, options: Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
     if cost.device.type != "cpu":
         _warn_no_kernels(cost.device)
-        value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_f, *options)
+        value, dual, f, g = _autograd.reference_outputs(cost, a, b, *init_fg, *options)
         plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / options.reg).exp()
         target = cost.new_full((cost.shape[-1],), 1 / cost.shape[-1]) if b is None else b.detach()
         error = (plan.sum(-2) - target).abs().sum(-1)
         return value, dual, f, g, error, torch.full(cost.shape[:-2], options.max_iter, device=cost.device)
-    if _autograd.direct(cost, a, b, init_f):
+    if _autograd.direct(cost, a, b, *init_fg):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
-        return _autograd.Sinkhorn.apply(cost.contiguous(), a, b, init_f, options)
-    return _autograd.sinkhorn_transformed(cost, a, b, init_f, *options)[:6]
+        return _autograd.Sinkhorn.apply(cost.contiguous(), a, b, *init_fg, options)
+    return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
 
 
 def sinkhorn(
@@ -181,8 +183,8 @@ def sinkhorn(
     a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
     b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
-    init_f = _check_init(init, cost.shape, cost.dtype, cost.device)
-    return SinkhornResult(cost, _solve(cost, a, b, init_f, options), options)
+    init_fg = _check_init(init, cost.shape, cost.dtype, cost.device)
+    return SinkhornResult(cost, _solve(cost, a, b, init_fg, options), options)
 
 
 def _check_features(x: Any, y: Any) -> torch.dtype:
@@ -266,7 +268,7 @@ def sinkhorn_loss(
     b = checks.mass("b", b, y.shape[0], None, dtype)
     checks.same_device(x=x, a=a, b=b)
     _envelope_has_no_mass_gradient(objective, grad, a, b)
-    init_f = _check_init(init, torch.Size((x.shape[0], y.shape[0])), dtype, x.device)
+    init_fg = _check_init(init, torch.Size((x.shape[0], y.shape[0])), dtype, x.device)
 
     if return_result:
         if objective == "divergence":
@@ -274,19 +276,19 @@ def sinkhorn_loss(
                 "return_result=True is for one problem: use objective='transport' or 'regularized'"
             )
         matrix = _cost_matrix(x, y, metric, dtype)
-        return SinkhornResult(matrix, _solve(matrix, a, b, init_f, options), options)
+        return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
     if objective == "divergence":
-        between = _one_loss(x, y, a, b, init_f, metric, dtype, True, options)
-        within = [_one_loss(z, z, m, m, None, metric, dtype, True, options) for z, m in ((x, a), (y, b))]
+        between = _one_loss(x, y, a, b, init_fg, metric, dtype, True, options)
+        within = [_one_loss(z, z, m, m, (None, None), metric, dtype, True, options) for z, m in ((x, a), (y, b))]
         return between - (within[0] + within[1]) / 2
-    return _one_loss(x, y, a, b, init_f, metric, dtype, objective == "regularized", options)
+    return _one_loss(x, y, a, b, init_fg, metric, dtype, objective == "regularized", options)
 
 
-def _one_loss(x, y, a, b, init_f, metric, dtype, regularized, options) -> Tensor:
+def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
     if x.device.type == "cpu" and _autograd.direct(x, y, a, b):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
-        return _autograd.SinkhornLoss.apply(x, y, a, b, init_f, metric, dtype, regularized, options)
-    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_f, options)[int(regularized)]
+        return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, metric, dtype, regularized, options)
+    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
 
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:
