@@ -73,6 +73,10 @@ RANK_CASES: dict[str, dict[str, Any]] = {
     "ucmkd without FA": {"method": "ucmkd", "method_options": {"n1": 0}},
     "published code": {"method": "ucmkd", "preset": "published-code"},
     "norm": {"method": "norm"},
+    "fitnet": {"method": "fitnet"},
+    "rkd": {"method": "rkd"},
+    "dkd": {"method": "dkd"},
+    "rld": {"method": "rld"},
 }
 RANK_SETTINGS: dict[str, Any] = {
     "epochs": 3,

@@ -6,17 +6,18 @@ import copy
 import re
 from pathlib import Path
 
-import ot
 import pytest
 import torch
 import torch.nn.functional as F
 from bilevel_models import CLASSES, INPUTS, WIDTH, mlp
 from host_reads import NoHostRead, forbid_python_reads
+from method_formulas import EXPECTED, cross_entropy
 from torch import nn
 
 from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.methods import FrozenTeacher, LossMethod, Step, available_methods, build_method, register
 from ucmkd_fast.methods import base as registry
+from ucmkd_fast.models import Classifier
 
 METHODS = {
     "ce": {"label_smoothing": 0.1},
@@ -24,6 +25,15 @@ METHODS = {
     "feature": {"fa_weight": 0.6, "metric": "l2", "reg": 0.5},
     "joint": {"fa_weight": 0.6, "la_weight": 0.4, "metric": "l2", "reg": 0.5},
     "ucmkd": {"n1": 1, "n2": 1},
+    "dkd": {"alpha": 0.7, "beta": 2.0, "temperature": 3.0},
+    "rld": {"alpha": 0.7, "beta": 2.0, "temperature": 3.0, "confidence_temperature": 1.5},
+    "rkd": {"distance_weight": 2.0, "angle_weight": 3.0},
+}
+BY_INDEX = {
+    "kd": r"\(7, 4\).*\(9, 4\)",
+    "dkd": r"\(7, 4\).*\(9, 4\)",
+    "rld": r"\(7, 4\).*\(9, 4\)",
+    "rkd": "expected 7.*got 9",
 }
 N = 7
 
@@ -47,62 +57,11 @@ def make_step(dtype: torch.dtype = torch.float64, **options) -> Step:
     return Step(mlp(nn.BatchNorm1d(8)).to(dtype), FrozenTeacher(mlp().to(dtype)), **options)
 
 
-def log_p(logits):
-    """Logarithms of the softmax, written out."""
-    return logits - logits.exp().sum(1, keepdim=True).log()
-
-
-def cross_entropy(logits, y, smoothing=0.0):
-    q = F.one_hot(y, CLASSES).to(logits) * (1 - smoothing) + smoothing / CLASSES
-    return -(q * log_p(logits)).sum(1)
-
-
-def pot_alignment(z, zt, reg):
-    """What the published code calls."""
-    mass = torch.full((N,), 1 / N, dtype=z.dtype)
-    return ot.sinkhorn2(mass, mass, torch.cdist(z, zt), reg, numItermax=100, stopThr=0.0, warn=False)
-
-
-def expected_ce(student, teacher, batch, label_smoothing):
-    return {"ce": cross_entropy(student(batch.x), batch.y, label_smoothing).mean()}
-
-
-def expected_kd(student, teacher, batch, alpha, temperature):
-    logits, other = student(batch.x), teacher.head(batch.teacher_feature)
-    p = (other / temperature).softmax(1)
-    kl = (p * (p.log() - log_p(logits / temperature))).sum(1).mean()
-    ce = cross_entropy(logits, batch.y).mean()
-    return {"loss": (1 - alpha) * ce + alpha * temperature**2 * kl, "ce": ce, "kl": kl}
-
-
-def expected_feature(student, teacher, batch, fa_weight, metric, reg):
-    z = student.encode(batch.x)
-    ce, fa = cross_entropy(student.head(z), batch.y).mean(), pot_alignment(z, batch.teacher_feature, reg)
-    return {"loss": ce + fa_weight * fa, "ce": ce, "fa": fa, **expected_reading(teacher, z, batch)}
-
-
-def expected_joint(student, teacher, batch, fa_weight, la_weight, metric, reg):
-    z = student.encode(batch.x)
-    parts = expected_feature(student, teacher, batch, fa_weight, metric, reg)
-    kappa = teacher.head(z).softmax(1)[torch.arange(N), batch.y].detach()
-    la = (cross_entropy(student.head(z), batch.y) - kappa * cross_entropy(teacher.head(z), batch.y)).mean()
-    return parts | {"la": la, "loss": parts["loss"] + la_weight * la}
-
-
-def expected_reading(teacher, z, batch):
-    logits = teacher.head(z).detach()
-    return {
-        "kappa": logits.softmax(1)[torch.arange(N), batch.y].mean(),
-        "teacher_head_accuracy": (logits.argmax(1) == batch.y).double().mean().float(),
-    }
-
-
-EXPECTED = {"ce": expected_ce, "kd": expected_kd, "feature": expected_feature, "joint": expected_joint}
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 def test_loss_and_gradient_are_the_formula(name):
     step, batch = make_step(), make_batch()
+    teacher_logits = step.teacher.head(batch.teacher_feature)
+    batch.y[0], batch.y[1] = teacher_logits[0].argmin(), teacher_logits[1].argmax()
     twin = copy.deepcopy(step.student)
     parts = build_method(name, **METHODS[name]).backward(step, batch)
     expected = EXPECTED[name](twin, step.teacher, batch, **METHODS[name])
@@ -116,6 +75,27 @@ def test_loss_and_gradient_are_the_formula(name):
         )
     for p, q in zip(step.student.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_rkd_does_not_mind_samples_that_coincide():
+    step, batch = make_step(), make_batch()
+    batch.x = batch.x[:1].repeat(N, 1)
+    parts = build_method("rkd").backward(step, batch)
+    assert all(value.isfinite() for value in parts.values())
+    assert all(p.grad.isfinite().all() for p in step.student.parameters())
+
+
+def test_dkd_with_weights_one_and_the_rest_is_kd():
+    """KD's divergence is TCKD + (1 - p_T(y)) NCKD; here every 1 - p_T(y) is the same."""
+    step, batch = make_step(), make_batch()
+    with torch.no_grad():
+        logits = torch.full((N, CLASSES), 0.0, dtype=torch.float64).scatter(1, batch.y[:, None], 2.0)
+    step.teacher = FrozenTeacher(Classifier(nn.Identity(), nn.Identity()))
+    batch.teacher_feature = logits
+    rest = 1 - float((logits / 4).softmax(1)[0, batch.y[0]])
+    dkd = build_method("dkd", alpha=1.0, beta=rest, temperature=4.0).backward(step, batch)
+    kd = build_method("kd", alpha=0.5, temperature=4.0).backward(step, batch)
+    torch.testing.assert_close(dkd["loss"] - dkd["ce"], 16 * kd["kl"])
 
 
 def test_joint_with_live_kappa_pulls_towards_one_over_e():
@@ -134,8 +114,8 @@ def test_joint_with_live_kappa_pulls_towards_one_over_e():
 def test_teachers_sample_count_may_differ_unless_compared_by_index(name):
     step, batch = make_step(), make_batch()
     batch.teacher_feature = torch.randn(N + 2, WIDTH, dtype=torch.float64)
-    if name == "kd":
-        with pytest.raises(ValueError, match=r"\(7, 4\).*\(9, 4\)"):
+    if name in BY_INDEX:
+        with pytest.raises(ValueError, match=BY_INDEX[name]):
             build_method(name).backward(step, batch)
     else:
         assert build_method(name).backward(step, batch)["loss"].isfinite()

@@ -13,13 +13,12 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from ucmkd_fast.data.batch import Batch
-from ucmkd_fast.distiller import Distiller
 from ucmkd_fast.methods import FrozenTeacher, Step, TrainedTeacher, build_method, method_class
 from ucmkd_fast.methods.c2kd import kendall_tau
 from ucmkd_fast.models import Classifier, MappedClassifier, encode_with_maps
 
 N = 9
-METHODS = ("norm", "reviewkd", "c2kd")
+METHODS = ("norm", "reviewkd", "c2kd", "fitnet")
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +100,28 @@ def expected_c2kd(method, student, teacher, batch):
     }
 
 
-EXPECTED = {"norm": expected_norm, "reviewkd": expected_reviewkd, "c2kd": expected_c2kd}
-OPTIONS = {"norm": {"copies": 3, "weight": 0.7}, "reviewkd": {"weight": 0.7}, "c2kd": {"threshold": 0.1}}
+def expected_fitnet(method, student, teacher, batch):
+    z, ours = encode_with_maps(student, batch.x, "")
+    target = encode_with_maps(teacher.model, batch.teacher_x, "")[1][0].detach()
+    weight, bias = method.regressor.weight[:, :, 0, 0], method.regressor.bias
+    guided = torch.einsum("oc,ncl->nol", weight, ours[0]) + bias[:, None]
+    hint = ((F.interpolate(guided[..., None], size=(6, 6), mode="bilinear") - target) ** 2).mean()
+    ce = cross_entropy(student.head(z), batch.y)
+    return {"loss": ce + method.weight * hint, "ce": ce, "hint": hint}
+
+
+EXPECTED = {
+    "fitnet": expected_fitnet,
+    "norm": expected_norm,
+    "reviewkd": expected_reviewkd,
+    "c2kd": expected_c2kd,
+}
+OPTIONS = {
+    "fitnet": {"weight": 0.7, "layer": 0},
+    "norm": {"copies": 3, "weight": 0.7},
+    "reviewkd": {"weight": 0.7},
+    "c2kd": {"threshold": 0.1},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -235,11 +254,26 @@ def test_cached_features_are_refused_where_the_teacher_must_run(name):
         build_method(name).setup(series_student(), teacher, example)
 
 
-def test_norm_takes_cached_features():
-    method, step, batch = make("norm")
-    expected = method.backward(step, batch)["norm"]
+@pytest.mark.parametrize(("name", "part"), [("norm", "norm"), ("fitnet", "hint")])
+def test_cached_features_serve_where_only_features_meet(name, part):
+    method, step, batch = make(name)
+    expected = method.backward(step, batch)[part]
     cached = Batch(batch.x, batch.y, teacher_feature=step.teacher.features(batch))
-    torch.testing.assert_close(method.backward(step, cached)["norm"], expected)
+    torch.testing.assert_close(method.backward(step, cached)[part], expected)
+
+
+def test_fitnet_on_features_is_the_formula():
+    method, step, batch = make("fitnet", weight=0.7)
+    z, target = step.student.encode(batch.x), step.teacher.features(batch)
+    expected = ((z @ method.regressor.weight.T + method.regressor.bias - target) ** 2).mean()
+    parts = method.backward(step, batch)
+    torch.testing.assert_close(parts["hint"], expected.detach())
+    torch.testing.assert_close(parts["loss"], parts["ce"] + 0.7 * expected.detach())
+
+
+def test_fitnet_refuses_a_layer_that_is_not_there():
+    with pytest.raises(ValueError, match="layer must be below 2, the number of the student's maps, got 2"):
+        make("fitnet", layer=2)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -273,6 +307,7 @@ def test_a_teacher_of_the_wrong_kind_is_refused():
     [
         ("norm", {"copies": 0}, ValueError, "copies .*>= 1, got 0"),
         ("norm", {"weight": -1.0}, ValueError, "weight .*>= 0, got -1"),
+        ("fitnet", {"layer": -1}, ValueError, "layer .*>= 0, got -1"),
         ("reviewkd", {"weight": float("nan")}, ValueError, "weight"),
         ("c2kd", {"threshold": 1.5}, ValueError, r"threshold .*\[-1, 1\], got 1.5"),
         ("c2kd", {"threshold": "0"}, TypeError, r"threshold .*\[-1, 1\], got '0'"),
@@ -305,64 +340,3 @@ def test_mapped_classifier():
     flat = MappedClassifier(model.encoder, model.head, ["4"])
     with pytest.raises(ValueError, match=r"a model must give maps .*gave \[\(3, 6\)\]"):
         encode_with_maps(flat, x, "a model")
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAt(nn.Module):
-    """Passes its input on, and raises at one of the calls in train mode."""
-
-    def __init__(self, call: int | None):
-        super().__init__()
-        self.left = call
-
-    def forward(self, x):
-        if self.training and self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                raise Stop
-        return x
-
-
-STUDENT_TRAIN, TEACHER_TRAIN = samples(48, 1, 12, seed=3), samples(40, 1, 6, 6, seed=4)
-
-
-def fitted(name, folder, stop_at=None, **how):
-    """A run of four epochs of three steps, or the start of one."""
-    torch.manual_seed(5)
-    student, teacher = series_student(dropout=0.2), image_teacher()
-    student.encoder[2] = nn.Sequential(student.encoder[2], StopAt(stop_at))
-    distiller = Distiller(
-        student, teacher, name, output_dir=folder, epochs=4, steps_per_epoch=3, batch_size=16, lr=0.05
-    )
-    result = distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, samples(16, 1, 12, seed=6), **how)
-    learned = {"student": student, "teacher": teacher, "method": distiller.method}
-    weights = {f"{k}.{n}": t.clone() for k, m in learned.items() for n, t in m.state_dict().items()}
-    return result, weights
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(name, tmp_path):
-    """Student, teacher where it learns, and the method's own modules, bit for bit."""
-    expected, weights = fitted(name, tmp_path / "whole")
-    with pytest.raises(Stop):
-        fitted(name, tmp_path / "cut", stop_at=8)
-    result, again = fitted(name, tmp_path / "cut", resume=True)
-    assert weights.keys() == again.keys()
-    assert all(torch.equal(weights[k], again[k]) for k in weights)
-    assert [e["loss"] for e in result.history] == [e["loss"] for e in expected.history]
-    assert result.history[-1]["loss"] < result.history[0]["loss"]
-
-
-def test_the_loop_trains_and_returns_the_teacher():
-    torch.manual_seed(5)
-    student, teacher = series_student(), image_teacher()
-    before = copy.deepcopy(teacher.state_dict())
-    result = Distiller(student, teacher, "c2kd", epochs=2, steps_per_epoch=2, lr=0.02).fit(
-        STUDENT_TRAIN, TEACHER_TRAIN
-    )
-    assert all(not torch.equal(p, before[name]) for name, p in teacher.named_parameters() if p.dim() > 1)
-    assert not teacher.training and all(p.grad is None for p in teacher.parameters())
-    assert [epoch["lr"] for epoch in result.history] == pytest.approx([0.01, 1e-4 + 0.0099 * 0.99**0.9])

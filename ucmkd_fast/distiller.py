@@ -161,12 +161,8 @@ class Distiller:
                 standing.step += len(loader)
                 seconds = time.perf_counter() - started
                 standing.seconds += seconds
-                figures = {
-                    "epoch": standing.epoch,
-                    "lr": self._step.learning_rate,
-                    **means,
-                    "seconds": seconds,
-                }
+                lr = optimizers[0].param_groups[0]["lr"]
+                figures = {"epoch": standing.epoch, "lr": lr, **means, "seconds": seconds}
                 if validation:
                     figures |= {"val_accuracy": validation["accuracy"], "val_loss": validation["loss"]}
                 standing.history.append(figures)

@@ -1,6 +1,19 @@
 """Distillation methods: one file each, one registry."""
 
-from . import c2kd, ce, feature, joint, kd, norm, reviewkd, ucmkd  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    c2kd,
+    ce,
+    dkd,
+    feature,
+    fitnet,
+    joint,
+    kd,
+    norm,
+    reviewkd,
+    rkd,
+    rld,
+    ucmkd,
+)
 from .base import (
     FrozenTeacher,
     LossMethod,

@@ -14,8 +14,9 @@ from ..metrics import evaluating
 from ..models.maps import encode_with_maps
 from ..ops.checks import count_at_least_one, positive_number
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
+from .by_index import example_maps, same_samples
 from .checks import fraction, rank_correlation
-from .own_modules import example_maps, same_samples
+from .divergence import class_mask, kl
 
 _LOWEST_LR, _POWER = 1e-4, 0.9
 
@@ -116,11 +117,12 @@ class C2KD(LossMethod):
         chosen = (tau > self.threshold).to(s.dtype)
         ce = F.cross_entropy(s, batch.y, label_smoothing=self.label_smoothing)
         ce_teacher = F.cross_entropy(t, batch.y, label_smoothing=self.label_smoothing)
-        label = batch.y[:, None] == torch.arange(s.shape[1], device=s.device)  # (n, K)
-        student = ce + _kl(s, proxy_s) + _kl(proxy_s, s) + _non_target_kl(proxy_s, proxy_t, label, chosen)
-        other = (
-            ce_teacher + _kl(t, proxy_t) + _kl(proxy_t, t) + _non_target_kl(proxy_t, proxy_s, label, chosen)
+        label = class_mask(batch.y, s.shape[1])
+        student = (
+            ce + (kl(s, proxy_s) + kl(proxy_s, s)).mean() + _non_target_kl(proxy_s, proxy_t, label, chosen)
         )
+        other = ce_teacher + (kl(t, proxy_t) + kl(proxy_t, t)).mean()
+        other = other + _non_target_kl(proxy_t, proxy_s, label, chosen)
         return {
             "loss": student + other,
             "ce": ce,
@@ -141,17 +143,9 @@ def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     return ((a[:, i] - a[:, j]).sign() * (b[:, i] - b[:, j]).sign()).mean(1)
 
 
-def _kl(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)), the mean over samples; the target is a constant."""
-    log_target = F.log_softmax(target.detach(), -1)
-    return F.kl_div(F.log_softmax(logits, -1), log_target, reduction="batchmean", log_target=True)
-
-
 def _non_target_kl(logits: Tensor, target: Tensor, label: Tensor, chosen: Tensor) -> Tensor:
-    """The same with the label's logit at 0 on both sides, for the chosen samples; the mean over all."""
-    log_p = F.log_softmax(logits.masked_fill(label, 0.0), -1)
-    log_q = F.log_softmax(target.detach().masked_fill(label, 0.0), -1)
-    return (F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * chosen).mean()
+    """KL with the label's logit at 0 on both sides, for the chosen samples; the mean over all."""
+    return (kl(logits.masked_fill(label, 0.0), target.masked_fill(label, 0.0)) * chosen).mean()
 
 
 def _proxy(channels: int, classes: int) -> nn.Sequential:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.batch import Batch
 from ..ops.checks import positive_number
 from .base import LossMethod, Step, register
+from .by_index import teacher_logits_like
 from .checks import fraction
+from .divergence import kl
 
 
 @register
@@ -38,17 +39,9 @@ class KD(LossMethod):
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``ce`` and ``kl`` (without T^2)."""
-        teacher = step.required_teacher
-        with torch.no_grad():
-            teacher_logits = teacher.head(teacher.features(batch))
         logits = step.student.head(step.student.encode(batch.x))
-        if logits.shape != teacher_logits.shape:
-            raise ValueError(
-                f"kd compares logits by index: expected the teacher's of shape {tuple(logits.shape)} "
-                f"like the student's, got {tuple(teacher_logits.shape)}"
-            )
+        teacher_logits = teacher_logits_like("kd", logits, step.required_teacher, batch)
         ce = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
         t = self.temperature
-        log_s, log_t = F.log_softmax(logits / t, -1), F.log_softmax(teacher_logits / t, -1)
-        kl = F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
-        return {"loss": (1 - self.alpha) * ce + self.alpha * t * t * kl, "ce": ce, "kl": kl}
+        divergence = kl(logits / t, teacher_logits / t).mean()
+        return {"loss": (1 - self.alpha) * ce + self.alpha * t * t * divergence, "ce": ce, "kl": divergence}

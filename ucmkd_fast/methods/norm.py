@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
+from .by_index import example_feature, own_adam, same_samples
 from .checks import fraction
-from .own_modules import example_feature, own_adam, same_samples
 
 
 @register

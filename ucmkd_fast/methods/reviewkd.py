@@ -12,8 +12,8 @@ from ..data.batch import Batch
 from ..models.maps import encode_with_maps
 from ..ops.checks import number_at_least_zero
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
+from .by_index import as_image, example_maps, own_adam, resized, same_samples
 from .checks import fraction
-from .own_modules import example_maps, own_adam, same_samples
 
 _LEVELS = (4, 2, 1)  # of the pyramid below the full size
 
@@ -68,7 +68,7 @@ class ReviewKD(LossMethod):
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``ce`` and ``review`` (the context loss, the mean over layers)."""
-        targets = [_as_image(m) for m in step.required_teacher.maps(batch)]
+        targets = [as_image(m) for m in step.required_teacher.maps(batch)]
         feature, maps = encode_with_maps(step.student, batch.x, "the student")
         same_samples("reviewkd", feature, targets[0])
         ce = F.cross_entropy(step.student.head(feature), batch.y, label_smoothing=self.label_smoothing)
@@ -76,9 +76,9 @@ class ReviewKD(LossMethod):
         review = torch.zeros_like(ce)
         deeper: Tensor | None = None
         for i in reversed(range(len(maps))):
-            fused, deeper = self.fusions[i](_as_image(maps[i]), deeper)
-            deeper = _resized(deeper, size)
-            review = review + _context_loss(_resized(fused, size), _resized(targets[i], size))
+            fused, deeper = self.fusions[i](as_image(maps[i]), deeper)
+            deeper = resized(deeper, size)
+            review = review + _context_loss(resized(fused, size), resized(targets[i], size))
         review = review / len(maps)
         return {"loss": ce + self.weight * review, "ce": ce, "review": review}
 
@@ -106,17 +106,6 @@ def _conv_norm(channels: int, out: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, out, 1, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(out))
-
-
-def _as_image(maps: Tensor) -> Tensor:
-    """(n, C, L) -> (n, C, L, 1); more position axes than two are flattened."""
-    return maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
-
-
-def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(maps.shape[2:]) == size:
-        return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def _context_loss(x: Tensor, target: Tensor) -> Tensor:
