@@ -53,8 +53,8 @@ def introduce(console: Console, task: Task, settings: DemoSettings) -> None:
 def runs(console: Console, settings: DemoSettings) -> Iterator[Callable[[Contender, int], None]]:
     """A bar over all runs; gives the function to call after each."""
     with Progress(
-        TextColumn("Training students"),
-        BarColumn(bar_width=24),
+        TextColumn("Students"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[last]}"),
