@@ -42,7 +42,7 @@ def introduce(console: Console, task: Task, settings: DemoSettings) -> None:
     )
     console.print(
         f"[bold]Each student[/] has {settings.labels_per_class} labelled recordings per digit and "
-        f"{STEPS_PER_EPOCH * settings.epochs} steps. Voices, drawn anew for each of {settings.seeds} seeds: {train} to "
+        f"{STEPS_PER_EPOCH * settings.epochs} steps. Voices, drawn anew by each seed ({settings.seeds}): {train} to "
         f"train on, {val} kept for validation, {test} to test on. All knobs were fixed beforehand; the student after "
         "the last step counts.",
         highlight=False,
@@ -80,7 +80,7 @@ def show(
     console.print()
     console.print(bound_table(methods))
     console.print(_BOUND_LEGEND, style="dim", highlight=False)
-    console.print(f"\n[bold]What these numbers say[/], {settings.seeds} seeds:", highlight=False)
+    console.print(f"\n[bold]What these numbers say[/] (seeds: {settings.seeds})", highlight=False)
     for sentence in conclusions:
         console.print(f"  • {sentence}", highlight=False)
     console.print(f"\n{EXPECTATION}", highlight=False)
