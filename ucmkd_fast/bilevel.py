@@ -1,8 +1,9 @@
-"""The bi-level step, first order (paper: Algorithm 1; ``reference/bilevel.py`` states it by deepcopy).
+"""The bi-level step (paper: Algorithm 1; ``reference/bilevel.py`` states the first order by deepcopy).
 
 The student moves to a temporary point by ``n1`` steps on FA and ``n2`` on LA; the
 gradient of its cross-entropy there is what its optimiser gets. No copy of the
-model is made: its own parameters move in place and are put back.
+model is made: its own parameters move in place and are put back. With ``order=2`` the
+gradient goes back through the inner steps as well, see `second_order`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alignment import Transport, feature_alignment, teacher_reading
+from .distributed import world
 from .ops.label_transport import label_transport_loss
+from .second_order import FunctionalStudent, descend, write_gradients
 from .shared_pass import SharedPass
 from .temporary_point import FreshAdamW, TemporaryPoint, clear_gradients, clip_, sgd_step_
 
@@ -46,10 +49,11 @@ class BilevelOptions:
     kappa: str = "detached"
     label_smoothing: float = 0.0
     encoder_passes: str = "auto"
+    order: int = 1  # 2: "paper" only
 
 
 class BilevelStep:
-    """First-order bi-level gradients of one student, batch after batch."""
+    """Bi-level gradients of one student, batch after batch."""
 
     def __init__(self, student: Any, options: BilevelOptions):
         self.student = student
@@ -67,6 +71,8 @@ class BilevelStep:
         """
         parameters = self._attach()
         run = self._paper if self.options.preset == "paper" else self._published_code
+        if self.options.order == 2:
+            run = self._exact
         teacher = step.required_teacher
         with step.autocast():
             target = teacher.features(batch)  # (m, D)
@@ -107,6 +113,35 @@ class BilevelStep:
         with step.autocast():
             ce = self._cross_entropy(self.student.encode(batch.x), batch)
         ce.backward()
+        return {"loss": ce.detach(), "ce": ce.detach(), **parts}
+
+    def _exact(self, step: Step, batch: Batch, teacher: FrozenTeacher, target: Tensor) -> Parts:
+        """As `_paper`, the outer gradient taken through the inner steps."""
+        if world().size > 1:
+            raise ValueError(
+                "order=2 needs one process: inner gradients are not differentiated across processes"
+            )
+        options, lr = self.options, self._inner_lr(step)
+        names = {id(p): name for name, p in self.student.named_parameters()}
+        weights: dict[str, Tensor] = {names[id(p)]: p for p in self._parameters}
+        parts: Parts = {}
+
+        def label_loss(student: Any) -> Tensor:
+            with step.autocast():
+                feature = student.encode(batch.x)
+                return self._label_loss(feature, teacher.head(feature), batch, parts)
+
+        with FunctionalStudent(self.student) as run:
+            for _ in range(options.n1):
+                fa = run(weights, lambda _: self._feature_loss(step, batch, target, parts))
+                weights = descend(weights, fa, lr * options.lambda1, options.inner_clip)
+            for _ in range(options.n2):
+                la = run(weights, label_loss)
+                weights = descend(weights, la, lr * options.lambda2, options.inner_clip)
+            with step.autocast():
+                ce = run(weights, lambda student: self._cross_entropy(student.encode(batch.x), batch))
+            write_gradients(ce, self._parameters)
+            run.keep_buffers()
         return {"loss": ce.detach(), "ce": ce.detach(), **parts}
 
     def _published_code(self, step: Step, batch: Batch, teacher: FrozenTeacher, target: Tensor) -> Parts:

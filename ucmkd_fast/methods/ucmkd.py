@@ -37,7 +37,7 @@ _WHY_NOT = {
 
 @register
 class UCMKD(Method):
-    """Unpaired cross-modal distillation, both presets; the gradient is the first-order one.
+    """Unpaired cross-modal distillation, both presets.
 
     Per batch the student moves to a temporary point, by ``n1`` steps on FA and ``n2`` on
     LA; its cross-entropy's gradient there becomes ``.grad`` at its own weights.
@@ -68,7 +68,10 @@ class UCMKD(Method):
         encoder_passes: "auto" lets one encoder pass serve LA and CE where that is exact
             ("published-code"; dropout and other use of torch's generators are noticed).
             "separate" for encoders that draw randomness elsewhere (Python's or NumPy's).
-        order: 1, first-order.
+        order: 1: the outer gradient is the one at the temporary point (first-order MAML). 2: it goes
+            back through the inner steps as well ("paper", one process; their graph is kept, and
+            FA's second derivative recomputes its iterations). With kappa "detached" kappa is a
+            constant at either order.
 
     Raises:
         ValueError: an option out of range, or one that the preset cannot honour.
@@ -98,9 +101,13 @@ class UCMKD(Method):
         order: int = 1,
     ):
         super().__init__()
-        if order != 1:
-            raise ValueError(f"order must be 1, exact second-order steps are not available; got {order!r}")
         choice("preset", preset, PRESETS)
+        if isinstance(order, bool) or order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
+        if order == 2 and preset != "paper":
+            raise ValueError(
+                f"order=2 needs preset 'paper': the published code is first-order, got {preset!r}"
+            )
         choice("encoder_passes", encoder_passes, ENCODER_PASSES)
         given = {
             "lambda1": lambda1,
@@ -125,6 +132,7 @@ class UCMKD(Method):
             kappa=kappa_mode(chosen.get("kappa", "detached")),
             label_smoothing=fraction("label_smoothing", label_smoothing),
             encoder_passes=encoder_passes,
+            order=order,
         )
         self._bilevel: BilevelStep | None = None
 
