@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, student, teacher, weights
+from map_models import image_teacher, samples, series_student
 from torch import nn
 
 from ucmkd_fast.checkpoint import list_checkpoints
@@ -121,8 +122,18 @@ def ranks(folder: Path) -> None:
         shutil.rmtree(list_checkpoints(run / "checkpoints")[0])
     torch.distributed.barrier()
     found["resumed"] = in_step(run, resume=True)
+    found["c2kd"] = teacher_in_step(rank)
     torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def teacher_in_step(rank: int) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    """A run that trains the teacher and owns normalised modules: everything that learned, and the history."""
+    torch.manual_seed(rank)  # other first weights than rank 0's, which must win
+    trained, taught = series_student(), image_teacher()
+    distiller = Distiller(trained, taught, "c2kd", **RANK_SETTINGS)
+    result = distiller.fit(samples(48, 1, 12, seed=3), samples(40, 1, 6, 6, seed=4))
+    return torch.cat([weights(model) for model in (trained, taught, distiller.method)]), result.history
 
 
 def _note_dtype(dtypes: list[torch.dtype], module: nn.Module, inputs: Any, output: torch.Tensor) -> None:

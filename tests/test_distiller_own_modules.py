@@ -9,6 +9,7 @@ import torch
 from map_models import image_teacher, samples, series_student
 from torch import nn
 
+from ucmkd_fast.data import TensorData
 from ucmkd_fast.distiller import Distiller
 
 METHODS = ("norm", "reviewkd", "c2kd", "fitnet")
@@ -61,6 +62,29 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(name, tmp_path):
     assert all(torch.equal(weights[k], again[k]) for k in weights)
     assert [e["loss"] for e in result.history] == [e["loss"] for e in expected.history]
     assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_the_same_objects_go_on_although_the_teacher_has_learned(tmp_path):
+    torch.manual_seed(5)
+    student, teacher = series_student(), image_teacher()
+    student.encoder[2] = StopAt(5)
+    distiller = Distiller(student, teacher, "c2kd", output_dir=tmp_path, epochs=3, steps_per_epoch=3)
+    with pytest.raises(Stop):
+        distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN)
+    student.encoder[2].left = None
+    assert len(distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, resume=True).history) == 3
+    other = Distiller(
+        series_student(), image_teacher(), "c2kd", output_dir=tmp_path, epochs=3, steps_per_epoch=3
+    )
+    with pytest.raises(ValueError, match="another one: teacher_head"):
+        other.fit(STUDENT_TRAIN, TEACHER_TRAIN, resume=True)
+
+
+def test_a_bank_of_features_is_refused_where_the_teacher_learns():
+    bank = TensorData(torch.randn(40, 8), TEACHER_TRAIN[1])
+    bank.holds_features = True
+    with pytest.raises(ValueError, match="cached features"):
+        Distiller(series_student(), image_teacher(), "c2kd", epochs=1).fit(STUDENT_TRAIN, bank)
 
 
 def test_the_loop_trains_and_returns_the_teacher():

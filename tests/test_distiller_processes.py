@@ -40,6 +40,13 @@ def test_ranks_stay_in_step_with_normalisation_and_dropout(two_ranks, name):
     assert len(history) == RANK_SETTINGS["epochs"]
 
 
+def test_ranks_stay_in_step_where_the_teacher_learns(two_ranks):
+    (first, history), (second, other_history) = (rank["c2kd"] for rank in two_ranks[1])
+    assert torch.equal(first, second)
+    assert [e["loss"] for e in history] == [e["loss"] for e in other_history]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
 def test_another_number_of_processes_goes_on_and_says_what_is_lost(two_ranks, tmp_path):
     one = Distiller(student(dropout=0.3, norm=True), teacher(), "ucmkd", output_dir=tmp_path, **RANK_SETTINGS)
     with pytest.warns(UserWarning, match="the checkpoint is of 2 processes and goes on with 1"):

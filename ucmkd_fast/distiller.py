@@ -101,6 +101,10 @@ class Distiller:
         self.student = student.to(self.accelerator.device)
         as_taught = TrainedTeacher if self.method.trains_teacher else FrozenTeacher
         self.teacher = None if teacher is None else as_taught(teacher.to(self.accelerator.device))
+        # A teacher that learns is known by the head that it began with.
+        self._first_head: dict[str, Any] = {}
+        if isinstance(self.teacher, TrainedTeacher):
+            self._first_head = snapshot(self.teacher.head.state_dict())
         autocast = nullcontext if self.config.mixed_precision == "no" else self.accelerator.autocast
         self._step = Step(self.student, self.teacher, autocast=autocast)
         if world().size > 1:
@@ -295,7 +299,7 @@ class Distiller:
             role: None if one is None else {"samples": len(one.labels), "labels": digest([one.labels])}
             for role, one in data.items()
         }
-        head = {} if self.teacher is None else self.teacher.head.state_dict()
+        head = {} if self.teacher is None else self._first_head or self.teacher.head.state_dict()
         return identity_of(self._settings(), described, head)
 
     def _settings(self) -> dict[str, Any]:
