@@ -59,13 +59,21 @@ class RKD(LossMethod):
 def _relations(z: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, D) -> distances over their mean (n, n), and cosines (n, n, n), [j, i, k] the angle at j.
 
-    Samples that coincide have distance 0, directions 0, and no gradient there.
+    Both come from the products of the features alone, |z_i - z_j|^2 = G_ii + G_jj - 2 G_ij and
+    <z_i - z_j, z_k - z_j> = G_ik - G_ij - G_jk + G_jj, which cancel: so these are in float64. Samples
+    that coincide have distance 0, directions 0, and no gradient there.
     """
-    difference = z[None, :] - z[:, None]  # [j, i] from j to i
-    squares = difference.square().sum(2)
-    apart = squares > 0
+    centred = (z - z.mean(0)).double()
+    gram = centred @ centred.T
+    own = gram.diagonal()
+    both = own[:, None] + own
+    squares = both - 2 * gram
+    apart = squares > 1e-13 * both
     lengths = torch.where(apart, squares, 1.0).sqrt()
     distances = lengths * apart
-    directions = difference / lengths[:, :, None]
     mean = distances.sum() / apart.sum().clamp_min(1)
-    return distances / torch.where(mean > 0, mean, 1.0), directions @ directions.mT
+    to_other = gram - own[:, None]  # [j, i]: <z_i - z_j, z_j>
+    products = gram[None] - to_other[:, :, None] - to_other[:, None, :] - own[:, None, None]
+    weight = apart / lengths
+    angles = products.to(z.dtype) * (weight[:, :, None] * weight[:, None, :]).to(z.dtype)
+    return (distances / torch.where(mean > 0, mean, 1.0)).to(z.dtype), angles
