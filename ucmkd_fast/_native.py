@@ -17,7 +17,7 @@ except ImportError as error:  # pragma: no cover - a broken installation
     ) from error
 
 # Metric codes of csrc/cost/kernels.h.
-METRIC_CODES = {"cosine": 0, "chordal": 1, "l2": 2, "sqeuclidean": 3, "l1": 4}
+METRIC_CODES: dict[str, int] = {"cosine": 0, "chordal": 1, "l2": 2, "sqeuclidean": 3, "l1": 4}
 
 
 def _torch_cpu_library() -> ctypes.CDLL | None:

@@ -28,7 +28,7 @@ def direct(*tensors: Tensor | None) -> bool:
     )
 
 
-def reference_outputs(cost_matrix, a, b, init_f, init_g, reg, max_iter, tol, grad, accelerate=None):
+def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g) by the reference, differentiable to any order; a leading batch is a loop.
 
     The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
@@ -36,14 +36,14 @@ def reference_outputs(cost_matrix, a, b, init_f, init_g, reg, max_iter, tol, gra
     init = None if init_f is None else (init_f, init_g)
     if cost_matrix.dim() == 2:
         return reference.sinkhorn(
-            cost_matrix, a, b, reg=reg, max_iter=max_iter, tol=tol, grad=grad, init=init
+            cost_matrix, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
         )[:4]  # fmt: skip
 
     def one(mass, k):
         return mass if mass is None or mass.dim() == 1 else mass[k]
 
     outputs = [
-        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), reg, max_iter, tol, grad)
+        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), options)
         for k, c in enumerate(cost_matrix)
     ]
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
@@ -88,16 +88,18 @@ class Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream):  # noqa: D102
-        saved, options = ctx.saved_tensors, ctx.options
-        upstream = upstream[:4]
+        matrix, a, b, init_f, init_g, f, g, saved = ctx.saved_tensors
+        options, upstream = ctx.options, upstream[:4]
         if all(u is None for u in upstream):
             return (None,) * 6
         if torch.is_grad_enabled():
             _refuse_second_order(options.grad)
             with torch.enable_grad():
-                outputs = reference_outputs(*saved[:5], *options)
-            return *_differentiate(outputs, saved[:3], upstream), None, None, None
-        d_cost, d_a, d_b, _ = _solve.backward(*saved, upstream, options)
+                outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
+            return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
+        d_cost, d_a, d_b, _ = _solve.backward(
+            matrix, a, b, init_f, init_g, f, g, saved, upstream, options
+        )
         needs = ctx.needs_input_grad
         return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None, None
 
@@ -123,11 +125,14 @@ class SinkhornLoss(torch.autograd.Function):
             _refuse_second_order(options.grad)
             with torch.enable_grad():
                 again = reference.cost(x.to(matrix.dtype), y.to(matrix.dtype), ctx.metric)
-                loss = reference_outputs(again, a, b, init_f, init_g, *options)[int(regularized)]
+                loss = reference_outputs(again, a, b, init_f, init_g, options)[int(regularized)]
             return *_differentiate((loss,), (x, y, a, b), (upstream,)), *[None] * 6
         features = cost.Features(fx, fy, scale, ctx.metric)
-        both = (None, upstream, None, None) if regularized else (upstream, None, None, None)
+        both: tuple[Tensor | None, ...] = (upstream, None, None, None)
+        if regularized:
+            both = (None, upstream, None, None)
         weights, d_a, d_b, sums = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, both, options, features)
+        assert sums is not None
         need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
         dx, dy = cost.backward(features, weights, sums, need_x, need_y)
         if dx is not None and dx.dtype != x.dtype:
@@ -166,7 +171,7 @@ def register_backward(op, setup_context, backward):
     return call
 
 
-def _contiguous(*tensors):
+def _contiguous(*tensors: Any) -> Any:
     return [None if t is None else t.contiguous() for t in tensors]
 
 
@@ -185,7 +190,9 @@ def sinkhorn_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The forward call with everything that the backward needs as outputs."""
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
-    return tuple(_solve.forward(*_contiguous(matrix, a, b, init_f, init_g), options, True))
+    matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
+    s = _solve.forward(matrix, a, b, init_f, init_g, options, True)
+    return s.value, s.dual, s.f, s.g, s.marginal_error, s.n_iter, s.saved
 
 
 @sinkhorn_forward.register_fake
@@ -226,7 +233,8 @@ def sinkhorn_backward(
     """Gradients of the cost and of the masses (empty where they are not given)."""
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     upstream = (up_value, up_dual, up_f, up_g)
-    d_cost, d_a, d_b, _ = _solve.backward(*_contiguous(matrix, a, b, init_f, init_g), f, g, saved, upstream, options)
+    matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
+    d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, upstream, options)
     none = matrix.new_empty(0)
     return d_cost, none if d_a is None else d_a, none.clone() if d_b is None else d_b
 
@@ -308,7 +316,8 @@ def cost_backward(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both feature sets, in the cost's dtype."""
-    features = cost.Features(*(z.to(matrix.dtype).contiguous() for z in (x, y)), scale, metric)
+    wide_x, wide_y = (z.to(matrix.dtype).contiguous() for z in (x, y))
+    features = cost.Features(wide_x, wide_y, scale, metric)
     # The gradient may be shared by autograd: work on a copy.
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
     sums = cost.weigh(features, matrix, weights)

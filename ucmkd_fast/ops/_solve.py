@@ -160,6 +160,7 @@ def backward(
         weight = (
             grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual
         )
+        assert weight is not None, "some upstream gradient is there"
         weight = weight.contiguous()
         grad_cost = torch.empty_like(cost)
         _C.sinkhorn_envelope(problem, weight.data_ptr(), grad_cost.data_ptr(), *tail)
@@ -226,7 +227,8 @@ def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tenso
 def _envelope_masses(cost, a, b, f, g, grad_dual, reg) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the regularised value: the potentials without the masses. The plan is a constant of the other."""
     if grad_dual is None:
-        return tuple(None if mass is None else torch.zeros_like(mass) for mass in (a, b))
+        zero_a, zero_b = (None if mass is None else torch.zeros_like(mass) for mass in (a, b))
+        return zero_a, zero_b
     w = grad_dual[..., None]
     return (
         None if a is None else _like_mass(w * _free(cost, f, g, a, reg), a),

@@ -28,27 +28,30 @@ def positive_number(name: str, value: Any) -> float:
     """A finite number > 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number > 0, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
-    return float(value)
+    return number
 
 
 def number_at_least_zero(name: str, value: Any) -> float:
     """A finite number >= 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number >= 0, got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= 0):
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    return float(value)
+    return number
 
 
 def count_at_least_one(name: str, value: Any) -> int:
     """An integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
-    if value < 1:
+    count = int(value)
+    if count < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value}")
-    return int(value)
+    return count
 
 
 def tensor(name: str, value: Any, shape: str, *dims: int, half: bool = False) -> Tensor:

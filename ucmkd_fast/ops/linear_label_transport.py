@@ -17,8 +17,9 @@ from .label_transport import check_options, check_target, label_transport_loss, 
 CHUNK_ELEMENTS = 1 << 20
 
 
-def composite(feature, student_weight, student_bias, teacher_weight, teacher_bias, target, **options) -> Tensor:
+def composite(inputs, target, **options) -> Tensor:
     """The same from the logits, (n, K) twice: for what the chunked form does not do."""
+    feature, student_weight, student_bias, teacher_weight, teacher_bias = inputs
     student = F.linear(feature, student_weight, student_bias)
     teacher = F.linear(feature, teacher_weight, teacher_bias)
     return label_transport_loss(student, teacher, target, **options)
@@ -97,9 +98,9 @@ class LinearLabelTransport(torch.autograd.Function):
         if torch.is_grad_enabled():
             with torch.enable_grad():
                 dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-                wide = (None if z is None else z.to(dtype) for z in inputs)
+                wide = [None if z is None else z.to(dtype) for z in inputs]
                 loss = composite(
-                    *wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
+                    wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
                     reduction=reduction,
                 )  # fmt: skip
             return *_autograd._differentiate((loss,), inputs, (upstream,)), *[None] * 5
@@ -178,9 +179,9 @@ def linear_label_transport_loss(
     inputs = (feature, student_weight, student_bias, teacher_weight, teacher_bias)
     if reduction == "none" or feature.device.type != "cpu" or not _autograd.direct(*inputs, target):
         dtype = torch.promote_types(feature.dtype, torch.float32)
-        wide = (None if z is None else z.to(dtype) for z in inputs)
+        wide = [None if z is None else z.to(dtype) for z in inputs]
         return composite(
-            *wide, target, kappa=kappa, label_smoothing=label_smoothing, ignore_index=ignore_index,
+            wide, target, kappa=kappa, label_smoothing=label_smoothing, ignore_index=ignore_index,
             reduction=reduction,
         )  # fmt: skip
     return LinearLabelTransport.apply(*inputs, target, ignore_index, float(label_smoothing), kappa, reduction)

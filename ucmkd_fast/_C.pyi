@@ -1,0 +1,7 @@
+"""The compiled module (csrc/bind.cpp): addresses and sizes in, numbers out. Called by ops/ alone."""
+
+from typing import Any
+
+SinkhornProblem: Any
+
+def __getattr__(name: str) -> Any: ...
