@@ -123,11 +123,11 @@ def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
                 )
 
 
-def _solve(cost, a, b, init_fg, options: Options) -> tuple[Tensor, ...]:
+def _solve(cost, a, b, init_fg: Any, options: Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
     if cost.device.type != "cpu":
         _warn_no_kernels(cost.device)
-        value, dual, f, g = _autograd.reference_outputs(cost, a, b, *init_fg, options)
+        value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_fg[0], init_fg[1], options)
         plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / options.reg).exp()
         target = cost.new_full((cost.shape[-1],), 1 / cost.shape[-1]) if b is None else b.detach()
         error = (plan.sum(-2) - target).abs().sum(-1)
