@@ -17,7 +17,8 @@ import torch
 from harness import Row, compare, table, write
 from torch import Tensor, nn
 
-from ucmkd_fast import alignment, bilevel
+from ucmkd_fast import alignment
+from ucmkd_fast.bilevel import step as step_module
 from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.methods import FrozenTeacher, Step, build_method
 from ucmkd_fast.models import Classifier
@@ -62,7 +63,7 @@ def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
     method.setup(model, teacher, batch(2, 0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = Step(student=model, teacher=teacher, learning_rate=0.01)
-    modules = [alignment, bilevel]
+    modules = [alignment, step_module]
 
     def run(data: Batch) -> Tensor:
         real = [module.feature_alignment for module in modules]
@@ -84,7 +85,9 @@ def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     arguments = parser.parse_args()

@@ -106,7 +106,9 @@ def peak(form: str, n: int, d: int, k: int) -> None:
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", nargs=4, metavar=("FORM", "N", "D", "K"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -56,7 +56,9 @@ def implementations(n: int) -> dict:
 
 def main() -> None:
     """Run the cases that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(CASES))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -20,8 +20,8 @@ from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, student
 from map_models import image_teacher, samples, series_student
 from torch import nn
 
-from ucmkd_fast.checkpoint import list_checkpoints
 from ucmkd_fast.distiller import Distiller
+from ucmkd_fast.training.checkpoint import list_checkpoints
 
 KILLED: dict[str, Any] = {
     "epochs": 30,

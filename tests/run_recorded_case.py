@@ -34,7 +34,7 @@ from ucmkd_fast.methods import (
     build_method,
     method_class,
 )
-from ucmkd_fast.schedule import build_optimizer, learning_rate, set_learning_rate
+from ucmkd_fast.training.schedule import build_optimizer, learning_rate, set_learning_rate
 
 SHARED = Path(os.environ.get("UCMKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -13,11 +13,11 @@ from bilevel_models import BATCH_NORM, CLASSES, INPUTS, STUDENTS, WIDTH, mlp
 from host_reads import NoHostRead, forbid_python_reads
 from torch import nn
 
+from ucmkd_fast.bilevel.temporary_point import FreshAdamW, TemporaryPoint
 from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.methods import FrozenTeacher, Step, build_method
 from ucmkd_fast.models import Classifier
 from ucmkd_fast.reference.bilevel import bilevel_backward
-from ucmkd_fast.temporary_point import FreshAdamW, TemporaryPoint
 
 # Large inner steps, so that a wrong one shows.
 PRESETS = {

@@ -208,7 +208,7 @@ def test_half_precision_under_autocast():
 
 def test_several_processes_are_refused(monkeypatch):
     step, batch = make()
-    monkeypatch.setattr("ucmkd_fast.bilevel.world", lambda: type("World", (), {"size": 2}))
+    monkeypatch.setattr("ucmkd_fast.bilevel.step.world", lambda: type("World", (), {"size": 2}))
     with pytest.raises(ValueError, match="order=2 needs one process"):
         build_method("ucmkd", order=2).backward(step, batch)
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 from speech_folders import write_folder
 
-from ucmkd_fast import theory
 from ucmkd_fast.cli import main
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data import FeatureBank
@@ -23,7 +22,7 @@ from ucmkd_fast.demo.pool import one_thread, run_all
 from ucmkd_fast.demo.settings import BASELINE, CONTENDERS
 from ucmkd_fast.demo.student import Portrait, new_student, train_student
 from ucmkd_fast.models import speech_cnn
-from ucmkd_fast.report import Compared, compare
+from ucmkd_fast.report import Compared, compare, theory
 
 KEYS = [contender.key for contender in CONTENDERS]
 

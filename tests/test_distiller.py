@@ -14,8 +14,8 @@ from ucmkd_fast import distiller as loop
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data import FeatureBank, TensorData, UnpairedLoader
 from ucmkd_fast.distiller import Distiller
-from ucmkd_fast.metrics import Meter
-from ucmkd_fast.schedule import learning_rate
+from ucmkd_fast.training.metrics import Meter
+from ucmkd_fast.training.schedule import learning_rate
 
 METHODS = [("ce", "paper"), ("kd", "paper"), ("feature", "paper"), ("joint", "paper"), ("ucmkd", "paper")]
 METHODS += [("ucmkd", "published-code")]
@@ -208,7 +208,7 @@ def test_silence_where_there_is_no_terminal(capfd):
 def test_a_bar_on_a_terminal(monkeypatch):
     from rich.console import Console
 
-    from ucmkd_fast import progress
+    from ucmkd_fast.training import progress
 
     console = Console(force_terminal=True, width=120, record=True, file=open("/dev/null", "w"))
     monkeypatch.setattr(progress, "Console", lambda **options: console)

@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ucmkd_fast import checkpoint, randomness
-from ucmkd_fast.checkpoint import (
+from ucmkd_fast.training import checkpoint, randomness
+from ucmkd_fast.training.checkpoint import (
     list_checkpoints,
     read_checkpoint,
     read_latest,

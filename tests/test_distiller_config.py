@@ -4,7 +4,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from ucmkd_fast.config import TrainConfig, read_yaml
-from ucmkd_fast.schedule import build_optimizer, learning_rate
+from ucmkd_fast.training.schedule import build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from accelerate.state import AcceleratorState
 from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, blobs, student, teacher
 from torch import nn
 
-from ucmkd_fast import distributed, tracking
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data import FeatureBank, TensorData
 from ucmkd_fast.distiller import Distiller
-from ucmkd_fast.distributed import make_accelerator
+from ucmkd_fast.training import distributed, tracking
+from ucmkd_fast.training.distributed import make_accelerator
 
 
 @pytest.mark.parametrize(

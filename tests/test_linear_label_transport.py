@@ -87,7 +87,9 @@ def test_half_precision_double_backward_compile():
 def test_a_second_backward_gives_the_same():
     inputs, target = problem()
     loss = uk.linear_label_transport_loss(*inputs, target)
-    first = [g.clone() for g in torch.autograd.grad(loss, inputs, torch.tensor(2.0).double(), retain_graph=True)]
+    first = [
+        g.clone() for g in torch.autograd.grad(loss, inputs, torch.tensor(2.0).double(), retain_graph=True)
+    ]
     again = torch.autograd.grad(loss, inputs, torch.tensor(4.0).double())
     for f, a in zip(first, again, strict=True):
         assert torch.allclose(2 * f, a, rtol=1e-12)

@@ -207,7 +207,9 @@ def test_warm_start():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 def test_over_relaxation_ends_at_the_same_point_in_fewer_iterations(masses, dtype):
     for reg, saves in ((0.1, False), (0.02, True), (0.005, True)):
-        C, a, b = (None if t is None else t.to(dtype) for t in Case(60, 45, reg, 1, masses, "features").tensors())
+        C, a, b = (
+            None if t is None else t.to(dtype) for t in Case(60, 45, reg, 1, masses, "features").tensors()
+        )
         C.requires_grad_()
         runs = [
             uk.sinkhorn(C, a, b, reg=reg, max_iter=5000, tol=1e-5, grad="implicit", accelerate=accelerate)
@@ -222,7 +224,9 @@ def test_over_relaxation_ends_at_the_same_point_in_fewer_iterations(masses, dtyp
         grads = [torch.autograd.grad(r.value, C)[0] for r in runs]
         assert distance(grads[1], grads[0]) < 2e-2
     exact = uk.sinkhorn(C.double(), max_iter=20000, tol=1e-12, reg=0.02).value
-    fast = uk.sinkhorn(C.double(), max_iter=20000, tol=1e-12, reg=0.02, grad="envelope", accelerate="relax").value
+    fast = uk.sinkhorn(
+        C.double(), max_iter=20000, tol=1e-12, reg=0.02, grad="envelope", accelerate="relax"
+    ).value
     assert torch.allclose(exact, fast, rtol=1e-10)
 
 
@@ -288,7 +292,9 @@ def test_registered_ops_are_sound():
     C = torch.rand(16, 16, dtype=torch.float64, requires_grad=True)
     a = torch.full((16,), 1 / 16, dtype=torch.float64, requires_grad=True)
     for grad, accelerate in (("unrolled", None), ("implicit", "relax")):
-        torch.library.opcheck(_autograd.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate))
+        torch.library.opcheck(
+            _autograd.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate)
+        )
 
 
 @pytest.mark.parametrize("batch", [None, 3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from ucmkd_fast.statistics import paired_difference, spread
+from ucmkd_fast.report.statistics import paired_difference, spread
 
 
 def test_spread_is_mean_and_sample_deviation():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ucmkd_fast.theory import bound_parts, largest_entropy_gradient
+from ucmkd_fast.report.theory import bound_parts, largest_entropy_gradient
 
 
 def problem(n=40, m=30, width=6, classes=4):

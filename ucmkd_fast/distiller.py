@@ -15,19 +15,33 @@ import torch
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
-from .checkpoint import snapshot, write_checkpoint, write_weights
 from .config import TrainConfig
 from .data import Batch, LabelledData, TensorData, UnpairedLoader
-from .distributed import average, average_buffers, broadcast_model, gather_rows, make_accelerator, world
-from .method_settings import method_settings, settled_draw
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
-from .metrics import Meter, check_labels, evaluate, output_sizes
 from .models import check_model
-from .progress import ProgressBar
-from .run_folder import RunFolder, digest, identity_of, latest_checkpoint, read_resume_point, versions
-from .schedule import build_optimizer, learning_rate, set_learning_rate
-from .standing import Standing, capture, restore
-from .tracking import Tracking, check_trackers
+from .training.checkpoint import snapshot, write_checkpoint, write_weights
+from .training.distributed import (
+    average,
+    average_buffers,
+    broadcast_model,
+    gather_rows,
+    make_accelerator,
+    world,
+)
+from .training.method_settings import method_settings, settled_draw
+from .training.metrics import Meter, check_labels, evaluate, output_sizes
+from .training.progress import ProgressBar
+from .training.run_folder import (
+    RunFolder,
+    digest,
+    identity_of,
+    latest_checkpoint,
+    read_resume_point,
+    versions,
+)
+from .training.schedule import build_optimizer, learning_rate, set_learning_rate
+from .training.standing import Standing, capture, restore
+from .training.tracking import Tracking, check_trackers
 
 _log = logging.getLogger(__name__)
 

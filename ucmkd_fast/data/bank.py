@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..checkpoint import write_weights
 from ..models.contract import check_model
 from ..ops.checks import count_at_least_one
+from ..training.checkpoint import write_weights
 from .labelled import LabelledData, TensorData
 
 _FORMAT = "ucmkd-fast features 1"

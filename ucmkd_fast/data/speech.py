@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..checkpoint import write_weights
 from ..ops.checks import choice
+from ..training.checkpoint import write_weights
 from .cache import cache_dir
 from .digits import CLASSES
 from .frontend import LogMel

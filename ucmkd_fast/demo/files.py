@@ -14,12 +14,12 @@ from typing import Any
 from safetensors.torch import load as tensors_of
 
 from .. import __version__, _native
-from ..checkpoint import write_text, write_weights
 from ..extras import installed
 from ..methods import build_method
 from ..report import Compared
-from ..run_folder import versions
-from ..statistics import spread
+from ..report.statistics import spread
+from ..training.checkpoint import write_text, write_weights
+from ..training.run_folder import versions
 from .pool import cores
 from .settings import BASELINE, CONTENDERS, STEPS_PER_EPOCH, DemoSettings, student_config, teacher_config
 from .student import FA_ITER, FA_METRIC, FA_REG, Outcome, Portrait

@@ -14,7 +14,7 @@ from ..data import FeatureBank
 from ..distiller import Distiller
 from ..models import Classifier, speech_cnn
 from ..ops.sinkhorn import sinkhorn_loss
-from ..theory import BoundParts, bound_parts
+from ..report.theory import BoundParts, bound_parts
 from .settings import WIDTH, Contender, DemoSettings, student_config
 from .task import Task, Teacher
 

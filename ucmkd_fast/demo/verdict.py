@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..report import Compared
-from ..statistics import PairedDifference, paired_difference
+from ..report.statistics import PairedDifference, paired_difference
 
 _LITTLE_ROOM = 0.9  # accuracy of the baseline above which no method has much to add
 

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..bilevel.temporary_point import clear_gradients
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
-from ..temporary_point import clear_gradients
 
 _REGISTRY: dict[str, type[Method]] = {}
 _MethodType = TypeVar("_MethodType", bound="type[Method]")

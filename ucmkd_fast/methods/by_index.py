@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..metrics import evaluating
 from ..models.maps import encode_with_maps
+from ..training.metrics import evaluating
 from .base import FrozenTeacher
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..metrics import evaluating
 from ..models.maps import encode_with_maps
 from ..ops.checks import count_at_least_one, positive_number
+from ..training.metrics import evaluating
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
 from .by_index import example_maps, same_samples
 from .checks import fraction, rank_correlation

@@ -97,9 +97,7 @@ class Sinkhorn(torch.autograd.Function):
             with torch.enable_grad():
                 outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
             return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
-        d_cost, d_a, d_b, _ = _solve.backward(
-            matrix, a, b, init_f, init_g, f, g, saved, upstream, options
-        )
+        d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, upstream, options)
         needs = ctx.needs_input_grad
         return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None, None
 
@@ -111,7 +109,9 @@ class SinkhornLoss(torch.autograd.Function):
     def forward(ctx: Any, x, y, a, b, init_f, init_g, metric, dtype, regularized, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:4])
         matrix, features = cost.products(x, y, metric, dtype)
-        loss, f, g, saved = _solve.forward_loss(matrix, features, a, b, init_f, init_g, options, needs, regularized)
+        loss, f, g, saved = _solve.forward_loss(
+            matrix, features, a, b, init_f, init_g, options, needs, regularized
+        )
         if needs:
             ctx.save_for_backward(x, y, a, b, init_f, init_g, matrix, *features[:3], f, g, saved)
             ctx.metric, ctx.regularized, ctx.options = metric, regularized, options
@@ -131,7 +131,9 @@ class SinkhornLoss(torch.autograd.Function):
         both: tuple[Tensor | None, ...] = (upstream, None, None, None)
         if regularized:
             both = (None, upstream, None, None)
-        weights, d_a, d_b, sums = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, both, options, features)
+        weights, d_a, d_b, sums = _solve.backward(
+            matrix, a, b, init_f, init_g, f, g, saved, both, options, features
+        )
         assert sums is not None
         need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
         dx, dy = cost.backward(features, weights, sums, need_x, need_y)
@@ -240,7 +242,25 @@ def sinkhorn_backward(
 
 
 @sinkhorn_backward.register_fake
-def _(matrix, a, b, init_f, init_g, f, g, saved, up_value, up_dual, up_f, up_g, reg, max_iter, tol, grad, accelerate):
+def _(
+    matrix,
+    a,
+    b,
+    init_f,
+    init_g,
+    f,
+    g,
+    saved,
+    up_value,
+    up_dual,
+    up_f,
+    up_g,
+    reg,
+    max_iter,
+    tol,
+    grad,
+    accelerate,
+):
     none = matrix.new_empty(0)
     return (
         matrix.new_empty(matrix.shape),

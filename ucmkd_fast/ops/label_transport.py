@@ -35,7 +35,9 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
             f"got {int(target[bad])} in row {first_row + bad}"
         )
     if math.isnan(total):
-        raise ValueError("student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN")
+        raise ValueError(
+            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
+        )
     return loss, total, kept
 
 

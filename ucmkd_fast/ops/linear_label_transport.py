@@ -132,7 +132,13 @@ def _check(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any, target: Any) -> Non
         if b is not None and checks.tensor(name, b, "(K,)", 1, half=True).shape[0] != sw.shape[0]:
             raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
     check_target(target, feature.shape[0])
-    named = {"feature": feature, "student_weight": sw, "student_bias": sb, "teacher_weight": tw, "teacher_bias": tb}
+    named = {
+        "feature": feature,
+        "student_weight": sw,
+        "student_bias": sb,
+        "teacher_weight": tw,
+        "teacher_bias": tb,
+    }
     checks.same_device(**named, target=target)
     checks.common_dtype(**named)
 

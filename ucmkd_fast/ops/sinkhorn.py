@@ -279,7 +279,9 @@ def sinkhorn_loss(
         return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
     if objective == "divergence":
         between = _one_loss(x, y, a, b, init_fg, metric, dtype, True, options)
-        within = [_one_loss(z, z, m, m, (None, None), metric, dtype, True, options) for z, m in ((x, a), (y, b))]
+        within = [
+            _one_loss(z, z, m, m, (None, None), metric, dtype, True, options) for z, m in ((x, a), (y, b))
+        ]
         return between - (within[0] + within[1]) / 2
     return _one_loss(x, y, a, b, init_fg, metric, dtype, objective == "regularized", options)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..statistics import PairedDifference, Spread, paired_difference, spread
-from ..theory import BoundParts
+from .statistics import PairedDifference, Spread, paired_difference, spread
+from .theory import BoundParts
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..extras import need
-from ..statistics import PairedDifference
 from .comparison import Compared, mean_bound
+from .statistics import PairedDifference
 
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777",

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops.label_transport import label_transport_loss
-from .ops.sinkhorn import SinkhornResult, sinkhorn_loss
+from ..ops.label_transport import label_transport_loss
+from ..ops.sinkhorn import SinkhornResult, sinkhorn_loss
 
 _RELATIVE_REG = 0.01  # of the mean distance; brings <P, C> to within a few per cent of the exact W_1
 _MAX_ITER, _TOL = 5000, 1e-3

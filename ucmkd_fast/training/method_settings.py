@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .config import check_keys
-from .methods import Method, method_class
+from ..config import check_keys
+from ..methods import Method, method_class
 
 
 def method_settings(name: str, preset: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import UNLABELLED, LabelledData
+from ..data import UNLABELLED, LabelledData
 from .distributed import average, total, world
 
 

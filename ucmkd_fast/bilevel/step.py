@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .alignment import Transport, feature_alignment, teacher_reading
-from .distributed import world
-from .ops.label_transport import label_transport_loss
+from ..alignment import Transport, feature_alignment, teacher_reading
+from ..ops.label_transport import label_transport_loss
+from ..training.distributed import world
 from .second_order import FunctionalStudent, descend, write_gradients
 from .shared_pass import SharedPass
 from .temporary_point import FreshAdamW, TemporaryPoint, clear_gradients, clip_, sgd_step_
 
 if TYPE_CHECKING:
-    from .data.batch import Batch
-    from .methods.base import FrozenTeacher, Step
+    from ..data.batch import Batch
+    from ..methods.base import FrozenTeacher, Step
 
 PRESETS = ("paper", "published-code")
 ENCODER_PASSES = ("auto", "separate")

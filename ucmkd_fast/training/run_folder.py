@@ -27,8 +27,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from ..config import BOOKKEEPING
 from .checkpoint import list_checkpoints, read_checkpoint, read_latest, remove_leftovers, write_text
-from .config import BOOKKEEPING
 
 _OWN = ("config.yaml", "run.json", "checkpoints", "best.safetensors", "last.safetensors", "logs")
 
