@@ -125,8 +125,8 @@ def compare(
 
 
 def _repeats(seen: Sequence[float]) -> int:
-    """Enough calls for about ten milliseconds, from the rounds before."""
-    return max(1, min(50, int(0.01 / statistics.median(seen)))) if seen else 1
+    """Enough calls for about a tenth of a second, from the rounds before."""
+    return max(1, min(50, int(0.1 / statistics.median(seen)))) if seen else 1
 
 
 def _timing(name: str, times: dict[str, list[float]], first: str, error: float) -> Timing:

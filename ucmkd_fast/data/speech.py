@@ -85,7 +85,8 @@ def _without_folder(source: str | None, cache: Path) -> tuple[str, Path, str]:
         except (ConnectionError, ValueError) as error:
             if source == "download":
                 raise
-            reason = f"recordings could not be downloaded ({error})"
+            why = getattr(error.__cause__, "reason", None) or error  # without the address, on a screen
+            reason = f"recordings could not be downloaded ({why})"
     try:
         folder = speak_digits(cache)
     except ImportError as error:
