@@ -2,7 +2,8 @@
 //
 // Kernel files are compiled once per instruction-set level; UK_LEVEL names the level and is the
 // namespace of everything in them, so that no function built for a newer processor is ever linked
-// into the path of an older one. For the same reason kernel files call nothing of std:: but <cmath>.
+// into the path of an older one. For the same reason what they share with other files is static inline,
+// and they call nothing of std::.
 #pragma once
 #include <stdint.h>
 

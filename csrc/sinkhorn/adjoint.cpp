@@ -7,7 +7,7 @@
 //
 // u_t, v_t are relative to the last iteration. `adjoint` takes plain sums; `adjoint_log` rebuilds the
 // row and column softmaxes from the potentials and cannot overflow; `implicit` is the sweep with u = v = 1.
-#include "cost/row.h"
+#include "core/shelf.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/sweep.h"
@@ -17,7 +17,6 @@ namespace UK_LEVEL {
 namespace {
 
 using sinkhorn::Adjoint;
-using sinkhorn::Gradient;
 using sinkhorn::History;
 using sinkhorn::Implicit;
 using sinkhorn::padded;
@@ -109,16 +108,10 @@ template <class T>
 void adjoint(Adjoint<T>& p) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
   const bool scalings = p.history == History::kScalings;
-  T* w = p.work;
-  auto take = [&w](int64_t size) {
-    for (int64_t k = 0; k < size; ++k) w[k] = 0;
-    T* mine = w;
-    w += size;
-    return mine;
-  };
-  T *a = take(np), *ia = take(np), *ut = take(np), *du = take(np), *rho = take(np);
-  T *b = take(mp), *ib = take(mp), *vt = take(mp), *dv = take(mp), *sigma = take(mp);
-  T* partial = take(p.tasks * mp);
+  Shelf<T> shelf(p.work);
+  T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np), *rho = shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp);
+  T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
   const T least = least_that_matters(p, ia, ib);
@@ -173,16 +166,10 @@ void adjoint_log(Adjoint<T>& p) {
   constexpr int W = Lanes<T>::W;
   const T inf = __builtin_inf();
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
-  T* w = p.work;
-  auto take = [&w](int64_t size) {
-    for (int64_t k = 0; k < size; ++k) w[k] = 0;
-    T* mine = w;
-    w += size;
-    return mine;
-  };
-  T *a = take(np), *ia = take(np), *F = take(np), *f = take(np), *fbar = take(np), *none = take(np);
-  T *b = take(mp), *ib = take(mp), *G = take(mp), *g = take(mp), *g_before = take(mp), *gbar = take(mp), *gbar_next = take(mp);
-  T* partial = take(p.tasks * mp);
+  Shelf<T> shelf(p.work);
+  T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np), *fbar = shelf.take(np), *none = shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp), *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp);
+  T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
   const T inverse = 1 / p.reg;
@@ -304,16 +291,10 @@ template void adjoint_log<double>(Adjoint<double>&);
 template <class T>
 void implicit(Implicit<T>& p) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
-  T* w = p.work;
-  auto take = [&w](int64_t size) {
-    for (int64_t k = 0; k < size; ++k) w[k] = 0;
-    T* mine = w;
-    w += size;
-    return mine;
-  };
-  T *a = take(np), *ia = take(np), *rho = take(np), *du = take(np);
-  T *b = take(mp), *ib = take(mp), *dv = take(mp), *sigma = take(mp), *columns = take(mp), *ones = take(mp);
-  T* partial = take(p.tasks * mp);
+  Shelf<T> shelf(p.work);
+  T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp), *columns = shelf.take(mp), *ones = shelf.take(mp);
+  T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
   const T least = least_that_matters(p, ia, ib);
@@ -368,46 +349,6 @@ void implicit(Implicit<T>& p) {
 }
 template void implicit<float>(Implicit<float>&);
 template void implicit<double>(Implicit<double>&);
-
-template <class T>
-void gradient(const Gradient<T>& p) {
-  constexpr int W = Lanes<T>::W;
-  const int64_t n = p.n, m = p.m, mp = padded(m);
-  const T inverse = 1 / p.reg;
-  auto body = [&](int index) {
-    T* columns = p.features ? p.work + index * m : nullptr;
-    for (int64_t j = 0; columns && j < m; ++j) columns[j] = 0;
-    for (int64_t i = n * index / p.tasks; i < n * (index + 1) / p.tasks; ++i) {
-      const Vec<T> shift = splat(p.alpha[i]), row = splat(p.row_sum ? p.row_sum[i] : T(0));
-      T* out = p.grad_cost + i * m;
-      for (int64_t j = 0; j < m; j += W) {
-        const int64_t left = m - j;
-        const Vec<T> plan = load(p.plan + i * mp + j);
-        if (p.plan_only) {
-          left >= W ? store(out + j, p.value_weight * plan) : store_part(out + j, p.value_weight * plan, left);
-          continue;
-        }
-        Vec<T> Z;
-        if (p.row_sum)
-          Z = row + (left >= W ? load(p.col_sum + j) : load_part(p.col_sum + j, left, T(0)));
-        else
-          Z = left >= W ? load(out + j) : load_part(out + j, left, T(0));
-        Z += p.value_weight * (load_cost(p.cost + i * m, j, m) - shift);
-        Vec<T> d = plan * (p.value_weight - Z * inverse);
-        d = plan > 0 ? d : Vec<T>{};
-        left >= W ? store(out + j, d) : store_part(out + j, d, left);
-      }
-      if (p.features) p.weight_rows[i] = weigh_row(*p.features, i, p.cost + i * m, out, columns);
-    }
-  };
-  parallel(p.tasks, body);
-  for (int64_t j = 0; p.features && j < m; ++j) {
-    p.weight_cols[j] = 0;
-    for (int k = 0; k < p.tasks; ++k) p.weight_cols[j] += p.work[k * m + j];
-  }
-}
-template void gradient<float>(const Gradient<float>&);
-template void gradient<double>(const Gradient<double>&);
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -11,6 +11,7 @@
 // Over-relaxation (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp Algorithm for Regularized Optimal
 // Transport") moves every half-step omega times as far; omega = 3/2 costs one square root an element. The
 // rows of P are then not exact, so an iteration that could be the last is a plain one.
+#include "core/shelf.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/sweep.h"
@@ -44,15 +45,10 @@ template <class T>
 class Run {
  public:
   explicit Run(Forward<T>& params) : p(params), n(params.n), m(params.m), np(padded(n)), mp(padded(m)) {
-    T* w = p.work;
-    auto take = [&w](int64_t size) {
-      T* mine = w;
-      w += size;
-      return mine;
-    };
-    a = take(np), u = take(np), u_before = take(np), r = take(np), F = take(np), f = take(np), f_new = take(np);
-    b = take(mp), v = take(mp), v_before = take(mp), s = take(mp), G = take(mp), g = take(mp), g_new = take(mp);
-    partial = take(p.tasks * mp);
+    Shelf<T> shelf(p.work);
+    a = shelf.take(np), u = shelf.take(np), u_before = shelf.take(np), r = shelf.take(np), F = shelf.take(np), f = shelf.take(np), f_new = shelf.take(np);
+    b = shelf.take(mp), v = shelf.take(mp), v_before = shelf.take(mp), s = shelf.take(mp), G = shelf.take(mp), g = shelf.take(mp), g_new = shelf.take(mp);
+    partial = shelf.take(p.tasks * mp);
   }
 
   void all() {

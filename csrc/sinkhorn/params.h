@@ -16,7 +16,7 @@ namespace sinkhorn {
 // and the plan to a multiple of kRows rows: the sweeps have no remainders.
 constexpr int64_t kPad = 16;
 constexpr int64_t kRows = 4;
-inline int64_t padded(int64_t size) { return (size + kPad - 1) / kPad * kPad; }
+static inline int64_t padded(int64_t size) { return (size + kPad - 1) / kPad * kPad; }
 
 enum class Status : int {
   kOk = 0,
@@ -61,7 +61,7 @@ struct Forward {
   History history;
   Status status;
 };
-inline int64_t forward_work(int64_t n, int64_t m, int tasks) { return 7 * padded(n) + (7 + tasks) * padded(m); }
+static inline int64_t forward_work(int64_t n, int64_t m, int tasks) { return 7 * padded(n) + (7 + tasks) * padded(m); }
 
 // Gradient of  value_weight <P, C> + <grad_f, f> + <grad_g, g>  through the iterations.
 template <class T>
@@ -96,7 +96,7 @@ struct Adjoint {
   int64_t depth;    // rows of left and right in use
   bool in_range;    // false: |log u_t| passed range_limit; nothing of the output is valid
 };
-inline int64_t adjoint_work(int64_t n, int64_t m, int tasks) { return 10 * padded(n) + (10 + tasks) * padded(m); }
+static inline int64_t adjoint_work(int64_t n, int64_t m, int tasks) { return 10 * padded(n) + (10 + tasks) * padded(m); }
 
 // The adjoint sweep at the fixed point (u = v = 1), run until it has converged.
 template <class T>
