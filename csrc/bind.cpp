@@ -31,16 +31,17 @@ auto by_type(bool f64, Body body) {
   return f64 ? body(double()) : body(float());
 }
 
-sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t max_iter, double reg, double tol,
-                          Address cost, Address a, bool a_shared, Address b, bool b_shared, Address init_f,
-                          Address init_g, bool relax, bool history, Address saved, int metric, int64_t d, Address x, Address y, Address scale_x,
-                          Address scale_y) {
+sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t max_iter, double reg,
+                          double tol, Address cost, Address a, bool a_shared, Address b, bool b_shared,
+                          Address init_f, Address init_g, bool relax, bool history, Address saved, int metric,
+                          int64_t d, Address x, Address y, Address scale_x, Address scale_y) {
   sinkhorn::Problem p{};
   p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
   p.cost = to<void>(cost);
   p.a = to<void>(a), p.a_stride = a_shared ? 0 : n;
   p.b = to<void>(b), p.b_stride = b_shared ? 0 : m;
-  p.init_f = to<void>(init_f), p.init_g = to<void>(init_g), p.relax = relax, p.history = history, p.saved = to<void>(saved);
+  p.init_f = to<void>(init_f), p.init_g = to<void>(init_g), p.relax = relax, p.history = history,
+  p.saved = to<void>(saved);
   p.metric = metric, p.d = d, p.x = to<void>(x), p.y = to<void>(y);
   p.scale_x = to<void>(scale_x), p.scale_y = to<void>(scale_y);
   return p;
@@ -52,7 +53,9 @@ cost::Features<T> features(int metric, int64_t n, int64_t m, int64_t d, Address 
   return {static_cast<cost::Metric>(metric), n, m, d, to<T>(x), to<T>(y), to<T>(scale_x), to<T>(scale_y)};
 }
 
-sinkhorn::Upstream upstream(Address value, Address f, Address g) { return {to<void>(value), to<void>(f), to<void>(g)}; }
+sinkhorn::Upstream upstream(Address value, Address f, Address g) {
+  return {to<void>(value), to<void>(f), to<void>(g)};
+}
 
 void set_thread_pool(Address parallel_for, Address get_num_threads) {
   thread_pool().parallel_for = reinterpret_cast<decltype(ThreadPool::parallel_for)>(parallel_for);
@@ -92,7 +95,8 @@ PYBIND11_MODULE(_C, m) {
     const Level* const* all = built_levels(&levels);
     for (int k = 0; k < levels; ++k)
       if (name == all[k]->name && all[k]->supported()) {
-        f64 ? all[k]->exp_f64(to<double>(x), to<double>(y), count) : all[k]->exp_f32(to<float>(x), to<float>(y), count);
+        f64 ? all[k]->exp_f64(to<double>(x), to<double>(y), count)
+            : all[k]->exp_f32(to<float>(x), to<float>(y), count);
         return;
       }
     throw std::invalid_argument("no usable level " + name);
@@ -100,11 +104,12 @@ PYBIND11_MODULE(_C, m) {
 
   using sinkhorn::Problem;
   m.def("sinkhorn_saved_size", &sinkhorn::saved_size);
-  py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.").def(py::init(&problem));
+  py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.")
+      .def(py::init(&problem));
   m.def(
       "sinkhorn_forward",
-      [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual, Address marginal_error,
-         Address n_iter) {
+      [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,
+         Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           return sinkhorn::forward<T>(p, save_plan, to<T>(f), to<T>(g), to<T>(value), to<T>(dual),
@@ -114,12 +119,13 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "sinkhorn_adjoint",
-      [](const Problem& p, Address up_value, Address up_f, Address up_g, Address left, Address right, Address grad_a,
-         Address grad_b, Address depth) {
+      [](const Problem& p, Address up_value, Address up_f, Address up_g, Address left, Address right,
+         Address grad_a, Address grad_b, Address depth) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           return sinkhorn::adjoint<T>(p, upstream(up_value, up_f, up_g), to<T>(left), to<T>(right),
-                                      {nullptr, to<T>(grad_a), to<T>(grad_b), nullptr, nullptr}, to<int64_t>(depth));
+                                      {nullptr, to<T>(grad_a), to<T>(grad_b), nullptr, nullptr},
+                                      to<int64_t>(depth));
         });
       },
       Unlocked());
@@ -129,8 +135,9 @@ PYBIND11_MODULE(_C, m) {
          Address grad_a, Address grad_b, Address rows, Address cols) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          sinkhorn::adjoint_finish<T>(p, upstream(up_value, up_f, up_g), to<int64_t>(depth),
-                                      {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
+          sinkhorn::adjoint_finish<T>(
+              p, upstream(up_value, up_f, up_g), to<int64_t>(depth),
+              {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
         });
       },
       Unlocked());
@@ -140,8 +147,9 @@ PYBIND11_MODULE(_C, m) {
          Address grad_b, Address rows, Address cols) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          return sinkhorn::implicit<T>(p, upstream(up_value, up_f, up_g),
-                                       {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
+          return sinkhorn::implicit<T>(
+              p, upstream(up_value, up_f, up_g),
+              {to<T>(grad_cost), to<T>(grad_a), to<T>(grad_b), to<T>(rows), to<T>(cols)});
         });
       },
       Unlocked());
@@ -167,8 +175,8 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "cost_finish",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x, Address scale_y,
-         Address c) {
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+         Address scale_y, Address c) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
           cost::finish(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(c));
@@ -177,12 +185,12 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "cost_weigh",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x, Address scale_y,
-         Address c, Address dc, Address row_sum, Address col_sum) {
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+         Address scale_y, Address c, Address dc, Address row_sum, Address col_sum) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
-          cost::weigh(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(c), to<T>(dc), to<T>(row_sum),
-                      to<T>(col_sum));
+          cost::weigh(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(c), to<T>(dc),
+                      to<T>(row_sum), to<T>(col_sum));
         });
       },
       Unlocked());
@@ -197,7 +205,8 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "cost_l1_backward",
-      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address dc, bool transposed, Address dx) {
+      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address dc, bool transposed,
+         Address dx) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
           cost::l1_backward<T>(n, m, d, to<T>(x), to<T>(y), to<T>(dc), transposed, to<T>(dx));
@@ -208,8 +217,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "label_transport_forward",
       [](bool f64, int64_t n, int64_t k, Address student, int64_t student_stride, Address teacher,
-         int64_t teacher_stride, Address target, int64_t ignore_index, double label_smoothing, bool live_kappa,
-         Address loss, Address grad_student, Address grad_teacher, int64_t grad_stride) {
+         int64_t teacher_stride, Address target, int64_t ignore_index, double label_smoothing,
+         bool live_kappa, Address loss, Address grad_student, Address grad_teacher, int64_t grad_stride) {
         return by_type(f64, [&](auto t) {
           using T = decltype(t);
           label_transport::Forward<T> call{};
@@ -218,7 +227,8 @@ PYBIND11_MODULE(_C, m) {
           call.teacher = to<T>(teacher), call.teacher_stride = teacher_stride;
           call.target = to<int64_t>(target), call.ignore_index = ignore_index;
           call.label_smoothing = T(label_smoothing), call.live_kappa = live_kappa;
-          call.loss = to<T>(loss), call.grad_student = to<T>(grad_student), call.grad_teacher = to<T>(grad_teacher);
+          call.loss = to<T>(loss), call.grad_student = to<T>(grad_student),
+          call.grad_teacher = to<T>(grad_teacher);
           call.grad_stride = grad_stride;
           label_transport::forward(call);
           return std::make_tuple(call.total, call.kept, call.bad_row);

@@ -46,7 +46,8 @@ bool supported() {
 template <class T>
 void exp_array(const T* x, T* y, int64_t count) {
   for (int64_t k = 0; k < count; k += Lanes<T>::W)
-    store_part(y + k, exp(load_part(x + k, count - k, T(0))), count - k < Lanes<T>::W ? count - k : Lanes<T>::W);
+    store_part(y + k, exp(load_part(x + k, count - k, T(0))),
+               count - k < Lanes<T>::W ? count - k : Lanes<T>::W);
 }
 
 template <class T>
@@ -62,8 +63,8 @@ constexpr Kernels<T> table() {
 }  // namespace
 
 extern const Level the_level;
-const Level the_level = {UK_STRING(UK_LEVEL), supported,       table<float>(), table<double>(),
-                         exp_array<float>,    exp_array<double>};
+const Level the_level = {UK_STRING(UK_LEVEL), supported,        table<float>(),
+                         table<double>(),     exp_array<float>, exp_array<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

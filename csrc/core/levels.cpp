@@ -6,9 +6,9 @@
 namespace ucmkd {
 
 // UK_LEVELS is a list like X(baseline) X(v3) X(v4), from CMakeLists.txt.
-#define X(name)                   \
-  namespace name {                \
-  extern const Level the_level;   \
+#define X(name)                 \
+  namespace name {              \
+  extern const Level the_level; \
   }
 UK_LEVELS
 #undef X
@@ -35,7 +35,8 @@ struct Choice {
       if (!all[k]->supported()) continue;
       if (!wanted || !*wanted || std::strcmp(wanted, all[k]->name) == 0) level = all[k];
     }
-    if (!level) error = "UCMKD_CPU_LEVEL names a level that was not built or that this processor does not support";
+    if (!level)
+      error = "UCMKD_CPU_LEVEL names a level that was not built or that this processor does not support";
   }
 };
 const Choice& choice() {

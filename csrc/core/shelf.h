@@ -5,7 +5,8 @@
 namespace ucmkd {
 namespace UK_LEVEL {
 
-// Hands out zeroed pieces, one after the other. Sizes are padded ones: every piece is aligned as the block is.
+// Hands out zeroed pieces, one after the other. Sizes are padded ones: every piece is aligned as the block
+// is.
 template <class T>
 class Shelf {
  public:

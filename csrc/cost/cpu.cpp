@@ -91,12 +91,13 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                                           \
-  template bool scales<T>(bool, int64_t, int64_t, const T*, T*, int);                                               \
-  template void finish<T>(const Features<T>&, T*, int);                                                             \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*, T*, int);                                        \
-  template void project<T>(int64_t, int64_t, const T*, const T*, T*, int);                                          \
-  template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*, int);
+#define UK_INSTANTIATE(T)                                                                                 \
+  template bool scales<T>(bool, int64_t, int64_t, const T*, T*, int);                                     \
+  template void finish<T>(const Features<T>&, T*, int);                                                   \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*, T*, int);                              \
+  template void project<T>(int64_t, int64_t, const T*, const T*, T*, int);                                \
+  template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, \
+                               T*, int);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -37,16 +37,17 @@ void project(int64_t n, int64_t d, const T* x, const T* scale, T* g) {
   kernels<T>().cost.project(n, d, x, scale, g, tasks_for(n, n * d));
 }
 template <class T>
-void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed, T* dx) {
+void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
+                 T* dx) {
   kernels<T>().cost.l1_backward(n, m, d, x, y, dc, transposed ? 1 : m, transposed ? n : 1, dx,
                                 tasks_for(n, n * m * d));
 }
 
-#define UK_INSTANTIATE(T)                                                     \
-  template bool scales<T>(bool, int64_t, int64_t, const T*, T*);              \
-  template void finish<T>(const Features<T>&, T*);                            \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);           \
-  template void project<T>(int64_t, int64_t, const T*, const T*, T*);         \
+#define UK_INSTANTIATE(T)                                             \
+  template bool scales<T>(bool, int64_t, int64_t, const T*, T*);      \
+  template void finish<T>(const Features<T>&, T*);                    \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);   \
+  template void project<T>(int64_t, int64_t, const T*, const T*, T*); \
   template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, bool, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

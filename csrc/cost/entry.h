@@ -17,7 +17,8 @@ template <class T>
 void project(int64_t n, int64_t d, const T* x, const T* scale, T* g);
 // dc is (n, m), or its transpose where `transposed`.
 template <class T>
-void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed, T* dx);
+void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
+                 T* dx);
 
 }  // namespace cost
 }  // namespace ucmkd

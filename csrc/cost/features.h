@@ -11,7 +11,9 @@ namespace cost {
 
 enum class Metric : int { kCosine = 0, kChordal = 1, kL2 = 2, kSqeuclidean = 3, kL1 = 4 };
 
-static inline bool normalised(Metric metric) { return metric == Metric::kCosine || metric == Metric::kChordal; }
+static inline bool normalised(Metric metric) {
+  return metric == Metric::kCosine || metric == Metric::kChordal;
+}
 
 template <class T>
 struct Features {

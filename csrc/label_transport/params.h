@@ -7,25 +7,25 @@ namespace label_transport {
 
 template <class T>
 struct Forward {
-  int64_t n, k;                 // rows, classes
-  const T* student;             // (n, k) logits, rows student_stride apart
+  int64_t n, k;      // rows, classes
+  const T* student;  // (n, k) logits, rows student_stride apart
   int64_t student_stride;
-  const T* teacher;             // (n, k) logits of the teacher's head on the same feature
+  const T* teacher;  // (n, k) logits of the teacher's head on the same feature
   int64_t teacher_stride;
-  const int64_t* target;        // (n,)
+  const int64_t* target;  // (n,)
   int64_t ignore_index;
   T label_smoothing;
-  bool live_kappa;              // kappa takes part in the gradient
+  bool live_kappa;  // kappa takes part in the gradient
   int tasks;
   // out
-  T* loss;                      // (n,) 0 where ignored
-  T* grad_student;              // (n, k) dL_i/ds_i, or null; may be the logits themselves
-  T* grad_teacher;              // (n, k) dL_i/dt_i, or null; may be the logits themselves
-  int64_t grad_stride;          // between rows of either gradient
+  T* loss;              // (n,) 0 where ignored
+  T* grad_student;      // (n, k) dL_i/ds_i, or null; may be the logits themselves
+  T* grad_teacher;      // (n, k) dL_i/dt_i, or null; may be the logits themselves
+  int64_t grad_stride;  // between rows of either gradient
   // results
-  int64_t kept;                 // rows that are not ignored
-  int64_t bad_row;              // first row whose target is out of range, or -1
-  double total;                 // sum of the losses
+  int64_t kept;     // rows that are not ignored
+  int64_t bad_row;  // first row whose target is out of range, or -1
+  double total;     // sum of the losses
 };
 
 template <class T>

@@ -42,8 +42,8 @@ T greatest_share(const T* x, const T* inverse_mass, int64_t count) {
 
 // s_j = sum_i P_ij (weight (C_ij - alpha_i) + extra_i): the first adjoint of the columns.
 template <class T>
-void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T weight, int64_t n, int64_t m, T* s,
-                   T* partial, int tasks) {
+void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T weight, int64_t n, int64_t m,
+                   T* s, T* partial, int tasks) {
   constexpr int W = Lanes<T>::W;
   const int64_t stride = padded(m);
   auto body = [&](int index) {
@@ -109,8 +109,10 @@ void adjoint(Adjoint<T>& p) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
   const bool scalings = p.history == History::kScalings;
   Shelf<T> shelf(p.work);
-  T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np), *rho = shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp);
+  T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np),
+    *rho = shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp),
+    *sigma = shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
@@ -131,7 +133,8 @@ void adjoint(Adjoint<T>& p) {
   p.depth = 0;
   p.in_range = true;
   for (int64_t t = last; t >= 1; --t) {
-    if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt)) break;
+    if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt))
+      break;
     T largest = 0;
     for (int64_t j = 0; j < m; ++j) {
       const T change = dv[j] * vt[j] * ib[j];
@@ -167,8 +170,10 @@ void adjoint_log(Adjoint<T>& p) {
   const T inf = __builtin_inf();
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
   Shelf<T> shelf(p.work);
-  T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np), *fbar = shelf.take(np), *none = shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp), *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp);
+  T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np),
+    *fbar = shelf.take(np), *none = shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp),
+    *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
@@ -180,7 +185,8 @@ void adjoint_log(Adjoint<T>& p) {
     fbar[i] = p.grad_f && a[i] > 0 ? p.grad_f[i] : 0;
     p.grad_a[i] = p.value_weight * p.alpha[i];
   }
-  for (int64_t j = 0; j < m; ++j) G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
+  for (int64_t j = 0; j < m; ++j)
+    G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
   auto potential_f = [&](int64_t t, T* out) {
     for (int64_t i = 0; i < n; ++i) {
       const T h = p.hist_u[t * n + i];
@@ -293,7 +299,8 @@ void implicit(Implicit<T>& p) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
   Shelf<T> shelf(p.work);
   T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp), *columns = shelf.take(mp), *ones = shelf.take(mp);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp),
+    *columns = shelf.take(mp), *ones = shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);

@@ -87,8 +87,14 @@ struct WorkPool {
 
 template <class T>
 cost::Features<T> features_of(const Problem& p) {
-  return {static_cast<cost::Metric>(p.metric), p.n, p.m, p.d, at<T>(p.x, 0), at<T>(p.y, 0),
-          at<T>(p.scale_x, 0), at<T>(p.scale_y, 0)};
+  return {static_cast<cost::Metric>(p.metric),
+          p.n,
+          p.m,
+          p.d,
+          at<T>(p.x, 0),
+          at<T>(p.y, 0),
+          at<T>(p.scale_x, 0),
+          at<T>(p.scale_y, 0)};
 }
 
 template <class T>
@@ -166,14 +172,15 @@ Adjoint<T> adjoint_call(const Problem& p, const Upstream& up, int64_t k, int tas
 
 // Gradients of the masses of problem k, in `spare` (n + m elements) where nobody asked for them.
 template <class T>
-void set_mass_gradients(const Problem& p, const Gradients<T>& out, int64_t k, T* spare, T** grad_a, T** grad_b) {
+void set_mass_gradients(const Problem& p, const Gradients<T>& out, int64_t k, T* spare, T** grad_a,
+                        T** grad_b) {
   *grad_a = out.a ? out.a + k * p.n : spare;
   *grad_b = out.b ? out.b + k * p.m : spare + p.n;
 }
 
 template <class T>
-void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum, const T* col_sum, bool plan_only,
-                     const Gradients<T>& out, int64_t k) {
+void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum, const T* col_sum,
+                     bool plan_only, const Gradients<T>& out, int64_t k) {
   const cost::Features<T> features = features_of<T>(p);
   Scratch<T> work(p.metric < 0 ? 0 : call.tasks * p.m);
   Gradient<T> last{};
@@ -191,7 +198,8 @@ void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum,
 }  // namespace
 
 template <class T>
-int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out, int64_t* depth) {
+int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out,
+                int64_t* depth) {
   const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
   WorkPool<T> work(p.batch, own + p.n + p.m);
   const int64_t rows = 2 * p.max_iter;
@@ -265,11 +273,11 @@ void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                                  \
-  template const char* forward<T>(const Problem&, bool, T*, T*, T*, T*, T*, int64_t*);                     \
-  template int64_t adjoint<T>(const Problem&, const Upstream&, T*, T*, const Gradients<T>&, int64_t*);     \
-  template void adjoint_finish<T>(const Problem&, const Upstream&, const int64_t*, const Gradients<T>&);   \
-  template bool implicit<T>(const Problem&, const Upstream&, const Gradients<T>&);                         \
+#define UK_INSTANTIATE(T)                                                                                \
+  template const char* forward<T>(const Problem&, bool, T*, T*, T*, T*, T*, int64_t*);                   \
+  template int64_t adjoint<T>(const Problem&, const Upstream&, T*, T*, const Gradients<T>&, int64_t*);   \
+  template void adjoint_finish<T>(const Problem&, const Upstream&, const int64_t*, const Gradients<T>&); \
+  template bool implicit<T>(const Problem&, const Upstream&, const Gradients<T>&);                       \
   template void envelope<T>(const Problem&, const Upstream&, const Gradients<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

@@ -7,52 +7,53 @@ namespace ucmkd {
 namespace sinkhorn {
 
 struct Problem {
-  bool f64;              // double, else float
+  bool f64;  // double, else float
   int64_t batch, n, m, max_iter;
   double reg, tol;
-  void* cost;            // (batch, n, m); with features (batch 1): their inner products before the forward
-  const void* a;         // (batch or 1, n) or null
-  int64_t a_stride;      // n or 0
-  const void* b;         // (batch or 1, m) or null
-  int64_t b_stride;      // m or 0
-  const void* init_f;    // (batch, n) or null
-  const void* init_g;    // (batch, m) or null
-  bool relax;            // over-relaxed iterations, without history
-  bool history;          // hist_u, hist_v are in saved
-  void* saved;           // (batch, saved_size)
+  void* cost;          // (batch, n, m); with features (batch 1): their inner products before the forward
+  const void* a;       // (batch or 1, n) or null
+  int64_t a_stride;    // n or 0
+  const void* b;       // (batch or 1, m) or null
+  int64_t b_stride;    // m or 0
+  const void* init_f;  // (batch, n) or null
+  const void* init_g;  // (batch, m) or null
+  bool relax;          // over-relaxed iterations, without history
+  bool history;        // hist_u, hist_v are in saved
+  void* saved;         // (batch, saved_size)
   // features, or metric -1
-  int metric;            // cost::Metric
+  int metric;  // cost::Metric
   int64_t d;
-  const void* x;         // (n, d)
-  const void* y;         // (m, d)
-  const void* scale_x;   // (n,), see cost/features.h
-  const void* scale_y;   // (m,)
+  const void* x;        // (n, d)
+  const void* y;        // (m, d)
+  const void* scale_x;  // (n,), see cost/features.h
+  const void* scale_y;  // (m,)
 };
 
 struct Upstream {
-  const void* value;     // (batch,) or null: 0
-  const void* f;         // (batch, n) or null
-  const void* g;         // (batch, m) or null
+  const void* value;  // (batch,) or null: 0
+  const void* f;      // (batch, n) or null
+  const void* g;      // (batch, m) or null
 };
 
 // Where the gradients go. With features, cost ends as the weights of the products with x and y (cost/row.h).
 template <class T>
 struct Gradients {
-  T* cost;               // (batch, n, m)
-  T* a;                  // (batch, n) or null
-  T* b;                  // (batch, m) or null
-  T* weight_rows;        // (n,) with features
-  T* weight_cols;        // (m,) with features
+  T* cost;         // (batch, n, m)
+  T* a;            // (batch, n) or null
+  T* b;            // (batch, m) or null
+  T* weight_rows;  // (n,) with features
+  T* weight_cols;  // (m,) with features
 };
 
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history);
 
 // Null, or a sentence about what is wrong with the input. f, g, dual, marginal_error, n_iter may be null.
 template <class T>
-const char* forward(const Problem&, bool save_plan, T* f, T* g, T* value, T* dual, T* marginal_error, int64_t* n_iter);
+const char* forward(const Problem&, bool save_plan, T* f, T* g, T* value, T* dual, T* marginal_error,
+                    int64_t* n_iter);
 
-// Plain sums: fills left (batch, 2 max_iter, n) and right (batch, 2 max_iter, m); returns how many rows are in
-// use (0 where every problem needs the log domain). depth (batch,): -1 marks such a problem.
+// Plain sums: fills left (batch, 2 max_iter, n) and right (batch, 2 max_iter, m); returns how many rows are
+// in use (0 where every problem needs the log domain). depth (batch,): -1 marks such a problem.
 template <class T>
 int64_t adjoint(const Problem&, const Upstream&, T* left, T* right, const Gradients<T>&, int64_t* depth);
 

@@ -22,8 +22,8 @@ namespace {
 
 using sinkhorn::Forward;
 using sinkhorn::History;
-using sinkhorn::Status;
 using sinkhorn::padded;
+using sinkhorn::Status;
 
 template <class T>
 constexpr T safe_log() {
@@ -46,8 +46,10 @@ class Run {
  public:
   explicit Run(Forward<T>& params) : p(params), n(params.n), m(params.m), np(padded(n)), mp(padded(m)) {
     Shelf<T> shelf(p.work);
-    a = shelf.take(np), u = shelf.take(np), u_before = shelf.take(np), r = shelf.take(np), F = shelf.take(np), f = shelf.take(np), f_new = shelf.take(np);
-    b = shelf.take(mp), v = shelf.take(mp), v_before = shelf.take(mp), s = shelf.take(mp), G = shelf.take(mp), g = shelf.take(mp), g_new = shelf.take(mp);
+    a = shelf.take(np), u = shelf.take(np), u_before = shelf.take(np), r = shelf.take(np), F = shelf.take(np),
+    f = shelf.take(np), f_new = shelf.take(np);
+    b = shelf.take(mp), v = shelf.take(mp), v_before = shelf.take(mp), s = shelf.take(mp), G = shelf.take(mp),
+    g = shelf.take(mp), g_new = shelf.take(mp);
     partial = shelf.take(p.tasks * mp);
   }
 

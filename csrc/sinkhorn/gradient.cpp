@@ -28,7 +28,8 @@ void gradient(const Gradient<T>& p) {
         const int64_t left = m - j;
         const Vec<T> plan = load(p.plan + i * mp + j);
         if (p.plan_only) {
-          left >= W ? store(out + j, p.value_weight * plan) : store_part(out + j, p.value_weight * plan, left);
+          left >= W ? store(out + j, p.value_weight * plan)
+                    : store_part(out + j, p.value_weight * plan, left);
           continue;
         }
         Vec<T> Z;

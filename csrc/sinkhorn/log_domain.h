@@ -73,8 +73,8 @@ static inline Vec<T> exponent(Vec<T> f, Vec<T> g, Vec<T> c, T inverse) {
 // With features, C holds their inner products and becomes the cost on the way. Returns false where the cost
 // holds NaN or -inf, or, with features, overflows.
 template <class T>
-static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int64_t m, T reg, const T* F, const T* G, const T* u, T* K, T* s,
-                         T* partial, int tasks) {
+static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int64_t m, T reg, const T* F,
+                         const T* G, const T* u, T* K, T* s, T* partial, int tasks) {
   constexpr int W = Lanes<T>::W;
   const int64_t stride = sinkhorn::padded(m);
   const T inverse = 1 / reg;

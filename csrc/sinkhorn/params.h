@@ -35,33 +35,35 @@ struct Forward {
   int64_t n, m;
   T reg;
   int64_t max_iter;
-  bool relax;       // over-relaxed iterations (forward.cpp); not with hist_u
-  T tol;            // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  T* cost;          // (n, m), may hold +inf; with features: their inner products, which become the cost
+  bool relax;  // over-relaxed iterations (forward.cpp); not with hist_u
+  T tol;       // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
+  T* cost;     // (n, m), may hold +inf; with features: their inner products, which become the cost
   const cost::Features<T>* features;  // or null: the cost is given
-  const T* a;       // (n,) or null: uniform
-  const T* b;       // (m,) or null: uniform
-  const T* init_f;  // (n,) or null: f_0 = -reg log n
+  const T* a;                         // (n,) or null: uniform
+  const T* b;                         // (m,) or null: uniform
+  const T* init_f;                    // (n,) or null: f_0 = -reg log n
   const T* init_g;  // (m,) with init_f: where g is expected, so that K starts in range; changes no result
   int tasks;        // how many tasks a sweep is split into
   // out
   bool save_plan;
-  T* plan;          // (padded(n), padded(m)): work space; P afterwards if save_plan
-  T* hist_u;        // (max_iter + 1, n) or null
-  T* hist_v;        // (max_iter, m) or null
-  T* f;             // (n,) or null
-  T* g;             // (m,) or null
-  T* alpha;         // (n,): <P_i, C_i> / a_i, 0 where a is 0
-  T* value;         // (): <P, C>
-  T* dual;          // () or null: <f~, a> + <g~, b> - reg (sum a - sum a sum b)
-  T* work;          // forward_work(n, m, tasks) elements, 64-byte aligned
+  T* plan;    // (padded(n), padded(m)): work space; P afterwards if save_plan
+  T* hist_u;  // (max_iter + 1, n) or null
+  T* hist_v;  // (max_iter, m) or null
+  T* f;       // (n,) or null
+  T* g;       // (m,) or null
+  T* alpha;   // (n,): <P_i, C_i> / a_i, 0 where a is 0
+  T* value;   // (): <P, C>
+  T* dual;    // () or null: <f~, a> + <g~, b> - reg (sum a - sum a sum b)
+  T* work;    // forward_work(n, m, tasks) elements, 64-byte aligned
   // results
   T marginal_error;
   int64_t n_iter;
   History history;
   Status status;
 };
-static inline int64_t forward_work(int64_t n, int64_t m, int tasks) { return 7 * padded(n) + (7 + tasks) * padded(m); }
+static inline int64_t forward_work(int64_t n, int64_t m, int tasks) {
+  return 7 * padded(n) + (7 + tasks) * padded(m);
+}
 
 // Gradient of  value_weight <P, C> + <grad_f, f> + <grad_g, g>  through the iterations.
 template <class T>
@@ -69,8 +71,8 @@ struct Adjoint {
   int64_t n, m;
   T reg;
   int64_t n_iter;
-  T tolerance;      // stop when what remains is below this share of every entry of P value_weight
-  T range_limit;    // largest |log u_t|, |log v_t| for plain sums
+  T tolerance;    // stop when what remains is below this share of every entry of P value_weight
+  T range_limit;  // largest |log u_t|, |log v_t| for plain sums
   History history;
   const T* cost;    // (n, m)
   const T* a;       // (n,) or null
@@ -86,17 +88,19 @@ struct Adjoint {
   const T* grad_g;  // (m,) or null
   int tasks;
   // out: left, right for plain sums; grad_cost for the log domain
-  T* left;          // (2 n_iter, n): rho_t, u_(t-1) by turns, t from n_iter down
-  T* right;         // (2 n_iter, m): v_t, sigma_t by turns. Z = value_weight (C - alpha) + left' right
-  T* grad_cost;     // (n, m)
-  T* grad_a;        // (n,)
-  T* grad_b;        // (m,)
-  T* work;          // adjoint_work(n, m, tasks) elements, 64-byte aligned
+  T* left;       // (2 n_iter, n): rho_t, u_(t-1) by turns, t from n_iter down
+  T* right;      // (2 n_iter, m): v_t, sigma_t by turns. Z = value_weight (C - alpha) + left' right
+  T* grad_cost;  // (n, m)
+  T* grad_a;     // (n,)
+  T* grad_b;     // (m,)
+  T* work;       // adjoint_work(n, m, tasks) elements, 64-byte aligned
   // results
-  int64_t depth;    // rows of left and right in use
-  bool in_range;    // false: |log u_t| passed range_limit; nothing of the output is valid
+  int64_t depth;  // rows of left and right in use
+  bool in_range;  // false: |log u_t| passed range_limit; nothing of the output is valid
 };
-static inline int64_t adjoint_work(int64_t n, int64_t m, int tasks) { return 10 * padded(n) + (10 + tasks) * padded(m); }
+static inline int64_t adjoint_work(int64_t n, int64_t m, int tasks) {
+  return 10 * padded(n) + (10 + tasks) * padded(m);
+}
 
 // The adjoint sweep at the fixed point (u = v = 1), run until it has converged.
 template <class T>
@@ -105,21 +109,21 @@ struct Implicit {
   T reg;
   int64_t max_sweeps;
   T tolerance;
-  const T* cost;    // (n, m)
-  const T* a;       // (n,) or null
-  const T* b;       // (m,) or null
-  const T* plan;    // (padded(n), padded(m))
-  const T* alpha;   // (n,)
+  const T* cost;   // (n, m)
+  const T* a;      // (n,) or null
+  const T* b;      // (m,) or null
+  const T* plan;   // (padded(n), padded(m))
+  const T* alpha;  // (n,)
   T value_weight;
   const T* grad_f;  // (n,) or null
   const T* grad_g;  // (m,) or null
   int tasks;
   // out: Z = value_weight (C - alpha) + row_sum_i + col_sum_j
-  T* row_sum;       // (n,)
-  T* col_sum;       // (m,)
-  T* grad_a;        // (n,)
-  T* grad_b;        // (m,)
-  T* work;          // adjoint_work(n, m, tasks) elements, 64-byte aligned
+  T* row_sum;  // (n,)
+  T* col_sum;  // (m,)
+  T* grad_a;   // (n,)
+  T* grad_b;   // (m,)
+  T* work;     // adjoint_work(n, m, tasks) elements, 64-byte aligned
   // results
   int64_t sweeps;
   bool converged;
@@ -131,19 +135,19 @@ template <class T>
 struct Gradient {
   int64_t n, m;
   T reg;
-  T value_weight;    // of <P, C>
+  T value_weight;  // of <P, C>
   bool plan_only;
-  const T* cost;     // (n, m)
-  const T* plan;     // (., padded(m))
-  const T* alpha;    // (n,)
-  const T* row_sum;  // (n,) or null: the product is given in grad_cost
-  const T* col_sum;  // (m,) or null
+  const T* cost;                      // (n, m)
+  const T* plan;                      // (., padded(m))
+  const T* alpha;                     // (n,)
+  const T* row_sum;                   // (n,) or null: the product is given in grad_cost
+  const T* col_sum;                   // (m,) or null
   const cost::Features<T>* features;  // or null; with features, grad_cost ends as their weights (cost/row.h)
   int tasks;
-  T* grad_cost;      // (n, m)
-  T* weight_rows;    // (n,) row sums of the weights, with features
-  T* weight_cols;    // (m,)
-  T* work;           // (tasks, m), with features
+  T* grad_cost;    // (n, m)
+  T* weight_rows;  // (n,) row sums of the weights, with features
+  T* weight_cols;  // (m,)
+  T* work;         // (tasks, m), with features
 };
 
 // What the forward keeps for the backward, one block of memory per problem: plan, alpha, the number of
@@ -154,7 +158,8 @@ struct Saved {
   int64_t* info;  // n_iter, History
   T *hist_u, *hist_v;
   static int64_t size(int64_t n, int64_t m, int64_t max_iter, bool history) {
-    return padded(n) * padded(m) + padded(n) + kPad + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
+    return padded(n) * padded(m) + padded(n) + kPad +
+           (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
   }
   Saved(T* block, int64_t n, int64_t m, int64_t max_iter, bool history) {
     plan = block;

@@ -36,7 +36,8 @@ static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int6
     const Quad<T> y = finish(i, sum4<T>(d[0][0], d[1][0], d[2][0], d[3][0]));
     const Vec<T> y0 = splat(y[0]), y1 = splat(y[1]), y2 = splat(y[2]), y3 = splat(y[3]);
     for (int64_t j = 0; j < stride; j += W)
-      store(s + j, load(s + j) + ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
+      store(s + j, load(s + j) +
+                       ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
   }
 }
 
