@@ -34,7 +34,7 @@ METHODS = {
 
 
 def student() -> Classifier:
-    """The MLP of the issue of measurement: two hidden layers, a linear head."""
+    """The MLP that is measured: two hidden layers, a linear head."""
     torch.manual_seed(0)
     encoder = nn.Sequential(
         nn.Linear(INPUTS, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, WIDTH), nn.ReLU()
