@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,3 +19,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of recorded runs and recordings at {folder} (UCMKD_SHARED names another)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers whichever others run."""
+    torch.manual_seed(0)
