@@ -105,6 +105,17 @@ def test_autocast_leaves_the_kernels_types_alone():
         assert got == want and all(torch.equal(g, w) for g, w in zip(gots, wants, strict=True))
 
 
+@pytest.mark.parametrize("m", [1, 3, 16, 19])
+def test_a_distance_that_overflows_is_refused_in_every_column(m):
+    """Norms in range, one distance beyond it: not to be taken for a forbidden pair."""
+    x = torch.full((2, 1), 1.2e19)
+    for column in range(m):
+        y = torch.zeros(m, 1)
+        y[column] = -1.2e19
+        with pytest.raises(ValueError, match="distances between x and y must stay in range"):
+            uk.sinkhorn_loss(x, y, metric="sqeuclidean", reg=1e37)
+
+
 def test_masses_and_their_gradients():
     x, y = features("l2")
     a = torch.rand(23).double().softmax(0).requires_grad_()

@@ -60,8 +60,8 @@ static inline void store_part(T* p, Vec<T> v, int64_t count) {
   for (int64_t k = 0; k < count; ++k) p[k] = v[k];
 }
 template <class T>
-static inline Vec<T> vmin(Vec<T> a, Vec<T> b) {
-  return a < b ? a : b;
+static inline void copy(const T* from, T* to, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) to[k] = from[k];
 }
 template <class T>
 static inline Vec<T> vmax(Vec<T> a, Vec<T> b) {
@@ -113,12 +113,6 @@ static inline Quad<T> sum4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
   const Quad<T> pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
   const Quad<T> rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
   return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
-}
-template <class T>
-static inline T least(Vec<T> v) {
-  T r = v[0];
-  for (int k = 1; k < Lanes<T>::W; ++k) r = v[k] < r ? v[k] : r;
-  return r;
 }
 template <class T>
 static inline T greatest(Vec<T> v) {

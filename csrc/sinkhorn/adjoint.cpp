@@ -60,12 +60,7 @@ void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T wei
     }
   };
   parallel(tasks, body);
-  if (tasks == 1) return;
-  for (int64_t j = 0; j < stride; ++j) {
-    T total = partial[j];
-    for (int k = 1; k < tasks; ++k) total += partial[k * stride + j];
-    s[j] = total;
-  }
+  add_partials(partial, stride, tasks, s);
 }
 
 // When a sweep may stop. Adjoints of the potentials, over the masses, are averaged by each half-step: their
@@ -95,11 +90,6 @@ bool ratios(const T* now, const T* last, const T* mass, int64_t size, bool scali
     store(out + k, part ? ratio : Vec<T>{});
   }
   return !any<T>(bad);
-}
-
-template <class T>
-void copy(const T* from, T* to, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) to[k] = from[k];
 }
 
 }  // namespace
@@ -323,7 +313,7 @@ void implicit(Implicit<T>& p) {
 
   p.converged = false;
   T before = 0;
-  for (p.sweeps = 0; p.sweeps < p.max_sweeps; ++p.sweeps) {
+  for (int64_t sweeps = 0; sweeps < p.max_sweeps; ++sweeps) {
     // (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
     double drift = 0, mass = 0;
     T size = 0;

@@ -93,10 +93,6 @@ class Run {
     if (p.hist_u) copy(u, p.hist_u, n);
   }
 
-  static void copy(const T* from, T* to, int64_t count) {
-    for (int64_t k = 0; k < count; ++k) to[k] = from[k];
-  }
-
   bool rebuild(const cost::Features<T>* features = nullptr) {
     if (build(p.cost, features, n, m, p.reg, F, G, u, p.plan, s, partial, p.tasks)) return true;
     p.status = Status::kBadCost;

@@ -97,7 +97,8 @@ static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int
         }
         const Vec<T> c = j < m ? load_cost(C + i * m, j, m) : splat(inf);
         bad |= ~(c >= -Lanes<T>::kMax);
-        if (features && j + W <= m) bad |= ~(c <= Lanes<T>::kMax);
+        if (features && j < m)  // what lies beyond the row's end is +inf, and no overflow
+          bad |= ~((j + W <= m ? c : load_part(C + i * m + j, m - j, T(0))) <= Lanes<T>::kMax);
         const Vec<T> value = takes_part ? exp(exponent<T>(Fi, load(G + j), c, inverse)) : Vec<T>{};
         store(k + j, value);
         store(mine + j, load(mine + j) + ui * value);
@@ -108,12 +109,7 @@ static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int
   parallel(tasks, body);
   bool all_good = good[0];
   for (int k = 1; k < tasks; ++k) all_good &= good[k];
-  if (tasks > 1)
-    for (int64_t j = 0; j < stride; j += W) {
-      Vec<T> total = load(partial + j);
-      for (int k = 1; k < tasks; ++k) total += load(partial + k * stride + j);
-      store(s + j, total);
-    }
+  add_partials(partial, stride, tasks, s);
   return all_good;
 }
 

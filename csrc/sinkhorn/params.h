@@ -125,7 +125,6 @@ struct Implicit {
   T* grad_b;   // (m,)
   T* work;     // adjoint_work(n, m, tasks) elements, 64-byte aligned
   // results
-  int64_t sweeps;
   bool converged;
 };
 

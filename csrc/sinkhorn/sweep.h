@@ -50,8 +50,20 @@ static inline Range task_rows(int64_t n, int tasks, int index) {
   return {blocks * index / tasks * sinkhorn::kRows, blocks * (index + 1) / tasks * sinkhorn::kRows};
 }
 
+// s = the column sums of the tasks, partial (tasks, stride), added in task order: the same for every
+// schedule. One task writes to s itself.
+template <class T>
+static inline void add_partials(const T* partial, int64_t stride, int tasks, T* s) {
+  if (tasks == 1) return;
+  for (int64_t j = 0; j < stride; j += Lanes<T>::W) {
+    Vec<T> total = load(partial + j);
+    for (int k = 1; k < tasks; ++k) total += load(partial + k * stride + j);
+    store(s + j, total);
+  }
+}
+
 // The sweep over all rows of K (n rows, row length `stride`) in `tasks` tasks. partial: (tasks, stride)
-// work space. The column sums end in s, added in task order: the same for every schedule.
+// work space. The column sums end in s.
 template <class T, class Finish>
 static inline void sweep(const T* K, int64_t n, int64_t stride, const T* v, T* s, T* partial, int tasks,
                          const Finish& finish) {
@@ -62,12 +74,7 @@ static inline void sweep(const T* K, int64_t n, int64_t stride, const T* v, T* s
     sweep_rows(K, stride, v, mine, rows.begin, rows.end, finish);
   };
   parallel(tasks, body);
-  if (tasks == 1) return;
-  for (int64_t j = 0; j < stride; j += Lanes<T>::W) {
-    Vec<T> total = load(partial + j);
-    for (int k = 1; k < tasks; ++k) total += load(partial + k * stride + j);
-    store(s + j, total);
-  }
+  add_partials(partial, stride, tasks, s);
 }
 
 }  // namespace UK_LEVEL
