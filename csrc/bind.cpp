@@ -11,6 +11,7 @@
 #include "cost/entry.h"
 #include "label_transport/entry.h"
 #include "sinkhorn/entry.h"
+#include "sinkhorn/ragged.h"
 
 namespace py = pybind11;
 using namespace ucmkd;
@@ -45,6 +46,19 @@ sinkhorn::Problem problem(bool f64, int64_t batch, int64_t n, int64_t m, int64_t
   p.metric = metric, p.d = d, p.x = to<void>(x), p.y = to<void>(y);
   p.scale_x = to<void>(scale_x), p.scale_y = to<void>(scale_y);
   return p;
+}
+
+sinkhorn::Ragged ragged(bool f64, int64_t batch, int64_t d, int64_t max_iter, double reg, double tol,
+                        bool relax, bool history, int metric, Address x_offsets, Address y_offsets, Address x,
+                        Address y, Address scale_x, Address scale_y, Address a, Address b, Address init_f,
+                        Address init_g) {
+  sinkhorn::Ragged r{};
+  r.f64 = f64, r.batch = batch, r.d = d, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
+  r.relax = relax, r.history = history, r.metric = metric;
+  r.x_offsets = to<int64_t>(x_offsets), r.y_offsets = to<int64_t>(y_offsets);
+  r.x = to<void>(x), r.y = to<void>(y), r.scale_x = to<void>(scale_x), r.scale_y = to<void>(scale_y);
+  r.a = to<void>(a), r.b = to<void>(b), r.init_f = to<void>(init_f), r.init_g = to<void>(init_g);
+  return r;
 }
 
 template <class T>
@@ -160,6 +174,43 @@ PYBIND11_MODULE(_C, m) {
           using T = decltype(t);
           sinkhorn::envelope<T>(p, upstream(up_value, 0, 0),
                                 {to<T>(grad_cost), nullptr, nullptr, to<T>(rows), to<T>(cols)});
+        });
+      },
+      Unlocked());
+
+  using sinkhorn::Ragged;
+  py::class_<Ragged>(m, "SinkhornRagged", "Addresses and sizes of a ragged batch; it owns nothing.")
+      .def(py::init(&ragged))
+      .def("sizes",
+           [](const Ragged& r) {
+             const auto sizes = sinkhorn::ragged_sizes(r);
+             return std::make_pair(sizes.cost, sizes.saved);
+           })
+      .def("cost_offset", &sinkhorn::ragged_cost_offset)
+      .def("memory", [](Ragged& r, Address cost, Address saved) {
+        r.cost = to<void>(cost), r.saved = to<void>(saved);
+      });
+  m.def(
+      "sinkhorn_ragged_forward",
+      [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual,
+         Address marginal_error, Address n_iter) {
+        return by_type(r.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::ragged_forward<T>(
+              r, save_plan,
+              {to<T>(f), to<T>(g), to<T>(value), to<T>(dual), to<T>(marginal_error), to<int64_t>(n_iter)});
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_ragged_backward",
+      [](const Ragged& r, int grad, Address up_value, Address up_f, Address up_g, Address x, Address y,
+         Address a, Address b) {
+        return by_type(r.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::ragged_backward<T>(r, static_cast<sinkhorn::Grad>(grad), to<T>(up_value),
+                                              to<T>(up_f), to<T>(up_g),
+                                              {to<T>(x), to<T>(y), to<T>(a), to<T>(b)});
         });
       },
       Unlocked());

@@ -28,6 +28,8 @@ template <class T>
 void l1_backward(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*, int);
 template <class T>
 void label_transport_forward(label_transport::Forward<T>&);
+template <class T>
+void product(const Product<T>&);
 
 namespace {
 
@@ -54,7 +56,8 @@ template <class T>
 constexpr Kernels<T> table() {
   return {{forward<T>, adjoint<T>, adjoint_log<T>, implicit<T>, gradient<T>},
           {scales<T>, finish<T>, weigh<T>, project<T>, l1_backward<T>},
-          {label_transport_forward<T>}};
+          {label_transport_forward<T>},
+          product<T>};
 }
 
 #define UK_STRING_OF(x) #x

@@ -1,5 +1,6 @@
 // Which build of the kernels runs: one table of functions per instruction-set level, chosen once.
 #pragma once
+#include "core/product.h"
 #include "cost/kernels.h"
 #include "label_transport/params.h"
 #include "sinkhorn/kernels.h"
@@ -11,6 +12,7 @@ struct Kernels {
   sinkhorn::Kernels<T> sinkhorn;
   cost::Kernels<T> cost;
   label_transport::Kernels<T> label_transport;
+  void (*product)(const Product<T>&);
 };
 
 struct Level {

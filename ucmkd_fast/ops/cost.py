@@ -42,21 +42,24 @@ def _refuse(name: str, z: Tensor) -> None:
     )
 
 
+def scales(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    """1 / |x| where the metric normalises, else |x|^2: of x (N, D), then of y (M, D). Refuses what is not finite."""
+    (n, d), m = x.shape, y.shape[0]
+    scale = x.new_empty(n + m)
+    f64, inverse = x.dtype == torch.float64, metric in _NORMALISED
+    if not _C.cost_scales(f64, inverse, n, d, x.data_ptr(), scale.data_ptr()):
+        _refuse("x", x)
+    if not _C.cost_scales(f64, inverse, m, d, y.data_ptr(), scale.data_ptr() + n * scale.element_size()):
+        _refuse("y", y)
+    return scale
+
+
 def products(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Features]:
     """Inner products (N, M) of x (N, D), y (M, D), which the kernels turn into costs. No autograd here."""
     x, y = (z.detach().to(dtype).contiguous() for z in (x, y))
-    n, d = x.shape
-    m = y.shape[0]
-    scale = x.new_empty(n + m)
-    features = Features(x, y, scale, metric)
-    *_, at_x, at_y = features.addresses()
-    f64, inverse = dtype == torch.float64, metric in _NORMALISED
-    if not _C.cost_scales(f64, inverse, n, d, x.data_ptr(), at_x):
-        _refuse("x", x)
-    if not _C.cost_scales(f64, inverse, m, d, y.data_ptr(), at_y):
-        _refuse("y", y)
+    features = Features(x, y, scales(x, y, metric), metric)
     # Products are written with out=: autocast leaves those alone, and the kernels read this dtype.
-    cost = x.new_empty(n, m)
+    cost = x.new_empty(x.shape[0], y.shape[0])
     return (cost if metric == "l1" else torch.mm(x, y.t(), out=cost)), features
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, checks
+from . import _autograd, checks, ragged
 from ._solve import Options
 from .cost import METRICS
+from .result import SinkhornResult
 
 OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = ("unrolled", "implicit", "envelope")
@@ -19,48 +20,9 @@ ACCELERATE = ("relax",)
 _NOT_BUILT = {
     "class_cost": "class-aware costs",
     "y_labels": "class-aware costs",
-    "offsets": "ragged batches",
     "memory_budget": "costs rebuilt panel by panel",
     "group": "rows sharded over processes",
 }
-
-
-class SinkhornResult:
-    """What a call computed. Nothing here synchronises until it is read.
-
-    Attributes:
-        value: () or (B,), ``<P, C>``; differentiable.
-        value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
-            convergence and of second order in the error before; differentiable.
-        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
-        n_iter: () or (B,) int64, iterations that ran.
-    """
-
-    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], options: Options):
-        self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
-        self.marginal_error = error.detach()
-        self._cost, self._options = cost, options
-
-    @property
-    def potentials(self) -> tuple[Tensor, Tensor]:
-        """F (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
-        return self._f, self._g
-
-    def plan(self) -> Tensor:
-        """P (N, M) = exp((f + g - C) / reg); differentiable."""
-        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
-
-    @property
-    def converged(self) -> Tensor:
-        """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
-        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
-        return self.marginal_error <= limit
-
-    def __repr__(self) -> str:
-        return (
-            f"SinkhornResult(value={self.value.tolist()}, value_regularized={self.value_regularized.tolist()}, "
-            f"n_iter={self.n_iter.tolist()}, marginal_error={self.marginal_error.tolist()})"
-        )
 
 
 def _check_options(reg, max_iter, tol, grad, accelerate) -> Options:
@@ -188,9 +150,14 @@ def sinkhorn(
 
 
 def _check_features(x: Any, y: Any) -> torch.dtype:
-    checks.tensor("x", x, "(N, D)", 2, half=True)
-    checks.tensor("y", y, "(M, D)", 2, half=True)
-    if x.shape[1] != y.shape[1]:
+    checks.tensor("x", x, "(N, D) or (B, N, D)", 2, 3, half=True)
+    checks.tensor("y", y, "(M, D) or (B, M, D)", 2, 3, half=True)
+    if x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(
+            "x and y must be both of one problem or batches of equally many, got shapes "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.shape[-1] != y.shape[-1]:
         raise ValueError(
             f"x and y must have the same width, got {tuple(x.shape)} and {tuple(y.shape)}: "
             "project one of them to the other's width"
@@ -218,7 +185,7 @@ def sinkhorn_loss(
     accelerate: str | None = None,
     class_cost: Tensor | None = None,
     y_labels: Tensor | None = None,
-    offsets: Tensor | None = None,
+    offsets: tuple[Tensor, Tensor] | None = None,
     memory_budget: int | None = None,
     group: Any = None,
     return_result: bool = False,
@@ -226,10 +193,10 @@ def sinkhorn_loss(
     """Entropic optimal transport between two sets of features: UCMKD's feature alignment (paper, FA).
 
     Args:
-        x: (N, D) features; float32, float64, or half precision (then computed in float32).
-        y: (M, D) features.
-        a: (N,) masses of x, as in `sinkhorn`.
-        b: (M,) masses of y.
+        x: (N, D) features, or a batch (B, N, D); float32, float64, or half precision (then computed in float32).
+        y: (M, D) features, or (B, M, D).
+        a: (N,) masses of x, as in `sinkhorn`; (N,) or (B, N) in a batch.
+        b: (M,) masses of y; (M,) or (B, M) in a batch.
         metric: ``"cosine"`` 1 - <x^, y^>; ``"chordal"`` |x^ - y^|; ``"l2"`` |x - y|; ``"l1"``; ``"sqeuclidean"``.
         reg: entropic regularisation, in units of the cost.
         max_iter: as in `sinkhorn`.
@@ -242,20 +209,23 @@ def sinkhorn_loss(
         accelerate: as in `sinkhorn`.
         class_cost: refused until built.
         y_labels: refused until built.
-        offsets: refused until built.
+        offsets: ``(x_offsets, y_offsets)``, (B + 1,) int64 on the CPU, ascending from 0: B problems of different
+            sizes, rows ``x_offsets[k]`` to ``x_offsets[k + 1]`` of x (sum N_k, D) against those of y (sum M_k, D).
+            Masses and ``init`` are flat as x and y are, and masses have equal sums problem by problem. A problem
+            without rows on one side has nothing to transport: its loss and its gradients are 0.
         memory_budget: refused until built.
         group: refused until built.
         return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
 
     Returns:
-        The loss, (), float32 or float64; or the result.
+        The loss, () or (B,), float32 or float64; or the result (a `BatchResult` for batches).
 
     Raises:
         TypeError: something is not a tensor, integers, or float64 with float32.
         ValueError: shapes, widths, devices or values that do not fit; the message says which.
         NotImplementedError: an argument that is not built yet.
     """
-    asked = {"class_cost": class_cost, "y_labels": y_labels, "offsets": offsets,
+    asked = {"class_cost": class_cost, "y_labels": y_labels,
              "memory_budget": memory_budget, "group": group}  # fmt: skip
     for name, given in asked.items():
         if given is not None:
@@ -264,17 +234,17 @@ def sinkhorn_loss(
     checks.choice("metric", metric, METRICS)
     checks.choice("objective", objective, OBJECTIVES)
     options = _check_options(reg, max_iter, tol, grad, accelerate)
-    a = checks.mass("a", a, x.shape[0], None, dtype)
-    b = checks.mass("b", b, y.shape[0], None, dtype)
+    batch = x.shape[0] if x.dim() == 3 else None
+    a = checks.mass("a", a, x.shape[-2], batch, dtype)
+    b = checks.mass("b", b, y.shape[-2], batch, dtype)
     checks.same_device(x=x, a=a, b=b)
     _envelope_has_no_mass_gradient(objective, grad, a, b)
-    init_fg = _check_init(init, torch.Size((x.shape[0], y.shape[0])), dtype, x.device)
-
+    init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
+    if return_result and objective == "divergence":
+        raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
+    if offsets is not None or batch is not None:
+        return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
     if return_result:
-        if objective == "divergence":
-            raise ValueError(
-                "return_result=True is for one problem: use objective='transport' or 'regularized'"
-            )
         matrix = _cost_matrix(x, y, metric, dtype)
         return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
     if objective == "divergence":
@@ -291,6 +261,56 @@ def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tenso
         a, b = (None if t is None else t.contiguous() for t in (a, b))
         return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, metric, dtype, regularized, options)
     return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
+
+
+def _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result):
+    """The losses (B,) of a batch (B, N, D) or of a ragged list."""
+    if x.dim() == 3:
+        if offsets is not None:
+            raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
+        shape = torch.Size((*x.shape[:2], y.shape[1]))
+        if x.device.type != "cpu" or not _autograd.direct(x, y, a, b):
+            return _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, return_result)
+        at = ragged.of_batch(*shape)
+        a = a if a is None else a.expand(shape[:2]).reshape(-1)
+        b = b if b is None else b.expand(shape[0], shape[2]).reshape(-1)
+        init_fg = tuple(z if z is None else z.reshape(-1) for z in init_fg)
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+    else:
+        if x.device.type != "cpu":
+            _warn_no_kernels(x.device)
+        shape = None
+        at = ragged.check_offsets(offsets, x.shape[0], y.shape[0])
+
+    def solve(x, y, a, b, init_fg, at):
+        return ragged.solve(x, y, a, b, init_fg, at, metric, dtype, options)
+
+    outputs = solve(x, y, a, b, init_fg, at)
+    if return_result:
+        return ragged.result(outputs, at, shape, options)
+    if objective != "divergence":
+        return outputs[int(objective == "regularized")]
+    within = [
+        solve(z, z, m, m, (None, None), ragged.Offsets(k, k))[1] for z, m, k in ((x, a, at.x), (y, b, at.y))
+    ]
+    empty = (at.x.diff() == 0) | (at.y.diff() == 0)
+    return torch.where(empty, 0, outputs[1] - (within[0] + within[1]) / 2)
+
+
+def _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, return_result):
+    """A batch through its cost (B, N, M): under transforms and compilers, and on devices without kernels."""
+
+    def solve(x, y, a, b, init_fg):
+        matrix = reference.cost(x.to(dtype), y.to(dtype), metric)
+        return matrix, _solve(matrix, a, b, init_fg, options)
+
+    matrix, outputs = solve(x, y, a, b, init_fg)
+    if return_result:
+        return SinkhornResult(matrix, outputs, options)
+    if objective != "divergence":
+        return outputs[int(objective == "regularized")]
+    within = [solve(z, z, m, m, (None, None))[1][1] for z, m in ((x, a), (y, b))]
+    return outputs[1] - (within[0] + within[1]) / 2
 
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:

@@ -1,0 +1,294 @@
+"""Many problems between features in one call: batches (B, N, D), and ragged lists by offsets.
+
+A batch is a ragged list whose problems have one size. The kernels take the whole table of problems
+(csrc/sinkhorn/ragged.h): no loop here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import _C
+from ..reference import sinkhorn as reference
+from . import _autograd, cost
+from ._solve import Options, _address
+from .result import BatchResult
+
+_GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}
+
+
+class Offsets(NamedTuple):
+    """Where the problems begin: problem k is rows x[k] .. x[k + 1] against rows y[k] .. y[k + 1]."""
+
+    x: Tensor  # (B + 1,) int64 on the CPU, ascending from 0
+    y: Tensor  # (B + 1,)
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """N_k (B,), M_k (B,)."""
+        return self.x.diff(), self.y.diff()
+
+    def rows(self, k: int) -> tuple[slice, slice]:
+        """Rows of problem k in x and in y."""
+        return slice(int(self.x[k]), int(self.x[k + 1])), slice(int(self.y[k]), int(self.y[k + 1]))
+
+
+def of_batch(batch: int, n: int, m: int) -> Offsets:
+    """The offsets of B problems (N, M)."""
+    steps = torch.arange(batch + 1)
+    return Offsets(steps * n, steps * m)
+
+
+def check_offsets(offsets: Any, n: int, m: int) -> Offsets:
+    """A pair of offsets into n rows of x and m rows of y."""
+    if not (isinstance(offsets, (tuple, list)) and len(offsets) == 2):
+        raise TypeError(f"offsets must be a pair (x_offsets, y_offsets), got {type(offsets).__name__}")
+    for name, at, rows in (("x_offsets", offsets[0], n), ("y_offsets", offsets[1], m)):
+        if not isinstance(at, Tensor) or at.dtype != torch.int64 or at.dim() != 1 or at.device.type != "cpu":
+            came = (
+                f"{at.dtype} {tuple(at.shape)} on {at.device}"
+                if isinstance(at, Tensor)
+                else type(at).__name__
+            )
+            raise TypeError(f"{name} must be an int64 tensor of shape (B + 1,) on the CPU, got {came}")
+        if len(at) < 2 or at[0] != 0 or at[-1] != rows or (at.diff() < 0).any():
+            raise ValueError(f"{name} must ascend from 0 to the number of rows, {rows}, got {at.tolist()}")
+    if len(offsets[0]) != len(offsets[1]):
+        raise ValueError(
+            "x_offsets and y_offsets must name equally many problems, got "
+            f"{len(offsets[0]) - 1} and {len(offsets[1]) - 1}"
+        )
+    return Offsets(offsets[0].contiguous(), offsets[1].contiguous())
+
+
+class RaggedSinkhorn(torch.autograd.Function):
+    """From x (sum N_k, D), y (sum M_k, D): (value, dual, f, g, marginal_error, n_iter, costs)."""
+
+    @staticmethod
+    def forward(ctx: Any, x, y, a, b, init_f, init_g, offsets, metric, dtype, options):  # noqa: D102
+        needs = any(ctx.needs_input_grad[:4])
+        wide_x, wide_y = (z.detach().to(dtype).contiguous() for z in (x, y))
+        features = cost.Features(wide_x, wide_y, cost.scales(wide_x, wide_y, metric), metric)
+        table = _table(features, offsets, a, b, init_f, init_g, options, needs)
+        cost_size, saved_size = table.sizes()
+        costs, saved = wide_x.new_empty(cost_size), wide_x.new_empty(saved_size)
+        table.memory(costs.data_ptr(), saved.data_ptr())
+        batch = len(offsets.x) - 1
+        f, g = wide_x.new_empty(len(x)), wide_x.new_empty(len(y))
+        value, dual, error = (wide_x.new_empty(batch) for _ in range(3))
+        n_iter = torch.empty(batch, dtype=torch.int64)
+        refused = _C.sinkhorn_ragged_forward(table, needs, *map(_address, (f, g, value, dual, error, n_iter)))
+        if refused:
+            raise ValueError(refused)
+        if needs:
+            constants = (f, g) if options.grad == "envelope" else ()
+            ctx.mark_non_differentiable(*constants, error, n_iter, costs)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(x, y, a, b, init_f, init_g, *features[:3], f, g, costs, saved)
+            ctx.settings = offsets, metric, dtype, options
+        return value, dual, f, g, error, n_iter, costs
+
+    @staticmethod
+    def backward(ctx: Any, *upstream):  # noqa: D102
+        x, y, a, b, init_f, init_g, wide_x, wide_y, scale, f, g, costs, saved = ctx.saved_tensors
+        offsets, metric, dtype, options = ctx.settings
+        upstream = upstream[:4]
+        if all(u is None for u in upstream):
+            return (None,) * 10
+        if torch.is_grad_enabled():
+            _autograd._refuse_second_order(options.grad)
+            with torch.enable_grad():
+                again = reference_outputs(x, y, a, b, init_f, init_g, offsets, metric, dtype, options)
+            return *_autograd._differentiate(again, (x, y, a, b), upstream), *[None] * 6
+        features = cost.Features(wide_x, wide_y, scale, metric)
+        table = _table(features, offsets, a, b, init_f, init_g, options, True)
+        table.memory(costs.data_ptr(), saved.data_ptr())
+        up_value, up_f, up_g, direct_a, direct_b = _flat_upstream(
+            table, offsets, costs, a, b, f, g, upstream, options
+        )
+        need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
+        dx = torch.empty_like(wide_x) if need_x else None
+        dy = torch.empty_like(wide_y) if need_y else None
+        envelope = options.grad == "envelope"
+        da = torch.empty_like(a) if need_a and not envelope else None
+        db = torch.empty_like(b) if need_b and not envelope else None
+        converged = _C.sinkhorn_ragged_backward(
+            table, _GRAD_CODES[options.grad], *map(_address, (up_value, up_f, up_g, dx, dy, da, db))
+        )
+        if not converged:
+            warnings.warn(
+                "the implicit gradient of sinkhorn did not reach its tolerance in some problem of the batch: raise "
+                "reg, or use grad='unrolled', which is exact for the iterations that ran",
+                stacklevel=2,
+            )
+        if need_a:
+            da = _sum(da, direct_a, a)
+        if need_b:
+            db = _sum(db, direct_b, b)
+        dx = dx if dx is None else dx.to(x.dtype)
+        dy = dy if dy is None else dy.to(y.dtype)
+        return dx, dy, da, db, *[None] * 6
+
+
+def _sum(grad: Tensor | None, direct: Tensor | None, mass: Tensor) -> Tensor:
+    parts = [t for t in (grad, direct) if t is not None]
+    return parts[0] + parts[1] if len(parts) == 2 else parts[0] if parts else torch.zeros_like(mass)
+
+
+def _table(features: cost.Features, offsets, a, b, init_f, init_g, options: Options, needs: bool):
+    metric, d, at_x, at_y, scale_x, scale_y = features.addresses()
+    return _C.SinkhornRagged(
+        features.x.dtype == torch.float64, len(offsets.x) - 1, d, options.max_iter, options.reg, options.tol,
+        options.accelerate == "relax", needs and options.grad == "unrolled", metric, *map(_address, offsets),
+        at_x, at_y, scale_x, scale_y, *map(_address, (a, b, init_f, init_g)),
+    )  # fmt: skip
+
+
+def _flat_upstream(table, offsets: Offsets, costs, a, b, f, g, upstream, options: Options):
+    """Upstream of value (B,), f, g, and what the dual value gives the masses directly.
+
+    The dual value of a problem is <f - reg log a, a> + <g - reg log b, b> - reg (sum a - sum a sum b);
+    under ``"envelope"`` the potentials are constants and its gradient is that of the value.
+    """
+    up_value, up_dual, up_f, up_g = upstream
+    if up_dual is None:
+        return *_contiguous(up_value, up_f, up_g), None, None
+    counts = offsets.counts
+    wide = [torch.repeat_interleave(up_dual, count) for count in counts]
+    empty = (counts[0] == 0) | (counts[1] == 0)
+    if options.grad == "envelope":
+        value = up_dual if up_value is None else up_value + up_dual
+        free = [
+            None if mass is None else w * _free(table, offsets, side, costs, f, g, mass, options.reg)
+            for side, (mass, w) in enumerate(zip((a, b), wide, strict=True))
+        ]
+        return *_contiguous(value, None, None), *free
+    masses, totals = [], []
+    for mass, count in zip((a, b), counts, strict=True):
+        each = 1 / count.clamp_min(1).to(f.dtype)
+        masses.append(torch.repeat_interleave(each, count) if mass is None else mass)
+        totals.append(
+            torch.ones_like(each)
+            if mass is None
+            else torch.zeros_like(each).index_add_(0, _problem_of_row(count), mass)
+        )
+    live = [torch.repeat_interleave(~empty, count) for count in counts]
+    grads = [torch.where(keep, w * m, 0) for keep, w, m in zip(live, wide, masses, strict=True)]
+    grads = [
+        grad if up is None else grad + torch.where(keep, up, 0)
+        for grad, up, keep in zip(grads, (up_f, up_g), live, strict=True)
+    ]
+    direct: list[Tensor | None] = [None, None]
+    for side, (mass, z, other, shift) in enumerate(((a, f, totals[1], 2), (b, g, totals[0], 1))):
+        if mass is not None:
+            sums = torch.repeat_interleave(other, counts[side])
+            free = z - options.reg * mass.log() - shift * options.reg + options.reg * sums
+            direct[side] = wide[side] * torch.where((mass > 0) & live[side], free, 0)
+    return *_contiguous(up_value, *grads), *direct
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _problem_of_row(count: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(count)), count)
+
+
+def _free(table, offsets: Offsets, side: int, costs, f, g, mass, reg: float) -> Tensor:
+    """Potentials without their log-mass; finite also where the mass is 0 (those problems one by one)."""
+    z = (f, g)[side]
+    free = torch.where((mass > 0) & (z > -torch.inf), z - reg * mass.log(), 0)
+    for k in _problem_of_row(offsets.counts[side])[mass == 0].unique().tolist():
+        rows = offsets.rows(k)
+        if any(r.start == r.stop for r in rows):
+            continue
+        matrix = _matrix(table, offsets, costs, k)
+        scores = (g[rows[1]][None, :] - matrix) if side == 0 else (f[rows[0]][:, None] - matrix).T
+        everywhere = -reg * torch.logsumexp(scores / reg, 1)
+        here = rows[side]
+        free[here] = torch.where(mass[here] > 0, free[here], everywhere)
+    return free
+
+
+def _matrix(table, offsets: Offsets, costs: Tensor, k: int) -> Tensor:
+    """The cost (N_k, M_k) of problem k, a view."""
+    n, m = (r.stop - r.start for r in offsets.rows(k))
+    at = table.cost_offset(k)
+    return costs[at : at + n * m].view(n, m)
+
+
+def reference_outputs(
+    x, y, a, b, init_f, init_g, offsets: Offsets, metric, dtype, options
+) -> tuple[Tensor, ...]:
+    """(value, dual, f, g) problem by problem by the reference; differentiable to any order."""
+    parts: list[tuple[Tensor, ...]] = []
+    for k in range(len(offsets.x) - 1):
+        rows, columns = offsets.rows(k)
+        if rows.start == rows.stop or columns.start == columns.stop:
+            nothing = x.new_zeros((), dtype=dtype)
+            size = (rows.stop - rows.start, columns.stop - columns.start)
+            parts.append((nothing, nothing, *(x.new_full((s,), -torch.inf, dtype=dtype) for s in size)))
+            continue
+        matrix = reference.cost(x[rows].to(dtype), y[columns].to(dtype), metric)
+
+        def part(t, at):
+            return t if t is None else t[at]
+
+        parts.append(
+            _autograd.reference_outputs(
+                matrix, part(a, rows), part(b, columns), part(init_f, rows), part(init_g, columns), options
+            )
+        )
+    value, dual, f, g = zip(*parts, strict=True)
+    return torch.stack(value), torch.stack(dual), torch.cat(f), torch.cat(g)
+
+
+@torch.compiler.disable
+def solve(x, y, a, b, init_fg, offsets: Offsets, metric: str, dtype, options: Options) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by whatever runs on these tensors."""
+    if not _autograd.direct(x, y, a, b):
+        raise NotImplementedError(
+            "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
+            "sinkhorn, or call sinkhorn_loss once per problem"
+        )
+    if x.device.type != "cpu":
+        return _on_device(x, y, a, b, init_fg, offsets, metric, dtype, options)
+    a, b = (None if t is None else t.contiguous() for t in (a, b))
+    return RaggedSinkhorn.apply(x, y, a, b, *init_fg, offsets, metric, dtype, options)
+
+
+def _on_device(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
+    """As `solve`, by the reference on the tensors' device, problem by problem."""
+    outputs = reference_outputs(x, y, a, b, init_fg[0], init_fg[1], offsets, metric, dtype, options)
+    f, g = (z.detach() for z in outputs[2:])
+    errors, costs = [], []
+    for k in range(len(offsets.x) - 1):
+        rows, columns = offsets.rows(k)
+        matrix = reference.cost(x[rows].detach().to(dtype), y[columns].detach().to(dtype), metric)
+        reached = ((f[rows, None] + g[columns] - matrix) / options.reg).exp().sum(0)
+        target = torch.full_like(reached, 1 / max(len(reached), 1)) if b is None else b.detach()[columns]
+        errors.append((reached - target).abs().sum() if matrix.numel() else x.new_zeros((), dtype=dtype))
+        costs.append(
+            torch.nn.functional.pad(matrix.reshape(-1), (0, _C.padded(matrix.numel()) - matrix.numel()))
+        )
+    n_iter = torch.full((len(errors),), options.max_iter, device=x.device)
+    return *outputs, torch.stack(errors), n_iter, torch.cat(costs)
+
+
+def result(outputs: tuple[Tensor, ...], offsets: Offsets, shape: torch.Size | None, options: Options):
+    """The `BatchResult`; ``shape`` (B, N, M) where the batch is not ragged."""
+    *outputs6, costs = outputs
+    if shape is not None:
+        outputs6[2], outputs6[3] = outputs6[2].view(shape[0], shape[1]), outputs6[3].view(shape[0], shape[2])
+    counts = offsets.counts
+    sizes = [_C.padded(n * m) for n, m in zip(*(c.tolist() for c in counts), strict=True)]
+    matrices = [
+        block[: n * m].view(n, m)
+        for block, n, m in zip(costs.split(sizes), *(c.tolist() for c in counts), strict=True)
+    ]
+    return BatchResult(matrices, tuple(outputs6), options, shape is None)

@@ -1,0 +1,74 @@
+"""What a Sinkhorn call hands back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._solve import Options
+
+
+class SinkhornResult:
+    """What a call computed. Nothing here synchronises until it is read.
+
+    Attributes:
+        value: () or (B,), ``<P, C>``; differentiable.
+        value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
+            convergence and of second order in the error before; differentiable.
+        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
+        n_iter: () or (B,) int64, iterations that ran.
+    """
+
+    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], options: Options):
+        self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
+        self.marginal_error = error.detach()
+        self._cost, self._options = cost, options
+
+    @property
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """F (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
+        return self._f, self._g
+
+    def plan(self) -> Tensor:
+        """P (N, M) = exp((f + g - C) / reg); differentiable."""
+        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
+        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
+        return self.marginal_error <= limit
+
+    def __repr__(self) -> str:
+        return (
+            f"SinkhornResult(value={self.value.tolist()}, value_regularized={self.value_regularized.tolist()}, "
+            f"n_iter={self.n_iter.tolist()}, marginal_error={self.marginal_error.tolist()})"
+        )
+
+
+class BatchResult(SinkhornResult):
+    """What a batch of problems between features computed: as `SinkhornResult`, all but the plans (B,) or flat.
+
+    Attributes:
+        value, value_regularized, marginal_error, n_iter: (B,).
+        potentials: (B, N), (B, M); of a ragged batch flat, (sum N_k,), (sum M_k,), as x and y are.
+    """
+
+    def __init__(self, costs: list[Tensor], outputs: tuple[Tensor, ...], options: Options, ragged: bool):
+        super().__init__(outputs[0], outputs, options)
+        self._costs, self._ragged = costs, ragged
+
+    def plan(self) -> Tensor:
+        """P (B, N, M), constant: take gradients from the values. Ragged batches have `plans`."""
+        if self._ragged:
+            raise TypeError("the plans of a ragged batch are no one tensor: use plans()")
+        return torch.stack(self.plans())
+
+    def plans(self) -> list[Tensor]:
+        """P_k (N_k, M_k) of every problem, constant."""
+        f, g = (z.detach().reshape(-1) for z in (self._f, self._g))
+        fs, gs = f.split([len(c) for c in self._costs]), g.split([c.shape[1] for c in self._costs])
+        return [
+            ((f[:, None] + g - cost) / self._options.reg).exp()
+            for f, g, cost in zip(fs, gs, self._costs, strict=True)
+        ]
