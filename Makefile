@@ -24,7 +24,7 @@ endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -36,6 +36,9 @@ test: $(VENV)/installed-test
 
 test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+sanitize: $(VENV)/installed-test
+	PYTHON=$(BIN)/python tests/sanitizers.sh
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .

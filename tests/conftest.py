@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+if "UCMKD_EXTENSION" in os.environ:  # another build of the compiled module, as tests/sanitizers.sh makes
+    _spec = importlib.util.spec_from_file_location("ucmkd_fast._C", os.environ["UCMKD_EXTENSION"])
+    assert _spec is not None and _spec.loader is not None
+    sys.modules["ucmkd_fast._C"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["ucmkd_fast._C"])
 
 
 @pytest.fixture(scope="session")

@@ -270,3 +270,20 @@ def test_kill_9_at_random_moments_does_not_change_the_weights(tmp_path):
     """A worker is started, killed and resumed until it ends; its weights are those of a run in peace."""
     [report] = run_workers("killed", tmp_path)
     assert json.loads(report)["kills"] >= 3 and json.loads(report)["equal"], report
+
+
+@pytest.mark.long
+def test_fifty_kills_do_not_change_the_weights(tmp_path, monkeypatch, record_property):
+    """As above, with other moments, until fifty have been survived."""
+    kills = survived = 0
+    for seed in range(100):
+        if kills >= 50:
+            break
+        monkeypatch.setenv("UCMKD_TEST_SEED", str(seed))
+        [report] = run_workers("killed", tmp_path / str(seed))
+        told = json.loads(report)
+        kills += told["kills"]
+        survived += told["kills"] * told["equal"]
+    record_property("kills", kills)
+    record_property("survived", survived)
+    assert kills >= 50 and survived == kills

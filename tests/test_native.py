@@ -136,6 +136,75 @@ def test_several_python_threads_at_once(threads):
     assert not failures
 
 
+@pytest.mark.long
+def test_eight_threads_a_thousand_calls_each(threads, record_property):
+    """Both ops, forward and backward, on shared inputs: every answer has the bits of the first."""
+    torch.set_num_threads(2)
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(40, 16, generator=generator) for _ in range(2))
+    logits = torch.randn(40, 10, generator=generator)
+    target = torch.randint(10, (40,), generator=generator)
+
+    def both():
+        leaf, scores = x.clone().requires_grad_(), logits.clone().requires_grad_()
+        loss = uk.sinkhorn_loss(leaf, y, max_iter=20) + uk.label_transport_loss(scores, logits, target)
+        loss.backward()
+        return torch.cat([loss.detach().reshape(1), leaf.grad.flatten(), scores.grad.flatten()])
+
+    want, same = both(), []
+
+    def work():
+        same.append(sum(torch.equal(both(), want) for _ in range(1000)))
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    record_property("calls", sum(same))
+    assert same == [1000] * 8
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_losses_in_forked_workers_of_a_data_loader(threads):
+    """A collate function may use the losses: each worker is a fork of a process whose pool has run."""
+    torch.set_num_threads(2)
+    loss_and_gradient()
+    data = [torch.randn(300, 16, generator=torch.Generator().manual_seed(k)) for k in range(8)]
+    want = [uk.sinkhorn_loss(z, data[0]).item() for z in data]
+
+    def collate(rows):
+        return [uk.sinkhorn_loss(row, data[0]).item() for row in rows]
+
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=2, collate_fn=collate, num_workers=2, multiprocessing_context="fork"
+    )
+    for _ in range(3):
+        got = [value for batch in loader for value in batch]
+        assert got == pytest.approx(want, rel=1e-6)
+
+
+def test_calls_inside_another_parallel_region(threads):
+    """From within a task of torch's own pool: nested regions run serially and nobody waits for anybody."""
+    import ctypes
+
+    torch.set_num_threads(2)
+    library = _native._torch_cpu_library()
+    assert library is not None
+    x, y = (torch.randn(400, 8, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    want, answers = uk.sinkhorn_loss(x, y).item(), []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    def body(begin, end, _):
+        answers.extend(uk.sinkhorn_loss(x, y).item() for _ in range(begin, end))
+
+    call = library.torch_parallel_for
+    call.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    assert call(0, 6, 1, ctypes.cast(body, ctypes.c_void_p), None) == 0
+    assert answers == pytest.approx([want] * 6, rel=1e-6)
+
+
 FORK = """
 import os, torch, ucmkd_fast as uk
 torch.set_num_threads(2)
