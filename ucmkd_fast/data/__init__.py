@@ -5,8 +5,9 @@ from .batch import Batch
 from .digits import handwritten_digits, split_digits
 from .frontend import LogMel
 from .labelled import UNLABELLED, LabelledData, TensorData
+from .registry import data_keys, data_names, open_data
 from .speech import SpokenDigits, spoken_digits
-from .splits import few_labels, split_by_group, split_stratified
+from .splits import few_labels, split_by_group, split_by_shares, split_stratified
 from .unpaired import UnpairedLoader
 
 __all__ = [
@@ -18,9 +19,13 @@ __all__ = [
     "SpokenDigits",
     "TensorData",
     "UnpairedLoader",
+    "data_keys",
+    "data_names",
     "few_labels",
     "handwritten_digits",
+    "open_data",
     "split_by_group",
+    "split_by_shares",
     "split_digits",
     "split_stratified",
     "spoken_digits",

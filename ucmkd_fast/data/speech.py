@@ -75,6 +75,11 @@ def spoken_digits(
     return SpokenDigits(x, y, speakers, source, description)
 
 
+def open_spoken_digits(root: str | Path | None = None, source: str | None = None) -> SpokenDigits:
+    """`spoken_digits` as a description in a run's settings names it: ``root`` is the folder of recordings."""
+    return spoken_digits(root, source)
+
+
 def _without_folder(source: str | None, cache: Path) -> tuple[str, Path, str]:
     """Source, folder of recordings, and what they are."""
     reason = "asked for"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.checks import choice
 from .labelled import LabelledData, TensorData
 
 Data = TypeVar("Data", LabelledData, TensorData)
@@ -90,6 +91,36 @@ def split_by_group(
         data.subset(torch.from_numpy(np.flatnonzero(np.isin(groups, part)))) for part in chosen.values()
     )
     return train_part, val_part, test_part
+
+
+def split_by_shares(
+    data: Data, shares: Sequence[float], *, by: str | None = None, seed: int = 0
+) -> list[Data]:
+    """Train, validation and test parts of given sizes.
+
+    Args:
+        data: the data set.
+        shares: the three parts' shares, with sum 1; by group also the numbers of groups, such as (3, 1, 2).
+        by: "class": every class is shared out alike; "group": no group is in two parts;
+            None: "group" where the data set knows its groups.
+        seed: chooses who goes where.
+
+    Raises:
+        ValueError: shares that cannot be honoured; a split by group of data that have none.
+    """
+    by = by or ("class" if data.groups is None else "group")
+    choice("split_by", by, ("class", "group"))
+    if len(shares) != 3:
+        raise ValueError(f"shares must be three, of train, val and test, got {list(shares)}")
+    if by == "class":
+        return split_stratified(data, shares, seed=seed)
+    groups = len(set(data.groups or ()))
+    if all(isinstance(share, int) for share in shares):
+        train, val, test = (int(share) for share in shares)
+    else:
+        val, test = (max(1, round(share * groups)) for share in shares[1:])
+        train = groups - val - test
+    return list(split_by_group(data, train, val, test, seed=seed))
 
 
 def few_labels(data: Data, per_class: int, *, seed: int = 0) -> tuple[Data, Data | None]:
