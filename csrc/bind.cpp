@@ -177,6 +177,29 @@ PYBIND11_MODULE(_C, m) {
         });
       },
       Unlocked());
+  m.def(
+      "sinkhorn_loss_forward",
+      [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
+         Address dual) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::loss_forward<T>(p, own_products, save_plan, to<T>(f), to<T>(g), to<T>(value),
+                                           to<T>(dual));
+        });
+      },
+      Unlocked());
+  m.def(
+      "sinkhorn_loss_backward",
+      [](const Problem& p, int grad, Address up_value, Address up_f, Address up_g, Address grad_a,
+         Address grad_b, Address dx, Address dy) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::loss_backward<T>(p, static_cast<sinkhorn::Grad>(grad),
+                                            upstream(up_value, up_f, up_g), to<T>(grad_a), to<T>(grad_b),
+                                            to<T>(dx), to<T>(dy));
+        });
+      },
+      Unlocked());
 
   using sinkhorn::Ragged;
   py::class_<Ragged>(m, "SinkhornRagged", "Addresses and sizes of a ragged batch; it owns nothing.")
@@ -217,10 +240,12 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "cost_scales",
-      [](bool f64, bool inverse, int64_t n, int64_t d, Address x, Address scale) {
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+         Address scale_y) {
         return by_type(f64, [&](auto t) {
           using T = decltype(t);
-          return cost::scales<T>(inverse, n, d, to<T>(x), to<T>(scale));
+          return cost::scales<T>(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<T>(scale_x),
+                                 to<T>(scale_y));
         });
       },
       Unlocked());
@@ -246,11 +271,13 @@ PYBIND11_MODULE(_C, m) {
       },
       Unlocked());
   m.def(
-      "cost_project",
-      [](bool f64, int64_t n, int64_t d, Address x, Address scale, Address g) {
+      "cost_finish_gradient",
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+         Address scale_y, Address sums, bool of_y, Address g) {
         by_type(f64, [&](auto t) {
           using T = decltype(t);
-          cost::project<T>(n, d, to<T>(x), to<T>(scale), to<T>(g));
+          cost::finish_gradient(features<T>(metric, n, m, d, x, y, scale_x, scale_y), to<const T>(sums), of_y,
+                                to<T>(g));
         });
       },
       Unlocked());

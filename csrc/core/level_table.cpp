@@ -27,9 +27,13 @@ void project(int64_t, int64_t, const T*, const T*, T*, int);
 template <class T>
 void l1_backward(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*, int);
 template <class T>
-void label_transport_forward(label_transport::Forward<T>&);
+void shift_rows(int64_t, int64_t, const T*, const T*, T*, int);
 template <class T>
-void product(const Product<T>&);
+void product_plain(const product::Plain<T>&);
+template <class T>
+void product_inner(const product::Inner<T>&);
+template <class T>
+void label_transport_forward(label_transport::Forward<T>&);
 
 namespace {
 
@@ -55,9 +59,9 @@ void exp_array(const T* x, T* y, int64_t count) {
 template <class T>
 constexpr Kernels<T> table() {
   return {{forward<T>, adjoint<T>, adjoint_log<T>, implicit<T>, gradient<T>},
-          {scales<T>, finish<T>, weigh<T>, project<T>, l1_backward<T>},
-          {label_transport_forward<T>},
-          product<T>};
+          {scales<T>, finish<T>, weigh<T>, project<T>, shift_rows<T>, l1_backward<T>},
+          {product_plain<T>, product_inner<T>},
+          {label_transport_forward<T>}};
 }
 
 #define UK_STRING_OF(x) #x

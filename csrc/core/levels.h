@@ -11,8 +11,8 @@ template <class T>
 struct Kernels {
   sinkhorn::Kernels<T> sinkhorn;
   cost::Kernels<T> cost;
+  product::Kernels<T> product;
   label_transport::Kernels<T> label_transport;
-  void (*product)(const Product<T>&);
 };
 
 struct Level {

@@ -24,6 +24,17 @@ int num_threads();
 // the pool did not run (it reported an error) runs in the calling thread.
 void run_tasks(int tasks, void (*task)(int index, void* context), void* context);
 
+// Tasks for a matrix product of this many multiply-adds a task at least: below, a thread costs more than it
+// saves.
+static inline int product_tasks(int64_t rows, int64_t cols, int64_t depth) {
+  constexpr int64_t kLeast = 256 * 1024;
+  const int64_t useful = rows * cols * depth / kLeast;
+  int64_t tasks = num_threads();
+  tasks = useful < tasks ? useful : tasks;
+  tasks = rows < tasks ? rows : tasks;
+  return tasks < 1 ? 1 : static_cast<int>(tasks);
+}
+
 template <class F>
 static inline void parallel(int tasks, F& body) {
   if (tasks <= 1) {

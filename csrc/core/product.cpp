@@ -1,6 +1,4 @@
-// See product.h. A block of four rows and two vectors of columns stays in registers over the whole depth; the
-// strip of b that it reads stays in the cache while the rows go by. The last block overlaps the one before it
-// instead of being cut short: its elements are written twice, with the same value.
+// See product.h for the contract.
 #include "core/product.h"
 
 #include "core/parallel.h"
@@ -10,63 +8,105 @@ namespace ucmkd {
 namespace UK_LEVEL {
 namespace {
 
-template <class T, int R, int V>
-static inline void block(const Product<T>& p, int64_t i, int64_t j) {
+using product::Inner;
+using product::Plain;
+
+// Accumulators of a block of `plain`, kRows x kVectors, fill the register file (32 or 16 registers).
+constexpr int kRows = 6;
+constexpr int kVectors = UK_BYTES == 64 ? 4 : 2;
+
+// R rows by V vectors of columns; `lanes` of the last vector count.
+template <class T, int R, int V, bool kWhole>
+inline void block(const Plain<T>& p, int64_t i, int64_t j, int64_t lanes) {
   constexpr int W = Lanes<T>::W;
   Vec<T> total[R][V] = {};
-  const T* a = p.a + i * p.a_row;
-  const T* b = p.b + j;
-  for (int64_t k = 0; k < p.depth; ++k, a += p.a_depth, b += p.m) {
-    Vec<T> right[V];
-    for (int c = 0; c < V; ++c) right[c] = load(b + c * W);
+  const T *left = p.left + i * p.left_row, *right = p.right + j;
+  for (int64_t k = 0; k < p.depth; ++k) {
+    Vec<T> row[V];
+    for (int h = 0; h < V; ++h) row[h] = kWhole ? load(right + h * W) : load_part(right, lanes, T(0));
     for (int r = 0; r < R; ++r) {
-      const Vec<T> left = splat(a[r * p.a_row]);
-      for (int c = 0; c < V; ++c) total[r][c] += left * right[c];
+      const Vec<T> x = splat(left[r * p.left_row]);
+      for (int h = 0; h < V; ++h) total[r][h] += x * row[h];
     }
+    left += p.left_depth, right += p.cols;
   }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < V; ++c) store(p.out + (i + r) * p.m + j + c * W, total[r][c]);
+    for (int h = 0; h < V; ++h) {
+      T* out = p.out + (i + r) * p.cols + j + h * W;
+      kWhole ? store(out, total[r][h]) : store_part(out, total[r][h], lanes);
+    }
 }
 
-// Fewer columns than a vector has lanes.
-template <class T>
-static inline void narrow(const Product<T>& p, int64_t i) {
-  for (int64_t j = 0; j < p.m; ++j) {
-    T total = 0;
-    for (int64_t k = 0; k < p.depth; ++k) total += p.a[i * p.a_row + k * p.a_depth] * p.b[k * p.m + j];
-    p.out[i * p.m + j] = total;
-  }
+template <class T, int V, bool kWhole>
+inline void column(const Plain<T>& p, int64_t begin, int64_t end, int64_t j, int64_t lanes) {
+  int64_t i = begin;
+  for (; i + kRows <= end; i += kRows) block<T, kRows, V, kWhole>(p, i, j, lanes);
+  for (; i + 2 <= end; i += 2) block<T, 2, V, kWhole>(p, i, j, lanes);
+  if (i < end) block<T, 1, V, kWhole>(p, i, j, lanes);
 }
 
-template <class T, int V>
-static inline void strip(const Product<T>& p, int64_t begin, int64_t end, int64_t j) {
-  if (end - begin < 4) {
-    for (int64_t i = begin; i < end; ++i) block<T, 1, V>(p, i, j);
-    return;
+// Four columns by R rows of inner products: vectors run along the depth, summed across lanes at the end.
+template <class T, int R>
+inline void inner_block(const Inner<T>& p, int64_t i, int64_t j) {
+  constexpr int W = Lanes<T>::W;
+  const T *x[R], *y[4];
+  for (int r = 0; r < R; ++r) x[r] = p.x + (i + r) * p.d;
+  for (int q = 0; q < 4; ++q) y[q] = p.y + (j + q < p.m ? j + q : p.m - 1) * p.d;
+  Vec<T> total[R][4] = {};
+  int64_t k = 0;
+  for (; k + W <= p.d; k += W)
+    for (int q = 0; q < 4; ++q) {
+      const Vec<T> column = load(y[q] + k);
+      for (int r = 0; r < R; ++r) total[r][q] += load(x[r] + k) * column;
+    }
+  if (k < p.d)
+    for (int q = 0; q < 4; ++q)
+      for (int r = 0; r < R; ++r)
+        total[r][q] += load_part(x[r] + k, p.d - k, T(0)) * load_part(y[q] + k, p.d - k, T(0));
+  for (int r = 0; r < R; ++r) {
+    const Quad<T> sums = sum4<T>(total[r][0], total[r][1], total[r][2], total[r][3]);
+    T* out = p.out + (i + r) * p.m + j;
+    if (j + 4 <= p.m)
+      store4(out, sums);
+    else
+      for (int64_t q = 0; q < p.m - j; ++q) out[q] = sums[q];
   }
-  for (int64_t i = begin; i < end; i += 4) block<T, 4, V>(p, i + 4 <= end ? i : end - 4, j);
 }
 
 }  // namespace
 
 template <class T>
-void product(const Product<T>& p) {
+void product_plain(const Plain<T>& p) {
   constexpr int W = Lanes<T>::W;
   auto body = [&](int index) {
-    const int64_t begin = p.n * index / p.tasks, end = p.n * (index + 1) / p.tasks;
-    if (p.m < W) {
-      for (int64_t i = begin; i < end; ++i) narrow(p, i);
-      return;
-    }
+    const int64_t begin = p.rows * index / p.tasks, end = p.rows * (index + 1) / p.tasks;
     int64_t j = 0;
-    for (; j + 2 * W <= p.m; j += 2 * W) strip<T, 2>(p, begin, end, j);
-    if (p.m - j > W) strip<T, 1>(p, begin, end, j), j += W;
-    if (j < p.m) strip<T, 1>(p, begin, end, p.m - W);
+    for (; j + kVectors * W <= p.cols; j += kVectors * W) column<T, kVectors, true>(p, begin, end, j, W);
+    for (; j + W <= p.cols; j += W) column<T, 1, true>(p, begin, end, j, W);
+    if (j < p.cols) column<T, 1, false>(p, begin, end, j, p.cols - j);
   };
   parallel(p.tasks, body);
 }
-template void product<float>(const Product<float>&);
-template void product<double>(const Product<double>&);
+
+template <class T>
+void product_inner(const Inner<T>& p) {
+  constexpr int R = UK_BYTES == 64 ? 4 : 2;
+  auto body = [&](int index) {
+    int64_t i = p.n * index / p.tasks;
+    const int64_t end = p.n * (index + 1) / p.tasks;
+    for (; i + R <= end; i += R)
+      for (int64_t j = 0; j < p.m; j += 4) inner_block<T, R>(p, i, j);
+    for (; i < end; ++i)
+      for (int64_t j = 0; j < p.m; j += 4) inner_block<T, 1>(p, i, j);
+  };
+  parallel(p.tasks, body);
+}
+
+#define UK_INSTANTIATE(T)                          \
+  template void product_plain<T>(const Plain<T>&); \
+  template void product_inner<T>(const Inner<T>&);
+UK_INSTANTIATE(float)
+UK_INSTANTIATE(double)
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

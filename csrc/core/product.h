@@ -1,17 +1,37 @@
-// A matrix product for problems too small, or too uneven, to be worth a call of BLAS each.
+// Matrix products of small problems, where a call into a BLAS costs as much as its work. No packing:
+// the operands are expected in the second-level cache.
 #pragma once
 #include <stdint.h>
 
 namespace ucmkd {
+namespace product {
 
+// out_ij = sum_k left(i, k) right(k, j). `left` has any strides, so that it may be a transpose.
 template <class T>
-struct Product {
-  int64_t n, m, depth;
-  const T* a;              // (n, depth), element (i, k) at a[i * a_row + k * a_depth]
-  int64_t a_row, a_depth;  // so that a transposed matrix serves as well
-  const T* b;              // (depth, m), rows contiguous
-  T* out;                  // (n, m): a b, written, not added to
+struct Plain {
+  int64_t rows, cols, depth;
+  const T* left;  // (rows, depth)
+  int64_t left_row, left_depth;
+  const T* right;  // (depth, cols)
+  T* out;          // (rows, cols)
   int tasks;
 };
 
+// out_ij = <x_i, y_j>.
+template <class T>
+struct Inner {
+  int64_t n, m, d;
+  const T* x;  // (n, d)
+  const T* y;  // (m, d)
+  T* out;      // (n, m)
+  int tasks;
+};
+
+template <class T>
+struct Kernels {
+  void (*plain)(const Plain<T>&);
+  void (*inner)(const Inner<T>&);
+};
+
+}  // namespace product
 }  // namespace ucmkd

@@ -68,6 +68,14 @@ void project(int64_t n, int64_t d, const T* x, const T* scale, T* g, int tasks) 
 }
 
 template <class T>
+void shift_rows(int64_t n, int64_t d, const T* x, const T* row_sum, T* g, int tasks) {
+  over_rows(n, tasks, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t k = 0; k < d; ++k) g[i * d + k] = row_sum[i] * x[i * d + k] - g[i * d + k];
+  });
+}
+
+template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, int64_t row_stride,
                  int64_t col_stride, T* dx, int tasks) {
   constexpr int W = Lanes<T>::W;
@@ -96,6 +104,7 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
   template void finish<T>(const Features<T>&, T*, int);                                                   \
   template void weigh<T>(const Features<T>&, const T*, T*, T*, T*, T*, int);                              \
   template void project<T>(int64_t, int64_t, const T*, const T*, T*, int);                                \
+  template void shift_rows<T>(int64_t, int64_t, const T*, const T*, T*, int);                             \
   template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, \
                                T*, int);
 UK_INSTANTIATE(float)

@@ -19,8 +19,11 @@ int tasks_for(int64_t rows, int64_t work) {
 }  // namespace
 
 template <class T>
-bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale) {
-  return kernels<T>().cost.scales(inverse, n, d, x, scale, tasks_for(n, n * d));
+const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
+  const bool inverse = normalised(f.metric);
+  if (!kernels<T>().cost.scales(inverse, f.n, f.d, f.x, scale_x, tasks_for(f.n, f.n * f.d))) return "x";
+  if (!kernels<T>().cost.scales(inverse, f.m, f.d, f.y, scale_y, tasks_for(f.m, f.m * f.d))) return "y";
+  return nullptr;
 }
 template <class T>
 void finish(const Features<T>& f, T* c) {
@@ -33,8 +36,22 @@ void weigh(const Features<T>& f, const T* c, T* dc, T* row_sum, T* col_sum) {
   kernels<T>().cost.weigh(f, c, dc, row_sum, col_sum, work.data(), tasks);
 }
 template <class T>
-void project(int64_t n, int64_t d, const T* x, const T* scale, T* g) {
-  kernels<T>().cost.project(n, d, x, scale, g, tasks_for(n, n * d));
+void finish_gradient(const Features<T>& f, const T* sums, bool of_y, T* g) {
+  const int64_t n = of_y ? f.m : f.n;
+  const T *x = of_y ? f.y : f.x, *scale = of_y ? f.scale_y : f.scale_x;
+  if (normalised(f.metric))
+    kernels<T>().cost.project(n, f.d, x, scale, g, tasks_for(n, n * f.d));
+  else
+    kernels<T>().cost.shift_rows(n, f.d, x, sums, g, tasks_for(n, n * f.d));
+}
+template <class T>
+void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, T* g) {
+  const int64_t n = of_y ? f.m : f.n, m = of_y ? f.n : f.m;
+  const T *x = of_y ? f.y : f.x, *y = of_y ? f.x : f.y;
+  if (f.metric == Metric::kL1) return l1_backward(n, m, f.d, x, y, weights, of_y, g);
+  kernels<T>().product.plain(
+      {n, f.d, m, weights, of_y ? 1 : f.m, of_y ? f.m : 1, y, g, product_tasks(n, m, f.d)});
+  finish_gradient(f, sums, of_y, g);
 }
 template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
@@ -43,11 +60,12 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
                                 tasks_for(n, n * m * d));
 }
 
-#define UK_INSTANTIATE(T)                                             \
-  template bool scales<T>(bool, int64_t, int64_t, const T*, T*);      \
-  template void finish<T>(const Features<T>&, T*);                    \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);   \
-  template void project<T>(int64_t, int64_t, const T*, const T*, T*); \
+#define UK_INSTANTIATE(T)                                                      \
+  template const char* scales<T>(const Features<T>&, T*, T*);                  \
+  template void finish<T>(const Features<T>&, T*);                             \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
+  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \
+  template void gradient<T>(const Features<T>&, const T*, const T*, bool, T*); \
   template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, bool, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

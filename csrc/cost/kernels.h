@@ -16,6 +16,9 @@ struct Kernels {
                 T* work /* (tasks, m) */, int tasks);
   // g <- -(g - x^ <x^, g>), in place; scale = 1 / |x|.
   void (*project)(int64_t n, int64_t d, const T* x, const T* scale, T* g /* (n, d) */, int tasks);
+  // g_i <- row_sum_i x_i - g_i, in place.
+  void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */,
+                     int tasks);
   // dx_i = sum_j dC_ij sign(x_i - y_j). dC is (n, m) with the given strides, so that it serves dy as well.
   void (*l1_backward)(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc,
                       int64_t row_stride, int64_t col_stride, T* dx /* (n, d) */, int tasks);

@@ -25,7 +25,7 @@ struct Problem {
   int64_t d;
   const void* x;        // (n, d)
   const void* y;        // (m, d)
-  const void* scale_x;  // (n,), see cost/features.h
+  const void* scale_x;  // (n,), see cost/features.h; made by loss_forward
   const void* scale_y;  // (m,)
 };
 
@@ -68,6 +68,18 @@ bool implicit(const Problem&, const Upstream&, const Gradients<T>&);
 // The gradient of the cost is value_weight P.
 template <class T>
 void envelope(const Problem&, const Upstream&, const Gradients<T>&);
+
+// With features, batch 1: the scales are made here, and the inner products where `own_products`.
+// "x" or "y" names features that hold NaN, inf or a row whose square overflows.
+template <class T>
+const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual);
+
+enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
+
+// The gradients of x (n, d), y (m, d), a (n,) and b (m,), each where it is not null; false where `implicit`
+// did not converge.
+template <class T>
+bool loss_backward(const Problem&, Grad, const Upstream&, T* grad_a, T* grad_b, T* dx, T* dy);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -98,12 +98,8 @@ Problem problem_of(const Ragged& r, const Table::Row& row) {
 template <class T>
 void inner_products(const Problem& p, int tasks) {
   if (static_cast<cost::Metric>(p.metric) == cost::Metric::kL1) return;
-  const T* y = static_cast<const T*>(p.y);
-  Scratch<T> transposed(p.d * p.m);
-  for (int64_t j = 0; j < p.m; ++j)
-    for (int64_t k = 0; k < p.d; ++k) transposed.data()[k * p.m + j] = y[j * p.d + k];
-  kernels<T>().product(
-      {p.n, p.m, p.d, static_cast<const T*>(p.x), p.d, 1, transposed.data(), static_cast<T*>(p.cost), tasks});
+  kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
+                              static_cast<T*>(p.cost), tasks});
 }
 
 // The weights (n, m) of the products with x and y (cost/row.h), their row and column sums.
@@ -119,7 +115,8 @@ void unrolled(const Problem& p, const Upstream& up, Gradients<T> out, int tasks)
   Scratch<T> left(rows * p.n), right(rows * p.m);
   int64_t used;
   const int64_t depth = adjoint<T>(p, up, left.data(), right.data(), out, &used);
-  if (depth) kernels<T>().product({p.n, p.m, depth, left.data(), 1, p.n, right.data(), out.cost, tasks});
+  if (depth)
+    kernels<T>().product.plain({p.n, p.m, depth, left.data(), 1, p.n, right.data(), out.cost, tasks});
   adjoint_finish<T>(p, up, &used, out);
 }
 
@@ -135,11 +132,9 @@ void one_side(const Problem& p, Weights<T>& w, bool transposed, int tasks, T* ou
   const T* weights = w.all.data();
   if (metric == cost::Metric::kL1)
     return kernels<T>().cost.l1_backward(n, other, p.d, here, there, weights, row, column, out, tasks);
-  kernels<T>().product({n, p.d, other, weights, row, column, there, out, tasks});
+  kernels<T>().product.plain({n, p.d, other, weights, row, column, there, out, tasks});
   if (cost::normalised(metric)) return kernels<T>().cost.project(n, p.d, here, scale, out, tasks);
-  const T* sums = transposed ? w.cols.data() : w.rows.data();
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < p.d; ++k) out[i * p.d + k] = sums[i] * here[i * p.d + k] - out[i * p.d + k];
+  kernels<T>().cost.shift_rows(n, p.d, here, (transposed ? w.cols : w.rows).data(), out, tasks);
 }
 
 template <class T>

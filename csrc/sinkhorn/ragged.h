@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "sinkhorn/entry.h"
+
 namespace ucmkd {
 namespace sinkhorn {
 
@@ -49,8 +51,6 @@ struct RaggedOutputs {
 // Empty, or a sentence about what is wrong with the input and where.
 template <class T>
 std::string ragged_forward(const Ragged&, bool save_plan, const RaggedOutputs<T>&);
-
-enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
 
 template <class T>
 struct RaggedGradients {

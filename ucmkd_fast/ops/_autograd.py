@@ -97,7 +97,8 @@ class Sinkhorn(torch.autograd.Function):
             with torch.enable_grad():
                 outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
             return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
-        d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, upstream, options)
+        problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
+        d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
         needs = ctx.needs_input_grad
         return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None, None
 
@@ -106,42 +107,34 @@ class SinkhornLoss(torch.autograd.Function):
     """From features x (N, D), y (M, D): the transport value, or the dual value where ``regularized``."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, a, b, init_f, init_g, metric, dtype, regularized, options):  # noqa: D102
-        needs = any(ctx.needs_input_grad[:4])
-        matrix, features = cost.products(x, y, metric, dtype)
-        loss, f, g, saved = _solve.forward_loss(
-            matrix, features, a, b, init_f, init_g, options, needs, regularized
-        )
+    def forward(ctx: Any, x, y, a, b, init_f, init_g, options):  # noqa: D102
+        needs = any(ctx.needs_input_grad)
+        loss, f, g, kept = _solve.forward_loss(x, y, a, b, init_f, init_g, options, needs)
         if needs:
-            ctx.save_for_backward(x, y, a, b, init_f, init_g, matrix, *features[:3], f, g, saved)
-            ctx.metric, ctx.regularized, ctx.options = metric, regularized, options
+            ctx.save_for_backward(x, y, a, b, init_f, init_g, f, g, kept)
+            ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        x, y, a, b, init_f, init_g, matrix, fx, fy, scale, f, g, saved = ctx.saved_tensors
-        regularized, options = ctx.regularized, ctx.options
+        x, y, a, b, init_f, init_g, f, g, kept = ctx.saved_tensors
+        options = ctx.options
         if torch.is_grad_enabled():
-            _refuse_second_order(options.grad)
+            _refuse_second_order(options.solver.grad)
             with torch.enable_grad():
-                again = reference.cost(x.to(matrix.dtype), y.to(matrix.dtype), ctx.metric)
-                loss = reference_outputs(again, a, b, init_f, init_g, options)[int(regularized)]
-            return *_differentiate((loss,), (x, y, a, b), (upstream,)), *[None] * 6
-        features = cost.Features(fx, fy, scale, ctx.metric)
-        both: tuple[Tensor | None, ...] = (upstream, None, None, None)
-        if regularized:
-            both = (None, upstream, None, None)
-        weights, d_a, d_b, sums = _solve.backward(
-            matrix, a, b, init_f, init_g, f, g, saved, both, options, features
+                matrix = reference.cost(x.to(kept.dtype), y.to(kept.dtype), options.metric)
+                outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
+            loss = outputs[int(options.regularized)]
+            return *_differentiate((loss,), (x, y, a, b), (upstream,)), None, None, None
+        needs = ctx.needs_input_grad
+        dx, dy, d_a, d_b = _solve.backward_loss(
+            x, y, a, b, init_f, init_g, f, g, kept, upstream, options, needs
         )
-        assert sums is not None
-        need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
-        dx, dy = cost.backward(features, weights, sums, need_x, need_y)
         if dx is not None and dx.dtype != x.dtype:
             dx = dx.to(x.dtype)
         if dy is not None and dy.dtype != y.dtype:
             dy = dy.to(y.dtype)
-        return dx, dy, d_a if need_a else None, d_b if need_b else None, *[None] * 6
+        return dx, dy, d_a if needs[2] else None, d_b if needs[3] else None, None, None, None
 
 
 # The same calls for torch.compile, export and functorch.
@@ -236,7 +229,8 @@ def sinkhorn_backward(
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     upstream = (up_value, up_dual, up_f, up_g)
     matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
-    d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, init_f, init_g, f, g, saved, upstream, options)
+    problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
+    d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
     none = matrix.new_empty(0)
     return d_cost, none if d_a is None else d_a, none.clone() if d_b is None else d_b
 

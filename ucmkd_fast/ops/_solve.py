@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._native import _C
-from .cost import Features
+from .._native import _C, METRIC_CODES
+from .cost import Features, check_scales, plain
+from .cost import backward as features_backward
 
+GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}  # Grad of csrc/sinkhorn/entry.h
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
 _NO_FEATURES = (-1, 0, 0, 0, 0, 0)
 
@@ -51,13 +54,13 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _problem(cost, a, b, init_f, init_g, saved, options, history, features):
+def _problem(cost, a, b, init_f, init_g, saved, options, history):
     n, m = cost.shape[-2:]
     return _C.SinkhornProblem(
         cost.dtype == torch.float64, cost.shape[0] if cost.dim() == 3 else 1, n, m, options.max_iter, options.reg,
         options.tol, cost.data_ptr(), _address(a), a is None or a.dim() == 1, _address(b), b is None or b.dim() == 1,
         _address(init_f), _address(init_g), options.accelerate == "relax", history, saved.data_ptr(),
-        *(_NO_FEATURES if features is None else features.addresses()),
+        *_NO_FEATURES,
     )  # fmt: skip
 
 
@@ -83,42 +86,130 @@ def forward(
     f, g = cost.new_empty((*lead, n)), cost.new_empty((*lead, m))
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
     n_iter = torch.empty(lead, dtype=torch.int64)
-    problem = _problem(cost, a, b, init_f, init_g, saved, options, history, None)
+    problem = _problem(cost, a, b, init_f, init_g, saved, options, history)
     _run(problem, save, f, g, value, dual, error, n_iter)
     return Solved(value, dual, f, g, error, n_iter, saved)
 
 
+#: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
+#: (benchmarks/bench_sinkhorn.py, "products").
+OWN_PRODUCTS = 256 * 256 * 512
+
+
+class LossOptions(NamedTuple):
+    """What a loss between features runs with, once checked."""
+
+    metric: str
+    dtype: torch.dtype  # of the cost
+    regularized: bool  # the dual value instead of <P, C>
+    solver: Options
+
+
+# What the forward of a loss leaves for its backward is one block of memory, `kept`: the cost (N, M), the scales of
+# the features (N + M,), and from an aligned place on what `saved_size` counts.
+
+
+def _loss_problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool) -> Any:
+    (n, d), m = x.shape, y.shape[0]
+    solver = options.solver
+    at, size = kept.data_ptr(), kept.element_size()
+    return _C.SinkhornProblem(
+        size == 8, 1, n, m, solver.max_iter, solver.reg, solver.tol, at, _address(a), True, _address(b), True,
+        _address(init_f), _address(init_g), solver.accelerate == "relax", history,
+        at + size * _padded(n * m + n + m), METRIC_CODES[options.metric], d, x.data_ptr(), y.data_ptr(),
+        at + size * n * m, at + size * (n * m + n),
+    )  # fmt: skip
+
+
+def _kept_cost(kept: Tensor, n: int, m: int) -> Tensor:
+    return kept[: n * m].view(n, m)
+
+
+def _own_products(x: Tensor, y: Tensor, metric: str) -> bool:
+    return metric == "l1" or x.numel() * y.shape[0] <= OWN_PRODUCTS
+
+
 def forward_loss(
-    products: Tensor,  # (N, M) inner products of the features; becomes their cost
-    features: Features,
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (M, D)
     a: Tensor | None,
     b: Tensor | None,
     init_f: Tensor | None,
     init_g: Tensor | None,
-    options: Options,
+    options: LossOptions,
     save: bool,
-    regularized: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """The loss alone: its value, the potentials where its gradient needs them, and what the backward needs."""
-    n, m = products.shape
-    history = save and options.grad == "unrolled"
-    saved = products.new_empty(saved_size(n, m, options.max_iter, history))
-    value = products.new_empty(())
-    dual = products.new_empty(()) if regularized else None
-    masses = regularized and save and (a is not None or b is not None)
-    f, g = (products.new_empty(n), products.new_empty(m)) if masses else (None, None)
-    problem = _problem(products, a, b, init_f, init_g, saved, options, history, features)
-    _run(problem, save, f, g, value, dual, None, None)
-    return (value if dual is None else dual), f, g, saved
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    n, m = x.shape[0], y.shape[0]
+    history = save and options.solver.grad == "unrolled"
+    kept = x.new_empty(_padded(n * m + n + m) + saved_size(n, m, options.solver.max_iter, history))
+    own = _own_products(x, y, options.metric)
+    if not own:  # out=: autocast leaves it alone
+        torch.mm(x, y.t(), out=_kept_cost(kept, n, m))
+    value, dual, f, g = x.new_empty(()), None, None, None
+    if options.regularized:
+        dual = x.new_empty(())
+        if save and (a is not None or b is not None):
+            f, g = x.new_empty(n), x.new_empty(m)
+    problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, history)
+    refused = _C.sinkhorn_loss_forward(
+        problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual)
+    )
+    if refused is not None:
+        check_scales(refused, x, y)
+        raise ValueError(refused)
+    return (value if dual is None else dual), f, g, kept
 
 
-def _dual_upstream(cost, a, b, f, g, reg, grad_dual, grad_f, grad_g):
+def backward_loss(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    init_f: Tensor | None,
+    init_g: Tensor | None,
+    f: Tensor | None,
+    g: Tensor | None,
+    kept: Tensor,
+    upstream: Tensor,
+    options: LossOptions,
+    needs: Sequence[bool],  # of x, y, a, b
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, y (in the cost's dtype), a and b."""
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    n, m, solver = x.shape[0], y.shape[0], options.solver
+    problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled")
+    outputs = (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
+    if not _own_products(x, y, options.metric):
+        features = Features(x, y, kept[n * m : n * m + n + m], options.metric)
+        matrix = _kept_cost(kept, n, m)
+        weights, grad_a, grad_b, sums = backward(matrix, a, b, f, g, problem, outputs, solver, features)
+        assert sums is not None
+        return *features_backward(features, weights, sums, needs[0], needs[1]), grad_a, grad_b
+    matrix = kept if a is b is None else _kept_cost(kept, n, m)
+    dx, dy = torch.empty_like(x) if needs[0] else None, torch.empty_like(y) if needs[1] else None
+    up, grad_a, grad_b = _upstream(n, m, kept, a, b, f, g, outputs, solver), None, None
+    if a is not None:
+        grad_a = torch.empty_like(a)
+    if b is not None:
+        grad_b = torch.empty_like(b)
+    if not _C.sinkhorn_loss_backward(
+        problem, GRAD_CODES[solver.grad], _address(up.value), _address(up.f), _address(up.g), _address(grad_a),
+        _address(grad_b), _address(dx), _address(dy),
+    ):  # fmt: skip
+        _warn_not_converged()
+    if solver.grad == "envelope":
+        return dx, dy, *_envelope_masses(matrix, a, b, f, g, outputs[1], solver.reg)
+    return dx, dy, _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
+
+
+def _dual_upstream(cost, n, m, a, b, f, g, reg, grad_dual, grad_f, grad_g):
     """Upstream of f, g, a, b from that of the dual value.
 
     <f - reg log a, a> + <g - reg log b, b> - reg (sum a - sum a sum b); zero masses take no part.
     """
     w = grad_dual[..., None]
-    n, m = cost.shape[-2:]
     mass_a = cost.new_full((n,), 1 / n) if a is None else a
     mass_b = cost.new_full((m,), 1 / m) if b is None else b
     grad_f = w * mass_a if grad_f is None else w * mass_a + grad_f
@@ -133,15 +224,54 @@ def _dual_upstream(cost, a, b, f, g, reg, grad_dual, grad_f, grad_g):
     return grad_f.contiguous(), grad_g.contiguous(), direct_a, direct_b
 
 
+class Upstream(NamedTuple):
+    """Upstream gradients as the kernels take them."""
+
+    value: Tensor | None  # (B?)
+    f: Tensor | None  # (B?, N)
+    g: Tensor | None  # (B?, M)
+    direct_a: Tensor | None = None  # (B?, N), to be added to the gradient of a
+    direct_b: Tensor | None = None
+
+
+def _upstream(n, m, like, a, b, f, g, upstream, options: Options) -> Upstream:
+    """From that of value, dual, f, g."""
+    value, dual, up_f, up_g = upstream
+    if options.grad == "envelope":
+        weight = value if dual is None else dual if value is None else value + dual
+        assert weight is not None, "some upstream gradient is there"
+        return Upstream(weight.contiguous(), None, None)
+    direct_a = direct_b = None
+    if dual is not None:
+        up_f, up_g, direct_a, direct_b = _dual_upstream(like, n, m, a, b, f, g, options.reg, dual, up_f, up_g)
+    value, up_f, up_g = (None if t is None else t.contiguous() for t in (value, up_f, up_g))
+    return Upstream(value, up_f, up_g, direct_a, direct_b)
+
+
+def _plus(grad: Tensor | None, direct: Tensor | None) -> Tensor | None:
+    return grad if grad is None or direct is None else grad.add_(direct)
+
+
+def _warn_not_converged() -> None:
+    warnings.warn(
+        "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
+        "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
+        stacklevel=3,
+    )
+
+
+def problem_of(cost, a, b, init_f, init_g, saved, options: Options) -> Any:
+    """The native problem of a backward on a given cost."""
+    return _problem(cost, a, b, init_f, init_g, saved, options, options.grad == "unrolled")
+
+
 def backward(
     cost: Tensor,
     a: Tensor | None,
     b: Tensor | None,
-    init_f: Tensor | None,
-    init_g: Tensor | None,
     f: Tensor | None,  # read where the masses have a gradient
     g: Tensor | None,
-    saved: Tensor,
+    problem: Any,
     upstream: tuple[Tensor | None, ...],  # of value, dual, f, g
     options: Options,
     features: Features | None = None,
@@ -151,44 +281,25 @@ def backward(
     With features, the first is the weights of ``cost.backward`` and the last their sums (N + M,).
     """
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    grad_value, grad_dual, grad_f, grad_g = upstream
     sums = None if features is None else cost.new_empty(n + m)
     rows = _address(sums)
     tail = (rows, rows + n * cost.element_size() if rows else 0)
-    problem = _problem(cost, a, b, init_f, init_g, saved, options, options.grad == "unrolled", features)
+    up = _upstream(n, m, cost, a, b, f, g, upstream, options)
+    up_addresses = [_address(t) for t in up[:3]]
     if options.grad == "envelope":
-        weight = (
-            grad_value if grad_dual is None else grad_dual if grad_value is None else grad_value + grad_dual
-        )
-        assert weight is not None, "some upstream gradient is there"
-        weight = weight.contiguous()
         grad_cost = torch.empty_like(cost)
-        _C.sinkhorn_envelope(problem, weight.data_ptr(), grad_cost.data_ptr(), *tail)
-        return grad_cost, *_envelope_masses(cost, a, b, f, g, grad_dual, options.reg), sums
-    direct_a = direct_b = None
-    if grad_dual is not None:
-        grad_f, grad_g, direct_a, direct_b = _dual_upstream(
-            cost, a, b, f, g, options.reg, grad_dual, grad_f, grad_g
-        )
-    up = [None if t is None else t.contiguous() for t in (grad_value, grad_f, grad_g)]
-    up_addresses = [_address(t) for t in up]
+        _C.sinkhorn_envelope(problem, up_addresses[0], grad_cost.data_ptr(), *tail)
+        return grad_cost, *_envelope_masses(cost, a, b, f, g, upstream[1], options.reg), sums
     grad_a = None if a is None else cost.new_empty((*lead, n))
     grad_b = None if b is None else cost.new_empty((*lead, m))
     masses = (_address(grad_a), _address(grad_b))
     if options.grad == "implicit":
         grad_cost = torch.empty_like(cost)
         if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *tail):
-            warnings.warn(
-                "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
-                "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
-                stacklevel=2,
-            )
+            _warn_not_converged()
     else:
         grad_cost = _unrolled(problem, cost, up_addresses, masses, tail, 2 * options.max_iter)
-    if grad_a is not None and direct_a is not None:
-        grad_a += direct_a
-    if grad_b is not None and direct_b is not None:
-        grad_b += direct_b
+    grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
     return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b), sums
 
 

@@ -26,6 +26,8 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def positive_number(name: str, value: Any) -> float:
     """A finite number > 0."""
+    if type(value) is float and 0 < value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number > 0, got {type(value).__name__}")
     number = float(value)
@@ -36,6 +38,8 @@ def positive_number(name: str, value: Any) -> float:
 
 def number_at_least_zero(name: str, value: Any) -> float:
     """A finite number >= 0."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number >= 0, got {type(value).__name__}")
     number = float(value)
@@ -46,6 +50,8 @@ def number_at_least_zero(name: str, value: Any) -> float:
 
 def count_at_least_one(name: str, value: Any) -> int:
     """An integer >= 1."""
+    if type(value) is int and value >= 1:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
     count = int(value)

@@ -15,7 +15,6 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 
 METRICS = tuple(METRIC_CODES)
-_NORMALISED = ("cosine", "chordal")
 
 
 class Features(NamedTuple):
@@ -26,12 +25,12 @@ class Features(NamedTuple):
     scale: Tensor  # (N + M,) of x, then of y: 1 / |x| where the metric normalises, else |x|^2
     metric: str
 
-    def addresses(self) -> tuple[int, int, int, int, int, int]:
-        """Metric code, D, and the addresses of x, y and their scales."""
-        scale = self.scale.data_ptr()
-        shift = self.x.shape[0] * self.scale.element_size()
+    def sizes(self) -> tuple[int, ...]:
+        """As the native calls take them: metric code, N, M, D, and the addresses of x, y and their scales."""
+        scale, n = self.scale.data_ptr(), self.x.shape[0]
         return (
-            METRIC_CODES[self.metric], self.x.shape[1], self.x.data_ptr(), self.y.data_ptr(), scale, scale + shift,
+            METRIC_CODES[self.metric], n, self.y.shape[0], self.x.shape[1], self.x.data_ptr(), self.y.data_ptr(), scale,
+            scale + n * self.scale.element_size(),
         )  # fmt: skip
 
 
@@ -42,44 +41,49 @@ def _refuse(name: str, z: Tensor) -> None:
     )
 
 
-def scales(x: Tensor, y: Tensor, metric: str) -> Tensor:
-    """1 / |x| where the metric normalises, else |x|^2: of x (N, D), then of y (M, D). Refuses what is not finite."""
-    (n, d), m = x.shape, y.shape[0]
-    scale = x.new_empty(n + m)
-    f64, inverse = x.dtype == torch.float64, metric in _NORMALISED
-    if not _C.cost_scales(f64, inverse, n, d, x.data_ptr(), scale.data_ptr()):
-        _refuse("x", x)
-    if not _C.cost_scales(f64, inverse, m, d, y.data_ptr(), scale.data_ptr() + n * scale.element_size()):
-        _refuse("y", y)
-    return scale
+def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:
+    """Raise for the set that the kernel named, if any."""
+    if refused is not None:
+        _refuse(refused, x if refused == "x" else y)
 
 
 def products(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Features]:
     """Inner products (N, M) of x (N, D), y (M, D), which the kernels turn into costs. No autograd here."""
-    x, y = (z.detach().to(dtype).contiguous() for z in (x, y))
-    features = Features(x, y, scales(x, y, metric), metric)
+    features = scaled(plain(x, dtype), plain(y, dtype), metric)
+    n, m = x.shape[0], y.shape[0]
     # Products are written with out=: autocast leaves those alone, and the kernels read this dtype.
-    cost = x.new_empty(x.shape[0], y.shape[0])
-    return (cost if metric == "l1" else torch.mm(x, y.t(), out=cost)), features
+    cost = features.x.new_empty(n, m)
+    return (cost if metric == "l1" else torch.mm(features.x, features.y.t(), out=cost)), features
+
+
+def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
+    """The features with their scales. Refuses what is not finite."""
+    features = Features(x, y, x.new_empty(x.shape[0] + y.shape[0]), metric)
+    check_scales(_C.cost_scales(x.dtype == torch.float64, *features.sizes()), x, y)
+    return features
+
+
+def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernels read it: detached, contiguous, of this dtype."""
+    if z.dtype == dtype and z.is_contiguous():
+        return z.detach()
+    return z.detach().to(dtype).contiguous()
 
 
 def finish(features: Features, matrix: Tensor) -> None:
     """Inner products become costs, in place."""
-    metric, d, *rest = features.addresses()
-    n, m = matrix.shape
-    _C.cost_finish(matrix.dtype == torch.float64, metric, n, m, d, *rest, matrix.data_ptr())
+    _C.cost_finish(matrix.dtype == torch.float64, *features.sizes(), matrix.data_ptr())
 
 
 def weigh(features: Features, cost: Tensor, grad_cost: Tensor) -> Tensor:
     """The gradient of the cost becomes the weights of `backward`, in place; returns their sums (N + M,)."""
-    metric, d, *rest = features.addresses()
     n, m = cost.shape
     sums = cost.new_empty(n + m)
     at = sums.data_ptr()
+    below = at + n * sums.element_size()
     _C.cost_weigh(
-        cost.dtype == torch.float64, metric, n, m, d, *rest, cost.data_ptr(), grad_cost.data_ptr(), at,
-        at + n * sums.element_size(),
-    )  # fmt: skip
+        cost.dtype == torch.float64, *features.sizes(), cost.data_ptr(), grad_cost.data_ptr(), at, below
+    )
     return sums
 
 
@@ -93,22 +97,16 @@ def backward(
     return dx, dy
 
 
-def _one_side(features: Features, weights: Tensor, sums: Tensor, transposed: bool) -> Tensor:
-    x, y, scale, metric = features
-    if transposed:
-        x, y = y, x
-    n, d = x.shape
+def _one_side(features: Features, weights: Tensor, sums: Tensor, of_y: bool) -> Tensor:
+    x, y = (features.y, features.x) if of_y else (features.x, features.y)
     f64 = x.dtype == torch.float64
-    if metric == "l1":
-        grad = torch.empty_like(x)
+    grad = torch.empty_like(x)
+    if features.metric == "l1":
+        (n, d), m = x.shape, y.shape[0]
         _C.cost_l1_backward(
-            f64, n, y.shape[0], d, x.data_ptr(), y.data_ptr(), weights.data_ptr(), transposed, grad.data_ptr()
+            f64, n, m, d, x.data_ptr(), y.data_ptr(), weights.data_ptr(), of_y, grad.data_ptr()
         )
         return grad
-    weights = weights.t() if transposed else weights
-    if metric not in _NORMALISED:
-        return torch.addmm(x * sums[:, None], weights, y, alpha=-1, out=torch.empty_like(x))
-    grad = torch.mm(weights, y, out=torch.empty_like(x))
-    at = scale.data_ptr() + (y.shape[0] * scale.element_size() if transposed else 0)
-    _C.cost_project(f64, n, d, x.data_ptr(), at, grad.data_ptr())
+    torch.mm(weights.t() if of_y else weights, y, out=grad)
+    _C.cost_finish_gradient(f64, *features.sizes(), sums.data_ptr(), of_y, grad.data_ptr())
     return grad

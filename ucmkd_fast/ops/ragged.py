@@ -15,10 +15,8 @@ from torch import Tensor
 from .._native import _C
 from ..reference import sinkhorn as reference
 from . import _autograd, cost
-from ._solve import Options, _address
+from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
-
-_GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}
 
 
 class Offsets(NamedTuple):
@@ -71,8 +69,8 @@ class RaggedSinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, y, a, b, init_f, init_g, offsets, metric, dtype, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:4])
-        wide_x, wide_y = (z.detach().to(dtype).contiguous() for z in (x, y))
-        features = cost.Features(wide_x, wide_y, cost.scales(wide_x, wide_y, metric), metric)
+        features = cost.scaled(cost.plain(x, dtype), cost.plain(y, dtype), metric)
+        wide_x = features.x
         table = _table(features, offsets, a, b, init_f, init_g, options, needs)
         cost_size, saved_size = table.sizes()
         costs, saved = wide_x.new_empty(cost_size), wide_x.new_empty(saved_size)
@@ -117,7 +115,7 @@ class RaggedSinkhorn(torch.autograd.Function):
         da = torch.empty_like(a) if need_a and not envelope else None
         db = torch.empty_like(b) if need_b and not envelope else None
         converged = _C.sinkhorn_ragged_backward(
-            table, _GRAD_CODES[options.grad], *map(_address, (up_value, up_f, up_g, dx, dy, da, db))
+            table, GRAD_CODES[options.grad], *map(_address, (up_value, up_f, up_g, dx, dy, da, db))
         )
         if not converged:
             warnings.warn(
@@ -140,7 +138,7 @@ def _sum(grad: Tensor | None, direct: Tensor | None, mass: Tensor) -> Tensor:
 
 
 def _table(features: cost.Features, offsets, a, b, init_f, init_g, options: Options, needs: bool):
-    metric, d, at_x, at_y, scale_x, scale_y = features.addresses()
+    metric, _, _, d, at_x, at_y, scale_x, scale_y = features.sizes()
     return _C.SinkhornRagged(
         features.x.dtype == torch.float64, len(offsets.x) - 1, d, options.max_iter, options.reg, options.tol,
         options.accelerate == "relax", needs and options.grad == "unrolled", metric, *map(_address, offsets),

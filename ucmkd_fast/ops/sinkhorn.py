@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import sinkhorn as reference
 from . import _autograd, checks, ragged
-from ._solve import Options
+from ._solve import LossOptions, Options
 from .cost import METRICS
 from .result import SinkhornResult
 
@@ -259,7 +259,8 @@ def sinkhorn_loss(
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
     if x.device.type == "cpu" and _autograd.direct(x, y, a, b):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
-        return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, metric, dtype, regularized, options)
+        loss_options = LossOptions(metric, dtype, regularized, options)
+        return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, loss_options)
     return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
 
 

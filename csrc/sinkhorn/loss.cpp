@@ -1,0 +1,74 @@
+// A small problem between features as one call each way: costs, iterations, gradients, and the matrix
+// products between them. Large ones leave the products to the caller's BLAS (ops/_solve.py).
+#include "core/levels.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "cost/entry.h"
+#include "sinkhorn/entry.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+template <class T>
+cost::Features<T> features_of(const Problem& p) {
+  return {static_cast<cost::Metric>(p.metric),
+          p.n,
+          p.m,
+          p.d,
+          static_cast<const T*>(p.x),
+          static_cast<const T*>(p.y),
+          static_cast<const T*>(p.scale_x),
+          static_cast<const T*>(p.scale_y)};
+}
+
+// The product of the adjoint's vectors, where there is one, and dC from it: the weights (n, m) and their
+// sums.
+template <class T>
+void unrolled(const Problem& p, const Upstream& up, const Gradients<T>& out) {
+  Scratch<T> memory(2 * p.max_iter * (p.n + p.m));
+  T *left = memory.data(), *right = left + 2 * p.max_iter * p.n;
+  int64_t depth;
+  const int64_t rows = adjoint<T>(p, up, left, right, out, &depth);
+  if (rows > 0)
+    kernels<T>().product.plain(
+        {p.n, p.m, rows, left, 1, p.n, right, out.cost, product_tasks(p.n, p.m, rows)});
+  adjoint_finish<T>(p, up, &depth, out);
+}
+
+}  // namespace
+
+template <class T>
+const char* loss_forward(const Problem& p, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual) {
+  if (const char* refused = cost::scales<T>(features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
+                                            static_cast<T*>(const_cast<void*>(p.scale_y))))
+    return refused;
+  if (own_products && static_cast<cost::Metric>(p.metric) != cost::Metric::kL1)
+    kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
+                                static_cast<T*>(p.cost), product_tasks(p.n, p.m, p.d)});
+  return forward<T>(p, save_plan, f, g, value, dual, nullptr, nullptr);
+}
+
+template <class T>
+bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T* grad_b, T* dx, T* dy) {
+  Scratch<T> memory(p.n * p.m + p.n + p.m);
+  T *weights = memory.data(), *row_sum = weights + p.n * p.m, *col_sum = row_sum + p.n;
+  const Gradients<T> out{weights, grad_a, grad_b, row_sum, col_sum};
+  bool converged = true;
+  if (grad == Grad::kUnrolled) unrolled<T>(p, up, out);
+  if (grad == Grad::kImplicit) converged = implicit<T>(p, up, out);
+  if (grad == Grad::kEnvelope) envelope<T>(p, up, out);
+  const cost::Features<T> features = features_of<T>(p);
+  if (dx) cost::gradient<T>(features, weights, row_sum, false, dx);
+  if (dy) cost::gradient<T>(features, weights, col_sum, true, dy);
+  return converged;
+}
+
+#define UK_INSTANTIATE(T)                                                           \
+  template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*); \
+  template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*);
+UK_INSTANTIATE(float)
+UK_INSTANTIATE(double)
+
+}  // namespace sinkhorn
+}  // namespace ucmkd
