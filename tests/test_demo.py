@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from speech_folders import write_folder
 
 from ucmkd_fast.cli import main
+from ucmkd_fast.compare.pool import one_thread
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data import FeatureBank
 from ucmkd_fast.demo import DemoSettings, files, screen, verdict
 from ucmkd_fast.demo import task as demo_task
-from ucmkd_fast.demo.pool import one_thread, run_all
+from ucmkd_fast.demo.pool import run_all
 from ucmkd_fast.demo.settings import BASELINE, CONTENDERS
 from ucmkd_fast.demo.student import Portrait, new_student, train_student
 from ucmkd_fast.models import speech_cnn

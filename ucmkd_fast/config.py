@@ -90,11 +90,11 @@ def check_keys(values: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ValueError(f"unknown {what} {key!r}; {hint}")
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """Reads ``1e-3`` as a number, as YAML 1.2 does; PyYAML's own rules make it a string."""
 
 
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -106,7 +106,7 @@ def read_yaml(path: str | Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise FileNotFoundError(f"expected a readable YAML file at {path}: {error}") from error
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=YamlLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
 
@@ -116,7 +116,9 @@ def kind(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _one_of(*choices: str) -> Callable[[str, Any], str]:
+def one_of(*choices: str) -> Callable[[str, Any], str]:
+    """A check that a value is one of the choices; the message names the nearest."""
+
     def check(name: str, value: Any) -> str:
         if value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
@@ -127,7 +129,8 @@ def _one_of(*choices: str) -> Callable[[str, Any], str]:
     return check
 
 
-def _integer(low: int, high: int | None = None) -> Callable[[str, Any], int]:
+def integer(low: int, high: int | None = None) -> Callable[[str, Any], int]:
+    """A check for an integer in a range; checks take the setting's name and its value."""
     expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
 
     def check(name: str, value: Any) -> int:
@@ -140,7 +143,8 @@ def _integer(low: int, high: int | None = None) -> Callable[[str, Any], int]:
     return check
 
 
-def _number(low: float, *, above: bool = False) -> Callable[[str, Any], float]:
+def number(low: float, *, above: bool = False) -> Callable[[str, Any], float]:
+    """A check for a finite number that is at least ``low``, or above it."""
     expected = f"a finite number {'>' if above else '>='} {low:g}"
 
     def check(name: str, value: Any) -> float:
@@ -153,11 +157,13 @@ def _number(low: float, *, above: bool = False) -> Callable[[str, Any], float]:
     return check
 
 
-def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """The same check, with None let through."""
     return lambda name, value: None if value is None else check(name, value)
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """A check for true or false."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {kind(value)}")
     return value
@@ -176,26 +182,26 @@ def _precision(name: str, value: Any) -> str:
             f"{name} 'fp16' is refused: its gradient scaling does not reach the inner steps of a bi-level "
             "method; use 'bf16' or 'no'"
         )
-    return _one_of("no", "bf16")(name, value)
+    return one_of("no", "bf16")(name, value)
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "optimizer": _one_of("sgd", "adamw"),
-    "lr": _number(0, above=True),
-    "min_lr": _number(0),
-    "momentum": _number(0),
-    "weight_decay": _number(0),
-    "epochs": _integer(1),
-    "warmup_epochs": _integer(0),
-    "steps_per_epoch": _optional(_integer(1)),
-    "batch_size": _integer(1),
-    "teacher_batch_size": _optional(_integer(1)),
-    "draw": _optional(_one_of("independent", "class-matched", "paired")),
-    "clip_norm": _optional(_number(0, above=True)),
-    "seed": _integer(0, 2**31 - 1),  # NumPy's seeds end at 2^32, and each process adds its rank
-    "mixed_precision": _optional(_precision),
-    "restore_best": _flag,
+    "optimizer": one_of("sgd", "adamw"),
+    "lr": number(0, above=True),
+    "min_lr": number(0),
+    "momentum": number(0),
+    "weight_decay": number(0),
+    "epochs": integer(1),
+    "warmup_epochs": integer(0),
+    "steps_per_epoch": optional(integer(1)),
+    "batch_size": integer(1),
+    "teacher_batch_size": optional(integer(1)),
+    "draw": optional(one_of("independent", "class-matched", "paired")),
+    "clip_norm": optional(number(0, above=True)),
+    "seed": integer(0, 2**31 - 1),  # NumPy's seeds end at 2^32, and each process adds its rank
+    "mixed_precision": optional(_precision),
+    "restore_best": flag,
     "trackers": _names,
-    "checkpoint_every": _integer(1),
-    "progress": _flag,
+    "checkpoint_every": integer(1),
+    "progress": flag,
 }

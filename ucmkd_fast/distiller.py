@@ -34,6 +34,7 @@ from .training.progress import ProgressBar
 from .training.run_folder import (
     RunFolder,
     digest,
+    git_state,
     identity_of,
     latest_checkpoint,
     read_resume_point,
@@ -71,6 +72,8 @@ class Distiller:
         method_options: further arguments of the method's constructor.
         config: training settings; None: the defaults of `TrainConfig`.
         output_dir: where checkpoints, the best student, settings and curves go. None: nothing is written.
+        settings: plain values to save in ``config.yaml`` in the place of the method's and the training's own,
+            for a caller whose settings say more.
         **train_options: fields of `TrainConfig` that are to differ from ``config``.
 
     Raises:
@@ -88,6 +91,7 @@ class Distiller:
         method_options: dict[str, Any] | None = None,
         config: TrainConfig | None = None,
         output_dir: str | Path | None = None,
+        settings: dict[str, Any] | None = None,
         **train_options: Any,
     ):
         check_model(student, "student")
@@ -102,6 +106,7 @@ class Distiller:
             raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
         config = (config or TrainConfig()).updated(**train_options)
         self.run = None if output_dir is None else RunFolder(output_dir)
+        self._saved_settings = settings
         logs = ProjectConfiguration(logging_dir=str(self.run.path / "logs")) if self.run else None
         check_trackers(config.trackers, has_folder=self.run is not None)
         self.accelerator = make_accelerator(
@@ -338,11 +343,12 @@ class Distiller:
             record = {
                 "identity": identity,
                 "versions": versions(),
+                "git": git_state(),
                 "processes": world().size,
                 "device": str(self.accelerator.device),
                 "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
-            self.run.begin(self._settings(), record, overwrite=overwrite)
+            self.run.begin(self._saved_settings or self._settings(), record, overwrite=overwrite)
         return saved
 
     def _keep_best(self, standing: Standing, validation: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import demo, doctor
+from . import compare, demo, doctor, running
 
 app = typer.Typer(
     name="ucmkd",
@@ -64,4 +64,8 @@ def _options(
 
 # In the order of --help.
 app.command()(demo.demo)
+app.command()(running.pretrain)
+app.command()(running.distill)
+app.command("eval")(running.evaluate)
+app.command()(compare.compare)
 app.command()(doctor.doctor)

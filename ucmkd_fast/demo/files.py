@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,17 @@ from typing import Any
 from safetensors.torch import load as tensors_of
 
 from .. import __version__, _native
+from ..compare.pool import cores
 from ..extras import installed
 from ..methods import build_method
 from ..report import Compared
+from ..report.plain import as_plain
 from ..report.statistics import spread
+from ..run.measure import FA_ITER, FA_METRIC, FA_REG
 from ..training.checkpoint import write_text, write_weights
 from ..training.run_folder import versions
-from .pool import cores
 from .settings import BASELINE, CONTENDERS, STEPS_PER_EPOCH, DemoSettings, student_config, teacher_config
-from .student import FA_ITER, FA_METRIC, FA_REG, Outcome, Portrait
+from .student import Outcome, Portrait
 from .task import Task
 
 RESULTS, PICTURE, STUDENT = "results.json", "picture.png", "student.safetensors"
@@ -82,7 +83,7 @@ def results(
         "build": dict(_native._C.build_info()),
         "machine": {"cores": cores(), "processor": platform.machine()},
     }
-    return _plain(found)
+    return as_plain(found)
 
 
 def write(folder: Path, found: dict[str, Any], picture: bytes, portraits: Mapping[str, Portrait]) -> None:
@@ -139,14 +140,3 @@ def _described(method: Compared) -> dict[str, Any]:
 def _bound(bound: Any) -> dict[str, float]:
     derived = {name: getattr(bound, name) for name in ("feature_alignment", "bound", "slack")}
     return {**vars(bound), **derived}
-
-
-def _plain(value: Any) -> Any:
-    """Paths as strings, NaN and infinity as null and text: what JSON can say."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return str(value) if isinstance(value, Path) else value

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors.torch import save as bytes_of
-from torch import Tensor
 
 from ..data import FeatureBank
 from ..distiller import Distiller
 from ..models import Classifier, speech_cnn
-from ..ops.sinkhorn import sinkhorn_loss
-from ..report.theory import BoundParts, bound_parts
+from ..report.theory import BoundParts
+from ..run.measure import alignment
 from .settings import WIDTH, Contender, DemoSettings, student_config
-from .task import Task, Teacher
-
-FA_METRIC, FA_REG, FA_ITER = "cosine", 0.1, 100  # of the FA that the table shows
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -63,29 +60,15 @@ def train_student(
     )
     result = distiller.fit(voices.labelled, teacher.train if distiller.method.uses_teacher else None)
 
-    bank = FeatureBank.from_model(student, voices.test)
+    bank, held_out = FeatureBank.from_model(student, voices.test), teacher.held_out
+    figures, bound = alignment(student.head, teacher.model.head, bank, held_out)
     outcome = Outcome(
         key=contender.key,
         seed=seed,
         accuracy=distiller.evaluate(voices.test)["accuracy"],
         val_accuracy=distiller.evaluate(voices.val)["accuracy"],
         seconds_per_epoch=statistics.median(epoch["seconds"] for epoch in result.history),
-        **_alignment(student, teacher, bank),
+        bound=bound,
+        **figures,
     )
     return outcome, Portrait(bytes_of(student.state_dict()), bank.x.numpy(), bank.labels.numpy())
-
-
-@torch.no_grad()
-def _alignment(student: Classifier, teacher: Teacher, bank: FeatureBank) -> dict:
-    """How the student's test features lie to the teacher's."""
-    held_out = teacher.held_out
-    bound = bound_parts(student.head, teacher.model.head, bank.x, bank.labels, held_out.x, held_out.labels)
-    fa = sinkhorn_loss(bank.x, held_out.x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
-    assert isinstance(fa, Tensor)
-    read = teacher.model.head(bank.x).argmax(1) == bank.labels
-    return {
-        "fa": fa.item(),
-        "la": bound.label_alignment,
-        "teacher_reads": read.float().mean().item(),
-        "bound": bound,
-    }

@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
-from torch import Tensor, nn
 
 from ..data import (
     FeatureBank,
+    LabelledData,
     SpokenDigits,
     TensorData,
-    few_labels,
-    split_by_group,
     split_digits,
     spoken_digits,
 )
 from ..distiller import Distiller
 from ..models import Classifier, digit_cnn
+from ..run.controls import derangement, permuted_model
+from ..run.sources import split_voices
 from .settings import WIDTH, teacher_config
 
 
@@ -43,14 +42,8 @@ class Teacher:
     def with_permuted_classes(self, seed: int) -> Teacher:
         """The control: class k is renamed to another one, in head and labels alike."""
         renamed = derangement(len(self.train.classes), seed)
-        old = self.model.head
-        assert isinstance(old, nn.Linear)
-        head = nn.Linear(old.in_features, old.out_features)
-        with torch.no_grad():
-            head.weight[renamed] = old.weight
-            head.bias[renamed] = old.bias
         return Teacher(
-            Classifier(self.model.encoder, head),
+            permuted_model(self.model, renamed),
             self.train.with_labels(renamed[self.train.labels]),
             self.held_out.with_labels(renamed[self.held_out.labels]),
         )
@@ -60,9 +53,9 @@ class Teacher:
 class Voices:
     """One seed's split of the recordings; no voice is in two parts."""
 
-    labelled: TensorData  # the few that the student sees
-    val: TensorData  # for whoever changes a knob
-    test: TensorData
+    labelled: LabelledData  # the few that the student sees
+    val: LabelledData  # for whoever changes a knob
+    test: LabelledData
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,9 @@ class Task:
 
     def voices(self, labels_per_class: int, seed: int) -> Voices:
         """The split of one seed, see `split_voices`."""
-        return split_voices(self.speech, labels_per_class, seed)
+        parts = split_voices(self.speech, labels_per_class, seed)
+        assert parts.val is not None and parts.test is not None
+        return Voices(parts.train, parts.val, parts.test)
 
     def pack(self) -> dict[str, Any]:
         """Bytes and strings, for another process."""
@@ -108,24 +103,6 @@ class Task:
         )
 
 
-def split_voices(speech: TensorData, labels_per_class: int, seed: int) -> Voices:
-    """Voices to train, validate and test on, drawn by the seed: about a half, a sixth and a third of them.
-
-    Raises:
-        ValueError: fewer than three voices, or too few recordings of a digit by those to train on.
-    """
-    names = sorted(set(speech.groups or ()))
-    if len(names) < 3:
-        raise ValueError(
-            "expected recordings by at least three voices, one each to train, validate and test on; "
-            f"found {', '.join(names) or 'none'}"
-        )
-    val, test = max(1, len(names) // 6), max(1, len(names) // 3)
-    train_part, val_part, test_part = split_by_group(speech, len(names) - val - test, val, test, seed=seed)
-    labelled, _ = few_labels(train_part, labels_per_class, seed=seed)
-    return Voices(labelled, val_part, test_part)
-
-
 def load_speech(audio: Path | None) -> SpokenDigits:
     """Spoken digits from wherever they can be had; ChildProcessError where the synthesiser fails."""
     try:
@@ -141,12 +118,3 @@ def train_teacher() -> Teacher:
     model = digit_cnn(width=WIDTH)
     Distiller(model, method="ce", config=teacher_config()).fit(train, student_val=val)
     return Teacher(model, FeatureBank.from_model(model, train), FeatureBank.from_model(model, held_out))
-
-
-def derangement(classes: int, seed: int) -> Tensor:
-    """A random permutation (classes,) int64 that leaves no class where it was; classes > 1."""
-    random = np.random.default_rng(seed)
-    while True:
-        renamed = random.permutation(classes)
-        if (renamed != np.arange(classes)).all():
-            return torch.from_numpy(renamed)

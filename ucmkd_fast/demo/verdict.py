@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ..report import Compared
-from ..report.statistics import PairedDifference, paired_difference
+from ..report.statistics import paired_difference
+from ..report.words import against_baseline, against_control
+from .settings import BASELINE
 
 _LITTLE_ROOM = 0.9  # accuracy of the baseline above which no method has much to add
 
@@ -22,52 +24,20 @@ EXPECTATION = (
 def sentences(methods: Sequence[Compared], classes: int) -> list[str]:
     """The conclusions that the numbers allow, most important first."""
     by_key = {method.key: method for method in methods}
-    said = [_against_baseline(by_key[key]) for key in ("ucmkd", "ucmkd_published", "kd", "feature", "joint")]
+    said = [
+        against_baseline(by_key[key], BASELINE)
+        for key in ("ucmkd", "ucmkd_published", "kd", "feature", "joint")
+    ]
     if by_key["ce"].spread.mean > _LITTLE_ROOM:
         said.append(
             f"ce alone reaches {100 * by_key['ce'].spread.mean:.0f} %: there is little left for any teacher to add; "
             "--labels-per-class 1 makes it harder."
         )
-    said.append(_against_control(by_key["ucmkd"], by_key["ucmkd_permuted"]))
-    said.append(_against_control(by_key["kd"], by_key["kd_permuted"]))
+    said.append(against_control(by_key["ucmkd"], by_key["ucmkd_permuted"]))
+    said.append(against_control(by_key["kd"], by_key["kd_permuted"]))
     said.append(_alignment(by_key["feature"], by_key["ce"], classes))
     said.append(_theorem(methods, classes))
     return said
-
-
-def points(difference: PairedDifference) -> str:
-    """A difference of accuracies, in points."""
-    if math.isnan(difference.standard_error):
-        return f"{100 * difference.mean:+.1f} points"
-    return f"{100 * difference.mean:+.1f} ± {100 * difference.standard_error:.1f} points"
-
-
-def _against_baseline(method: Compared) -> str:
-    difference = method.difference
-    assert difference is not None
-    words = {
-        "higher": "better than ce",
-        "lower": "worse than ce",
-        "none": "no difference to ce seen",
-        "unknown": "one seed cannot tell whether that differs from ce",
-    }
-    return f"{method.label}: {words[difference.verdict]} ({points(difference)})."
-
-
-def _against_control(method: Compared, control: Compared) -> str:
-    difference = paired_difference(method.accuracy, control.accuracy)
-    words = {
-        "higher": "the real teacher is better: what it knows about the classes reached the student",
-        "lower": "the permuted teacher is even better, so the gain, if any, is not from what the teacher knows",
-        "none": (
-            "no difference seen; as far as these seeds can tell, the control with permuted classes does as well, "
-            "and nothing shows that what the teacher knows about the classes reached the student"
-        ),
-        "unknown": "one seed cannot tell",
-    }
-    return (
-        f"{method.label}, real against permuted teacher ({points(difference)}): {words[difference.verdict]}."
-    )
 
 
 def _alignment(method: Compared, baseline: Compared, classes: int) -> str:

@@ -7,6 +7,7 @@
     checkpoints/       the two newest, see `checkpoint`
     best.safetensors   the student that was best on validation
     last.safetensors   the student of the last epoch
+    result.json        what the command line measured when all was done
     logs/              what trackers write, where asked for
 """
 
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +32,9 @@ from torch import Tensor
 from ..config import BOOKKEEPING
 from .checkpoint import list_checkpoints, read_checkpoint, read_latest, remove_leftovers, write_text
 
-_OWN = ("config.yaml", "run.json", "checkpoints", "best.safetensors", "last.safetensors", "logs")
+_OWN = (
+    "config.yaml", "run.json", "checkpoints", "best.safetensors", "last.safetensors", "result.json", "logs",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -149,6 +153,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the working directory, and whether it has changes; None outside git."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "changed_files": len(changes.splitlines())}
 
 
 def _differences(held: Any, wanted: Any, name: str = "") -> Any:

@@ -1,0 +1,31 @@
+"""Where experiments are: files of the user's, and those that come along."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def shipped_experiments() -> list[str]:
+    """The names of the experiments that come along, such as ``paper/table6``."""
+    found = (path.relative_to(SHIPPED).with_suffix("") for path in SHIPPED.glob("*/*.yaml"))
+    return sorted(path.as_posix() for path in found if path.name not in ("figures", "task"))
+
+
+def find_experiment(name: str) -> Path:
+    """A YAML file by its path, or an experiment that comes along by its name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_experiments()
+    if name in known:
+        return SHIPPED / f"{name}.yaml"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(known)}"
+    raise FileNotFoundError(f"{name}: expected a YAML file or the name of an experiment; {hint}")

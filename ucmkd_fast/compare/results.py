@@ -1,0 +1,170 @@
+"""The runs' numbers, method against method: means, paired differences, and what the paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..extras import installed
+from ..report import Compared, compare
+from ..report.plain import as_plain
+from ..report.statistics import spread
+from ..report.theory import BoundParts
+from ..run.files import DIVERGED
+from ..training.run_folder import git_state, versions
+from .experiment import Cell, Contender, Experiment
+
+FIGURES = ("val_accuracy", "loss", "fa", "la", "teacher_reads", "seconds_per_epoch", "seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in one setting; ``compared`` is None where a run diverged or is missing."""
+
+    contender: Contender
+    compared: Compared | None
+    diverged: int  # runs
+    paper: float | None  # per cent
+    paper_difference: float | None  # to the baseline, points
+
+    @property
+    def label(self) -> str:
+        """The method's."""
+        return self.contender.label
+
+
+@dataclass(frozen=True)
+class Block:
+    """A setting: a row for each method."""
+
+    setting: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out."""
+
+    experiment: Experiment
+    blocks: Sequence[Block]
+    runs: Sequence[Mapping[str, Any]]
+
+    def markdown(self) -> str:
+        """The tables and what they say, for a page."""
+        from .tables import markdown
+
+        return markdown(self)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, as JSON knows it."""
+        return as_plain(
+            {
+                "format": "ucmkd-fast comparison 1",
+                "experiment": self.experiment.plain(),
+                "settings": [
+                    {"setting": block.setting, "methods": [_plain_row(row) for row in block.rows]}
+                    for block in self.blocks
+                ],
+                "runs": list(self.runs),
+                "versions": {**versions(), "ucmkd-fast": __version__, **installed()},
+                "git": git_state(),
+            }
+        )
+
+
+def gather(
+    experiment: Experiment, cells: Sequence[Cell], results: Mapping[Path, dict[str, Any]]
+) -> Comparison:
+    """Bring every run's result to its place.
+
+    Args:
+        experiment: what was run.
+        cells: all of its runs.
+        results: by the cell's folder, as in ``result.json``.
+    """
+    blocks = []
+    for setting in experiment.settings:
+        rows = []
+        for contender in experiment.contenders:
+            own = [
+                results[cell.folder]
+                for cell in cells
+                if cell.setting == setting and cell.contender.label == contender.label
+            ]
+            rows.append(_row(experiment, setting, contender, own))
+        blocks.append(Block(setting, _with_differences(rows, experiment.baseline)))
+    runs = [
+        {
+            "setting": cell.setting,
+            "method": cell.contender.label,
+            "seed": cell.seed,
+            **{key: value for key, value in results[cell.folder].items() if key != "config"},
+        }
+        for cell in cells
+    ]
+    return Comparison(experiment, blocks, runs)
+
+
+def _row(
+    experiment: Experiment, setting: str, contender: Contender, results: Sequence[dict[str, Any]]
+) -> Row:
+    diverged = sum(DIVERGED in result for result in results)
+    compared = None
+    if not diverged:
+        compared = Compared(
+            contender.label,
+            contender.label,
+            [_accuracy(result) for result in results],
+            {
+                name: [r[name] for r in results]
+                for name in FIGURES
+                if all(r.get(name) is not None for r in results)
+            },
+            [BoundParts(**result["bound"]) for result in results if "bound" in result],
+            contender.control is not None,
+        )
+    paper, column = experiment.paper, experiment.columns[setting]
+    figure = None if paper is None else paper.figure(contender.row, column)
+    base = next(c for c in experiment.contenders if c.label == experiment.baseline)
+    reference = None if paper is None else paper.figure(base.row, column)
+    difference = None if figure is None or reference is None or contender is base else figure - reference
+    return Row(contender, compared, diverged, figure, difference)
+
+
+def _accuracy(result: dict[str, Any]) -> float:
+    """On the test part, or, where the data have none, on validation."""
+    return result["val_accuracy"] if result["accuracy"] is None else result["accuracy"]
+
+
+def _with_differences(rows: Sequence[Row], baseline: str) -> list[Row]:
+    there = [row.compared for row in rows if row.compared is not None]
+    if not any(method.key == baseline for method in there):
+        return list(rows)
+    differing = {method.key: method for method in compare(there, baseline)}
+    return [
+        row if row.compared is None else Row(**{**vars(row), "compared": differing[row.label]})
+        for row in rows
+    ]
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    method = row.compared
+    found: dict[str, Any] = {
+        "method": row.label,
+        "control": row.contender.control,
+        "diverged": row.diverged,
+        "paper": row.paper,
+        "paper_difference": row.paper_difference,
+    }
+    if method is not None:
+        difference = method.difference
+        found["accuracy"] = vars(method.spread)
+        found["difference"] = (
+            None if difference is None else {**vars(difference), "verdict": difference.verdict}
+        )
+        found["figures"] = {name: vars(spread(values)) for name, values in method.figures.items()}
+        found["bound_held"] = sum(bound.slack >= 0 for bound in method.bounds) if method.bounds else None
+    return found

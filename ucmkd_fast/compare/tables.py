@@ -1,0 +1,153 @@
+"""A comparison as tables, for a terminal and for a page, and what they say in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..report.words import against_baseline, against_control
+from .results import Block, Comparison, Row
+
+LEGEND = (
+    "Accuracy: on test data, mean ± deviation over {seeds}. vs {baseline}: paired difference at the same seeds (split, "
+    "first weights, batches), points ± standard error, bold where it exceeds its 95 % margin; of twenty such "
+    "comparisons one is beyond it by chance."
+)
+PAPER_LEGEND = " Paper: what the paper's table {number} reports, and its difference to its own {baseline}."
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """Tables and sentences on a terminal."""
+    for block in comparison.blocks:
+        titles, rows = _cells(comparison, block)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+        for i, title in enumerate(titles):
+            table.add_column(title, justify="right" if i else "left", no_wrap=True)
+        for row, cells in zip(block.rows, rows, strict=True):
+            marked = [text.replace("**", "[bold]", 1).replace("**", "[/bold]", 1) for text in cells]
+            table.add_row(*marked, style="dim" if row.contender.control else None)
+        console.print()
+        console.print(table)
+        for sentence in sentences(comparison, block):
+            console.print(f"  • {sentence}", highlight=False)
+    console.print()
+    console.print(_legend(comparison), style="dim", highlight=False)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Tables and sentences for a page."""
+    lines = [f"## {comparison.experiment.title or 'Comparison'}", ""]
+    for block in comparison.blocks:
+        titles, rows = _cells(comparison, block)
+        if len(comparison.blocks) > 1:
+            lines += [f"### {block.setting}", ""]
+        lines += [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+        lines += [f"| {' | '.join(cells)} |" for cells in rows]
+        lines += ["", *(f"* {sentence}" for sentence in sentences(comparison, block)), ""]
+    return "\n".join([*lines, _legend(comparison), ""])
+
+
+def sentences(comparison: Comparison, block: Block) -> list[str]:
+    """What the numbers of a setting say."""
+    baseline = comparison.experiment.baseline
+    said = []
+    for row in block.rows:
+        if row.diverged:
+            runs = len(comparison.experiment.seeds)
+            said.append(f"{row.label}: diverged at {row.diverged} of {runs} seeds, so it is not compared.")
+        elif row.compared is not None and row.compared.difference is not None and not row.contender.control:
+            said.append(against_baseline(row.compared, baseline))
+    for row in block.rows:
+        real = _real(block, row)
+        if real is not None and real.compared is not None and row.compared is not None:
+            said.append(against_control(real.compared, row.compared, row.contender.control or ""))
+    return said
+
+
+def _real(block: Block, control: Row) -> Row | None:
+    """The row that a control is the control of."""
+    if control.contender.control is None:
+        return None
+
+    def others(changes: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: value for path, value in changes.items() if path != "teacher.control"}
+
+    for row in block.rows:
+        same = row.contender.method == control.contender.method
+        if same and row.contender.control is None:
+            if others(row.contender.changes) == others(control.contender.changes):
+                return row
+    return None
+
+
+def _cells(comparison: Comparison, block: Block) -> tuple[list[str], list[list[str]]]:
+    """Titles, and a text for each row and column; bold as in Markdown."""
+    columns: list[tuple[str, Sequence[str]]] = [
+        (block.setting if len(comparison.blocks) > 1 else "Method", [row.label for row in block.rows]),
+        ("Accuracy %", [_accuracy(row) for row in block.rows]),
+        (f"vs {comparison.experiment.baseline}", [_difference(row) for row in block.rows]),
+    ]
+    figures = (
+        ("fa", "FA", "{:.2f}", 1),
+        ("la", "LA", "{:.2f}", 1),
+        ("teacher_reads", "Read %", "{:.0f}", 100),
+    )
+    for name, title, form, factor in figures:
+        texts = [
+            form.format(factor * row.compared.mean(name))
+            if row.compared and name in row.compared.figures
+            else ""
+            for row in block.rows
+        ]
+        if any(texts):
+            columns.append((title, texts))
+    if comparison.experiment.paper is not None:
+        columns.append(("Paper %", [_or_nothing(row.paper, "{:.2f}") for row in block.rows]))
+        columns.append(("vs", [_or_nothing(row.paper_difference, "{:+.2f}") for row in block.rows]))
+    titles = [title for title, _ in columns]
+    return titles, [list(cells) for cells in zip(*(texts for _, texts in columns), strict=True)]
+
+
+def _accuracy(row: Row) -> str:
+    if row.compared is None:
+        return f"diverged ({row.diverged})"
+    return _plus_minus(row.compared.spread.mean, row.compared.spread.deviation)
+
+
+def _difference(row: Row) -> str:
+    difference = None if row.compared is None else row.compared.difference
+    if difference is None:
+        return ""
+    text = _plus_minus(difference.mean, difference.standard_error, "+")
+    return f"**{text}**" if difference.verdict in ("higher", "lower") else text
+
+
+def _plus_minus(mean: float, deviation: float, sign: str = "") -> str:
+    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+
+
+def _or_nothing(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _legend(comparison: Comparison) -> str:
+    experiment = comparison.experiment
+    count = len(experiment.seeds)
+    seeds = "one seed" if count == 1 else f"{count} seeds"
+    text = LEGEND.format(seeds=seeds, baseline=experiment.baseline)
+    if any(
+        row.compared and "fa" in row.compared.figures for block in comparison.blocks for row in block.rows
+    ):
+        text += (
+            " FA: cosine transport cost from the student's test features to the teacher's held-out ones; 0 = they "
+            "coincide. LA: label alignment, nats. Read: how often the teacher's own head names the class from the "
+            "student's feature."
+        )
+    if experiment.paper is not None:
+        text += PAPER_LEGEND.format(number=experiment.paper.number, baseline=experiment.baseline)
+    return text

@@ -1,0 +1,70 @@
+"""A finished run's student, measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..ops.checks import choice
+from ..training.metrics import evaluate
+from .config import RunConfig
+from .files import CONFIG, load_weights, weights_of
+from .settings import load_settings, with_changes
+from .sources import build_data, build_model
+
+PARTS = ("train", "val", "test")
+
+
+def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Accuracy, loss, accuracy by class and confusion of the student that a run ended with.
+
+    Args:
+        folder: the run's.
+        part: "train", "val" or "test" of the student's data.
+        changes: to the run's settings, at dotted paths: other data of the same classes, say.
+
+    Raises:
+        FileNotFoundError: no finished run, or missing data.
+        ValueError: there is no such part; the changed settings do not fit the weights.
+    """
+    choice("part", part, PARTS)
+    weights = weights_of(folder)
+    config = RunConfig.read(with_changes(load_settings(folder / CONFIG), changes or {}))
+    parts = build_data(config.student.data, config.seed)
+    data = getattr(parts, part)
+    if data is None:
+        raise ValueError(f"data {config.student.data.name!r} have no part {part!r}")
+    model = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
+    load_weights(model, weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = evaluate(model.to(device), data, device=device, batch_size=config.train.batch_size)
+    return {"run": str(folder), "weights": weights.name, "part": part, "classes": list(data.classes), **found}
+
+
+def show(console: Console, found: Mapping[str, Any]) -> None:
+    """Say it on a terminal: the rarest right classes, and the commonest mistakes."""
+    console.print(
+        f"{found['run']} ({found['weights']}): {100 * found['accuracy']:.1f} % of {found['samples']} {found['part']} "
+        f"samples right, loss {found['loss']:.3f}",
+        highlight=False,
+    )
+    names = found["classes"]
+    by_class = zip(names, found["per_class_accuracy"], strict=True)
+    said = ", ".join(f"{name} {100 * one:.0f} %" for name, one in by_class if one is not None)
+    console.print(f"By class: {said}", highlight=False)
+    mistakes = sorted(
+        (
+            (count, names[i], names[j])
+            for i, row in enumerate(found["confusion"])
+            for j, count in enumerate(row)
+            if i != j and count
+        ),
+        reverse=True,
+    )
+    if mistakes:
+        most = ", ".join(f"{a} for {b} ({count})" for count, b, a in mistakes[:5])
+        console.print(f"Taken most often: {most}", highlight=False)

@@ -1,0 +1,38 @@
+"""How a trained student's features lie to its teacher's: what a comparison shows beside accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import FeatureBank
+from ..ops.sinkhorn import sinkhorn_loss
+from ..report.theory import BoundParts, bound_parts
+
+FA_METRIC, FA_REG, FA_ITER = "cosine", 0.1, 100  # of the FA that tables show, whatever the method trained on
+
+
+@torch.no_grad()
+def alignment(
+    student_head: Any, teacher_head: Any, student: FeatureBank, teacher: FeatureBank
+) -> tuple[dict[str, float], BoundParts]:
+    """FA, LA and the teacher's reading of student features, and the parts of Theorem 2.6.
+
+    Args:
+        student_head: in eval mode.
+        teacher_head: in eval mode; it must read features of the student's width.
+        student: features of test samples.
+        teacher: features of samples that the teacher did not train on.
+
+    Returns:
+        ``fa`` (cosine cost), ``la`` (nats), ``teacher_reads`` (accuracy of the teacher's head on student
+        features, 0 to 1); and the bound.
+    """
+    bound = bound_parts(student_head, teacher_head, student.x, student.labels, teacher.x, teacher.labels)
+    fa = sinkhorn_loss(student.x, teacher.x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
+    assert isinstance(fa, Tensor)
+    read = teacher_head(student.x).argmax(1) == student.labels
+    reads = read.float().mean().item()
+    return {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}, bound
