@@ -61,10 +61,16 @@ sinkhorn::Ragged ragged(bool f64, int64_t batch, int64_t d, int64_t max_iter, do
   return r;
 }
 
+void set_classes(sinkhorn::Problem& p, int64_t classes, Address class_cost, Address label, Address distance,
+                 Address grad_class_cost) {
+  p.classes = classes, p.class_cost = to<void>(class_cost), p.label = to<int64_t>(label);
+  p.distance = to<void>(distance), p.grad_class_cost = to<void>(grad_class_cost);
+}
+
 template <class T>
 cost::Features<T> features(int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
                            Address scale_y) {
-  return {static_cast<cost::Metric>(metric), n, m, d, to<T>(x), to<T>(y), to<T>(scale_x), to<T>(scale_y)};
+  return {static_cast<cost::Metric>(metric), n, m, d, to<T>(x), to<T>(y), to<T>(scale_x), to<T>(scale_y), {}};
 }
 
 sinkhorn::Upstream upstream(Address value, Address f, Address g) {
@@ -119,7 +125,8 @@ PYBIND11_MODULE(_C, m) {
   using sinkhorn::Problem;
   m.def("sinkhorn_saved_size", &sinkhorn::saved_size);
   py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.")
-      .def(py::init(&problem));
+      .def(py::init(&problem))
+      .def("set_classes", &set_classes);
   m.def(
       "sinkhorn_forward",
       [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,

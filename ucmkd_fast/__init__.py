@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
+from .ops.class_conditional import class_conditional_loss
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
 from .ops.sinkhorn import SinkhornResult, sinkhorn, sinkhorn_loss
@@ -22,6 +23,7 @@ __all__ = [
     "FeatureAlignmentLoss",
     "LabelTransportLoss",
     "SinkhornResult",
+    "class_conditional_loss",
     "compat",
     "label_transport_loss",
     "linear_label_transport_loss",

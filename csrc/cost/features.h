@@ -15,6 +15,16 @@ static inline bool normalised(Metric metric) {
   return metric == Metric::kCosine || metric == Metric::kChordal;
 }
 
+// A term of the cost that depends on the class of y_j:  C_ij = d(x_i, y_j) + cost[i, label_j].
+template <class T>
+struct Classes {
+  int64_t count;         // K; 0: there is no such term
+  const T* cost;         // (n, K), may hold +inf
+  const int64_t* label;  // (m,) from 0 to K - 1
+  T* distance;           // (n, m): where the forward keeps d for a metric whose gradient reads it; or null
+  T* grad;               // (n, K): dC summed over the columns of each label; or null
+};
+
 template <class T>
 struct Features {
   Metric metric;
@@ -23,6 +33,7 @@ struct Features {
   const T* y;        // (m, d)
   const T* scale_x;  // (n,) 1 / |x| (0 for a zero row) where the metric normalises, else |x|^2
   const T* scale_y;  // (m,)
+  Classes<T> classes;
 };
 
 }  // namespace cost

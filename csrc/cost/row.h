@@ -51,9 +51,9 @@ static inline T distance_l1(const T* x, const T* y, int64_t d) {
   return sum<T>(total) + rest;
 }
 
-// <x_i, y_j> -> C_ij for one i, in place; l1 reads no products.
+// <x_i, y_j> -> d(x_i, y_j) for one i, in place; l1 reads no products.
 template <class T>
-static inline void finish_cost_row(const cost::Features<T>& f, int64_t i, T* row) {
+static inline void finish_distance_row(const cost::Features<T>& f, int64_t i, T* row) {
   using cost::Metric;
   const int64_t m = f.m;
   const T sx = f.scale_x[i];
@@ -90,15 +90,43 @@ static inline void finish_cost_row(const cost::Features<T>& f, int64_t i, T* row
     for (int64_t j = 0; j < m; ++j) row[j] = root(row[j]);
 }
 
+// d -> C for one i, in place. A distance that overflows becomes NaN: it is no forbidden pair.
+template <class T>
+static inline void add_class_cost(const cost::Features<T>& f, int64_t i, T* row) {
+  const T* by_class = f.classes.cost + i * f.classes.count;
+  T* kept = f.classes.distance ? f.classes.distance + i * f.m : nullptr;
+  for (int64_t j = 0; j < f.m; ++j) {
+    if (kept) kept[j] = row[j];
+    row[j] = row[j] <= Lanes<T>::kMax ? row[j] + by_class[f.classes.label[j]] : T(__builtin_nan(""));
+  }
+}
+
+// <x_i, y_j> -> C_ij for one i, in place; l1 reads no products.
+template <class T>
+static inline void finish_cost_row(const cost::Features<T>& f, int64_t i, T* row) {
+  finish_distance_row(f, i, row);
+  if (f.classes.count) add_class_cost(f, i, row);
+}
+
+template <class T>
+static inline void sum_by_class(const cost::Classes<T>& classes, int64_t i, int64_t m, const T* dc) {
+  T* out = classes.grad + i * classes.count;
+  for (int64_t k = 0; k < classes.count; ++k) out[k] = 0;
+  for (int64_t j = 0; j < m; ++j) out[classes.label[j]] += dc[j];
+}
+
 // dC -> W for one i, in place, with
 //   normalised metrics:  dx = -(I - x^ x^') (W y),   dy likewise with W'
 //   l2, sqeuclidean:     dx = row_sum x - W y,       dy = col_sum y - W' x
-// Returns the row's sum and adds the row to col_sum (m,) where that is asked for; l1 keeps dC.
+// Returns the row's sum and adds the row to col_sum (m,) where that is asked for; l1 keeps dC. The gradient of
+// the term by class is made on the way.
 template <class T>
 static inline T weigh_row(const cost::Features<T>& f, int64_t i, const T* cost, T* w, T* col_sum) {
   using cost::Metric;
   constexpr int W = Lanes<T>::W;
   const int64_t m = f.m;
+  if (f.classes.grad) sum_by_class(f.classes, i, m, w);
+  if (f.classes.distance) cost = f.classes.distance + i * m;
   if (f.metric == Metric::kL1) return 0;
   if (cost::normalised(f.metric)) {
     const T sx = f.scale_x[i];

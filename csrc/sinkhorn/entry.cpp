@@ -76,6 +76,17 @@ const char* check_masses(const T* a, int64_t n, const T* b, int64_t m) {
   return nullptr;
 }
 
+// Null, or a sentence on the term by class.
+template <class T>
+const char* check_classes(const Problem& p) {
+  const T* cost = at<T>(p.class_cost, 0);
+  bool good = true;
+  for (int64_t k = 0; k < p.n * p.classes; ++k) good &= cost[k] > -T(__builtin_inf());  // false for NaN
+  if (!good) return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
+  for (int64_t j = 0; p.classes && j < p.m; ++j) good &= p.label[j] >= 0 && p.label[j] < p.classes;
+  return good ? nullptr : "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
+}
+
 // Largest work space (Scratch must not throw inside a task): allocated before the batch is split.
 template <class T>
 struct WorkPool {
@@ -84,18 +95,6 @@ struct WorkPool {
   WorkPool(int64_t batch, int64_t size) : each(padded(size)), memory(each * batch) {}
   T* of(int64_t k) { return memory.data() + each * k; }
 };
-
-template <class T>
-cost::Features<T> features_of(const Problem& p) {
-  return {static_cast<cost::Metric>(p.metric),
-          p.n,
-          p.m,
-          p.d,
-          at<T>(p.x, 0),
-          at<T>(p.y, 0),
-          at<T>(p.scale_x, 0),
-          at<T>(p.scale_y, 0)};
-}
 
 template <class T>
 Saved<T> saved_of(const Problem& p, int64_t k) {
@@ -115,6 +114,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
   for (int64_t k = 0; k < p.batch; ++k)
     if (const char* refused = check_masses(at<T>(p.a, k * p.a_stride), p.n, at<T>(p.b, k * p.b_stride), p.m))
       return refused;
+  if (const char* refused = check_classes<T>(p)) return refused;
   WorkPool<T> work(p.batch, forward_work(p.n, p.m, tasks_for(p.n, p.m)));
   const cost::Features<T> features = features_of<T>(p);
   std::vector<Status> status(p.batch, Status::kOk);

@@ -3,6 +3,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "cost/features.h"
+
 namespace ucmkd {
 namespace sinkhorn {
 
@@ -27,7 +29,28 @@ struct Problem {
   const void* y;        // (m, d)
   const void* scale_x;  // (n,), see cost/features.h; made by loss_forward
   const void* scale_y;  // (m,)
+  // a term by class, with features, or 0; see cost/features.h
+  int64_t classes;         // K
+  const void* class_cost;  // (n, K)
+  const int64_t* label;    // (m,)
+  void* distance;          // (n, m) or null
+  void* grad_class_cost;   // (n, K) or null
 };
+
+// The features of a problem that has some.
+template <class T>
+cost::Features<T> features_of(const Problem& p) {
+  return {static_cast<cost::Metric>(p.metric),
+          p.n,
+          p.m,
+          p.d,
+          static_cast<const T*>(p.x),
+          static_cast<const T*>(p.y),
+          static_cast<const T*>(p.scale_x),
+          static_cast<const T*>(p.scale_y),
+          {p.classes, static_cast<const T*>(p.class_cost), p.label, static_cast<T*>(p.distance),
+           static_cast<T*>(p.grad_class_cost)}};
+}
 
 struct Upstream {
   const void* value;  // (batch,) or null: 0

@@ -97,7 +97,7 @@ static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int
         }
         const Vec<T> c = j < m ? load_cost(C + i * m, j, m) : splat(inf);
         bad |= ~(c >= -Lanes<T>::kMax);
-        if (features && j < m)  // what lies beyond the row's end is +inf, and no overflow
+        if (features && !features->classes.count && j < m)  // what lies beyond the row's end is +inf, and no overflow
           bad |= ~((j + W <= m ? c : load_part(C + i * m + j, m - j, T(0))) <= Lanes<T>::kMax);
         const Vec<T> value = takes_part ? exp(exponent<T>(Fi, load(G + j), c, inverse)) : Vec<T>{};
         store(k + j, value);

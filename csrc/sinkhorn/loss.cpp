@@ -10,18 +10,6 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-template <class T>
-cost::Features<T> features_of(const Problem& p) {
-  return {static_cast<cost::Metric>(p.metric),
-          p.n,
-          p.m,
-          p.d,
-          static_cast<const T*>(p.x),
-          static_cast<const T*>(p.y),
-          static_cast<const T*>(p.scale_x),
-          static_cast<const T*>(p.scale_y)};
-}
-
 // The product of the adjoint's vectors, where there is one, and dC from it: the weights (n, m) and their
 // sums.
 template <class T>

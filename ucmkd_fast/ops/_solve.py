@@ -121,6 +121,20 @@ def _loss_problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, histor
     )  # fmt: skip
 
 
+class Classes(NamedTuple):
+    """A term of the cost by class, see csrc/cost/features.h."""
+
+    cost: Tensor  # (N, K) contiguous
+    labels: Tensor  # (M,) int64 contiguous
+    distance: Tensor | None = None  # (N, M)
+    grad: Tensor | None = None  # (N, K), written by the backward
+
+
+def _set_classes(problem, classes: Classes | None) -> None:
+    if classes is not None:
+        problem.set_classes(classes.cost.shape[1], *(_address(t) for t in classes))
+
+
 def _kept_cost(kept: Tensor, n: int, m: int) -> Tensor:
     return kept[: n * m].view(n, m)
 
@@ -138,6 +152,7 @@ def forward_loss(
     init_g: Tensor | None,
     options: LossOptions,
     save: bool,
+    classes: Classes | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """The loss alone: its value, the potentials where its gradient needs them, and what the backward needs."""
     x, y = plain(x, options.dtype), plain(y, options.dtype)
@@ -153,6 +168,7 @@ def forward_loss(
         if save and (a is not None or b is not None):
             f, g = x.new_empty(n), x.new_empty(m)
     problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, history)
+    _set_classes(problem, classes)
     refused = _C.sinkhorn_loss_forward(
         problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual)
     )
@@ -175,11 +191,13 @@ def backward_loss(
     upstream: Tensor,
     options: LossOptions,
     needs: Sequence[bool],  # of x, y, a, b
+    classes: Classes | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y (in the cost's dtype), a and b."""
     x, y = plain(x, options.dtype), plain(y, options.dtype)
     n, m, solver = x.shape[0], y.shape[0], options.solver
     problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled")
+    _set_classes(problem, classes)
     outputs = (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
     if not _own_products(x, y, options.metric):
         features = Features(x, y, kept[n * m : n * m + n + m], options.metric)

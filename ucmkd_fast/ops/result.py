@@ -19,10 +19,16 @@ class SinkhornResult:
         n_iter: () or (B,) int64, iterations that ran.
     """
 
-    def __init__(self, cost: Tensor, outputs: tuple[Tensor, ...], options: Options):
+    def __init__(
+        self,
+        cost: Tensor,
+        outputs: tuple[Tensor, ...],
+        options: Options,
+        classes: tuple[Tensor, int] | None = None,  # y_labels (M,) and K
+    ):
         self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
         self.marginal_error = error.detach()
-        self._cost, self._options = cost, options
+        self._cost, self._options, self._classes = cost, options, classes
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
@@ -32,6 +38,18 @@ class SinkhornResult:
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
         return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
+
+    def plan_by_class(self) -> Tensor:
+        """P summed over the columns of each label (N, K); differentiable. A row over its mass is a soft label.
+
+        Raises:
+            ValueError: the call had no ``y_labels``.
+        """
+        if self._classes is None:
+            raise ValueError("plan_by_class needs a call with class_cost and y_labels, this one had none")
+        labels, classes = self._classes
+        plan = self.plan()
+        return plan.new_zeros(len(plan), classes).index_add(1, labels, plan)
 
     @property
     def converged(self) -> Tensor:

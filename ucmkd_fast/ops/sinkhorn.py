@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, checks, ragged
+from . import _autograd, checks, class_aware, ragged
 from ._solve import LossOptions, Options
 from .cost import METRICS
 from .result import SinkhornResult
@@ -18,8 +18,6 @@ OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = ("unrolled", "implicit", "envelope")
 ACCELERATE = ("relax",)
 _NOT_BUILT = {
-    "class_cost": "class-aware costs",
-    "y_labels": "class-aware costs",
     "memory_budget": "costs rebuilt panel by panel",
     "group": "rows sharded over processes",
 }
@@ -207,8 +205,10 @@ def sinkhorn_loss(
         grad: as in `sinkhorn`.
         init: as in `sinkhorn`; for ``"divergence"`` it starts the problem between x and y.
         accelerate: as in `sinkhorn`.
-        class_cost: refused until built.
-        y_labels: refused until built.
+        class_cost: W (N, K), a term of the cost by class: C_ij = d(x_i, y_j) + W[i, k_j]; of the cost's dtype, may
+            be negative, +inf forbids a class to a row; differentiable. With ``y_labels``; see
+            `class_conditional_loss` for the case of W = 0 or +inf.
+        y_labels: k (M,) int64, the class of each y, from 0 to K - 1.
         offsets: ``(x_offsets, y_offsets)``, (B + 1,) int64 on the CPU, ascending from 0: B problems of different
             sizes, rows ``x_offsets[k]`` to ``x_offsets[k + 1]`` of x (sum N_k, D) against those of y (sum M_k, D).
             Masses and ``init`` are flat as x and y are, and masses have equal sums problem by problem. A problem
@@ -225,8 +225,7 @@ def sinkhorn_loss(
         ValueError: shapes, widths, devices or values that do not fit; the message says which.
         NotImplementedError: an argument that is not built yet.
     """
-    asked = {"class_cost": class_cost, "y_labels": y_labels,
-             "memory_budget": memory_budget, "group": group}  # fmt: skip
+    asked = {"memory_budget": memory_budget, "group": group}
     for name, given in asked.items():
         if given is not None:
             raise NotImplementedError(f"{name}= ({_NOT_BUILT[name]}) is not built yet: leave it out")
@@ -242,6 +241,17 @@ def sinkhorn_loss(
     init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
     if return_result and objective == "divergence":
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
+    if class_cost is not None or y_labels is not None:
+        if offsets is not None or batch is not None:
+            raise ValueError("class_cost is for one problem (N, D), (M, D): call it problem by problem")
+        class_aware.check_class_cost(class_cost, y_labels, x, y, dtype)
+        if objective == "divergence":
+            raise ValueError(
+                "objective='divergence' compares x with itself, whose classes are not known: with class_cost use "
+                "'transport' or 'regularized'"
+            )
+        settings = metric, dtype, objective == "regularized", options
+        return _class_aware(x, y, class_cost, y_labels, a, b, init_fg, *settings, return_result)
     if offsets is not None or batch is not None:
         return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
     if return_result:
@@ -312,6 +322,22 @@ def _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, ret
         return outputs[int(objective == "regularized")]
     within = [solve(z, z, m, m, (None, None))[1][1] for z, m in ((x, a), (y, b))]
     return outputs[1] - (within[0] + within[1]) / 2
+
+
+def _class_aware(
+    x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, regularized, options, return_result
+):
+    if not return_result and x.device.type == "cpu" and _autograd.direct(x, y, class_cost, a, b, y_labels):
+        class_cost, a, b, y_labels = (
+            None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
+        )
+        loss_options = LossOptions(metric, dtype, regularized, options)
+        return class_aware.ClassAwareLoss.apply(x, y, class_cost, a, b, y_labels, *init_fg, loss_options)
+    matrix = class_aware.cost_by_class(_cost_matrix(x, y, metric, dtype), class_cost, y_labels)
+    outputs = _solve(matrix, a, b, init_fg, options)
+    if return_result:
+        return SinkhornResult(matrix, outputs, options, (y_labels, class_cost.shape[1]))
+    return outputs[int(regularized)]
 
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:

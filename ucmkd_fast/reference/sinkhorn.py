@@ -160,13 +160,20 @@ def sinkhorn_loss(
     *,
     metric: str = "cosine",
     objective: str = "transport",
+    class_cost: Tensor | None = None,
+    y_labels: Tensor | None = None,
     **options,
 ) -> Tensor:
-    """The loss between features x (N, D) and y (M, D); options as in `sinkhorn`."""
-    if objective == "transport":
-        return sinkhorn(cost(x, y, metric), a, b, **options).value
-    if objective == "regularized":
-        return sinkhorn(cost(x, y, metric), a, b, **options).value_regularized
+    """The loss between features x (N, D) and y (M, D); options as in `sinkhorn`.
+
+    With ``class_cost`` W (N, K) and ``y_labels`` k (M,) the cost is d(x_i, y_j) + W[i, k_j].
+    """
+    if objective in ("transport", "regularized"):
+        C = cost(x, y, metric)
+        if class_cost is not None:
+            C = C + class_cost[:, y_labels]
+        solution = sinkhorn(C, a, b, **options)
+        return solution.value if objective == "transport" else solution.value_regularized
     if objective == "divergence":
         between = sinkhorn(cost(x, y, metric), a, b, **options).value_regularized
         within_x = sinkhorn(cost(x, x, metric), a, a, **options).value_regularized

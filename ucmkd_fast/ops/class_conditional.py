@@ -1,0 +1,84 @@
+"""Transport class by class: no mass leaves its class."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .sinkhorn import sinkhorn_loss
+
+
+class ClassMasses(NamedTuple):
+    """Masses under which every class sends what it receives."""
+
+    a: Tensor  # (N,) equal for every x whose class y has as well, 0 for others; sum 1
+    b: Tensor  # (M,) those of y, scaled class by class to the sums of x
+    left_out_x: Tensor  # () int64, rows of x of classes that y lacks
+    left_out_y: Tensor  # () int64
+
+
+def class_masses(x_labels: Tensor, y_labels: Tensor, classes: int, dtype: torch.dtype) -> ClassMasses:
+    """Masses for labels x (N,) and y (M,), int64 from 0 to ``classes`` - 1; nothing is read by the host."""
+    counts = [
+        torch.zeros(classes, dtype=dtype, device=k.device).index_add(
+            0, k, torch.ones(len(k), dtype=dtype, device=k.device)
+        )
+        for k in (x_labels, y_labels)
+    ]
+    common = (counts[0] > 0) & (counts[1] > 0)
+    share = torch.where(common, counts[0], 0)
+    share = share / share.sum()
+    a, b = ((share / count.clamp_min(1))[k] for k, count in zip((x_labels, y_labels), counts, strict=True))
+    return ClassMasses(a, b, (~common)[x_labels].sum(), (~common)[y_labels].sum())
+
+
+def class_conditional_loss(
+    x: Tensor,
+    y: Tensor,
+    x_labels: Tensor,
+    y_labels: Tensor,
+    *,
+    classes: int,
+    beta: float = float("inf"),
+    **options: Any,
+) -> Tensor:
+    """Entropic transport between features, with a price on moving mass to another class.
+
+    C_ij = d(x_i, y_j) + beta [k_j != label_i]. At beta = inf it is one problem per class: the masses of y
+    are scaled class by class to those of x, and samples of a class that the other side lacks have none.
+
+    Args:
+        x: (N, D) features.
+        y: (M, D) features.
+        x_labels: (N,) int64, from 0 to ``classes`` - 1.
+        y_labels: (M,) int64.
+        classes: K.
+        beta: >= 0, in units of the cost; inf forbids.
+        **options: of `sinkhorn_loss`: ``metric``, ``reg``, ``max_iter``, ``return_result``, ...
+
+    Returns:
+        As `sinkhorn_loss`.
+
+    Raises:
+        TypeError: as `sinkhorn_loss`; labels that are not int64.
+        ValueError: as `sinkhorn_loss`; labels out of range, no common class, beta < 0 or NaN.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta must be a number >= 0 or inf, got {beta}")
+    for name, labels, z in (("x_labels", x_labels, x), ("y_labels", y_labels, y)):
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
+            found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+            raise TypeError(f"{name} must be int64 of shape ({len(z)},), got {found}")
+        if labels.device.type == "cpu" and len(labels):
+            low, high = (int(v) for v in torch.aminmax(labels))
+            if low < 0 or high >= classes:
+                raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    other = torch.arange(classes, device=x.device) != x_labels[:, None]
+    class_cost = torch.zeros(other.shape, dtype=dtype, device=x.device).masked_fill_(other, beta)
+    if beta == float("inf"):
+        masses = class_masses(x_labels, y_labels, classes, dtype)
+        options = {"a": masses.a, "b": masses.b, **options}
+    return cast("Tensor", sinkhorn_loss(x, y, class_cost=class_cost, y_labels=y_labels, **options))
