@@ -9,13 +9,13 @@ def run_settings(audio: Path) -> dict:
     """A run that takes about a second, its teacher included."""
     return {
         "teacher": {
-            "data": "handwritten-digits",
+            "data": "digits",
             "model": {"name": "digit-cnn", "width": 8},
             "train": {"lr": 0.05, "epochs": 1, "steps_per_epoch": 4, "progress": False},
             "cache_features": True,
         },
         "student": {
-            "data": {"name": "spoken-digits", "audio": str(audio), "labels_per_class": 2},
+            "data": {"name": "spoken-digits", "shares": [1, 1, 1], "root": str(audio), "labels_per_class": 2},
             "model": {"name": "speech-cnn", "width": 8},
         },
         "method": {"name": "ucmkd", "max_iter": 5},

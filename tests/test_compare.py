@@ -239,7 +239,7 @@ def test_the_command(whole, place, tmp_path, monkeypatch, capsys):
 
     status, out, _ = call("e.yaml", "seeds=3", "--dry-run", "--output", str(place / "whole"))
     assert status == 0 and "24 runs, 16 of them there" in out
-    status, out, _ = call("e.yaml", "base.student.data.audio=nowhere", "--dry-run", "--json")
+    status, out, _ = call("e.yaml", "base.student.data.root=nowhere", "--dry-run", "--json")
     assert status == 1 and "nowhere" in json.loads(out)["missing"][0]
     assert not (tmp_path / "runs").exists()
     status, out, _ = call("e.yaml", "seeds=1", "settings=null", "--jobs", "1")

@@ -119,7 +119,7 @@ def test_a_dry_run_says_sizes_and_what_is_missing(ucmkd, settings, tmp_path):
     found = json.loads(out)
     assert status == 0 and not found["missing"] and found["steps"] == 4
     assert found["student"]["samples"]["train"] == 20 and found["teacher"]["parameters"] > 1000
-    changes = ("student.data.audio=nowhere", "teacher.train=null", "teacher.checkpoint=gone")
+    changes = ("student.data.root=nowhere", "teacher.train=null", "teacher.checkpoint=gone")
     status, out, _ = ucmkd("distill", "run.yaml", *changes, "--dry-run")
     assert status == 1 and "missing: student: nowhere" in out and "missing: teacher: gone" in out
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]

@@ -14,13 +14,12 @@ from rich.console import Console
 from ..compare.pool import one_thread
 from ..extras import need
 from ..report import Compared, compare
-from ..run.sources import split_voices
 from . import files, screen
 from .picture import draw
 from .pool import run_all
 from .settings import BASELINE, CONTENDERS, DemoSettings
 from .student import Outcome
-from .task import Task, load_speech, train_teacher
+from .task import Task, load_speech, split_voices, train_teacher
 from .verdict import sentences
 
 

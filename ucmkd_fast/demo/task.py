@@ -12,16 +12,16 @@ from safetensors.torch import save as bytes_of
 
 from ..data import (
     FeatureBank,
-    LabelledData,
     SpokenDigits,
     TensorData,
+    few_labels,
+    split_by_group,
     split_digits,
     spoken_digits,
 )
 from ..distiller import Distiller
 from ..models import Classifier, digit_cnn
 from ..run.controls import derangement, permuted_model
-from ..run.sources import split_voices
 from .settings import WIDTH, teacher_config
 
 
@@ -53,9 +53,9 @@ class Teacher:
 class Voices:
     """One seed's split of the recordings; no voice is in two parts."""
 
-    labelled: LabelledData  # the few that the student sees
-    val: LabelledData  # for whoever changes a knob
-    test: LabelledData
+    labelled: TensorData  # the few that the student sees
+    val: TensorData  # for whoever changes a knob
+    test: TensorData
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class Task:
 
     def voices(self, labels_per_class: int, seed: int) -> Voices:
         """The split of one seed, see `split_voices`."""
-        parts = split_voices(self.speech, labels_per_class, seed)
-        assert parts.val is not None and parts.test is not None
-        return Voices(parts.train, parts.val, parts.test)
+        return split_voices(self.speech, labels_per_class, seed)
 
     def pack(self) -> dict[str, Any]:
         """Bytes and strings, for another process."""
@@ -101,6 +99,29 @@ class Task:
             packed["source"],
             packed["description"],
         )
+
+
+def split_voices(speech: TensorData, labels_per_class: int, seed: int) -> Voices:
+    """Voices to train, validate and test on, drawn by the seed: about a half, a sixth and a third of them.
+
+    Args:
+        speech: the recordings; ``groups`` are the voices.
+        labels_per_class: labelled recordings of each class to train on.
+        seed: draws voices and recordings.
+
+    Raises:
+        ValueError: fewer than three voices, or too few recordings of a digit by those to train on.
+    """
+    names = sorted(set(speech.groups or ()))
+    if len(names) < 3:
+        raise ValueError(
+            "expected recordings by at least three voices, one each to train, validate and test on; "
+            f"found {', '.join(names) or 'none'}"
+        )
+    val, test = max(1, len(names) // 6), max(1, len(names) // 3)
+    train_part, val_part, test_part = split_by_group(speech, len(names) - val - test, val, test, seed=seed)
+    labelled, _ = few_labels(train_part, labels_per_class, seed=seed)
+    return Voices(labelled, val_part, test_part)
 
 
 def load_speech(audio: Path | None) -> SpokenDigits:

@@ -5,7 +5,7 @@
     seed: 0                        # split, first weights and batches of the student
     output: runs/digits
     teacher:
-      data: handwritten-digits     # a name, or a mapping with name and options
+      data: digits     # a name, or a mapping with name and options
       model: {name: digit-cnn, width: 64}
       train: {lr: 0.05, epochs: 20}      # or checkpoint: a run's folder, or weights
     student:
@@ -28,7 +28,7 @@ from ..config import BOOKKEEPING, TrainConfig, check_keys, flag, integer, kind, 
 from ..methods import Method, build_method, method_class
 from ..training.method_settings import method_settings, settled_draw
 from .settings import at, load_settings, with_changes
-from .sources import Named, check_data, check_model_spec
+from .sources import DataSpec, Named, check_model_spec
 
 CONTROLS = ("permuted", "untrained")
 
@@ -52,7 +52,7 @@ class TeacherConfig:
             classes mean to the student; "untrained": first weights. None: the real one.
     """
 
-    data: Named
+    data: DataSpec
     model: Named
     train: TrainConfig | None = None
     checkpoint: str | None = None
@@ -113,7 +113,7 @@ class TeacherConfig:
 class StudentConfig:
     """Who learns, and from what."""
 
-    data: Named
+    data: DataSpec
     model: Named
 
     @classmethod
@@ -227,11 +227,9 @@ def _check_mapping(values: Any, cls: type) -> None:
     check_keys(values, (f.name for f in fields(cls)), "setting")
 
 
-def _data(values: Mapping[str, Any]) -> Named:
+def _data(values: Mapping[str, Any]) -> DataSpec:
     with at("data"):
-        named = Named.read(values.get("data"))
-        check_data(named)
-    return named
+        return DataSpec.read(values.get("data"))
 
 
 def _model(values: Mapping[str, Any]) -> Named:

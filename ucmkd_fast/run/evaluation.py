@@ -14,9 +14,7 @@ from ..training.metrics import evaluate
 from .config import RunConfig
 from .files import CONFIG, load_weights, weights_of
 from .settings import load_settings, with_changes
-from .sources import build_data, build_model
-
-PARTS = ("train", "val", "test")
+from .sources import PARTS, build_model, open_parts
 
 
 def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -34,10 +32,10 @@ def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = No
     choice("part", part, PARTS)
     weights = weights_of(folder)
     config = RunConfig.read(with_changes(load_settings(folder / CONFIG), changes or {}))
-    parts = build_data(config.student.data, config.seed)
+    parts = open_parts(config.student.data, config.seed)
     data = getattr(parts, part)
     if data is None:
-        raise ValueError(f"data {config.student.data.name!r} have no part {part!r}")
+        raise ValueError(f"data of {folder} have no part {part!r}")
     model = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
     load_weights(model, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

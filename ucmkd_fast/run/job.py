@@ -14,7 +14,7 @@ from ..distiller import Distiller, FitResult
 from .config import RunConfig, preset_and_options
 from .files import read_result, write_result
 from .measure import alignment
-from .sources import Parts, build_data, build_model
+from .sources import Parts, build_model, open_parts
 from .teacher import Teacher, load_teacher
 
 TEACHER = "teacher"  # its folder in the run's own
@@ -96,7 +96,7 @@ def distill(
     """
     if resume and (done := finished(config, folder)) is not None:
         return done
-    parts = build_data(config.student.data, config.seed)
+    parts = open_parts(config.student.data, config.seed)
     teacher, teacher_result = None, None
     if config.needs_teacher:
         assert config.teacher is not None

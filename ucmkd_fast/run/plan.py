@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
-from .sources import build_data, build_model
+from .sources import build_model, open_parts
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _sizes(
     side: StudentConfig | TeacherConfig, seed: int, role: str, missing: list[str]
 ) -> dict[str, Any] | None:
     try:
-        parts = build_data(side.data, seed)
+        parts = open_parts(side.data, seed)
         model = build_model(side.model, parts.train.classes, parts.train[0][0], seed)
     except (OSError, ImportError) as error:
         missing.append(f"{role}: {error}")

@@ -1,13 +1,13 @@
-"""Data and models by name: what a run's settings may ask for.
+"""Data and models of a run: what its settings say, opened with its seed.
 
-A data source is a function ``(*, seed, **options) -> Parts``, a model a function ``(*, classes, sample,
-**options) -> nn.Module`` with ``encode`` and ``head``; ``sample`` is one input x (...), to see sizes on.
+A side's data are one data set of `ucmkd_fast.data.open_data`, of which ``train``, ``val`` and ``test`` are taken, or a
+mapping with a data set for each of these parts.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,17 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import check_keys, kind
-from ..data import (
-    LabelledData,
-    SpokenDigits,
-    TensorData,
-    few_labels,
-    split_by_group,
-    split_digits,
-    spoken_digits,
-)
-from ..models import digit_cnn, mlp, speech_cnn
-from ..ops.checks import choice
+from ..data import LabelledData, data_keys, few_labels, open_data
+from ..data.selection import SELECTION
+from ..models import build_model as model_of
+from ..models import model_keys
+
+PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -60,93 +55,94 @@ class Parts:
     unlabelled: LabelledData | None = None  # more of the training part, to be used without labels
 
 
-DATA: dict[str, Callable[..., Parts]] = {}
-MODELS: dict[str, Callable[..., nn.Module]] = {}
+@dataclass(frozen=True)
+class DataSpec:
+    """A side's data: one data set for all parts, or one for each."""
 
+    whole: Named | None
+    parts: Mapping[str, Named] = field(default_factory=dict)
 
-def check_data(data: Named) -> None:
-    """Raise ValueError for an unknown source or option, naming the nearest right name."""
-    choice("name", data.name, sorted(DATA))
-    check_keys(data.options, _options(DATA[data.name], "seed"), f"option of data {data.name!r}")
+    @classmethod
+    def read(cls, value: Any) -> DataSpec:
+        """From a name, a mapping with a name and options, or a mapping of parts to such.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: an unknown name or option, with the nearest right one; parts without ``train``.
+        """
+        if isinstance(value, Mapping) and "name" not in value:
+            check_keys(value, PARTS, "part of data")
+            if "train" not in value:
+                raise ValueError(f"expected a name, or a data set for train at least, got {list(value)}")
+            parts = {part: _checked(one) for part, one in value.items() if one is not None}
+            return cls(None, parts)
+        return cls(_checked(value))
+
+    def plain(self) -> dict[str, Any]:
+        """What `read` reads back."""
+        if self.whole is not None:
+            return self.whole.plain()
+        return {part: one.plain() for part, one in self.parts.items()}
 
 
 def check_model_spec(model: Named) -> None:
     """Raise ValueError for an unknown model or option, naming the nearest right name."""
-    choice("name", model.name, sorted(MODELS))
-    check_keys(
-        model.options, _options(MODELS[model.name], "classes", "sample"), f"option of model {model.name!r}"
-    )
+    check_keys(model.options, model_keys(model.name), f"option of model {model.name!r}")
 
 
-def build_data(data: Named, seed: int) -> Parts:
-    """The data, split by the seed; FileNotFoundError where they are missing."""
-    return DATA[data.name](seed=seed, **data.options)
+def open_parts(data: DataSpec, seed: int) -> Parts:
+    """The data, split by the seed; what is not trained with for want of a label is ``unlabelled``.
+
+    Raises:
+        FileNotFoundError: data that are missing.
+        ValueError: data that are broken, or cannot be split so.
+    """
+    return _open(json.dumps(data.plain()), seed)
 
 
 def build_model(model: Named, classes: Sequence[str], sample: Tensor, seed: int) -> nn.Module:
     """A model for such classes and inputs x (...); its first weights are a function of the seed."""
+    known = {"classes": len(classes)}
+    if sample.dim() == 1:
+        known["inputs"] = sample.shape[0]
+    if sample.dim() == 3:
+        known |= {"channels": sample.shape[0], "mels": sample.shape[1]}
     torch.manual_seed(seed)
-    return MODELS[model.name](classes=len(classes), sample=sample, **model.options)
+    return model_of(model.plain(), **known)
 
 
-def _options(function: Callable[..., Any], *given: str) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name not in given]
+@lru_cache(maxsize=4)
+def _open(plain: str, seed: int) -> Parts:
+    """Kept, as the runs of a comparison that follow each other ask for the same."""
+    data = DataSpec.read(json.loads(plain))
+    named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
+    opened: dict[str, LabelledData] = {}
+    unlabelled = None
+    for part, one in named.items():
+        spec = _seeded(one, part, seed, whole=data.whole is not None)
+        labels = spec.pop("labels_per_class", None)
+        opened[part] = open_data(spec)
+        if labels is not None:
+            opened[part], unlabelled = few_labels(opened[part], labels, seed=spec["draw_seed"])
+    return Parts(**opened, unlabelled=unlabelled)
 
 
-def _handwritten(*, seed: int) -> Parts:
-    train, val, test = split_digits(seed)
-    return Parts(train, val, test)
+def _seeded(data: Named, part: str, seed: int, *, whole: bool) -> dict[str, Any]:
+    """The description of a part: its draws follow the run's seed where they have none of their own."""
+    keys = data_keys(data.name)
+    spec = data.plain()
+    if whole:
+        spec["split"] = part
+    if part == "train":
+        drawn = {"seed", "draw_seed"}
+    else:  # fewer training samples, not fewer to test on
+        spec = {key: value for key, value in spec.items() if key not in SELECTION}
+        drawn = {"seed"}
+    return {**{key: seed for key in drawn if key in keys}, **spec}
 
 
-def _spoken(
-    *, seed: int, audio: str | None = None, source: str | None = None, labels_per_class: int | None = None
-) -> Parts:
-    return split_voices(_recordings(audio, source), labels_per_class, seed)
-
-
-def split_voices(speech: TensorData, labels_per_class: int | None, seed: int) -> Parts:
-    """Voices to train, validate and test on, drawn by the seed: about a half, a sixth and a third of them.
-
-    Args:
-        speech: the recordings; ``groups`` are the voices.
-        labels_per_class: labelled recordings of each class to train on; the others of the same voices are
-            ``unlabelled``. None: all are labelled.
-        seed: draws voices and recordings.
-
-    Raises:
-        ValueError: fewer than three voices, or too few recordings of a digit by those to train on.
-    """
-    names = sorted(set(speech.groups or ()))
-    if len(names) < 3:
-        raise ValueError(
-            "expected recordings by at least three voices, one each to train, validate and test on; "
-            f"found {', '.join(names) or 'none'}"
-        )
-    val, test = max(1, len(names) // 6), max(1, len(names) // 3)
-    train_part, val_part, test_part = split_by_group(speech, len(names) - val - test, val, test, seed=seed)
-    if labels_per_class is None:
-        return Parts(train_part, val_part, test_part)
-    labelled, rest = few_labels(train_part, labels_per_class, seed=seed)
-    return Parts(labelled, val_part, test_part, rest)
-
-
-@lru_cache(maxsize=2)
-def _recordings(audio: str | None, source: str | None) -> SpokenDigits:
-    """Kept, as every run of a comparison asks for the same."""
-    return spoken_digits(audio, source)
-
-
-def _digit_cnn(*, classes: int, sample: Tensor, width: int = 64) -> nn.Module:
-    return digit_cnn(classes, width)
-
-
-def _speech_cnn(*, classes: int, sample: Tensor, width: int = 64) -> nn.Module:
-    return speech_cnn(classes, width, mels=sample.shape[-2])
-
-
-def _mlp(*, classes: int, sample: Tensor, width: int = 64, hidden: tuple[int, ...] = (256,)) -> nn.Module:
-    return mlp(sample.shape[-1], classes, width, tuple(hidden))
-
-
-DATA |= {"handwritten-digits": _handwritten, "spoken-digits": _spoken}
-MODELS |= {"digit-cnn": _digit_cnn, "speech-cnn": _speech_cnn, "mlp": _mlp}
+def _checked(value: Any) -> Named:
+    named = Named.read(value)
+    known = [key for key in data_keys(named.name) if key not in ("name", "split")]
+    check_keys(named.options, known, f"option of data {named.name!r}")
+    return named

@@ -15,7 +15,7 @@ from ..data import FeatureBank, LabelledData
 from .config import TeacherConfig
 from .controls import derangement, permuted_model, relabelled
 from .files import load_weights, weights_of
-from .sources import build_data, build_model
+from .sources import build_model, open_parts
 
 UNTRAINED = "untrained"
 
@@ -51,7 +51,7 @@ def load_teacher(config: TeacherConfig, folder: Path, run_seed: int) -> Teacher:
 
 
 def _with_data(config: TeacherConfig, weights: Path | None) -> Teacher:
-    parts = build_data(config.data, config.seed)
+    parts = open_parts(config.data, config.seed)
     model = _model(config, weights, parts.train.classes, parts.train[0][0])
     return Teacher(model, parts.train, parts.test or parts.val)
 
