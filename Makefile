@@ -38,7 +38,8 @@ test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 sanitize: $(VENV)/installed-test
-	PYTHON=$(BIN)/python tests/sanitizers.sh
+	PYTHON=$(BIN)/python tests/sanitizers.sh ops
+	PYTHON=$(BIN)/python tests/sanitizers.sh races
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
