@@ -39,7 +39,7 @@ std::vector<T> call(const test::Shape& shape, test::Inputs<T>& in) {
   test::Answer<T> answer = test::solve<T>(shape, in);
   std::vector<T> all = answer.value;
   all.insert(all.end(), answer.dual.begin(), answer.dual.end());
-  all.insert(all.end(), answer.grad_cost.begin(), answer.grad_cost.end());
+  all.insert(all.end(), answer.gradient.begin(), answer.gradient.end());
   return all;
 }
 
