@@ -77,6 +77,29 @@ def test_cells_differ_in_what_they_should_and_in_nothing_else(experiment):
     assert by["two", "ce", 0]["student"] == kd["student"]
 
 
+def test_settings_have_options_for_methods_and_roots_for_data(place):
+    settings = experiment_settings(place / "audio")
+    del settings["base"]["student"]["data"]["root"]
+    settings["roots"] = {"spoken-digits": "here"}
+    settings["methods"] = {
+        "ce": "ce",
+        "paper": "ucmkd",
+        "code": {"name": "ucmkd", "preset": "published-code"},
+        "mine": {"name": "ucmkd", "preset": "published-code", "inner_lr": 0.25},
+    }
+    options = {"ucmkd": {"metric": "l1"}, "ucmkd/published-code": {"inner_lr": 0.5, "metric": "l2"}}
+    settings["settings"] = {"a": {"options": options}, "b": {"student.data.root": "there"}}
+    cells = {(c.setting, c.contender.label): c.config for c in Experiment.read(settings).cells()}
+    assert dict(cells["a", "paper"].method.options) == {"metric": "l1"}
+    assert (
+        cells["a", "code"].method.options["inner_lr"] == 0.5
+        and cells["a", "code"].method.options["metric"] == "l2"
+    )
+    assert cells["a", "mine"].method.options["inner_lr"] == 0.25 and not cells["b", "ce"].method.options
+    roots = [cells[setting, "ce"].student.data.plain()["root"] for setting in "ab"]
+    assert roots == ["here", "there"] and "root" not in cells["a", "ce"].teacher.data.plain()
+
+
 def test_an_experiment_reads_back(experiment):
     again = Experiment.read(yaml.safe_load(yaml.safe_dump(experiment.plain(), sort_keys=False)))
     assert [c.config for c in again.cells()] == [c.config for c in experiment.cells()]
@@ -95,6 +118,8 @@ def test_an_experiment_reads_back(experiment):
         ({"settings": {"a": {"student.modle": "mlp"}}}, "did you mean 'model'?"),
         ({"paper": "66"}, "did you mean '6'?"),
         ({"base": None}, "base must be a mapping"),
+        ({"settings": {"a": {"options": {"ucmdk": {}}}}}, "ucmdk"),
+        ({"settings": {"a": {"options": {"kd": {"temprature": 3}}}}}, "did you mean 'temperature'?"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(place, change, said):

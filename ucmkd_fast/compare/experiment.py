@@ -14,6 +14,8 @@
     settings:                          # left out: the base as it is
       5 labels: {student.data.labels_per_class: 5}
       AVE, A to V: {from: tasks/ave.yaml}                # laid over the base
+      RAVDESS, A to V: {from: tasks/ravdess.yaml, options: {ucmkd/published-code: {inner_lr: 5.0e-5}}}
+    roots: {ave: data/ave}             # where data sets are, by their names, unless they say so themselves
     paper: "6"                         # table of the paper with rows and columns of these names
 """
 
@@ -26,9 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_keys, integer, kind, one_of
+from ..methods import method_class
 from ..run.config import CONTROLS, RunConfig
 from ..run.settings import at, load_settings, merge, with_changes
+from ..run.sources import Named
 from .paper import PaperTable, paper_table
+
+_KEYS = ("title", "base", "methods", "settings", "seeds", "baseline", "paper", "roots")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class Contender:
     control: str | None = None
     row: str = ""  # of the paper's table
 
+    def options_of(self, setting: Mapping[str, Any]) -> dict[str, Any]:
+        """The method with the options that a setting has for it, by name or name/preset, under its own."""
+        name = self.method["name"]
+        keys = (name, f"{name}/{self.method.get('preset', 'paper')}")
+        own: dict[str, Any] = {}
+        for key in keys:
+            own |= setting.get(key, {})
+        return {**own, **self.method}
+
     @classmethod
     def read(cls, label: str, value: Any) -> Contender:
         """From a name, or a mapping of name, options, ``set``, ``control`` and ``paper`` (its row there)."""
@@ -50,6 +65,7 @@ class Contender:
                 f"expected a method's name, or a mapping with name and options, got {kind(value)}"
             )
         options = {key: one for key, one in value.items() if key not in ("set", "control", "paper")}
+        method_class(Named.read(options).name)  # there is one of that name
         changes, control = value.get("set", {}), value.get("control")
         if not isinstance(changes, Mapping):
             raise TypeError(f"set must be a mapping of dotted paths to values, got {kind(changes)}")
@@ -57,6 +73,36 @@ class Contender:
             one_of(*CONTROLS)("control", control)
             changes = {**changes, "teacher.control": control}
         return cls(label, options, dict(changes), control, str(value.get("paper", label)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a block have in common."""
+
+    values: Mapping[str, Any]  # of the run, but for method and seed
+    options: Mapping[str, Mapping[str, Any]]  # of methods, by name or name/preset
+    column: str  # of the paper's table
+
+    @classmethod
+    def read(cls, label: str, value: Any, base: Mapping[str, Any], roots: Mapping[str, Any]) -> Setting:
+        """From what is different: dotted paths, or mappings to lay over the base; ``options`` and ``paper``."""
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected a mapping of what is different, got {kind(value)}")
+        options = value.get("options", {})
+        for key, own in options.items():
+            method_class(key.partition("/")[0])
+            if not isinstance(own, Mapping):
+                raise TypeError(f"options: {key} must be a mapping of options, got {kind(own)}")
+        over = {key: one for key, one in value.items() if key not in ("paper", "options")}
+        nested = {key: one for key, one in over.items() if "." not in key}
+        dotted = {key: one for key, one in over.items() if "." in key}
+        values = with_changes(merge(base, nested), dotted)
+        for side in ("teacher", "student"):
+            data = (values.get(side) or {}).get("data")
+            name = str(data.get("name") if isinstance(data, Mapping) else data)
+            if name in roots and not (isinstance(data, Mapping) and "root" in data):
+                values = with_changes(values, {f"{side}.data.root": roots[name]})
+        return cls(values, dict(options), str(value.get("paper", label)))
 
 
 @dataclass(frozen=True)
@@ -80,12 +126,11 @@ class Experiment:
 
     base: Mapping[str, Any]
     contenders: tuple[Contender, ...]
-    settings: Mapping[str, Mapping[str, Any]]  # by label: the whole run's settings, but for method and seed
+    settings: Mapping[str, Setting]
     seeds: tuple[int, ...]
     baseline: str
     title: str = ""
     paper: PaperTable | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)  # setting -> the paper's column
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -96,9 +141,7 @@ class Experiment:
     def read(cls, values: Mapping[str, Any]) -> Experiment:
         """From plain values; every run is resolved, so that a wrong setting is found before the first."""
         with at("experiment"):
-            check_keys(
-                values, ("title", "base", "methods", "settings", "seeds", "baseline", "paper"), "setting"
-            )
+            check_keys(values, _KEYS, "setting")
             base = _mapping(values, "base")
             _mapping(values, "methods")
             seeds = _seeds(values.get("seeds", 5))
@@ -112,15 +155,14 @@ class Experiment:
         baseline = values.get("baseline", labels[0])
         with at("experiment"):
             one_of(*labels)("baseline", baseline)
-        settings, columns = {}, {}
+        settings = {}
         for label, value in (values.get("settings") or {"all": {}}).items():
             with at(f"settings: {label}"):
-                settings[str(label)], columns[str(label)] = _setting(base, str(label), value)
+                settings[str(label)] = Setting.read(str(label), value, base, values.get("roots") or {})
         _check_distinct(labels, "methods")
         _check_distinct(list(settings), "settings")
-        experiment = cls(
-            base, tuple(contenders), settings, seeds, baseline, str(values.get("title", "")), paper, columns
-        )
+        title = str(values.get("title", ""))
+        experiment = cls(base, tuple(contenders), settings, seeds, baseline, title, paper)
         for _ in experiment.cells():
             pass
         return experiment
@@ -128,12 +170,13 @@ class Experiment:
     def cells(self) -> Iterator[Cell]:
         """Every run: by seed first, so that what is there after a while is a smaller comparison."""
         for seed in self.seeds:
-            for setting, values in self.settings.items():
+            for label, setting in self.settings.items():
                 for contender in self.contenders:
-                    with at(f"{contender.label}, {setting}, seed {seed}"):
-                        full = {**values, "method": contender.method, "seed": seed}
+                    with at(f"{contender.label}, {label}, seed {seed}"):
+                        method = contender.options_of(setting.options)
+                        full = {**setting.values, "method": method, "seed": seed}
                         config = RunConfig.read(with_changes(full, contender.changes))
-                    yield Cell(setting, contender, seed, config)
+                    yield Cell(label, contender, seed, config)
 
     def plain(self) -> dict[str, Any]:
         """What `read` reads back, with all files laid over each other; kept with the results."""
@@ -148,8 +191,8 @@ class Experiment:
                 for c in self.contenders
             },
             "settings": {
-                label: {"over": dict(values), "paper": self.columns[label]}
-                for label, values in self.settings.items()
+                label: {**setting.values, "options": dict(setting.options), "paper": setting.column}
+                for label, setting in self.settings.items()
             },
         }
 
@@ -157,17 +200,6 @@ class Experiment:
 def slug(label: str) -> str:
     """A label as a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "-"
-
-
-def _setting(base: Mapping[str, Any], label: str, value: Any) -> tuple[dict[str, Any], str]:
-    """The run's settings and the paper's column: ``value`` has dotted paths, or mappings to lay over the base."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected a mapping of what is different, got {kind(value)}")
-    column = str(value.get("paper", label))
-    over = {key: one for key, one in value.items() if key not in ("paper", "over")}
-    nested = {key: one for key, one in over.items() if "." not in key}
-    dotted = {key: one for key, one in over.items() if "." in key}
-    return with_changes(merge(merge(base, value.get("over", {})), nested), dotted), column
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

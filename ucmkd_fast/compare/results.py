@@ -42,6 +42,8 @@ class Block:
 
     setting: str
     rows: Sequence[Row]
+    teacher: float | None = None  # accuracy, 0 to 1, where it was trained here
+    paper_teacher: float | None = None  # per cent
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ class Comparison:
                 "format": "ucmkd-fast comparison 1",
                 "experiment": self.experiment.plain(),
                 "settings": [
-                    {"setting": block.setting, "methods": [_plain_row(row) for row in block.rows]}
+                    {
+                        "setting": block.setting,
+                        "teacher_accuracy": block.teacher,
+                        "methods": [_plain_row(row) for row in block.rows],
+                    }
                     for block in self.blocks
                 ],
                 "runs": list(self.runs),
@@ -95,7 +101,8 @@ def gather(
                 if cell.setting == setting and cell.contender.label == contender.label
             ]
             rows.append(_row(experiment, setting, contender, own))
-        blocks.append(Block(setting, _with_differences(rows, experiment.baseline)))
+        rows = _with_differences(rows, experiment.baseline)
+        blocks.append(Block(setting, rows, *_teacher(experiment, setting, cells, results)))
     runs = [
         {
             "setting": cell.setting,
@@ -106,6 +113,16 @@ def gather(
         for cell in cells
     ]
     return Comparison(experiment, blocks, runs)
+
+
+def _teacher(
+    experiment: Experiment, setting: str, cells: Sequence[Cell], results: Mapping[Path, dict[str, Any]]
+) -> tuple[float | None, float | None]:
+    """The teacher's accuracy here, and in the paper."""
+    known = (results[cell.folder].get("teacher_accuracy") for cell in cells if cell.setting == setting)
+    paper = experiment.paper
+    reported = None if paper is None else paper.figure("teacher", experiment.settings[setting].column)
+    return next((one for one in known if one is not None), None), reported
 
 
 def _row(
@@ -126,7 +143,7 @@ def _row(
             [BoundParts(**result["bound"]) for result in results if "bound" in result],
             contender.control is not None,
         )
-    paper, column = experiment.paper, experiment.columns[setting]
+    paper, column = experiment.paper, experiment.settings[setting].column
     figure = None if paper is None else paper.figure(contender.row, column)
     base = next(c for c in experiment.contenders if c.label == experiment.baseline)
     reference = None if paper is None else paper.figure(base.row, column)

@@ -56,6 +56,9 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
     """What the numbers of a setting say."""
     baseline = comparison.experiment.baseline
     said = []
+    if block.teacher is not None:
+        paper = "" if block.paper_teacher is None else f" (paper: {block.paper_teacher:.2f} %)"
+        said.append(f"The teacher, on its own modality: {100 * block.teacher:.1f} %{paper}.")
     for row in block.rows:
         if row.diverged:
             runs = len(comparison.experiment.seeds)
