@@ -58,7 +58,7 @@ $(VENV)/installed-demo: $(VENV)/torch $(NATIVE)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/torch $(NATIVE)
-	$(PIP) install --editable ".[demo,speech,test]"
+	$(PIP) install --editable ".[demo,speech,images,models,data,test]"
 	@touch $@
 
 clean:

@@ -16,6 +16,7 @@ OPTIONAL = {
         "speaking the demo's digits where there are no recordings",
         "speech",
     ),
+    "PIL": ("Pillow", "pictures as samples", "images"),
     "ot": ("POT", "comparisons in tests and benchmarks", "test"),
     "geomloss": ("geomloss", "comparisons in tests and benchmarks", "test"),
 }

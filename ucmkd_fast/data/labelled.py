@@ -23,13 +23,17 @@ class LabelledData(Dataset):
         labels: (n,) int64, each from 0 to K - 1, or `UNLABELLED`.
         classes: the K classes' names; student and teacher name the same class alike.
         groups: who made each sample (its speaker, its actor), n names; None where nobody knows.
+        ids: the samples' names; the same clip has the same one in every modality; None where there are none.
         holds_features: True where x is already a feature of the encoder, so that none has to run.
+        reads_files: True where a batch takes time to read, so that the loader reads one ahead.
     """
 
     labels: Tensor
     classes: list[str]
     groups: list[str] | None = None
+    ids: list[str] | None = None
     holds_features: bool = False
+    reads_files: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,6 +45,10 @@ class LabelledData(Dataset):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Samples (n, ...) and labels (n,) at indices (n,) int64."""
         return torch.stack([self[int(i)][0] for i in indices]), self.labels[indices]
+
+    def drawn_batch(self, indices: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A batch to train on: augmented, where the data set does that, by random numbers of the key."""
+        return self.batch(indices)
 
     def subset(self, indices: Tensor | Sequence[int]) -> LabelledData:
         """The samples at the given indices, in that order, as a data set."""
@@ -114,12 +122,23 @@ class _Subset(LabelledData):
         self.classes = data.classes
         self.groups = _pick(data.groups, indices)
         self.holds_features = data.holds_features
+        self.reads_files = data.reads_files
+        self.ids = _pick(data.ids, indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.data[int(self.indices[index])]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.data.batch(self.indices[indices])
+
+    def drawn_batch(self, indices: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.data.drawn_batch(self.indices[indices], key)
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Index -> why that sample was replaced; see `FileData`."""
+        own = getattr(self.data, "bad", {})
+        return {i: own[k] for i, k in enumerate(self.indices.tolist()) if k in own}
 
 
 def _pick(names: list[str] | None, rows: Tensor) -> list[str] | None:

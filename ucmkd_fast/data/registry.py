@@ -22,6 +22,10 @@ from .splits import split_by_shares
 OPENERS = {
     "digits": "digits:handwritten_digits",
     "spoken-digits": "speech:open_spoken_digits",
+    "ravdess": "ravdess:open_ravdess",
+    "crema-d": "crema_d:open_crema_d",
+    "ave": "ave:open_ave",
+    "vggsound": "vggsound:open_vggsound",
     "features": "feature_files:open_features",
 }
 

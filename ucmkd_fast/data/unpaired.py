@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops.checks import choice, count_at_least_one
 from .batch import Batch
 from .labelled import LabelledData
+from .prefetch import one_ahead
 
 DRAWS = ("independent", "class-matched", "paired")
 _STUDENT, _TEACHER, _UNLABELLED, _MATCH = range(4)  # each draws from a random stream of its own
@@ -105,7 +106,13 @@ class UnpairedLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch
+        if any(data is not None and data.reads_files for data in self._all_data):
+            return one_ahead(lambda step: self.batch_at(epoch, step), self.steps)
         return (self.batch_at(epoch, step) for step in range(self.steps))
+
+    @property
+    def _all_data(self) -> tuple[LabelledData | None, ...]:
+        return self.student_data, self.teacher_data, self.unlabelled
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration goes through; it does not move on by itself."""
@@ -116,11 +123,12 @@ class UnpairedLoader:
     def batch_at(self, epoch: int, step: int) -> Batch:
         """This process's share of one batch."""
         rows = self._student.take(epoch, step * self.batch_size, self.batch_size)
-        x, y = self.student_data.batch(self._share(rows))
+        x, y = self.student_data.drawn_batch(self._share(rows), (self.seed, _STUDENT, epoch, step))
         batch = Batch(x=x, y=y)
         if self.teacher_data is not None:
             teacher_rows = self._share(self._teacher_rows(epoch, step, rows))
-            samples, batch.teacher_y = self.teacher_data.batch(teacher_rows)
+            key = (self.seed, _TEACHER, epoch, step)
+            samples, batch.teacher_y = self.teacher_data.drawn_batch(teacher_rows, key)
             if self.teacher_data.holds_features:
                 batch.teacher_feature = samples
             else:
@@ -128,7 +136,8 @@ class UnpairedLoader:
         if self.unlabelled is not None:
             size = self.unlabelled_batch_size
             extra = self._share(self._unlabelled.take(epoch, step * size, size))
-            batch.unlabelled_x = self.unlabelled.batch(extra)[0]
+            key = (self.seed, _UNLABELLED, epoch, step)
+            batch.unlabelled_x = self.unlabelled.drawn_batch(extra, key)[0]
         return batch
 
     def _teacher_rows(self, epoch: int, step: int, rows: Tensor) -> Tensor:
