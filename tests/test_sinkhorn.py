@@ -328,6 +328,10 @@ BAD = {
     "-inf": (lambda: uk.sinkhorn(torch.tensor([[1.0, -math.inf]])), ValueError, "-inf"),
     "forbidden row": (
         lambda: uk.sinkhorn(torch.tensor([[1.0, 1.0], [math.inf, math.inf]])), ValueError, "finite cost"),
+    "overflow": (
+        lambda: uk.sinkhorn(
+            torch.tensor([[3.4e38, -3.0, -3.0], [0, 0, 0], [-3.0, -3.4e38, -3.4e38]]), reg=1e-6, max_iter=1),
+        ValueError, "differences overflow"),
     "negative mass": (lambda: uk.sinkhorn(torch.ones(2, 2), torch.tensor([1.5, -0.5])), ValueError, "negative"),
     "NaN mass": (lambda: uk.sinkhorn(torch.ones(2, 2), torch.tensor([1.5, math.nan])), ValueError, "NaN"),
     "no mass": (lambda: uk.sinkhorn(torch.ones(2, 2), torch.zeros(2), torch.zeros(2)), ValueError, "all be 0"),

@@ -146,6 +146,8 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
                           : "the distances between x and y must stay in range, got one that overflows";
     if (s == Status::kForbidden)
       return "every row and column with mass needs a pair of finite cost with mass, got one that has none";
+    if (s == Status::kOverflow)
+      return "costs and potentials must stay in range, got some whose differences overflow";
   }
   return nullptr;
 }

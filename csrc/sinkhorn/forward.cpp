@@ -232,6 +232,7 @@ class Run {
       if (p.g) p.g[j] = b[j] > 0 ? free + p.reg * log_of(b[j]) : -T(__builtin_inf());
     }
     *p.value = T(value);
+    if (value != value || dual != dual) p.status = Status::kOverflow;
     if (p.dual) *p.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
     if (p.history == History::kPotentials) {
       t = p.n_iter + 1;  // the last epoch ends after iteration n_iter

@@ -22,6 +22,7 @@ enum class Status : int {
   kOk = 0,
   kBadCost = 1,    // NaN or -inf in the cost
   kForbidden = 2,  // a row or a column has mass and every pair of it is forbidden
+  kOverflow = 3,   // costs so large that their differences are not numbers
 };
 
 // How the history of the iterations is stored.
