@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _solve, cost
+from . import _solve, _solve_cuda, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -193,15 +193,19 @@ def sinkhorn_forward(
 @sinkhorn_forward.register_fake
 def _(matrix, a, b, init_f, init_g, reg, max_iter, tol, grad, accelerate):
     lead, (n, m) = matrix.shape[:-2], matrix.shape[-2:]
-    size = _solve.saved_size(n, m, max_iter, grad == "unrolled")
+    batch, history = lead[0] if lead else 1, grad == "unrolled"
+    if _solve_cuda.runs_on(matrix):
+        size = _solve_cuda.saved_size(batch, n, m, max_iter, history)
+    else:
+        size = batch * _solve.saved_size(n, m, max_iter, history)
     return (
         matrix.new_empty(lead),
         matrix.new_empty(lead),
         matrix.new_empty((*lead, n)),
         matrix.new_empty((*lead, m)),
         matrix.new_empty(lead),
-        torch.empty(lead, dtype=torch.int64),
-        matrix.new_empty((lead[0] if lead else 1) * size),
+        matrix.new_empty(lead, dtype=torch.int64),
+        matrix.new_empty(size),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C, METRIC_CODES
+from . import _solve_cuda
 from .cost import Features, check_scales, plain
 from .cost import backward as features_backward
 
@@ -80,6 +81,8 @@ def forward(
     save: bool,
 ) -> Solved:
     """Run the iterations. Raises ValueError for values that the kernel refuses."""
+    if _solve_cuda.runs_on(cost):
+        return Solved(*_solve_cuda.forward(cost, a, b, init_f, options, save))
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     history = save and options.grad == "unrolled"
     saved = cost.new_empty((lead[0] if lead else 1) * saved_size(n, m, options.max_iter, history))
@@ -279,7 +282,9 @@ def _warn_not_converged() -> None:
 
 
 def problem_of(cost, a, b, init_f, init_g, saved, options: Options) -> Any:
-    """The native problem of a backward on a given cost."""
+    """The native problem of a backward on a given cost; on a CUDA device, what is needed to make one."""
+    if _solve_cuda.runs_on(cost):
+        return init_f, saved
     return _problem(cost, a, b, init_f, init_g, saved, options, options.grad == "unrolled")
 
 
@@ -298,6 +303,8 @@ def backward(
 
     With features, the first is the weights of ``cost.backward`` and the last their sums (N + M,).
     """
+    if _solve_cuda.runs_on(cost):
+        return *_backward_cuda(cost, a, b, f, g, problem, upstream, options), None
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     sums = None if features is None else cost.new_empty(n + m)
     rows = _address(sums)
@@ -319,6 +326,20 @@ def backward(
         grad_cost = _unrolled(problem, cost, up_addresses, masses, tail, 2 * options.max_iter)
     grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
     return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b), sums
+
+
+def _backward_cuda(
+    cost, a, b, f, g, problem, upstream, options
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same on the device: gradients of the cost and of given masses."""
+    init_f, saved = problem
+    n, m = cost.shape[-2:]
+    up = _upstream(n, m, cost, a, b, f, g, upstream, options)
+    grad_cost, grad_a, grad_b = _solve_cuda.backward(cost, a, b, init_f, f, g, saved, up[:3], options)
+    if options.grad == "envelope":
+        return grad_cost, *_envelope_masses(cost, a, b, f, g, upstream[1], options.reg)
+    grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
+    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b)
 
 
 def _unrolled(problem, cost, up_addresses, masses, tail, rows: int) -> Tensor:
@@ -347,7 +368,7 @@ def _like_mass(grad: Tensor | None, mass: Tensor | None) -> Tensor | None:
 def _free(cost: Tensor, f: Tensor, g: Tensor, mass: Tensor, reg: float) -> Tensor:
     """Potential f without its log-mass, finite also where the mass is 0."""
     regular = f - reg * mass.log()
-    if bool((mass > 0).all()):
+    if mass.device.type == "cpu" and bool((mass > 0).all()):  # elsewhere this would wait for the device
         return regular
     everywhere = -reg * torch.logsumexp((g[..., None, :] - cost) / reg, -1)
     return torch.where(mass > 0, regular, everywhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _solve_cuda
 from ._solve import Options
 
 
@@ -16,7 +17,8 @@ class SinkhornResult:
         value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
             convergence and of second order in the error before; differentiable.
         marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
-        n_iter: () or (B,) int64, iterations that ran.
+        n_iter: () or (B,) int64, iterations that ran; negative where the kernels of a GPU refused the input (its
+            results are NaN, `check` says why).
     """
 
     def __init__(
@@ -57,7 +59,13 @@ class SinkhornResult:
         limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
         return self.marginal_error <= limit
 
+    def check(self) -> None:
+        """Raise ValueError for input that was refused: on a GPU that is found without waiting, and this waits."""
+        if refusal := _solve_cuda.refusal(self.n_iter):
+            raise ValueError(refusal)
+
     def __repr__(self) -> str:
+        self.check()
         return (
             f"SinkhornResult(value={self.value.tolist()}, value_regularized={self.value_regularized.tolist()}, "
             f"n_iter={self.n_iter.tolist()}, marginal_error={self.marginal_error.tolist()})"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, checks, class_aware, ragged
+from . import _autograd, _solve_cuda, checks, class_aware, ragged
 from ._solve import LossOptions, Options
 from .cost import METRICS
 from .result import SinkhornResult
@@ -85,7 +85,7 @@ def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
 
 def _solve(cost, a, b, init_fg: Any, options: Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
-    if cost.device.type != "cpu":
+    if cost.device.type != "cpu" and not _solve_cuda.runs_on(cost):
         _warn_no_kernels(cost.device)
         value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_fg[0], init_fg[1], options)
         plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / options.reg).exp()

@@ -1,0 +1,127 @@
+// How kernels are started, and the few primitives that they use. Each has a host twin of the same name in
+// tests/cuda_model/cuda_model.h: a test build compiles the same .cu files with the host compiler and runs
+// them there, one fiber per CUDA thread. So kernels name no other intrinsic, and blocks are one-dimensional.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef UK_MODEL
+#include "cuda_model.h"
+#else
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+namespace ucmkd {
+namespace cuda {
+
+using Stream = cudaStream_t;
+
+__device__ inline void sync_block() { __syncthreads(); }
+// In kernels that were started by launch_cooperative.
+__device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+template <class T>
+__device__ inline T shuffle_xor(T value, int lane_mask) {
+  return __shfl_xor_sync(0xffffffffu, value, lane_mask);
+}
+__device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
+
+// The dynamic shared memory of the block.
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return bytes;
+}
+
+__device__ inline float exp_of(float x) { return expf(x); }
+__device__ inline double exp_of(double x) { return ::exp(x); }
+__device__ inline float log_of(float x) { return logf(x); }
+__device__ inline double log_of(double x) { return ::log(x); }
+__device__ inline float root(float x) { return sqrtf(x); }
+__device__ inline double root(double x) { return ::sqrt(x); }
+
+inline const char* error_text(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Makes a device current for a scope. This library's own runtime has its own idea of the current device.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : device_(device) {
+    failed_ = cudaGetDevice(&before_);
+    if (failed_ == cudaSuccess && before_ != device) failed_ = cudaSetDevice(device);
+  }
+  ~DeviceGuard() {
+    if (before_ >= 0 && before_ != device_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  const char* error() const { return error_text(failed_); }
+
+ private:
+  int device_, before_ = -1;
+  cudaError_t failed_;
+};
+
+// Beyond 48 KB a kernel must be told how much shared memory it gets.
+template <class Kernel>
+inline cudaError_t allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+// Null, or what the driver says. Grid (grid_x, grid_y); nothing waits.
+template <class... P, class... A>
+const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared,
+                   Stream stream, A... args) {
+  if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
+  kernel<<<dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)), threads, shared, stream>>>(
+      static_cast<P>(args)...);
+  return error_text(cudaGetLastError());
+}
+
+// By value: the driver copies the arguments while it starts the kernel.
+template <class... P>
+const char* cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream stream,
+                        std::decay_t<P>... args) {
+  void* addresses[] = {&args...};
+  return error_text(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block, addresses,
+                                                shared, stream));
+}
+
+template <class... P, class... A>
+const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared,
+                               Stream stream, A... args) {
+  if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
+  return cooperative(kernel, dim3(static_cast<unsigned>(grid_x)), dim3(threads), shared, stream,
+                     static_cast<P>(args)...);
+}
+
+inline const char* clear(void* memory, size_t bytes, Stream stream) {
+  return error_text(cudaMemsetAsync(memory, 0, bytes, stream));
+}
+
+// How many blocks of a kernel one multiprocessor holds at a time.
+template <class... P>
+const char* blocks_per_multiprocessor(void (*kernel)(P...), int threads, size_t shared, int* blocks) {
+  if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
+  return error_text(cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared));
+}
+
+inline int thread_limit() { return 1024; }
+
+// Multiprocessors, and the most shared memory that a block may ask for.
+inline const char* device_properties(int device, int* multiprocessors, int64_t* shared_per_block) {
+  int bytes = 0;
+  cudaError_t failed = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (failed == cudaSuccess)
+    failed = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  *shared_per_block = bytes;
+  return error_text(failed);
+}
+
+}  // namespace cuda
+}  // namespace ucmkd
+#endif

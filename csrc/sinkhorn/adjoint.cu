@@ -1,0 +1,242 @@
+// The adjoint sweep on a GPU, from the potentials of each half-step (it cannot overflow). It makes vectors
+// only, t from n_iter down; gradient.cu puts them together to dC in one pass over the cost.
+//
+//   df_t, dg_t: adjoints of f_t, g_t.  R_t, S_t: the softmaxes of the half-steps, made with their log-sums
+//   dg_t       = (t = T: value_weight sum_i P_ij (C_ij - alpha_i) / reg + grad_g) - R_t' df_t
+//   df_(t-1)   = -S_t dg_t
+//
+// Both sums of one step share a sweep: the rows' df_(t-1), then at once the columns' dg_(t-1).
+// `implicit` is the same at the fixed point, f_t = f, g_t = g, summed until it has converged.
+#include "sinkhorn/cuda.h"
+#include "sinkhorn/team.cuh"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+// dg_T: of the value, centred on alpha, and of what came for f_T.
+template <class T>
+struct First {
+  using Column = Sum<T>;
+  static constexpr bool kRows = false, kColumns = true;
+  static constexpr int kUnroll = 4;
+  One<T> p;
+  const T *g, *df;  // g_T (m,), df_T (n,)
+  T inverse_reg, weight_over_reg;
+  __device__ RowValue<T> given(int i) const {
+    return {p.f()[i], df[i] * inverse_or_zero(p.mass_a(i)), p.alpha()[i]};
+  }
+  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
+    const T plan = cuda::exp_of(exponent(y.potential, g[j], c, inverse_reg));
+    if (plan > 0) acc.add(plan * ((c - y.shift) * weight_over_reg - y.weight));
+  }
+};
+
+// One step back: df_(t-1) of the rows from dg_t, then the columns' dg_(t-1) from df_(t-1).
+template <class T>
+struct Back {
+  using Row = Sum<T>;
+  using Column = Sum<T>;
+  static constexpr bool kRows = true, kColumns = true;
+  static constexpr int kUnroll = 4;
+  One<T> p;
+  int64_t t;
+  const T *log_g, *dg;  // of S_t (m,)
+  const T* g_before;    // g_(t-1) (m,)
+  T *df, *grad_a;       // df_(t-1), (n,)
+  T inverse_reg;
+  __device__ RowValue<T> given(int i) const { return {p.f_at(t - 1)[i], 0, 0}; }
+  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
+    acc.add(cuda::exp_of((given.potential - c) * inverse_reg - log_g[j]) * dg[j]);
+  }
+  __device__ RowValue<T> finish(int i, const Row& acc) const {
+    df[i] = -acc.sum;
+    grad_a[i] -= p.reg() * acc.sum * inverse_or_zero(p.mass_a(i));
+    return {p.log_f_at(t - 1)[i], acc.sum, 0};
+  }
+  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
+    acc.add(cuda::exp_of((g_before[j] - c) * inverse_reg - y.potential) * y.weight);
+  }
+};
+
+// The column sums of the plan, as rows of masses a: P = a R.
+template <class T>
+struct ColumnMass {
+  using Column = Sum<T>;
+  static constexpr bool kRows = false, kColumns = true;
+  static constexpr int kUnroll = 2;  // four would not fit the registers
+  One<T> p;
+  T inverse_reg;
+  __device__ RowValue<T> given(int i) const { return {p.log_f_at(*p.n_iter())[i], p.mass_a(i), 0}; }
+  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
+    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight);
+  }
+};
+
+// The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij; df is summed.
+template <class T>
+struct FixedPoint {
+  using Row = Sum<T>;
+  using Column = Sum<T>;
+  static constexpr bool kRows = true, kColumns = true;
+  static constexpr int kUnroll = 2;  // four would not fit the registers
+  One<T> p;
+  const T *log_f, *share;  // (n,), dg over the columns' masses (m,)
+  T *df, *grad_a;          // sums (n,)
+  T inverse_reg;
+  __device__ RowValue<T> given(int i) const { return {log_f[i], 0, 0}; }
+  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
+    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - given.potential) * share[j]);
+  }
+  __device__ RowValue<T> finish(int i, const Row& acc) const {
+    const T mass = p.mass_a(i) * acc.sum;
+    df[i] -= mass;
+    if (p.mass_a(i) > 0) grad_a[i] -= p.reg() * acc.sum;
+    return {log_f[i], mass, 0};
+  }
+  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
+    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight);
+  }
+};
+
+// When a sweep may stop: adjoints over masses are averaged by each half-step, so their maximum does not grow, and t
+// iterations that remain change dC / P by at most 2 t times it. That is compared with the weight of the
+// gradient, entry by entry.
+template <class T, bool kGrid>
+__device__ double least_that_matters(const One<T>& p, const AdjointCall<T>& call, T weight,
+                                     const T* grad_f, const T* grad_g, Team<T, kGrid>& team) {
+  double of_f = 0, of_g = 0;
+  auto larger_of = [](double& most, T x) { most = most < magnitude(x) ? magnitude(x) : most; };
+  if (grad_f)
+    team.over(team.row_begin, team.row_end,
+              [&](int i) { larger_of(of_f, grad_f[i] * inverse_or_zero(p.mass_a(i))); });
+  if (grad_g)
+    team.over(team.col_begin, team.col_end,
+              [&](int j) { larger_of(of_g, grad_g[j] * inverse_or_zero(p.mass_b(j))); });
+  return call.tolerance * (magnitude(weight) + team.largest(of_f) + team.largest(of_g));
+}
+
+template <class T, bool kGrid>
+__device__ void unrolled(const One<T>& p, const AdjointCall<T>& call, T* grad_a, T* grad_b, const T* grad_g,
+                         double least, Team<T, kGrid>& team) {
+  const int64_t last = *p.n_iter(), row = p.k * p.all.max_iter;
+  int64_t t = last;
+  for (;; --t) {
+    T* dg = call.dg + (row + t - 1) * p.m();
+    double most = 0;
+    team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) {
+      const T mass = p.mass_b(j);
+      const T mine = mass > 0 ? sums.sum + (t == last && grad_g ? grad_g[j] : T(0)) : T(0);
+      const T share = mine * inverse_or_zero(mass);
+      dg[j] = mine;
+      grad_b[j] += p.reg() * share;
+      most = most < magnitude(share) ? magnitude(share) : most;
+    });
+    most = team.largest(most);
+    if (t == 1 || 2 * double(t) * most <= least) break;
+    Back<T> back{p,      t,           p.log_g_at(t), dg, p.g_at(t - 1), call.df + (row + t - 2) * p.n(),
+                 grad_a, 1 / p.reg()};
+    team.sweep(back);
+  }
+  if (team.leads()) call.first[p.k] = t;
+}
+
+template <class T, bool kGrid>
+__device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, T* grad_a, T* grad_b,
+                                   const T* grad_g, double least, Team<T, kGrid>& team) {
+  T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
+  T* share = team.spare();     // (m,) dg over the columns' masses, of this sweep
+  T* mass = share + p.m();     // (m,) column sums of the plan: with them, not b, the sweep never expands
+  T* change = mass + p.m();    // (m,) dg of this sweep
+  bool converged = false;
+  double before = 0;
+  for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
+    // (f + c, g - c) is the same plan: the adjoints must sum to zero, and a drift would never decay.
+    double drift = 0, total = 0, size = 0;
+    team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) {
+      change[j] = sums.sum + (sweeps == 0 && grad_g && p.mass_b(j) > 0 ? grad_g[j] : T(0));
+      drift += change[j], total += mass[j];
+    });
+    drift = team.total(drift), total = team.total(total);
+    const T shift = T(drift / total);
+    team.over(team.col_begin, team.col_end, [&](int j) {
+      const T mine = mass[j] > 0 ? change[j] / mass[j] - shift : T(0);
+      share[j] = mine;
+      dg[j] += mine * p.mass_b(j);
+      grad_b[j] += p.reg() * mine;
+      size = size < magnitude(mine) ? magnitude(mine) : size;
+    });
+    size = team.largest(size);
+    const double rate = before > 0 && size < before ? size / before : 0.999;
+    before = size;
+    converged = 2 * size / (1 - rate) <= least;
+    if (converged) break;  // the same on every thread
+    FixedPoint<T> step{p, p.log_f_at(*p.n_iter()), share, df, grad_a, 1 / p.reg()};
+    team.sweep(step);
+  }
+  if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
+}
+
+template <class T, bool kGrid, bool kImplicit>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch,
+                   const __grid_constant__ AdjointCall<T> call, int first_problem) {
+  const int64_t k = first_problem + (kGrid ? 0 : blockIdx.x);
+  const One<T> p{batch, k};
+  Team<T, kGrid> team(p.all.plan, p.n(), p.m(), p.cost(), p.work());
+  const T inverse_reg = 1 / p.reg(), weight = call.value_weight ? call.value_weight[k] : T(0);
+  const T* grad_f = call.grad_f ? call.grad_f + k * p.n() : nullptr;
+  const T* grad_g = call.grad_g ? call.grad_g + k * p.m() : nullptr;
+  const int64_t last = kImplicit ? k : k * p.all.max_iter + *p.n_iter() - 1;
+  T *df = call.df + last * p.n(), *grad_a = call.grad_a + k * p.n(), *grad_b = call.grad_b + k * p.m();
+  const double least = least_that_matters(p, call, weight, grad_f, grad_g, team);
+
+  team.over(team.row_begin, team.row_end, [&](int i) {
+    const T mass = p.mass_a(i);
+    df[i] = grad_f && mass > 0 ? grad_f[i] : T(0);
+    grad_a[i] = weight * p.alpha()[i] + p.reg() * df[i] * inverse_or_zero(mass);
+  });
+  team.over(team.col_begin, team.col_end, [&](int j) { grad_b[j] = 0; });
+  if constexpr (kImplicit) {
+    T *mass = team.spare() + p.m(), *dg = call.dg + k * p.m();
+    team.over(team.col_begin, team.col_end, [&](int j) { dg[j] = 0; });
+    ColumnMass<T> columns{p, inverse_reg};
+    team.sweep(columns);
+    team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) { mass[j] = sums.sum; });
+    team.sync();
+  } else {
+    cuda::sync_block();
+  }
+  First<T> first{p, p.g(), df, inverse_reg, weight * inverse_reg};
+  team.sweep(first);
+  if constexpr (kImplicit)
+    at_the_fixed_point(p, call, grad_a, grad_b, grad_g, least, team);
+  else
+    unrolled(p, call, grad_a, grad_b, grad_g, least, team);
+}
+
+}  // namespace
+
+template <class T>
+const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, int device,
+                         cuda::Stream stream) {
+  const cuda::DeviceGuard guard(device);
+  if (guard.error()) return guard.error();
+  const Plan& plan = p.plan;
+  if (plan.regime == Regime::kBlock)
+    return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
+                        p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+  for (int k = 0; k < p.batch; ++k)
+    if (const char* refused = cuda::launch_cooperative(
+            call.implicit ? adjoint_kernel<T, true, true> : adjoint_kernel<T, true, false>, plan.grid,
+            plan.threads, plan.shared, stream, p, call, k))
+      return refused;
+  return nullptr;
+}
+template const char* cuda_adjoint<float>(const DeviceProblem<float>&, const AdjointCall<float>&, int,
+                                         cuda::Stream);
+template const char* cuda_adjoint<double>(const DeviceProblem<double>&, const AdjointCall<double>&, int,
+                                          cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

@@ -1,0 +1,164 @@
+// The contract of the CUDA kernels, and what bind_cuda.h calls. Every pointer is device memory owned by the
+// caller; matrices are row-major and contiguous. Nothing here allocates, waits or reads from the device.
+//
+// Potentials are kept in the log domain throughout: exp is cheap on a GPU, and nothing can overflow.
+#pragma once
+#include <stdint.h>
+
+#include "core/launch.cuh"
+#include "sinkhorn/regime.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+// Bits that the kernels raise per problem. The outputs of such a problem are NaN.
+enum Flag : int {
+  kFlagBadCost = 1,    // NaN or -inf in the cost
+  kFlagForbidden = 2,  // a row or a column has mass and every pair of it is forbidden
+  kFlagBadMass = 4,    // a mass that is negative, NaN or inf
+  kFlagNoMass = 8,     // all masses are 0
+  kFlagSums = 16,      // a and b have different sums
+  kFlagNotConverged = 32,  // the implicit gradient did not reach its tolerance; its result stands
+  kFlagOverflow = 64,      // a distance between features that overflows
+};
+constexpr int kFlagsThatPoison = ~kFlagNotConverged;
+
+template <class T>
+struct DeviceProblem {
+  int64_t n, m, batch;
+  T reg;
+  int64_t max_iter;
+  T tol;             // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
+  const T* cost;     // (batch, n, m)
+  const T* a;        // (batch or 1, n) or null: uniform
+  int64_t a_stride;  // n or 0
+  const T* b;        // (batch or 1, m) or null: uniform
+  int64_t b_stride;  // m or 0
+  const T* init_f;   // (batch, n) or null: f_0 = -reg log n
+  bool history;      // every iteration is kept, else the last one
+  T* hist_f;         // (batch, history ? max_iter + 1 : 1, n)
+  T* hist_g;         // (batch, history ? max_iter : 1, m)
+  // The log-sums that each half-step took: f_t = reg (log a - log_f_t), +inf where the mass is 0. The adjoint's
+  // softmaxes are made with them, not with the rounded potentials: they sum to one to the last bit, and a
+  // sweep of hundreds of steps does not drift.
+  T* log_f;          // (batch, history ? max_iter : 1, n)
+  T* log_g;          // (batch, history ? max_iter : 1, m)
+  T* f;              // (batch, n)
+  T* g;              // (batch, m)
+  T* alpha;          // (batch, n) <P_i, C_i> / sum(P_i), 0 where a is 0
+  int64_t* n_iter;   // (batch,)
+  int* flags;        // (batch,)
+  T* work;           // (batch, Plan::work)
+  Plan plan;
+};
+
+// Problem number k of the batch. Addresses are made where they are used, from the kernel's arguments: kept in
+// registers they would leave none for the work.
+template <class T>
+struct One {
+  const DeviceProblem<T>& all;
+  int64_t k;
+
+  __device__ int n() const { return int(all.n); }
+  __device__ int m() const { return int(all.m); }
+  __device__ T reg() const { return all.reg; }
+  __device__ T mass_a(int i) const { return all.a ? all.a[k * all.a_stride + i] : T(1) / T(all.n); }
+  __device__ T mass_b(int j) const { return all.b ? all.b[k * all.b_stride + j] : T(1) / T(all.m); }
+  __device__ const T* cost() const { return all.cost + k * all.n * all.m; }
+  __device__ const T* init_f() const { return all.init_f ? all.init_f + k * all.n : nullptr; }
+  // f_t, t in [0, max_iter], and g_t, t in [1, max_iter]
+  __device__ T* f_at(int64_t t) const {
+    return all.hist_f + (all.history ? k * (all.max_iter + 1) + t : k) * all.n;
+  }
+  __device__ T* g_at(int64_t t) const {
+    return all.hist_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m;
+  }
+  // their log-sums, t in [1, max_iter]
+  __device__ T* log_f_at(int64_t t) const {
+    return all.log_f + (all.history ? k * all.max_iter + t - 1 : k) * all.n;
+  }
+  __device__ T* log_g_at(int64_t t) const {
+    return all.log_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m;
+  }
+  __device__ T* f() const { return all.f + k * all.n; }
+  __device__ T* g() const { return all.g + k * all.m; }
+  __device__ T* alpha() const { return all.alpha + k * all.n; }
+  __device__ int64_t* n_iter() const { return all.n_iter + k; }
+  __device__ int* flags() const { return all.flags + k; }
+  __device__ T* work() const { return all.work + k * all.plan.work; }
+};
+
+template <class T>
+struct ForwardOut {
+  T* value;           // (batch,) <P, C>
+  T* dual;            // (batch,) <f~, a> + <g~, b> - reg (sum a - sum a sum b)
+  T* marginal_error;  // (batch,)
+  int64_t* n_iter;    // (batch,) iterations that ran; -(flags) where a flag refuses the input
+};
+
+// Gradient of  value_weight <P, C> + <grad_f, f> + <grad_g, g>  through the iterations.
+template <class T>
+struct AdjointCall {
+  const T* value_weight;  // (batch,) or null: 0
+  const T* grad_f;        // (batch, n) or null
+  const T* grad_g;        // (batch, m) or null
+  bool implicit;          // at the fixed point, else through the iterations that ran
+  T tolerance;            // stop when what remains is below this share of every entry of P value_weight
+  int64_t max_sweeps;     // implicit
+  // Adjoints df_t of f_t and dg_t of g_t: dC = P value_weight (1 - (C - alpha) / reg)
+  //   + sum_t exp((f_t + g_t - C) / reg) df_t / a + exp((f_(t-1) + g_t - C) / reg) dg_t / b
+  T* df;           // (batch, max_iter, n), at t - 1; implicit: (batch, 1, n), their sums at the fixed point
+  T* dg;           // (batch, max_iter, m); implicit: (batch, 1, m)
+  int64_t* first;  // (batch,) smallest t whose weights are set
+  T* grad_a;       // (batch, n)
+  T* grad_b;       // (batch, m)
+};
+
+template <class T>
+struct GradientCall {
+  const T* value_weight;  // (batch,) or null: 0
+  bool plan_only;         // dC = value_weight P
+  bool implicit;
+  const T* df;  // as in AdjointCall; not with plan_only
+  const T* dg;
+  const int64_t* first;
+  T* grad_cost;  // (batch, n, m)
+};
+
+// Each returns null, or a sentence about what the driver refused.
+template <class T>
+const char* cuda_forward(const DeviceProblem<T>&, const ForwardOut<T>&, int device, cuda::Stream);
+template <class T>
+const char* cuda_adjoint(const DeviceProblem<T>&, const AdjointCall<T>&, int device, cuda::Stream);
+template <class T>
+const char* cuda_gradient(const DeviceProblem<T>&, const GradientCall<T>&, int device, cuda::Stream);
+
+// The same, untyped: what Python fills, field by field. Addresses are integers, a null pointer is 0.
+struct CudaCall {
+  bool f64 = false;  // double, else float
+  int device = 0;
+  uintptr_t stream = 0;
+  int regime = 0;  // Regime
+  int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
+  double reg = 1, tol = 0;
+  bool history = false;
+  uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0, n_iter = 0,
+            flags = 0, work = 0;
+  // forward
+  uintptr_t value = 0, dual = 0, marginal_error = 0, n_iter_out = 0;
+  // backward
+  uintptr_t value_weight = 0, grad_f = 0, grad_g = 0, df = 0, dg = 0, first = 0, grad_a = 0, grad_b = 0,
+            grad_cost = 0;
+  bool implicit = false, plan_only = false;
+  double tolerance = 0;
+  int64_t max_sweeps = 0;
+};
+
+const char* cuda_forward(const CudaCall&);
+const char* cuda_adjoint(const CudaCall&);
+const char* cuda_gradient(const CudaCall&);
+// Elements of work space for the whole batch, or -1 and a sentence in *error.
+int64_t cuda_work(const CudaCall&, const char** error);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

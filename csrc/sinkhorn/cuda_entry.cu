@@ -1,0 +1,85 @@
+// From the untyped call to the kernels: types, the launch plan, the device.
+#include "sinkhorn/cuda.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+template <class T>
+T* to(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+const char* plan_of(const CudaCall& c, Plan* plan) {
+  DeviceProperties properties;
+  const char* refused =
+      cuda::device_properties(c.device, &properties.multiprocessors, &properties.shared_per_block);
+  const int most = max_threads(c.f64 ? 8 : 4);
+  properties.max_threads = cuda::thread_limit() < most ? cuda::thread_limit() : most;
+  if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties);
+  return refused;
+}
+
+template <class T>
+DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
+  DeviceProblem<T> p{};
+  p.n = c.n, p.m = c.m, p.batch = c.batch, p.reg = T(c.reg), p.max_iter = c.max_iter, p.tol = T(c.tol);
+  p.cost = to<T>(c.cost), p.a = to<T>(c.a), p.a_stride = c.a_stride, p.b = to<T>(c.b), p.b_stride = c.b_stride;
+  p.init_f = to<T>(c.init_f), p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
+  p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
+  p.f = to<T>(c.f), p.g = to<T>(c.g), p.alpha = to<T>(c.alpha), p.n_iter = to<int64_t>(c.n_iter);
+  p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan;
+  return p;
+}
+
+// body(float()) or body(double()), with the plan.
+template <class Body>
+const char* dispatch(const CudaCall& c, Body body) {
+  Plan plan;
+  if (const char* refused = plan_of(c, &plan)) return refused;
+  return c.f64 ? body(double(), plan) : body(float(), plan);
+}
+
+cuda::Stream stream_of(const CudaCall& c) { return reinterpret_cast<cuda::Stream>(c.stream); }
+
+}  // namespace
+
+int64_t cuda_work(const CudaCall& c, const char** error) {
+  Plan plan;
+  *error = plan_of(c, &plan);
+  return *error ? -1 : plan.work * c.batch;
+}
+
+const char* cuda_forward(const CudaCall& c) {
+  return dispatch(c, [&](auto t, const Plan& plan) {
+    using T = decltype(t);
+    const ForwardOut<T> out{to<T>(c.value), to<T>(c.dual), to<T>(c.marginal_error), to<int64_t>(c.n_iter_out)};
+    return cuda_forward<T>(problem<T>(c, plan), out, c.device, stream_of(c));
+  });
+}
+
+const char* cuda_adjoint(const CudaCall& c) {
+  return dispatch(c, [&](auto t, const Plan& plan) {
+    using T = decltype(t);
+    AdjointCall<T> call{};
+    call.value_weight = to<T>(c.value_weight), call.grad_f = to<T>(c.grad_f), call.grad_g = to<T>(c.grad_g);
+    call.implicit = c.implicit, call.tolerance = T(c.tolerance), call.max_sweeps = c.max_sweeps;
+    call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first);
+    call.grad_a = to<T>(c.grad_a), call.grad_b = to<T>(c.grad_b);
+    return cuda_adjoint<T>(problem<T>(c, plan), call, c.device, stream_of(c));
+  });
+}
+
+const char* cuda_gradient(const CudaCall& c) {
+  return dispatch(c, [&](auto t, const Plan& plan) {
+    using T = decltype(t);
+    GradientCall<T> call{};
+    call.value_weight = to<T>(c.value_weight), call.plan_only = c.plan_only, call.implicit = c.implicit;
+    call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first);
+    call.grad_cost = to<T>(c.grad_cost);
+    return cuda_gradient<T>(problem<T>(c, plan), call, c.device, stream_of(c));
+  });
+}
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

@@ -1,0 +1,208 @@
+// The iterations on a GPU, in the log domain, one sweep over the cost per iteration (team.cuh): while the rows' potentials f_t are made, the columns' log-sums for g_(t+1) are gathered.
+//
+//   g_t = reg (log b - L_t),  L_t,j = LSE_i((f_(t-1) - C_ij) / reg)
+//   f_t = reg (log a - LSE_j((g_t - C_ij) / reg))
+//
+// L_(t+1) also gives the marginal error after iteration t: (P'1)_j = exp(g_t,j / reg + L_(t+1),j).
+#include "sinkhorn/cuda.h"
+#include "sinkhorn/team.cuh"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+// f from g, and the log-sums of the columns from f.
+template <class T>
+struct Iterate {
+  using Row = LogSum<T>;
+  using Column = LogSum<T>;
+  static constexpr bool kRows = true, kColumns = true;
+  static constexpr int kUnroll = 4;
+  One<T> p;
+  const T* g;  // g_t (m,)
+  T* f;        // f_t (n,)
+  T* log_f;    // (n,)
+  T inverse_reg;
+  __device__ RowValue<T> given(int) const { return {0, 0, 0}; }
+  __device__ void row(Row& acc, const RowValue<T>&, int j, T c) const { acc.add((g[j] - c) * inverse_reg); }
+  __device__ RowValue<T> finish(int i, const Row& acc) const {
+    const T mass = p.mass_a(i), log_sum = acc.value(), next = half_step(mass, log_sum, p.reg());
+    log_f[i] = mass > 0 ? log_sum : T(INFINITY);
+    if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+    f[i] = next;
+    return {next, 0, 0};
+  }
+  __device__ void column(Column& acc, const RowValue<T>& y, int, T c) const {
+    acc.add((y.potential - c) * inverse_reg);
+  }
+};
+
+// The log-sums of the columns from f_0; every cost is looked at.
+template <class T>
+struct Start {
+  using Column = LogSum<T>;
+  static constexpr bool kRows = false, kColumns = true;
+  static constexpr int kUnroll = 4;
+  One<T> p;
+  const T* f;
+  T inverse_reg;
+  bool bad;
+  __device__ RowValue<T> given(int i) const { return {f[i], 0, 0}; }
+  __device__ void column(Column& acc, const RowValue<T>& y, int, T c) {
+    if (!(c >= -Limits<T>::kMax)) bad = true;
+    acc.add((y.potential - c) * inverse_reg);
+  }
+};
+
+// Two sums over a row of the plan.
+template <class T>
+struct Pair {
+  T cost, mass;
+  static __device__ Pair empty() { return {0, 0}; }
+  __device__ void merge(const Pair& o) { cost += o.cost, mass += o.mass; }
+};
+template <class T>
+__device__ inline Pair<T> other_lane(const Pair<T>& a, int mask) {
+  return {cuda::shuffle_xor(a.cost, mask), cuda::shuffle_xor(a.mass, mask)};
+}
+
+// alpha_i = <P_i, C_i> / sum(P_i) and the value. `centre`: a second look at the row, for what rounding left
+// of the mean; the adjoint divides it by reg.
+template <class T>
+struct Value {
+  using Row = Pair<T>;
+  static constexpr bool kRows = true, kColumns = false;
+  static constexpr int kUnroll = 4;
+  One<T> p;
+  const T* f;
+  const T* g;
+  T inverse_reg;
+  bool centre;
+  double value, dual;  // of the rows that this thread finished
+  __device__ RowValue<T> given(int i) const { return {f[i], 0, centre ? p.alpha()[i] : T(0)}; }
+  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
+    const T plan = cuda::exp_of(exponent(given.potential, g[j], c, inverse_reg));
+    if (plan > 0) acc.cost += plan * (c - given.shift), acc.mass += plan;
+  }
+  __device__ RowValue<T> finish(int i, const Row& acc) {
+    const T mean = acc.mass > 0 ? acc.cost / acc.mass : T(0);
+    p.alpha()[i] = centre ? p.alpha()[i] + mean : mean;
+    if (!centre) {
+      const T mass = p.mass_a(i);
+      value += acc.cost;
+      dual += double(without_mass(f[i], mass, p.reg())) * mass;
+      p.f()[i] = f[i];
+    }
+    return {0, 0, 0};
+  }
+};
+
+template <class T, bool kGrid>
+__device__ void check_masses(const One<T>& p, Team<T, kGrid>& team, double* sum_a, double* sum_b) {
+  double sums[2] = {0, 0};
+  int wrong = 0;
+  auto look = [&](T mass, int side) {
+    if (!(mass >= 0) || !(mass <= Limits<T>::kMax)) wrong = kFlagBadMass;
+    sums[side] += mass;
+  };
+  team.over(team.row_begin, team.row_end, [&](int i) { look(p.mass_a(i), 0); });
+  team.over(team.col_begin, team.col_end, [&](int j) { look(p.mass_b(j), 1); });
+  *sum_a = p.all.a ? team.total(sums[0]) : 1, *sum_b = p.all.b ? team.total(sums[1]) : 1;
+  if (!(*sum_a > 0 && *sum_b > 0)) wrong |= kFlagNoMass;
+  const double gap = *sum_a > *sum_b ? *sum_a - *sum_b : *sum_b - *sum_a;
+  if (!(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (*sum_a + *sum_b))) wrong |= kFlagSums;
+  if (wrong) cuda::atomic_or(p.flags(), wrong);
+}
+
+template <class T, bool kGrid>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(const __grid_constant__ DeviceProblem<T> batch,
+                                                              const __grid_constant__ ForwardOut<T> out, int first_problem) {
+  const int64_t k = first_problem + (kGrid ? 0 : blockIdx.x);
+  const One<T> p{batch, k};
+  Team<T, kGrid> team(p.all.plan, p.n(), p.m(), p.cost(), p.work());
+  const T inverse_reg = 1 / p.reg();
+  const T f_start = -p.reg() * cuda::log_of(T(p.n()));
+  double sum_a, sum_b;
+  check_masses(p, team, &sum_a, &sum_b);
+
+  team.over(team.row_begin, team.row_end, [&](int i) {
+    const T start = p.init_f() ? p.init_f()[i] : f_start;
+    p.f_at(0)[i] = p.mass_a(i) > 0 ? start : -T(INFINITY);
+  });
+  cuda::sync_block();
+  Start<T> start{p, p.f_at(0), inverse_reg, false};
+  team.sweep(start);
+  if (start.bad) cuda::atomic_or(p.flags(), kFlagBadCost);
+
+  // g_(t+1) from the log-sums, and how far iteration t was from the columns' masses.
+  int64_t t = 1;
+  double error = 0;
+  for (;; ++t) {
+    T *g = p.g_at(t), *log_g = p.log_g_at(t);
+    team.template columns<LogSum<T>>([&](int j, const LogSum<T>& sums) {
+      const T mass = p.mass_b(j), log_sum = sums.value(), next = half_step(mass, log_sum, p.reg());
+      log_g[j] = mass > 0 ? log_sum : T(INFINITY);
+      if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+      g[j] = next;
+    });
+    team.sync();
+    Iterate<T> iterate{p, g, p.f_at(t), p.log_f_at(t), inverse_reg};
+    team.sweep(iterate);
+    if (p.all.tol > 0 || t == p.all.max_iter) {
+      double mine = 0;
+      team.template columns<LogSum<T>>([&](int j, const LogSum<T>& sums) {
+        const T mass = p.mass_b(j);
+        if (!(mass > 0)) return;
+        const T share = cuda::exp_of(g[j] * inverse_reg + sums.value());
+        mine += magnitude(double(share) - double(mass));
+      });
+      error = team.total(mine);
+      if (t == p.all.max_iter || error <= p.all.tol) break;  // the same on every thread
+    }
+  }
+
+  Value<T> value{p, p.f_at(t), p.g_at(t), inverse_reg, false, 0, 0};
+  team.sweep(value);
+  value.centre = true;
+  team.sweep(value);
+  double dual = value.dual;
+  team.over(team.col_begin, team.col_end, [&](int j) {
+    const T mass = p.mass_b(j), g = p.g_at(t)[j];
+    dual += double(without_mass(g, mass, p.reg())) * mass;
+    p.g()[j] = g;
+  });
+  const double total = team.total(value.value), total_dual = team.total(dual);
+  if (!team.leads()) return;
+  const bool poisoned = *p.flags() & kFlagsThatPoison;
+  const T nan = T(NAN);
+  out.value[k] = poisoned ? nan : T(total);
+  out.dual[k] = poisoned ? nan : T(total_dual - p.reg() * (sum_a - sum_a * sum_b));
+  out.marginal_error[k] = poisoned ? nan : T(error);
+  *p.n_iter() = t;
+  out.n_iter[k] = poisoned ? -(*p.flags() & kFlagsThatPoison) : t;
+}
+
+}  // namespace
+
+template <class T>
+const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, int device,
+                         cuda::Stream stream) {
+  const cuda::DeviceGuard guard(device);
+  if (guard.error()) return guard.error();
+  const Plan& plan = p.plan;
+  if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if (plan.regime == Regime::kBlock)
+    return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
+  for (int k = 0; k < p.batch; ++k)
+    if (const char* refused = cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads,
+                                                       plan.shared, stream, p, out, k))
+      return refused;
+  return nullptr;
+}
+template const char* cuda_forward<float>(const DeviceProblem<float>&, const ForwardOut<float>&, int,
+                                         cuda::Stream);
+template const char* cuda_forward<double>(const DeviceProblem<double>&, const ForwardOut<double>&, int,
+                                          cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

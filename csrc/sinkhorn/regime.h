@@ -1,0 +1,121 @@
+// Which regime a problem runs in, and the launch that it gets: pure functions of sizes and device.
+//
+//   block     one block per problem, all iterations in one launch; the cost in shared memory where it fits
+//   resident  one cooperative launch; every block keeps its rows of the cost in shared memory
+//   sweep     one cooperative launch; rows of the cost pass through shared memory once per iteration
+//   panel     the cost is rebuilt panel by panel (features only); asked for by a memory budget
+//
+// Thresholds follow from capacity alone: none has been tuned on a GPU yet.
+#pragma once
+#include <stdint.h>
+
+#include "core/host_device.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+enum class Regime : int { kAuto = 0, kBlock = 1, kResident = 2, kSweep = 3, kPanel = 4 };
+
+struct DeviceProperties {
+  int multiprocessors;
+  int64_t shared_per_block;  // bytes that a block may ask for
+  int max_threads;           // of a block, at most max_threads(element)
+};
+
+struct Plan {
+  Regime regime;
+  int threads;         // of a block
+  int grid;            // blocks per problem
+  int tile_rows;       // rows of the cost in shared memory at a time; 0: rows are read from global memory
+  bool kept;           // the tile holds all rows of the block for good
+  bool state_shared;   // sums of the columns live in shared memory, else in the work space
+  int64_t shared;      // bytes of shared memory of a block
+  int64_t work;        // elements of work space per problem
+};
+
+// Doubles take twice the registers: half the threads.
+UK_HOST_DEVICE constexpr int max_threads(int64_t element) { return element == 8 ? 256 : 512; }
+constexpr int kUnstagedRows = 16;  // rows between two updates of the column sums where nothing is staged
+
+UK_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+UK_HOST_DEVICE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How the threads of a block share the columns: `groups` threads take turns with the rows of each column.
+UK_HOST_DEVICE int column_span(int threads, int64_t m) {
+  return static_cast<int>(smaller(threads, (m + 31) / 32 * 32));
+}
+UK_HOST_DEVICE int column_groups(int threads, int64_t m) { return threads / column_span(threads, m); }
+
+// Elements of shared memory (of size T) beside the tile: values of rows, their parts, reductions, masses of
+// a column state. Kept in step with Team in team.cuh.
+UK_HOST_DEVICE int64_t shared_elements(int threads, int rows_at_once, int64_t m, bool state_shared) {
+  const int64_t parts = larger(rows_at_once, threads / 32) * 2;
+  return 3 * rows_at_once + parts + 2 * 64 + (state_shared ? 2 * column_groups(threads, m) * m : 0);
+}
+
+UK_HOST_DEVICE int rows_at_once(int tile_rows) { return tile_rows > 0 ? tile_rows : kUnstagedRows; }
+
+// The tile of a block that owns `rows` rows: all of them where they fit, else as many as fit with the state of
+// the columns beside them, else without it.
+UK_HOST_DEVICE void furnish(Plan& plan, int64_t rows, int64_t m, int64_t element, int64_t budget) {
+  for (int with_state = 1; with_state >= 0; --with_state) {
+    const int64_t base = shared_elements(plan.threads, 0, m, with_state) * element;
+    const int64_t per_row = (m + 5) * element;  // the row, its values and its parts
+    const int64_t fit = base < budget ? (budget - base) / per_row : 0;
+    if (fit < 1 && with_state) continue;
+    plan.tile_rows = static_cast<int>(smaller(fit, rows));
+    plan.kept = fit >= rows;
+    plan.state_shared = with_state;
+    break;
+  }
+  plan.shared = (int64_t(plan.tile_rows) * m +
+                 shared_elements(plan.threads, rows_at_once(plan.tile_rows), m, plan.state_shared)) *
+                element;
+}
+
+UK_HOST_DEVICE int64_t shared_of_block(int64_t n, int64_t m, int64_t element, int threads) {
+  return (n * m + shared_elements(threads, static_cast<int>(n), m, true)) * element;
+}
+
+// Warps follow the number of elements: eight per thread keep a block of one small problem busy.
+UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
+  int threads = 64 < most ? 64 : most;
+  while (threads < most && int64_t(threads) * 8 < n * m) threads *= 2;
+  return threads;
+}
+
+UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
+                                   const DeviceProperties& device) {
+  const int threads = threads_for(n, m, device.max_threads);
+  if (shared_of_block(n, m, element, threads) <= device.shared_per_block) return Regime::kBlock;
+  // Enough problems to fill the device with one block each: no grid has to wait for itself.
+  if (batch >= device.multiprocessors) return Regime::kBlock;
+  const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
+  if ((rows * (m + 5) + shared_elements(device.max_threads, 0, m, false)) * element <= device.shared_per_block)
+    return Regime::kResident;
+  return Regime::kSweep;
+}
+
+// The launch of one problem.
+UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
+                             const DeviceProperties& device) {
+  Plan plan{};
+  plan.regime = regime == Regime::kAuto ? choose_regime(n, m, batch, element, device) : regime;
+  const bool block = plan.regime == Regime::kBlock;
+  plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;
+  plan.grid = block ? 1 : static_cast<int>(smaller(device.multiprocessors, n));
+  const int64_t rows = (n + plan.grid - 1) / plan.grid;
+  int64_t budget = device.shared_per_block;
+  furnish(plan, rows, m, element, budget);
+  if (plan.regime == Regime::kSweep && plan.kept) {  // forced: stage, as it would for more rows
+    plan.kept = false;
+    plan.tile_rows = static_cast<int>(larger(1, plan.tile_rows / 2));
+  }
+  const int64_t parts = int64_t(plan.grid) * column_groups(plan.threads, m);
+  // sums of the columns, two doubles per block, three vectors of the implicit gradient
+  plan.work = 2 * parts * m + 4 * int64_t(plan.grid) + (3 * m + 1) / 2 * 2;
+  return plan;
+}
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

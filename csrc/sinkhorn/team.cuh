@@ -1,0 +1,251 @@
+// The blocks that solve one problem together, and the one sweep that all kernels are made of.
+//
+//   row pass     y_i = step.finish(i, reduce_j step.row(step.given(i), C_ij))   a warp or more per row
+//   column pass  state_j <- step.column(state_j, y_i, C_ij)                     a thread per column, rows in turns
+//
+// A block owns a range of rows. It takes as many as fit into shared memory at a time: their costs are read
+// from global memory once, by the row pass, and the column pass finds them on chip. What the blocks have
+// gathered for the columns is put together in a fixed order: results do not depend on scheduling.
+//
+// A team is one block (its barrier is the block's) or a whole cooperative grid. The code is the same.
+#pragma once
+#include "core/launch.cuh"
+#include "sinkhorn/regime.h"
+#include "sinkhorn/step.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+constexpr int kWarp = 32;
+
+// What a row hands to the columns.
+template <class T>
+struct RowValue {
+  T potential, weight, shift;
+};
+
+template <class A>
+__device__ A warp_merge(A acc);
+
+template <class T>
+__device__ inline LogSum<T> other_lane(const LogSum<T>& a, int mask) {
+  return {cuda::shuffle_xor(a.top, mask), cuda::shuffle_xor(a.sum, mask)};
+}
+template <class T>
+__device__ inline Sum<T> other_lane(const Sum<T>& a, int mask) {
+  return {cuda::shuffle_xor(a.sum, mask)};
+}
+template <class A>
+__device__ inline A warp_merge(A acc) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) acc.merge(other_lane(acc, mask));
+  return acc;
+}
+
+template <class T, bool kGrid>
+struct Team {
+  // where this block stands
+  int rank, size;        // blocks of the team
+  int tid, threads, warp, lane, warps;
+  int n, m;
+  int row_begin, row_end;  // rows of this block
+  int col_begin, col_end;  // columns that this block puts together
+  // memory
+  const T* cost;   // (n, m) global
+  T* tile;         // shared (tile_rows, m)
+  int tile_rows;
+  bool kept, state_shared;
+  RowValue<T>* values;  // shared (rows at once,)
+  T* parts;             // shared 2 (max(rows at once, warps),)
+  double* scratch;      // shared (64,) elements of T, used as doubles or T's
+  T* state;             // this block's (groups, m) sums of 2 elements: shared, or its part of all_states
+  T* all_states;        // (size * groups, m) sums of 2 elements; global where size > 1
+  double* slots;        // global (2, size): one number of each block, two rounds in flight
+  int span, groups, round;
+
+  // `work`: the work space of this problem (Plan::work elements).
+  __device__ Team(const Plan& plan, int n_, int m_, const T* cost_, T* work) : n(n_), m(m_), cost(cost_) {
+    rank = kGrid ? blockIdx.x : 0;
+    size = kGrid ? gridDim.x : 1;
+    tid = threadIdx.x, threads = blockDim.x;
+    warp = tid / kWarp, lane = tid % kWarp, warps = threads / kWarp;
+    row_begin = part_of(n, rank), row_end = part_of(n, rank + 1);
+    col_begin = part_of(m, rank), col_end = part_of(m, rank + 1);
+    tile_rows = plan.tile_rows, kept = plan.kept, state_shared = plan.state_shared;
+    span = column_span(threads, m), groups = threads / span, round = 0;
+    const int at_once = rows_at_once(tile_rows), part_count = at_once > warps ? at_once : warps;
+    scratch = reinterpret_cast<double*>(cuda::shared_memory());
+    T* shared = reinterpret_cast<T*>(scratch) + 2 * 64;
+    values = reinterpret_cast<RowValue<T>*>(shared), shared += 3 * at_once;
+    parts = shared, shared += 2 * part_count;
+    T* states_in_work = work;
+    slots = reinterpret_cast<double*>(work + 2 * int64_t(size) * groups * m);
+    all_states = states_in_work;
+    state = states_in_work + 2 * int64_t(rank) * groups * m;
+    if (state_shared) {
+      state = shared, shared += 2 * int64_t(groups) * m;
+      if (!kGrid) all_states = state;
+    }
+    tile = tile_rows > 0 ? shared : nullptr;
+    if (kept) {
+      const int64_t count = int64_t(row_end - row_begin) * m;
+      const T* own = cost + int64_t(row_begin) * m;
+      for (int64_t k = tid; k < count; k += threads) tile[k] = own[k];
+      cuda::sync_block();
+    }
+  }
+
+  // (3, m) global elements for vectors of the columns.
+  __device__ T* spare() const { return reinterpret_cast<T*>(slots + 2 * size); }
+
+  __device__ int part_of(int count, int index) const {
+    return static_cast<int>(int64_t(count) * index / size);
+  }
+  __device__ void sync() const { kGrid ? cuda::sync_grid() : cuda::sync_block(); }
+  __device__ bool leads() const { return rank == 0 && tid == 0; }
+
+  // body(k) for every k of [begin, end), shared by the threads of this block.
+  template <class Body>
+  __device__ void over(int begin, int end, Body body) const {
+    for (int k = begin + tid; k < end; k += threads) body(k);
+  }
+
+  // The sum, or the largest, of one number per thread over the whole team: the same on every thread, and in
+  // an order that never changes. Every thread of the team calls it; it is a barrier of the team.
+  __device__ double total(double mine) { return reduce<false>(mine); }
+  __device__ double largest(double mine) { return reduce<true>(mine); }
+
+  // Row pass and column pass over the rows of this block. Ends with the team's sums complete in all_states,
+  // and a barrier of the team.
+  template <class Step>
+  __device__ void sweep(Step& step) {
+    if constexpr (Step::kColumns) clear_state<typename Step::Column>();
+    const int at_once = rows_at_once(tile_rows);
+    for (int begin = row_begin; begin < row_end; begin += at_once) {
+      const int count = row_end - begin < at_once ? row_end - begin : at_once;
+      if constexpr (Step::kRows) {
+        row_pass(step, begin, count);
+      } else {
+        over(0, count, [&](int r) { values[r] = step.given(begin + r); });
+      }
+      cuda::sync_block();
+      if constexpr (Step::kColumns) column_pass(step, begin, count);
+      cuda::sync_block();
+    }
+    if (Step::kColumns && kGrid && state_shared) publish_state();
+    sync();
+  }
+
+  // body(j, sums of column j) on one thread per column of this block.
+  template <class A, class Body>
+  __device__ void columns(Body body) const {
+    const int states = size * groups;
+    const A* all = reinterpret_cast<const A*>(all_states);
+    constexpr int kStride = 2 * sizeof(T) / sizeof(A);  // a state takes two elements whatever it holds
+    if (states < kWarp) {
+      for (int j = col_begin + tid; j < col_end; j += threads) {
+        A acc = all[int64_t(j) * kStride];
+        for (int s = 1; s < states; ++s) acc.merge(all[(int64_t(s) * m + j) * kStride]);
+        body(j, acc);
+      }
+      return;
+    }
+    for (int j = col_begin + warp; j < col_end; j += warps) {
+      A acc = A::empty();
+      for (int s = lane; s < states; s += kWarp) acc.merge(all[(int64_t(s) * m + j) * kStride]);
+      acc = warp_merge(acc);
+      if (lane == 0) body(j, acc);
+    }
+  }
+
+ private:
+  template <bool kLargest>
+  __device__ double combine(double a, double b) const {
+    return kLargest ? (a < b ? b : a) : a + b;
+  }
+  template <bool kLargest>
+  __device__ double warp_reduce(double x) const {
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) x = combine<kLargest>(x, cuda::shuffle_xor(x, mask));
+    return x;
+  }
+  template <bool kLargest>
+  __device__ double reduce(double mine) {
+    mine = warp_reduce<kLargest>(mine);
+    cuda::sync_block();  // scratch may still be read from the round before
+    if (lane == 0) scratch[warp] = mine;
+    cuda::sync_block();
+    double result = 0;  // sums and magnitudes only: 0 is neutral for both
+    for (int w = 0; w < warps; ++w) result = combine<kLargest>(result, scratch[w]);
+    if (!kGrid) return result;
+    double* slot = slots + (round++ & 1) * size;
+    if (tid == 0) slot[rank] = result;
+    sync();
+    result = 0;
+    for (int k = lane; k < size; k += kWarp) result = combine<kLargest>(result, slot[k]);
+    return warp_reduce<kLargest>(result);
+  }
+
+  template <class Step>
+  __device__ void row_pass(Step& step, int begin, int count) {
+    using Row = typename Step::Row;
+    Row* sums = reinterpret_cast<Row*>(parts);
+    const int slices = warps > count ? warps / count : 1;  // warps per row
+    const T* rows = kept ? tile + int64_t(begin - row_begin) * m : cost + int64_t(begin) * m;
+    const bool stage = tile && !kept;
+    const int slice = warp % slices;
+    for (int r = warp / slices; r < count && warp < (warps / slices) * slices; r += warps / slices) {
+      const T* row = rows + int64_t(r) * m;
+      const RowValue<T> given = step.given(begin + r);
+      Row acc = Row::empty();
+#pragma unroll Step::kUnroll
+      for (int j = slice * kWarp + lane; j < m; j += slices * kWarp) {
+        const T c = row[j];
+        if (stage) tile[int64_t(r) * m + j] = c;
+        step.row(acc, given, j, c);
+      }
+      acc = warp_merge(acc);
+      if (lane == 0) sums[r * slices + slice] = acc;
+    }
+    cuda::sync_block();
+    for (int r = tid; r < count; r += threads) {
+      Row acc = sums[r * slices];
+      for (int s = 1; s < slices; ++s) acc.merge(sums[r * slices + s]);
+      values[r] = step.finish(begin + r, acc);
+    }
+  }
+
+  template <class Step>
+  __device__ void column_pass(Step& step, int begin, int count) {
+    using Column = typename Step::Column;
+    const int group = tid / span;
+    if (group >= groups) return;
+    const T* rows = kept                   ? tile + int64_t(begin - row_begin) * m
+                    : tile && Step::kRows ? tile
+                                          : cost + int64_t(begin) * m;
+    for (int j = tid % span; j < m; j += span) {
+      Column* at = reinterpret_cast<Column*>(state + 2 * (int64_t(group) * m + j));
+      Column acc = *at;
+#pragma unroll Step::kUnroll
+      for (int r = group; r < count; r += groups) step.column(acc, values[r], j, rows[int64_t(r) * m + j]);
+      *at = acc;
+    }
+  }
+
+  // Each thread clears what it alone adds to.
+  template <class Column>
+  __device__ void clear_state() {
+    const int group = tid / span;
+    if (group >= groups) return;
+    for (int j = tid % span; j < m; j += span)
+      *reinterpret_cast<Column*>(state + 2 * (int64_t(group) * m + j)) = Column::empty();
+  }
+
+  __device__ void publish_state() {
+    cuda::sync_block();
+    const int64_t count = 2 * int64_t(groups) * m;
+    T* out = all_states + rank * count;
+    for (int64_t k = tid; k < count; k += threads) out[k] = state[k];
+  }
+};
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

@@ -1,0 +1,115 @@
+// The execution model that stands in for a GPU: the host twins of csrc/core/launch.cuh.
+//
+// One fiber per CUDA thread. A fiber runs until it reaches a barrier (of its warp, block or grid) that is
+// not full yet; which fiber runs next is decided by the order under test. Shared memory starts as NaN and
+// lies between guard zones. A barrier that some fibers never reach ends in an error, not in a hang.
+//
+// Not modelled: memory ordering between barriers, speed, anything asynchronous.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct ModelIndex {
+  int x, y;
+};
+extern ModelIndex threadIdx, blockIdx, blockDim, gridDim;
+
+namespace ucmkd {
+namespace cuda {
+
+using Stream = void*;
+
+namespace model {
+
+enum class Order : int { kForward = 0, kReverse = 1, kRandom = 2 };
+
+struct Settings {
+  int multiprocessors = 3;
+  int64_t shared_per_block = 96 * 1024;
+  int thread_limit = 64;
+  Order order = Order::kForward;
+  uint64_t seed = 0;
+  bool skip_block_barrier = false;  // plants a bug: sync_block does nothing
+};
+Settings& settings();
+int64_t launches();
+
+void block_barrier();
+void grid_barrier();
+void* exchange(const void* value, size_t bytes, int lane_mask);  // the other lane's value
+unsigned char* shared();
+
+// Null, or what went wrong.
+const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, bool cooperative,
+                const std::function<void()>& body);
+
+}  // namespace model
+
+inline void sync_block() { model::block_barrier(); }
+inline void sync_grid() { model::grid_barrier(); }
+template <class T>
+inline T shuffle_xor(T value, int lane_mask) {
+  T other;
+  memcpy(&other, model::exchange(&value, sizeof(T), lane_mask), sizeof(T));
+  return other;
+}
+inline void atomic_or(int* at, int bits) { *at |= bits; }
+inline unsigned char* shared_memory() { return model::shared(); }
+
+inline float exp_of(float x) { return expf(x); }
+inline double exp_of(double x) { return ::exp(x); }
+inline float log_of(float x) { return logf(x); }
+inline double log_of(double x) { return ::log(x); }
+inline float root(float x) { return sqrtf(x); }
+inline double root(double x) { return ::sqrt(x); }
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int) {}
+  const char* error() const { return nullptr; }
+};
+
+template <class... P, class... A>
+const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared, Stream,
+                   A... args) {
+  return model::run(grid_x, grid_y, threads, shared, false, [=] { kernel(static_cast<P>(args)...); });
+}
+
+template <class... P, class... A>
+const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared, Stream,
+                               A... args) {
+  return model::run(grid_x, 1, threads, shared, true, [=] { kernel(static_cast<P>(args)...); });
+}
+
+inline const char* clear(void* memory, size_t bytes, Stream) {
+  memset(memory, 0, bytes);
+  return nullptr;
+}
+
+template <class... P>
+const char* blocks_per_multiprocessor(void (*)(P...), int, size_t, int* blocks) {
+  *blocks = 1;
+  return nullptr;
+}
+
+inline int thread_limit() { return model::settings().thread_limit; }
+
+inline const char* device_properties(int, int* multiprocessors, int64_t* shared_per_block) {
+  *multiprocessors = model::settings().multiprocessors;
+  *shared_per_block = model::settings().shared_per_block;
+  return nullptr;
+}
+
+}  // namespace cuda
+}  // namespace ucmkd

@@ -1,0 +1,30 @@
+// The CUDA kernels of csrc/ as a Python module that runs them on the execution model.
+#include "bind_cuda.h"
+
+#include "sinkhorn/regime.h"
+
+namespace py = pybind11;
+using namespace ucmkd;
+
+PYBIND11_MODULE(cuda_model, m) {
+  bind_cuda(m);
+  m.def("configure", [](int multiprocessors, int64_t shared_per_block, int thread_limit, int order,
+                        uint64_t seed, bool skip_block_barrier) {
+    cuda::model::settings() = {multiprocessors, shared_per_block, thread_limit, static_cast<cuda::model::Order>(order), seed,
+                               skip_block_barrier};
+  });
+  m.def("launches", &cuda::model::launches);
+  m.def("choose_regime", [](int64_t n, int64_t m_, int64_t batch, int64_t element, int multiprocessors,
+                            int64_t shared_per_block) {
+    return int(sinkhorn::choose_regime(n, m_, batch, element, {multiprocessors, shared_per_block, sinkhorn::max_threads(element)}));
+  });
+  m.def("make_plan", [](int regime, int64_t n, int64_t m_, int64_t batch, int64_t element, int multiprocessors,
+                        int64_t shared_per_block) {
+    const sinkhorn::Plan p = sinkhorn::make_plan(sinkhorn::Regime(regime), n, m_, batch, element,
+                                                 {multiprocessors, shared_per_block, sinkhorn::max_threads(element)});
+    py::dict d;
+    d["regime"] = int(p.regime), d["threads"] = p.threads, d["grid"] = p.grid, d["tile_rows"] = p.tile_rows;
+    d["kept"] = p.kept, d["state_shared"] = p.state_shared, d["shared"] = p.shared, d["work"] = p.work;
+    return d;
+  });
+}

@@ -1,0 +1,164 @@
+"""The CUDA kernels, run on the execution model, against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_harness import ORDERS, REGIMES, build, model
+from sinkhorn_cases import CASES, Case
+from test_sinkhorn import compare, distance, gradients, leaves
+
+import ucmkd_fast as uk
+from ucmkd_fast.reference import sinkhorn as reference
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The model is serial and the problems are small: torch's pool would only get in the way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+DTYPES = {"f64": torch.float64, "f32": torch.float32}
+REGIME_IDS = list(REGIMES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("regime", REGIME_IDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_regime_agrees_with_the_reference(case, regime, dtype):
+    order = list(ORDERS)[(CASES.index(case) + REGIME_IDS.index(regime)) % len(ORDERS)]
+    with model(regime, order, seed=CASES.index(case)):
+        compare(case, DTYPES[dtype])
+
+
+def test_results_do_not_depend_on_the_order_of_threads():
+    C, a, b = leaves(Case(33, 20, 0.05, 1, "zeros", "forbidden"), torch.float32)
+    for regime in REGIMES:
+        runs = []
+        for order in ORDERS:
+            for seed in range(1 if order != "random" else 3):
+                with model(regime, order, seed):
+                    value = uk.sinkhorn(C, a, b, reg=0.05, max_iter=9).value
+                    runs.append((value, *gradients(value, (C, a, b))))
+        for run in runs[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(run, runs[0], strict=True)), regime
+
+
+def test_shapes_of_grid_tile_and_warps():
+    """Every way in which rows, columns, tiles, warps and blocks can fail to divide each other."""
+    for n, m in ((1, 1), (1, 70), (70, 1), (5, 33), (31, 64), (37, 65), (64, 3)):
+        C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float64)
+        want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=5).value
+        grads = gradients(want, (C, a, b))
+        for threads in (32, 96, 256):
+            for blocks in (1, 2, 7):
+                for shared in (16 * 1024, 200 * 1024):
+                    for regime in ("resident", "sweep"):
+                        with model(regime, "random", 1, blocks, shared, threads):
+                            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5).value
+                            assert distance(got, want) < 1e-12
+                            for g, w in zip(gradients(got, (C, a, b)), grads, strict=True):
+                                assert distance(g, w) < 1e-10, (n, m, threads, blocks, shared, regime)
+
+
+def test_rows_that_fit_no_shared_memory():
+    C, a, b = leaves(Case(5, 2100, 0.1, 1, "random"), torch.float64)
+    want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
+    with model("sweep", "random", shared=16 * 1024) as module:
+        assert module.make_plan(3, 5, 2100, 1, 8, 3, 16 * 1024)["tile_rows"] == 0
+        got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
+        for g, w in zip(gradients(got, (C, a, b)), gradients(want, (C, a, b)), strict=True):
+            assert distance(g, w) < 1e-10
+
+
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_batches_equal_the_loop(regime):
+    C = torch.rand(5, 20, 13).double().requires_grad_()
+    a = (torch.rand(5, 20).double() + 0.1).softmax(1).requires_grad_()
+    with model(regime):
+        for mass in (a, a[0], None):
+            got = uk.sinkhorn(C, mass, reg=0.05, max_iter=30)
+            loop = [
+                uk.sinkhorn(C[k], mass if mass is None or mass.dim() == 1 else mass[k], reg=0.05, max_iter=30)
+                for k in range(5)
+            ]
+            assert torch.equal(got.value, torch.stack([s.value for s in loop]))
+            weight = torch.rand(5).double()
+            inputs = [t for t in (C, mass) if t is not None]
+            gots = torch.autograd.grad((got.value * weight).sum(), inputs)
+            wants = torch.autograd.grad(sum(w * s.value for w, s in zip(weight, loop, strict=True)), inputs)
+            for g, w in zip(gots, wants, strict=True):
+                assert g.shape == w.shape and distance(g, w) < 1e-12
+
+
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_the_device_stops_where_the_reference_does(regime):
+    C, a, b = leaves(Case(30, 20, 0.1, 1, "random"), torch.float64)
+    for tol in (1e-2, 1e-4, 1e-8):
+        want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=100, tol=tol)
+        with model(regime):
+            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=100, tol=tol)
+            assert got.n_iter == want.n_iter and torch.allclose(got.value, want.value, rtol=1e-12)
+            for g, w in zip(gradients(got.value, (C, a, b)), gradients(want.value, (C, a, b)), strict=True):
+                assert distance(g, w) < max(tol, 1e-9)
+
+
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_warm_start_and_gradients_of_the_potentials(regime):
+    C, a, b = leaves(Case(30, 20, 0.1, 1, "zeros"), torch.float64)
+    weight = torch.rand(30).double()
+
+    def run(sinkhorn, **options):
+        s = sinkhorn(C, a, b, reg=0.1, max_iter=4, **options)
+        f, g = s.potentials if hasattr(s, "potentials") else (s.f, s.g)
+        keep = f.isfinite()
+        loss = s.value + (f[keep] * weight[keep]).sum() + g[g.isfinite()].square().sum()
+        return loss, *gradients(loss, (C, a, b))
+
+    start = reference.sinkhorn(C, a, b, reg=0.1, max_iter=7)
+    init = start.f.detach(), start.g.detach()
+    want = run(reference.sinkhorn, init=init)
+    with model(regime):
+        got = run(uk.sinkhorn, init=init)
+    for g, w in zip(got, want, strict=True):
+        keep = w.isfinite()
+        assert distance(g[keep], w[keep]) < 1e-9
+
+
+REFUSED = {
+    "NaN": (torch.tensor([[1.0, float("nan")]]), None, None, "NaN"),
+    "-inf": (torch.tensor([[1.0, -float("inf")]]), None, None, "-inf"),
+    "forbidden row": (torch.tensor([[1.0, 1.0], [float("inf")] * 2]), None, None, "finite cost"),
+    "negative mass": (torch.ones(2, 2), torch.tensor([1.5, -0.5]), None, "negative"),
+    "NaN mass": (torch.ones(2, 2), torch.tensor([1.5, float("nan")]), None, "NaN"),
+    "no mass": (torch.ones(2, 2), torch.zeros(2), torch.zeros(2), "all be 0"),
+    "sums": (torch.ones(2, 2), torch.ones(2), None, "equal sums"),
+}
+
+
+@pytest.mark.parametrize("regime", REGIME_IDS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_input_gives_nan_and_says_why_when_it_is_read(name, regime, monkeypatch):
+    C, a, b, words = REFUSED[name]
+    C = C.clone().requires_grad_()
+    with model(regime):
+        s = uk.sinkhorn(C, a, b, reg=0.5, max_iter=3)
+        assert s.value.isnan() and torch.autograd.grad(s.value, C)[0].isnan().all()
+        with pytest.raises(ValueError, match=words):
+            repr(s)
+        monkeypatch.setenv("UCMKD_CHECK", "1")
+        with pytest.raises(ValueError, match=words):
+            uk.sinkhorn(C, a, b, reg=0.5, max_iter=3)
+
+
+@pytest.mark.parametrize("grad", ["implicit", "envelope"])
+@pytest.mark.parametrize("masses", ["uniform", "zeros"])
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_gradients_at_the_fixed_point(grad, masses, regime):
+    with model(regime, "random"):
+        compare(Case(14, 9, 0.5, 150, masses), torch.float64, grad)
