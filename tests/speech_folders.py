@@ -8,7 +8,7 @@ import numpy as np
 from scipy.io import wavfile
 
 
-def tone(digit: int, speaker: int, seconds: float = 0.4, rate: int = 8000) -> np.ndarray:
+def tone(digit: int, speaker: float, seconds: float = 0.4, rate: int = 8000) -> np.ndarray:
     """A rising tone whose pitch depends on the digit and the speaker, int16."""
     t = np.arange(int(seconds * rate)) / rate
     wave = np.sin(2 * np.pi * (200 + 60 * digit + 25 * speaker) * t * (1 + t))
