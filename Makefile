@@ -24,7 +24,7 @@ endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-long sanitize lint clean
+.PHONY: demo test test-long sanitize reliability lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -40,6 +40,15 @@ test-long: $(VENV)/installed-test
 sanitize: $(VENV)/installed-test
 	PYTHON=$(BIN)/python tests/sanitizers.sh ops
 	PYTHON=$(BIN)/python tests/sanitizers.sh races
+
+# docs/reliability.md from counts; needs clang for the fuzzer, about half an hour on two cores.
+reliability: $(VENV)/installed-test
+	mkdir -p build/reliability
+	$(BIN)/python -m pytest -q --junitxml build/reliability/tests.xml
+	PYTHON=$(BIN)/python tests/sanitizers.sh ops > build/reliability/ops.log 2>&1
+	PYTHON=$(BIN)/python tests/sanitizers.sh races > build/reliability/races.log 2>&1
+	PYTHON=$(BIN)/python tests/sanitizers.sh fuzz > build/reliability/fuzz.log 2>&1
+	$(BIN)/python benchmarks/reliability.py build/reliability
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .

@@ -99,16 +99,67 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+#: No file of settings comes near these; a file made to fill the memory goes beyond.
+_LARGEST_FILE, _MOST_VALUES = 2**20, 100_000
+
+
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds: plain values only, no objects."""
+    """What a YAML file holds: plain values only, no objects, of bounded size.
+
+    Raises:
+        FileNotFoundError: the file cannot be read.
+        ValueError: not YAML, over 1 MiB, or aliases that unfold to over 100,000 values.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(_LARGEST_FILE + 1)
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileNotFoundError(f"expected a readable YAML file at {path}: {error}") from error
+    if len(data) > _LARGEST_FILE:
+        raise ValueError(f"{path} is larger than settings are: over {_LARGEST_FILE} bytes")
     try:
-        return yaml.load(text, Loader=YamlLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value that a YAML text says.
+
+    Raises:
+        ValueError: not YAML, or aliases that unfold to over 100,000 values.
+    """
+    loader = YamlLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _unfolded(node, {}, ())
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int], inside: tuple[int, ...]) -> int:
+    """How many values a node stands for once its aliases are followed; each node is counted once."""
+    if id(node) in inside:
+        raise ValueError("an alias inside of what it stands for")
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        total = 1 + sum(_unfolded(part, known, (*inside, id(node))) for part in parts)
+        if total > _MOST_VALUES:
+            raise ValueError(f"aliases unfold to over {_MOST_VALUES} values")
+        known[id(node)] = total
+    return known[id(node)]
 
 
 def kind(value: Any) -> str:

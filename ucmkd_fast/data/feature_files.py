@@ -63,8 +63,12 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected an array in a .npy file, there is none")
     try:
-        return np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        # Mapped first: what the header says is then held against the file's size before memory is asked for.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("several arrays in one file")
+        return array if mapped else np.array(array)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise ValueError(f"{path}: not a whole .npy array of plain numbers: {error}") from error
 
 

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import YamlLoader, kind, read_yaml
+from ..config import kind, parse_yaml, read_yaml
 
 _FROM = "from"
 
@@ -103,8 +101,8 @@ def read_changes(arguments: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(path.split(".")):
             raise ValueError(f"expected a change key.path=value, such as train.epochs=5, got {argument!r}")
         try:
-            changes[path] = yaml.load(text, Loader=YamlLoader)  # noqa: S506  (a SafeLoader)
-        except yaml.YAMLError as error:
+            changes[path] = parse_yaml(text)
+        except ValueError as error:
             raise ValueError(f"{argument!r}: the value is not valid YAML: {error}") from error
     return changes
 
