@@ -11,7 +11,7 @@ def run_settings(audio: Path) -> dict:
         "teacher": {
             "data": "digits",
             "model": {"name": "digit-cnn", "width": 8},
-            "train": {"lr": 0.05, "epochs": 1, "steps_per_epoch": 4, "progress": False},
+            "train": {"lr": 0.05, "epochs": 1, "steps_per_epoch": 4, "progress": False, "trackers": []},
             "cache_features": True,
         },
         "student": {
@@ -21,5 +21,6 @@ def run_settings(audio: Path) -> dict:
         "method": {"name": "ucmkd", "max_iter": 5},
         "train": {
             "lr": 0.05, "epochs": 2, "steps_per_epoch": 2, "batch_size": 16, "restore_best": False, "progress": False,
+            "trackers": [],
         },
     }  # fmt: skip

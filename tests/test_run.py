@@ -189,8 +189,11 @@ def test_a_permuted_teacher_says_another_class_with_the_same_certainty():
     assert torch.equal(model(x), real)  # the real one is as it was
 
 
-def test_weights_of_a_run_load_into_the_model_by_hand(ucmkd, settings, tmp_path):
+def test_weights_of_a_run_load_by_hand_and_curves_are_there_unasked(ucmkd, settings, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard, whose curves are the default, is not installed")
+    del settings["train"]["trackers"]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**settings, "output": "out", "method": "ce"}))
     assert ucmkd("distill", "run.yaml")[0] == 0
     assert not (tmp_path / "out" / "teacher").exists()  # ce has none
     assert "head.weight" in load_file(tmp_path / "out" / "last.safetensors")
+    assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,10 +85,17 @@ def evaluate(
 
 
 def _load(path: Path, changes: list[str] | None) -> RunConfig:
+    """The run, with curves for TensorBoard where that is installed and nothing is said about trackers."""
     from ..run import RunConfig
-    from ..run.settings import read_changes
+    from ..run.settings import load_settings, read_changes, with_changes
 
-    return RunConfig.load(path, read_changes(changes or []))
+    values = with_changes(load_settings(path), read_changes(changes or []))
+    if find_spec("tensorboard") is not None:
+        for side in (values, values.get("teacher")):
+            train = side.get("train") if isinstance(side, dict) else None
+            if isinstance(train, dict):
+                train.setdefault("trackers", ["tensorboard"])
+    return RunConfig.read(values)
 
 
 def _output(run: RunConfig) -> Path:

@@ -150,7 +150,7 @@ def _teacher_folder(cell: Cell, folder: Path) -> Path | None:
 
 
 def _quiet(config: RunConfig) -> RunConfig:
-    """Without bars: many runs share one terminal."""
+    """Without bars, as many runs share one terminal."""
     teacher = config.teacher
     if teacher is not None and teacher.train is not None:
         teacher = replace(teacher, train=teacher.train.updated(progress=False))

@@ -102,11 +102,15 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
 
 def build_model(model: Named, classes: Sequence[str], sample: Tensor, seed: int) -> nn.Module:
     """A model for such classes and inputs x (...); its first weights are a function of the seed."""
-    known = {"classes": len(classes)}
+    known: dict[str, Any] = {"classes": len(classes)}
     if sample.dim() == 1:
         known["inputs"] = sample.shape[0]
-    if sample.dim() == 3:
-        known |= {"channels": sample.shape[0], "mels": sample.shape[1]}
+    if sample.dim() >= 3:  # (..., channels, height, width)
+        known |= {
+            "channels": sample.shape[-3],
+            "mels": sample.shape[-2],
+            "image_size": list(sample.shape[-2:]),
+        }
     torch.manual_seed(seed)
     return model_of(model.plain(), **known)
 
