@@ -11,6 +11,7 @@
 #include "cost/entry.h"
 #include "label_transport/entry.h"
 #include "sinkhorn/entry.h"
+#include "sinkhorn/panel_entry.h"
 #include "sinkhorn/ragged.h"
 
 namespace py = pybind11;
@@ -241,6 +242,90 @@ PYBIND11_MODULE(_C, m) {
           return sinkhorn::ragged_backward<T>(r, static_cast<sinkhorn::Grad>(grad), to<T>(up_value),
                                               to<T>(up_f), to<T>(up_g),
                                               {to<T>(x), to<T>(y), to<T>(a), to<T>(b)});
+        });
+      },
+      Unlocked());
+
+  using sinkhorn::PanelOf;
+  py::class_<PanelOf>(m, "SinkhornPanel", "Addresses and sizes of one panel; it owns nothing.")
+      .def(py::init([](bool f64, int64_t rows, int64_t m, double reg, bool products, Address cost, int metric,
+                       int64_t d, Address x, Address y, Address scale_x, Address scale_y) {
+        return PanelOf{f64,
+                       rows,
+                       m,
+                       d,
+                       reg,
+                       metric,
+                       products,
+                       to<void>(cost),
+                       to<void>(x),
+                       to<void>(y),
+                       to<void>(scale_x),
+                       to<void>(scale_y)};
+      }));
+  m.def(
+      "panel_columns",
+      [](const PanelOf& p, Address f, Address top, Address total) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          return sinkhorn::panel_columns<T>(p, to<T>(f), to<T>(top), to<T>(total));
+        });
+      },
+      Unlocked());
+  m.def(
+      "panel_iterate",
+      [](const PanelOf& p, Address mass, Address g, Address f, Address sums) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::panel_iterate<T>(p, to<T>(mass), to<T>(g), to<T>(f), to<T>(sums));
+        });
+      },
+      Unlocked());
+  m.def(
+      "panel_plan",
+      [](const PanelOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::panel_plan<T>(p, to<T>(f), to<T>(g), to<T>(alpha), to<T>(row_value), to<T>(first));
+        });
+      },
+      Unlocked());
+  m.def(
+      "panel_adjoint",
+      [](const PanelOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::panel_adjoint<T>(p, to<T>(f), to<T>(g), to<T>(sigma), to<T>(factor), to<T>(d),
+                                     to<T>(sums));
+        });
+      },
+      Unlocked());
+  m.def(
+      "panel_adjoint_log",
+      [](const PanelOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
+         Address fbar, Address sums) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::panel_adjoint_log<T>(p, to<T>(f), to<T>(g), to<T>(share), to<T>(g_before), to<T>(inverse),
+                                         to<T>(fbar), to<T>(sums));
+        });
+      },
+      Unlocked());
+  m.def(
+      "panel_gradient",
+      [](const PanelOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
+         Address col_sum, int64_t depth, int64_t stride, Address hist_before, Address hist_f, Address share_f,
+         Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::PanelGradient<T> q{};
+          q.f = to<T>(f), q.g = to<T>(g), q.alpha = to<T>(alpha), q.weight = T(weight);
+          q.row_sum = to<T>(row_sum), q.col_sum = to<T>(col_sum);
+          q.depth = depth, q.stride = stride;
+          q.hist_before = to<T>(hist_before), q.hist_f = to<T>(hist_f), q.share_f = to<T>(share_f);
+          q.hist_g = to<T>(hist_g), q.share_g = to<T>(share_g);
+          q.out = to<T>(out), q.weight_rows = to<T>(weight_rows), q.weight_cols = to<T>(weight_cols);
+          sinkhorn::panel_gradient<T>(p, q);
         });
       },
       Unlocked());

@@ -34,6 +34,18 @@ template <class T>
 void product_inner(const product::Inner<T>&);
 template <class T>
 void label_transport_forward(label_transport::Forward<T>&);
+template <class T>
+bool panel_columns(const sinkhorn::Panel<T>&, const T*, T*, T*);
+template <class T>
+void panel_iterate(const sinkhorn::Panel<T>&, const T*, const T*, T*, T*);
+template <class T>
+void panel_plan(const sinkhorn::Panel<T>&, const T*, const T*, T*, T*, T*);
+template <class T>
+void panel_adjoint(const sinkhorn::Panel<T>&, const T*, const T*, const T*, const T*, T*, T*);
+template <class T>
+void panel_adjoint_log(const sinkhorn::Panel<T>&, const T*, const T*, const T*, const T*, const T*, T*, T*);
+template <class T>
+void panel_gradient(const sinkhorn::Panel<T>&, const sinkhorn::PanelGradient<T>&);
 
 namespace {
 
@@ -59,6 +71,8 @@ void exp_array(const T* x, T* y, int64_t count) {
 template <class T>
 constexpr Kernels<T> table() {
   return {{forward<T>, adjoint<T>, adjoint_log<T>, implicit<T>, gradient<T>},
+          {panel_columns<T>, panel_iterate<T>, panel_plan<T>, panel_adjoint<T>, panel_adjoint_log<T>,
+           panel_gradient<T>},
           {scales<T>, finish<T>, weigh<T>, project<T>, shift_rows<T>, l1_backward<T>},
           {product_plain<T>, product_inner<T>},
           {label_transport_forward<T>}};

@@ -4,12 +4,14 @@
 #include "cost/kernels.h"
 #include "label_transport/params.h"
 #include "sinkhorn/kernels.h"
+#include "sinkhorn/panel.h"
 
 namespace ucmkd {
 
 template <class T>
 struct Kernels {
   sinkhorn::Kernels<T> sinkhorn;
+  sinkhorn::PanelKernels<T> panel;
   cost::Kernels<T> cost;
   product::Kernels<T> product;
   label_transport::Kernels<T> label_transport;

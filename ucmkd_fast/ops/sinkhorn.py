@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve_cuda, checks, class_aware, ragged
+from . import _autograd, _solve_cuda, checks, class_aware, memory, panel, ragged
 from ._solve import LossOptions, Options
 from .cost import METRICS
 from .result import SinkhornResult
@@ -18,7 +18,6 @@ OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = ("unrolled", "implicit", "envelope")
 ACCELERATE = ("relax",)
 _NOT_BUILT = {
-    "memory_budget": "costs rebuilt panel by panel",
     "group": "rows sharded over processes",
 }
 
@@ -213,7 +212,9 @@ def sinkhorn_loss(
             sizes, rows ``x_offsets[k]`` to ``x_offsets[k + 1]`` of x (sum N_k, D) against those of y (sum M_k, D).
             Masses and ``init`` are flat as x and y are, and masses have equal sums problem by problem. A problem
             without rows on one side has nothing to transport: its loss and its gradients are 0.
-        memory_budget: refused until built.
+        memory_budget: bytes that the cost and the plan may take, by default a quarter of the free memory. Where
+            they do not fit, the cost is made panel by panel in every sweep: O(T (N + M)) memory, the same loss and
+            gradient, several times slower. For one problem.
         group: refused until built.
         return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
 
@@ -225,7 +226,7 @@ def sinkhorn_loss(
         ValueError: shapes, widths, devices or values that do not fit; the message says which.
         NotImplementedError: an argument that is not built yet.
     """
-    asked = {"memory_budget": memory_budget, "group": group}
+    asked = {"group": group}
     for name, given in asked.items():
         if given is not None:
             raise NotImplementedError(f"{name}= ({_NOT_BUILT[name]}) is not built yet: leave it out")
@@ -244,6 +245,8 @@ def sinkhorn_loss(
     if class_cost is not None or y_labels is not None:
         if offsets is not None or batch is not None:
             raise ValueError("class_cost is for one problem (N, D), (M, D): call it problem by problem")
+        if memory_budget is not None:
+            raise NotImplementedError("memory_budget is not built for class_cost: leave one of them out")
         class_aware.check_class_cost(class_cost, y_labels, x, y, dtype)
         if objective == "divergence":
             raise ValueError(
@@ -253,17 +256,38 @@ def sinkhorn_loss(
         settings = metric, dtype, objective == "regularized", options
         return _class_aware(x, y, class_cost, y_labels, a, b, init_fg, *settings, return_result)
     if offsets is not None or batch is not None:
+        if memory_budget is not None:
+            raise ValueError("memory_budget is for one problem, got a batch: its problems must fit")
         return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
+
+    def solve(x, y, a, b, init_fg, wanted):
+        return _one_problem(x, y, a, b, init_fg, metric, dtype, options, memory_budget, wanted)
+
     if return_result:
+        return solve(x, y, a, b, init_fg, "result")
+    if objective != "divergence":
+        return solve(x, y, a, b, init_fg, objective)
+    between = solve(x, y, a, b, init_fg, "regularized")
+    within = [solve(z, z, m, m, (None, None), "regularized") for z, m in ((x, a), (y, b))]
+    return between - (within[0] + within[1]) / 2
+
+
+def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, wanted):
+    """The loss, "transport" or "regularized", or the "result"; by panels where the matrices do not fit."""
+    n, m = x.shape[0], y.shape[0]
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, a, b))
+    if (x.device.type == "cpu" or budget is not None) and memory.needs_panels(
+        n, m, dtype.itemsize, gradient, budget
+    ):
+        rows = memory.panel_rows(n, m, dtype.itemsize, budget)
+        outputs = panel.solve(x, y, a, b, init_fg, metric, dtype, options, rows)
+        if wanted == "result":
+            return panel.PanelResult(outputs[0], outputs, options)
+        return outputs[int(wanted == "regularized")]
+    if wanted == "result":
         matrix = _cost_matrix(x, y, metric, dtype)
         return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
-    if objective == "divergence":
-        between = _one_loss(x, y, a, b, init_fg, metric, dtype, True, options)
-        within = [
-            _one_loss(z, z, m, m, (None, None), metric, dtype, True, options) for z, m in ((x, a), (y, b))
-        ]
-        return between - (within[0] + within[1]) / 2
-    return _one_loss(x, y, a, b, init_fg, metric, dtype, objective == "regularized", options)
+    return _one_loss(x, y, a, b, init_fg, metric, dtype, wanted == "regularized", options)
 
 
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:

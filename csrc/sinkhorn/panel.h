@@ -1,0 +1,67 @@
+// Sinkhorn over panels of rows whose cost is made when it is needed: O(N + M + panel) memory.
+//
+// A panel is some rows of one problem: their cost, or the inner products that a kernel turns into it first.
+// Each kernel is one visit of one panel; ops/panel.py goes over the panels and keeps the vectors. Vectors
+// over columns have padded(m) elements: potentials -inf and all others 0 behind the m-th.
+#pragma once
+#include <stdint.h>
+
+#include "cost/features.h"
+#include "sinkhorn/params.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+template <class T>
+struct Panel {
+  int64_t rows, m;
+  T reg;
+  T* cost;                     // (rows, m), or the inner products, which become it
+  bool products;               // cost holds inner products
+  cost::Features<T> features;  // of these rows and all of y
+  int tasks;
+  T* work;  // panel_work(m) elements a task
+};
+static inline int64_t panel_work(int64_t m) { return 6 * padded(m); }
+
+// What the gradient is made from: dC = P (weight (1 - (C - alpha) / reg) - Z / reg), or weight P.
+template <class T>
+struct PanelGradient {
+  const T *f, *g;    // (rows,), (m,) of the plan
+  const T* alpha;    // (rows,) <P_i, C_i> / a_i; null: dC = weight P
+  T weight;          // of <P, C>
+  const T* row_sum;  // (rows,): Z = row_sum_i + col_sum_j; null: Z is given in out, or with a history in the
+                     // log domain
+  const T* col_sum;  // (m,)
+  // history, or depth 0: dC += exp((f_before_t + g_t - C) / reg) share_g_t + exp((f_t + g_t - C) / reg)
+  // share_f_t
+  int64_t depth, stride;                    // of the vectors over rows
+  const T *hist_before, *hist_f, *share_f;  // (depth, rows), `stride` apart
+  const T *hist_g, *share_g;                // (depth, padded(m))
+  // out, with features: the weights of the products with x and y (cost/row.h), and their sums
+  T* out;          // (rows, m)
+  T* weight_rows;  // (rows,)
+  T* weight_cols;  // (m,) added to
+};
+
+template <class T>
+struct PanelKernels {
+  // Online log-sum-exp over the columns: total_j exp(top_j / reg) += sum_i exp((f_i - C_ij) / reg). False:
+  // the cost overflows.
+  bool (*columns)(const Panel<T>&, const T* f, T* top, T* total);
+  // f_i <- reg (log a_i - LSE_j((g_j - C_ij) / reg)), expected near what f holds; sums_j += exp((f_i + g_j -
+  // C_ij) / reg). One exponential an element.
+  void (*iterate)(const Panel<T>&, const T* mass, const T* g, T* f, T* sums);
+  // alpha_i and row_value_i = <P_i, C_i>; first_j += sum_i P_ij (C_ij - alpha_i) where it is not null.
+  void (*plan)(const Panel<T>&, const T* f, const T* g, T* alpha, T* row_value, T* first);
+  // d_i = <P_i, sigma>; sums_j += -d_i factor_i P_ij.
+  void (*adjoint)(const Panel<T>&, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums);
+  // The same without the plan: fbar_i = -sum_j exp((f_i + g_j - C_ij) / reg) share_j, then
+  // sums_j -= exp((f_i + g_before_j - C_ij) / reg) fbar_i inverse_i.
+  void (*adjoint_log)(const Panel<T>&, const T* f, const T* g, const T* share, const T* g_before,
+                      const T* inverse, T* fbar, T* sums);
+  void (*gradient)(const Panel<T>&, const PanelGradient<T>&);
+};
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

@@ -1,0 +1,60 @@
+"""How much memory a call may take: what is asked for, or a quarter of what is free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import checks
+
+_SMALL = 64 << 20  # bytes that are not worth asking the system about
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its control group where it has a limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                free = int(line.split()[1]) << 10
+    except OSError:
+        pass
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(free, 0)
+
+
+def dense_bytes(n: int, m: int, itemsize: int, gradient: bool) -> int:
+    """What the matrices of a dense call take: the cost and the plan, with a gradient a third one."""
+    return (3 if gradient else 2) * n * m * itemsize
+
+
+def needs_panels(n: int, m: int, itemsize: int, gradient: bool, budget: int | None) -> bool:
+    """Whether the matrices do not fit ``budget`` bytes, by default a quarter of the free memory."""
+    need = dense_bytes(n, m, itemsize, gradient)
+    if budget is None:
+        return need > _SMALL and need > free_memory() // 4
+    return need > checks.count_at_least_one("memory_budget", budget)
+
+
+def panel_rows(n: int, m: int, itemsize: int, budget: int | None) -> int:
+    """Rows of a panel: two of them in a quarter of the budget, and no larger than the caches like.
+
+    Raises:
+        MemoryError: not even four rows fit.
+    """
+    room = free_memory() // 4 if budget is None else budget
+    rows = min(room // 8, _PANEL_BYTES) // (m * itemsize)
+    if rows < 4:
+        raise MemoryError(
+            f"memory_budget must hold panels of at least four rows, {32 * m * itemsize} bytes here, got {room}"
+        )
+    return min(n, rows // 4 * 4)
+
+
+_PANEL_BYTES = 16 << 20

@@ -1,0 +1,104 @@
+"""`sinkhorn_loss` without the cost matrix: autograd, refusals and the result around `panel_sweeps`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _autograd, cost
+from ._solve import Options
+from .panel_sweeps import Alone, Panels, Problem
+from .result import SinkhornResult
+
+
+class PanelSinkhorn(torch.autograd.Function):
+    """From x (N, D), y (M, D): (value, dual, f, g, marginal_error, n_iter); the first two differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x, y, a, b, init_f, metric, dtype, options, rows, keep, over):  # noqa: D102
+        needs = any(ctx.needs_input_grad[:4])
+        wide_x = x.detach().to(dtype).contiguous()
+        wide_y = over.gather(y.detach()).to(dtype).contiguous()
+        features = cost.scaled(wide_x, wide_y, metric)
+        total = float(over.add(torch.tensor(float(len(x)), dtype=torch.float64)))
+        mass_a = wide_x.new_full((len(x),), 1 / total) if a is None else a.detach().contiguous()
+        every_b = None if b is None else over.gather(b.detach())
+        mass_b = wide_y.new_full((len(wide_y),), 1 / len(wide_y)) if every_b is None else every_b
+        over.refuse(_bad_masses(mass_a, mass_b, over))
+        panels = Panels(features, options.reg, rows, keep)
+        problem = Problem(features, mass_a, mass_b, panels, options, over)
+        s = problem.solve(init_f, needs and options.grad == "unrolled")
+        f, g = s.f, over.mine(s.g[: len(wide_y)]).clone()
+        n_iter = torch.tensor(s.n_iter)
+        ctx.mark_non_differentiable(f, g, s.marginal_error, n_iter)
+        ctx.set_materialize_grads(False)
+        if needs:
+            ctx.save_for_backward(x, y, a, b)  # autograd then sees that nobody wrote to them
+            ctx.problem, ctx.dtypes = problem, (x.dtype, y.dtype)
+            none = s.value.new_empty(0)  # an output of this Function here would be a cycle
+            ctx.solved = s._replace(value=none, dual=none, marginal_error=none)
+        return s.value, s.dual, f.clone(), g, s.marginal_error, n_iter
+
+    @staticmethod
+    def backward(ctx: Any, up_value, up_dual, *_):  # noqa: D102
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "double backward is not built for costs made panel by panel or spread over processes: it would keep "
+                "the whole cost; raise memory_budget, or use smaller batches"
+            )
+        need, problem = ctx.needs_input_grad[:4], ctx.problem
+        _ = ctx.saved_tensors
+        weight, dual = (0.0 if up is None else float(up) for up in (up_value, up_dual))
+        dx, dy, da, db = problem.gradient(ctx.solved, weight, dual, (need[0], problem.over.anywhere(need[1])))
+        dy = None if dy is None or not need[1] else problem.over.mine(dy).to(ctx.dtypes[1])
+        db = problem.over.mine(db[: len(problem.features.y)]) if need[3] else None
+        return None if dx is None else dx.to(ctx.dtypes[0]), dy, da if need[2] else None, db, *[None] * 7
+
+
+@torch.compiler.disable
+def solve(
+    x, y, a, b, init_fg, metric, dtype, options: Options, rows: int, keep=False, over=None
+) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter) with the cost of ``rows`` rows at a time; no plan."""
+    if options.accelerate is not None:
+        raise NotImplementedError(
+            f"accelerate={options.accelerate!r} is not built for costs made panel by panel or spread over processes: "
+            "leave it out, or raise memory_budget"
+        )
+    if not _autograd.direct(x, y, a, b):
+        raise NotImplementedError(
+            "costs made panel by panel or spread over processes are not built for functorch transforms and dispatch "
+            "modes: raise memory_budget, or call sinkhorn_loss outside of them"
+        )
+    if x.device.type != "cpu":
+        raise NotImplementedError(
+            f"costs made panel by panel or spread over processes are built for CPU tensors, got {x.device}"
+        )
+    return PanelSinkhorn.apply(x, y, a, b, init_fg[0], metric, dtype, options, rows, keep, over or Alone())
+
+
+class PanelResult(SinkhornResult):
+    """As `SinkhornResult`, of a cost that was never formed: value and value_regularized are differentiable."""
+
+    def plan(self) -> Tensor:
+        """Refused: the plan is as large as the cost that did not fit."""
+        raise MemoryError(
+            "the plan (N, M) was asked for, but its cost did not fit memory_budget: take rows of it from the "
+            "potentials, exp((f_i + g - C_i) / reg)"
+        )
+
+
+def _bad_masses(a: Tensor, b: Tensor, over: Alone) -> str | None:
+    """A sentence about the masses of the whole problem, or None."""
+    sums = [over.add(a.double().sum()), b.double().sum()]
+    least = torch.stack([z.min().double() if len(z) else sums[0] * 0 for z in (a, b)])
+    good = (least >= 0).all() & torch.stack(sums).isfinite().all()
+    if not good:
+        return "masses must be finite and >= 0, got a negative one, NaN or inf"
+    if not (sums[0] > 0 and sums[1] > 0):
+        return "masses must not all be 0, got an all-zero vector"
+    if (sums[0] - sums[1]).abs() > (1e-4 if a.dtype == torch.float32 else 1e-6) * (sums[0] + sums[1]):
+        return "a and b must have equal sums (each is 1 where it is not given), got sums that differ"
+    return None

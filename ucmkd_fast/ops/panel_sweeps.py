@@ -1,0 +1,378 @@
+"""Sinkhorn on features without the cost matrix: panels of rows, made and dropped in every sweep.
+
+    memory: the histories, O(T (N + M)), and two panels (R, M)
+
+One sweep visits every panel: a matrix product for its cost, then one native pass (csrc/sinkhorn/panel.h). What a
+sweep leaves are sums over the columns, (M,): so the same code serves rows that are spread over processes, with one
+sum over the processes behind each sweep (`sharded.Shards`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import _C
+from . import cost
+from ._solve import Options, _address, _padded
+
+_RANGE = {torch.float32: 30.0, torch.float64: 300.0}  # largest |log u_t|, |log v_t| for plain sums
+_SAFE = {torch.float32: 20.0, torch.float64: 200.0}  # log of how far a column sum may be from its mass
+
+
+class Alone:
+    """All rows are here."""
+
+    def add(self, vector: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        return vector
+
+    def greatest(self, vector: Tensor) -> Tensor:
+        """The maximum over processes, in place."""
+        return vector
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of y of all processes."""
+        return rows
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This process's share of what `gather` returned."""
+        return rows
+
+    def anywhere(self, needed: bool) -> bool:
+        """Whether any process needs it."""
+        return needed
+
+    def refuse(self, problem: str | None) -> None:
+        """Raise ValueError on every process where one has a problem."""
+        if problem:
+            raise ValueError(problem)
+
+
+class Panels:
+    """The panels of x (N, D) against y (M, D), one after the other, in one buffer; or kept, each in its own."""
+
+    def __init__(self, features: cost.Features, reg: float, rows: int, keep: bool):
+        self.features, self.reg, self.rows = features, reg, max(rows, 1)
+        self.n, self.m = len(features.x), len(features.y)
+        self._kept: dict[int, Tensor] | None = {} if keep else None
+        self._buffer: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Any]]:
+        x, y, scale, metric = self.features
+        code, _, _, d, _, at_y, _, scale_y = self.features.sizes()
+        for start in range(0, self.n, self.rows):
+            rows = slice(start, min(start + self.rows, self.n))
+            products, matrix = self._matrix(rows)
+            yield rows, _C.SinkhornPanel(
+                x.dtype == torch.float64, rows.stop - start, self.m, self.reg, products, matrix.data_ptr(), code, d,
+                x[rows].data_ptr(), at_y, scale[rows].data_ptr(), scale_y,
+            )  # fmt: skip
+
+    def _matrix(self, rows: slice) -> tuple[bool, Tensor]:
+        """Whether it holds products, and the panel."""
+        x, y, _, metric = self.features
+        if self._kept is not None:
+            if rows.start in self._kept:
+                return False, self._kept[rows.start]
+            matrix = self._kept[rows.start] = x.new_empty(rows.stop - rows.start, self.m)
+        else:
+            if self._buffer is None:
+                self._buffer = x.new_empty(min(self.rows, self.n), self.m)
+            matrix = self._buffer[: rows.stop - rows.start]
+        if metric != "l1":
+            torch.mm(x[rows], y.t(), out=matrix)
+        return True, matrix
+
+
+class Solved(NamedTuple):
+    """What the iterations leave; vectors over columns are padded (csrc/sinkhorn/panel.h)."""
+
+    value: Tensor  # () <P, C> of all rows
+    dual: Tensor  # ()
+    f: Tensor  # (N,)
+    g: Tensor  # (padded M,)
+    marginal_error: Tensor  # ()
+    n_iter: int
+    sums: Tensor  # (padded M,) column sums of the plan
+    alpha: Tensor  # (N,)
+    first: Tensor  # (padded M,) sum_i P_ij (C_ij - alpha_i)
+    hist_f: Tensor  # (T + 1, N), or empty
+    hist_g: Tensor  # (T, padded M)
+
+
+class Problem:
+    """This process's rows against all columns, with the sweeps over them."""
+
+    def __init__(
+        self, features: cost.Features, a: Tensor, b: Tensor, panels: Panels, options: Options, over: Alone
+    ):
+        self.features, self.panels, self.options, self.over = features, panels, options, over
+        self.a, self.b = a, torch.nn.functional.pad(b, (0, _padded(len(b)) - len(b)))
+        self.reg = options.reg
+
+    # Sweeps
+
+    def columns(self, f: Tensor) -> Tensor:
+        """G (padded M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
+        top, total = self.b.new_full(self.b.shape, -torch.inf), torch.zeros_like(self.b)
+        good = True
+        for rows, panel in self.panels:
+            good &= _C.panel_columns(panel, *map(_address, (f[rows], top, total)))
+        self.over.refuse(
+            None if good else "the distances between x and y must stay in range, got one that overflows"
+        )
+        highest = self.over.greatest(top.clone())
+        total *= torch.where(top > -torch.inf, ((top - highest) / self.reg).exp(), 0)
+        self.over.add(total)
+        g = self.reg * (self.b.log() - total.log()) - highest
+        return torch.where(self.b > 0, g, -torch.inf)
+
+    def iterate(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """F (N,) of g, and the column sums of the plan of both."""
+        f, sums = f.clone(), torch.zeros_like(g)
+        for rows, panel in self.panels:
+            _C.panel_iterate(panel, *map(_address, (self.a[rows], g, f[rows], sums)))
+        return f, self.over.add(sums)
+
+    def adjoint(self, s: Solved, sigma: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """D = P sigma (N,), and -P' (d factor) (padded M,)."""
+        d, sums = torch.empty_like(self.a), torch.zeros_like(sigma)
+        for rows, panel in self.panels:
+            vectors = (s.f[rows], s.g, sigma, factor[rows], d[rows], sums)
+            _C.panel_adjoint(panel, *map(_address, vectors))
+        return d, self.over.add(sums)
+
+    def adjoint_log(self, f, g, share, g_before, inverse) -> tuple[Tensor, Tensor]:
+        """As `adjoint`, with the softmaxes of (f, g) and (f, g_before) in the place of the plan."""
+        fbar, sums = torch.empty_like(self.a), torch.zeros_like(g)
+        for rows, panel in self.panels:
+            vectors = (f[rows], g, share, g_before, inverse[rows], fbar[rows], sums)
+            _C.panel_adjoint_log(panel, *map(_address, vectors))
+        return fbar, self.over.add(sums)
+
+    # Forward
+
+    def solve(self, init_f: Tensor | None, history: bool) -> Solved:
+        """The iterations of `sinkhorn`, and the first sweep back."""
+        a, b, options = self.a, self.b, self.options
+        total = float(self.over.add(torch.tensor(float(len(a)), dtype=torch.float64)))
+        start = a.new_full(a.shape, -self.reg * math.log(total)) if init_f is None else init_f
+        f = torch.where(a > 0, start, -torch.inf)
+        g = self.columns(f)
+        hist_f, hist_g = [f], []
+        safe = math.exp(_SAFE[a.dtype])
+        for n_iter in range(1, options.max_iter + 1):  # noqa: B007
+            f, sums = self.iterate(f, g)
+            if history:
+                hist_f.append(f)
+                hist_g.append(g)
+            error = (sums - b).abs().sum()
+            if n_iter == options.max_iter or error <= options.tol:
+                break
+            ratio = torch.where(b > 0, b / sums, 1)
+            if ((ratio >= 1 / safe) & (ratio <= safe)).all():
+                g = torch.where(b > 0, g + self.reg * ratio.log(), -torch.inf)
+            else:
+                g = self.columns(f)
+        alpha, row_value, first = torch.empty_like(a), torch.empty_like(a), torch.zeros_like(g)
+        for rows, panel in self.panels:
+            vectors = (f[rows], g, alpha[rows], row_value[rows], first)
+            _C.panel_plan(panel, *map(_address, vectors))
+        self.over.add(first)
+        value, dual = self._values(f, g, row_value)
+        empty = a.new_empty(0)
+        stacks = (torch.stack(hist_f), torch.stack(hist_g)) if history else (empty, empty)
+        return Solved(value, dual, f, g, error, n_iter, sums, alpha, first, *stacks)
+
+    def _values(self, f: Tensor, g: Tensor, row_value: Tensor) -> tuple[Tensor, Tensor]:
+        """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
+        wide = [z.double() for z in (self.a, self.b, f, g)]
+        a, b, f, g = wide
+        free_f, free_g = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((a, f), (b, g)))
+        here = self.over.add(torch.stack([row_value.double().sum(), (free_f * a).sum(), a.sum()]))
+        value, dual_f, sum_a = here
+        dual = dual_f + (free_g * b).sum() - self.reg * (sum_a - sum_a * b.sum())
+        return value.to(self.a.dtype), dual.to(self.a.dtype)
+
+    # Backward
+
+    def gradient(
+        self, s: Solved, weight: float, dual: float, need: tuple[bool, bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of ``weight`` <P, C> + ``dual`` dual value: of x (N, D), y (M, D), a (N,), b (padded M,)."""
+        if self.options.grad == "envelope":
+            return *self._features(s, weight + dual, need, alpha=False), *self._envelope_masses(s, dual)
+        if self.options.grad == "implicit":
+            parts = self._implicit(s, weight, dual)
+        elif self._in_range(s):
+            parts = self._plain(s, weight, dual)
+        else:
+            parts = self._log_domain(s, weight, dual)
+        grad_a, grad_b, z = parts
+        direct_a, direct_b = self._direct(s, dual)
+        return *self._features(s, weight, need, **z), grad_a + direct_a, grad_b + direct_b
+
+    def _inverse_masses(self) -> tuple[Tensor, Tensor]:
+        return tuple(torch.where(m > 0, 1 / m, 0) for m in (self.a, self.b))  # type: ignore[return-value]
+
+    def _least(self, weight: float, dual: float) -> float:
+        """What remains may be this large, see ``least_that_matters`` in csrc/sinkhorn/adjoint.cpp."""
+        rounding = torch.finfo(self.a.dtype).eps / 8
+        return max(self.options.tol * 0.1, rounding) * self.reg * (abs(weight) + 2 * abs(dual))
+
+    def _in_range(self, s: Solved) -> bool:
+        limit = _RANGE[self.a.dtype] * self.reg
+        far = [
+            torch.where(mass > 0, (one - last).abs(), 0).max() if len(mass) else mass.new_zeros(())
+            for history, last, mass in ((s.hist_f, s.f, self.a), (s.hist_g, s.g, self.b))
+            for one in history
+        ]
+        return bool(self.over.greatest(torch.stack(far).max()) <= limit)
+
+    def _first(self, s: Solved, weight: float, dual: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Du (N,), rho (N,), dv (padded M,) of the last iteration: the dual value pulls f by a and g by b."""
+        du = self.reg * dual * self.a
+        rho = torch.where(self.a > 0, self.a.new_full((), -self.reg * dual), 0)
+        return du, rho, weight * s.first + self.reg * dual * (self.b - s.sums)
+
+    def _plain(self, s: Solved, weight: float, dual: float):
+        """Plain sums; Z = left' right."""
+        ia, ib = self._inverse_masses()
+        du, rho, dv = self._first(s, weight, dual)
+        least = self._least(weight, dual)
+        grad_a, grad_b, ut = weight * s.alpha, torch.zeros_like(dv), (self.a > 0).to(du.dtype)
+        left, right = [], []
+        for t in range(s.n_iter, 0, -1):
+            vt = torch.where(self.b > 0, ((s.hist_g[t - 1] - s.g) / self.reg).exp(), 0)
+            change = dv * vt * ib
+            grad_b, grad_a, sigma = grad_b + change, grad_a + du * ut * ia, -change * vt
+            ut = torch.where(self.a > 0, ((s.hist_f[t - 1] - s.f) / self.reg).exp(), 0)
+            left += [rho, ut]
+            right += [vt, sigma]
+            if t == 1 or 2 * t * float(change.abs().max()) <= least:
+                break
+            factor = ut * ut * ia
+            du, dv = self.adjoint(s, sigma, factor)
+            rho = -du * factor
+        m = len(self.features.y)
+        return grad_a, grad_b, {"product": (torch.stack(left), torch.stack(right)[:, :m].contiguous())}
+
+    def _implicit(self, s: Solved, weight: float, dual: float):
+        """The sweep with u = v = 1 until it has converged; Z = row_sum + col_sum."""
+        ia, _ = self._inverse_masses()
+        du, rho, dv = self._first(s, weight, dual)
+        least = self._least(weight, dual)
+        row_sum, col_sum = rho.clone(), torch.zeros_like(dv)
+        grad_a, grad_b = weight * s.alpha + du * ia, torch.zeros_like(dv)
+        before = 0.0
+        for _ in range(max(1000, 10 * self.options.max_iter)):
+            # (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
+            dv = dv - (dv.double().sum() / s.sums.double().sum()).to(dv.dtype) * s.sums
+            sigma = torch.where(s.sums > 0, -dv / s.sums, 0)
+            col_sum, grad_b = col_sum + sigma, grad_b - sigma
+            size = float(sigma.abs().max())
+            rate = size / before if before > 0 and size < before else 0.999
+            before = size
+            if 2 * size / (1 - rate) <= least:
+                break
+            du, dv = self.adjoint(s, sigma, ia)
+            row_sum, grad_a = row_sum - du * ia, grad_a + du * ia
+        else:
+            warnings.warn(
+                "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
+                "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
+                stacklevel=2,
+            )
+        return grad_a, grad_b, {"sums": (row_sum, col_sum)}
+
+    def _log_domain(self, s: Solved, weight: float, dual: float):
+        """Softmaxes of each iteration in the place of plan times scalings: nothing overflows."""
+        ia, ib = self._inverse_masses()
+        least = self._least(weight, dual)
+        fbar = dual * self.a
+        gbar = weight / self.reg * s.first + dual * (self.b - s.sums)
+        grad_a, grad_b = weight * s.alpha, torch.zeros_like(gbar)
+        before, at_f, share_f, share_g = [], [], [], []
+        for t in range(s.n_iter, 0, -1):
+            grad_a, grad_b = grad_a + self.reg * fbar * ia, grad_b + self.reg * gbar * ib
+            share = gbar * ib
+            before.append(s.hist_f[t - 1])
+            at_f.append(s.hist_f[t])
+            share_f.append(fbar * ia)
+            share_g.append(share)
+            if t == 1 or 2 * t * self.reg * float(share.abs().max()) <= least:
+                break
+            fbar, gbar = self.adjoint_log(s.hist_f[t - 1], s.hist_g[t - 1], share, s.hist_g[t - 2], ia)
+        depth = len(before)
+        g = s.hist_g[s.n_iter - depth : s.n_iter].flip(0)
+        stacks = [torch.stack(z) for z in (before, at_f, share_f, share_g)]
+        return grad_a, grad_b, {"history": (*stacks[:3], g.contiguous(), stacks[3])}
+
+    def _direct(self, s: Solved, dual: float) -> tuple[Tensor, Tensor]:
+        """What the dual value gives the masses at constant potentials."""
+        sum_a = self.over.add(self.a.double().sum()).to(self.a.dtype)
+        sum_b = self.b.double().sum().to(self.a.dtype)
+        reg = self.reg
+        on_a = torch.where(self.a > 0, s.f - reg * self.a.log() - 2 * reg + reg * sum_b, 0)
+        on_b = torch.where(self.b > 0, s.g - reg * self.b.log() - reg + reg * sum_a, 0)
+        return dual * on_a, dual * on_b
+
+    def _envelope_masses(self, s: Solved, dual: float) -> tuple[Tensor, Tensor]:
+        free = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((self.a, s.f), (self.b, s.g)))
+        return tuple(dual * z for z in free)  # type: ignore[return-value]
+
+    def _features(
+        self, s: Solved, weight: float, need: tuple[bool, bool], *, alpha: bool = True,
+        product=None, sums=None, history=None,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """DC panel by panel, and from it the gradients of x and y; Z comes as one of the last three."""
+        x, y, _, metric = self.features
+        dx = torch.zeros_like(x) if need[0] else None
+        dy = torch.zeros_like(y) if need[1] else None
+        row_sums, col_sums = torch.empty_like(self.a), torch.zeros_like(self.b)
+        buffer = x.new_empty(min(self.panels.rows, max(len(x), 1)), len(y))
+        depth, stride = (len(history[0]), len(self.a)) if history else (0, 0)
+        for rows, panel in self.panels:
+            weights = buffer[: rows.stop - rows.start]
+            if product:
+                torch.mm(product[0][:, rows].t(), product[1], out=weights)
+            row_sum, col_sum = (sums[0][rows], sums[1]) if sums else (None, None)
+            over_rows = [z[:, rows] for z in history[:3]] if history else [None] * 3
+            over_columns = history[3:] if history else [None] * 2
+            _C.panel_gradient(
+                panel, s.f[rows].data_ptr(), s.g.data_ptr(), s.alpha[rows].data_ptr() if alpha else 0, weight,
+                _address(row_sum), _address(col_sum), depth, stride, *map(_address, over_rows),
+                *map(_address, over_columns), weights.data_ptr(), row_sums[rows].data_ptr(), col_sums.data_ptr(),
+            )  # fmt: skip
+            self._weigh(weights, rows, dx, dy)
+        if metric != "l1":
+            f64, sizes = x.dtype == torch.float64, self.features.sizes()
+            for grad, sums_z, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
+                if grad is not None:
+                    _C.cost_finish_gradient(f64, *sizes, sums_z.data_ptr(), of_y, grad.data_ptr())
+        return dx, None if dy is None else self.over.add(dy)
+
+    def _weigh(self, weights: Tensor, rows: slice, dx: Tensor | None, dy: Tensor | None) -> None:
+        """The panel's products with x and y; l1 takes signs in their place."""
+        x, y, _, metric = self.features
+        if metric != "l1":
+            if dx is not None:
+                torch.mm(weights, y, out=dx[rows])
+            if dy is not None:
+                torch.addmm(dy, weights.t(), x[rows], out=dy)
+            return
+        n, m, d = rows.stop - rows.start, len(y), x.shape[1]
+        f64 = x.dtype == torch.float64
+        here, there, w = x[rows].data_ptr(), y.data_ptr(), weights.data_ptr()
+        if dx is not None:
+            _C.cost_l1_backward(f64, n, m, d, here, there, w, False, dx[rows].data_ptr())
+        if dy is not None:
+            part = torch.empty_like(dy)
+            _C.cost_l1_backward(f64, m, n, d, there, here, w, True, part.data_ptr())
+            dy += part
