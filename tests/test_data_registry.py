@@ -66,7 +66,7 @@ def test_arrays_in_files(tmp_path):
         ({"name": "digit"}, "did you mean 'digits'"),
         ({"name": "digits", "splitt": "train"}, "did you mean 'split'"),
         ({"name": "digits", "split": "trian"}, "did you mean 'train'"),
-        ({"name": "digits", "split": "test", "keep": 0.5}, "among training samples"),
+        ({"name": "digits", "split": "test", "keep": 0.5}, "choose among training samples"),
         ({"name": "digits", "split": "train", "keep": 0}, "share in"),
         ({"name": "digits", "split": "train", "split_by": "group"}, "its groups are None"),
         ({"name": "features", "root": "x.csv"}, "expected a .npy or .safetensors"),

@@ -303,7 +303,8 @@ class Distiller:
         if self.method.needs_equal_widths and width != teacher_width:
             raise ValueError(
                 f"method {name!r} compares features, so both encoders must give one width: the student's is "
-                f"{width}, the teacher's {teacher_width}"
+                f"{width}, the teacher's {teacher_width} (ucmkd_fast.models.with_width(student, {teacher_width}) "
+                "adds a projection)"
             )
 
     def _identity(

@@ -17,6 +17,11 @@ OPTIONAL = {
         "speech",
     ),
     "PIL": ("Pillow", "pictures as samples", "images"),
+    "torchvision": ("torchvision", "ResNet", "torchvision"),
+    "timm": ("timm", "ResNet and ViT", "timm"),
+    "transformers": ("transformers", "ResNet, ViT, tokenizers and models by name", "models"),
+    "pyarrow": ("pyarrow", "parquet tables", "data"),
+    "datasets": ("datasets", "Hugging Face data sets", "data"),
     "ot": ("POT", "comparisons in tests and benchmarks", "test"),
     "geomloss": ("geomloss", "comparisons in tests and benchmarks", "test"),
 }

@@ -1,26 +1,29 @@
-"""Which of a part's samples are used: less data, fewer labels.
+"""Which of a part's samples are used: a mismatch of the modalities, less data, fewer labels.
 
 Every draw is a function of its seed, of the labels and of the groups alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from .labelled import LabelledData
+from .mismatch import Mismatch, apart
 from .splits import few_labels
 
 #: Keys of a data set's description that choose among its samples.
-SELECTION = ("keep", "labels_per_class", "draw_seed")
+SELECTION = ("mismatch", "keep", "labels_per_class", "draw_seed")
 
 
 def select(
     data: LabelledData,
     split: str | None,
     *,
+    mismatch: Mapping[str, Any] | None = None,
     keep: float | None = None,
     labels_per_class: int | None = None,
     draw_seed: int = 0,
@@ -30,18 +33,21 @@ def select(
     Args:
         data: the part.
         split: its name, for messages.
-        keep: the share of every class that stays, in (0, 1]: the scarcity of the paper's Tables 3-5.
+        mismatch: see `Mismatch.from_dict`: ``{preset: hard, side: audio}``.
+        keep: then the share of every class that stays, in (0, 1]: the scarcity of the paper's Tables 3-5.
         labels_per_class: then so many samples of every class.
         draw_seed: chooses who stays.
 
     Raises:
         ValueError: a share out of range, a class with too few samples, a choice among test samples.
     """
-    if split in ("val", "test") and (keep is not None or labels_per_class is not None):
+    if split in ("val", "test") and not (mismatch is keep is labels_per_class is None):
         raise ValueError(
-            f"keep and labels_per_class choose among training samples, got split {split!r}: figures of "
-            "fewer test samples cannot be compared"
+            f"mismatch, keep and labels_per_class choose among training samples, got split {split!r}: figures "
+            "of other test samples cannot be compared"
         )
+    if mismatch is not None:
+        data = apart(data, Mismatch.from_dict(mismatch))
     if keep is not None:
         data = keep_share(data, keep, seed=draw_seed)
     if labels_per_class is not None:

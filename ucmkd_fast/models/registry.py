@@ -21,6 +21,13 @@ BUILDERS = {
     "digit-cnn": "backbones:digit_cnn",
     "speech-cnn": "backbones:speech_cnn",
     "mlp": "backbones:mlp",
+    "resnet18": "image_backbones:resnet18",
+    "resnet34": "image_backbones:resnet34",
+    "resnet50": "image_backbones:resnet50",
+    "vit-s": "image_backbones:vit_s",
+    "vit-b": "image_backbones:vit_b",
+    "vit-l": "image_backbones:vit_l",
+    "hugging-face": "hugging_face:hugging_face",
 }
 
 
