@@ -21,7 +21,11 @@ class PanelSinkhorn(torch.autograd.Function):
         needs = any(ctx.needs_input_grad[:4])
         wide_x = x.detach().to(dtype).contiguous()
         wide_y = over.gather(y.detach()).to(dtype).contiguous()
-        features = cost.scaled(wide_x, wide_y, metric)
+        try:
+            features, refused = cost.scaled(wide_x, wide_y, metric), None
+        except ValueError as error:
+            refused = str(error)
+        over.refuse(refused)
         total = float(over.add(torch.tensor(float(len(x)), dtype=torch.float64)))
         mass_a = wide_x.new_full((len(x),), 1 / total) if a is None else a.detach().contiguous()
         every_b = None if b is None else over.gather(b.detach())

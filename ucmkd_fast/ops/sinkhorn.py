@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve_cuda, checks, class_aware, memory, panel, ragged
+from . import _autograd, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
 from ._solve import LossOptions, Options
 from .cost import METRICS
 from .result import SinkhornResult
@@ -17,9 +17,6 @@ from .result import SinkhornResult
 OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = ("unrolled", "implicit", "envelope")
 ACCELERATE = ("relax",)
-_NOT_BUILT = {
-    "group": "rows sharded over processes",
-}
 
 
 def _check_options(reg, max_iter, tol, grad, accelerate) -> Options:
@@ -146,7 +143,7 @@ def sinkhorn(
     return SinkhornResult(cost, _solve(cost, a, b, init_fg, options), options)
 
 
-def _check_features(x: Any, y: Any) -> torch.dtype:
+def _check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
     checks.tensor("x", x, "(N, D) or (B, N, D)", 2, 3, half=True)
     checks.tensor("y", y, "(M, D) or (B, M, D)", 2, 3, half=True)
     if x.shape[:-2] != y.shape[:-2]:
@@ -160,7 +157,7 @@ def _check_features(x: Any, y: Any) -> torch.dtype:
             "project one of them to the other's width"
         )
     for name, z in (("x", x), ("y", y)):
-        if 0 in z.shape:
+        if z.shape[-1] == 0 or (0 in z.shape and not shards):
             raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(z.shape)}")
     checks.same_device(x=x, y=y)
     return checks.common_dtype(x=x, y=y)
@@ -215,7 +212,10 @@ def sinkhorn_loss(
         memory_budget: bytes that the cost and the plan may take, by default a quarter of the free memory. Where
             they do not fit, the cost is made panel by panel in every sweep: O(T (N + M)) memory, the same loss and
             gradient, several times slower. For one problem.
-        group: refused until built.
+        group: a group of torch.distributed whose processes share the problem: x, y, a, b and ``init`` are this
+            process's rows, any number of them. Every process returns the loss of all rows; its gradient is that with
+            respect to the local rows, not scaled (a trainer that averages gradients over processes multiplies this
+            term by their number). All processes call forward and backward alike.
         return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
 
     Returns:
@@ -226,11 +226,9 @@ def sinkhorn_loss(
         ValueError: shapes, widths, devices or values that do not fit; the message says which.
         NotImplementedError: an argument that is not built yet.
     """
-    asked = {"group": group}
-    for name, given in asked.items():
-        if given is not None:
-            raise NotImplementedError(f"{name}= ({_NOT_BUILT[name]}) is not built yet: leave it out")
-    dtype = _check_features(x, y)
+    if group is not None:
+        sharded.check_group(group)
+    dtype = _check_features(x, y, shards=group is not None)
     checks.choice("metric", metric, METRICS)
     checks.choice("objective", objective, OBJECTIVES)
     options = _check_options(reg, max_iter, tol, grad, accelerate)
@@ -245,8 +243,10 @@ def sinkhorn_loss(
     if class_cost is not None or y_labels is not None:
         if offsets is not None or batch is not None:
             raise ValueError("class_cost is for one problem (N, D), (M, D): call it problem by problem")
-        if memory_budget is not None:
-            raise NotImplementedError("memory_budget is not built for class_cost: leave one of them out")
+        if memory_budget is not None or group is not None:
+            raise NotImplementedError(
+                "memory_budget and group are not built for class_cost: leave one of them out"
+            )
         class_aware.check_class_cost(class_cost, y_labels, x, y, dtype)
         if objective == "divergence":
             raise ValueError(
@@ -256,12 +256,12 @@ def sinkhorn_loss(
         settings = metric, dtype, objective == "regularized", options
         return _class_aware(x, y, class_cost, y_labels, a, b, init_fg, *settings, return_result)
     if offsets is not None or batch is not None:
-        if memory_budget is not None:
-            raise ValueError("memory_budget is for one problem, got a batch: its problems must fit")
+        if memory_budget is not None or group is not None:
+            raise ValueError("memory_budget and group are for one problem, got a batch")
         return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
 
     def solve(x, y, a, b, init_fg, wanted):
-        return _one_problem(x, y, a, b, init_fg, metric, dtype, options, memory_budget, wanted)
+        return _one_problem(x, y, a, b, init_fg, metric, dtype, options, memory_budget, group, wanted)
 
     if return_result:
         return solve(x, y, a, b, init_fg, "result")
@@ -272,15 +272,22 @@ def sinkhorn_loss(
     return between - (within[0] + within[1]) / 2
 
 
-def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, wanted):
+def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, group, wanted):
     """The loss, "transport" or "regularized", or the "result"; by panels where the matrices do not fit."""
     n, m = x.shape[0], y.shape[0]
-    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, a, b))
-    if (x.device.type == "cpu" or budget is not None) and memory.needs_panels(
-        n, m, dtype.itemsize, gradient, budget
-    ):
+    tensors = (x, y, a, b)
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    over = None
+    if group is not None:
+        given = "".join(name for name, t in zip("xyab", tensors, strict=True) if t is not None)
+        over = sharded.Shards(group, m, f"{given} {x.shape[1]} {dtype} {metric} {options} {wanted}")
+        m = over.total_columns
+    streamed = (
+        memory.needs_panels(n, m, dtype.itemsize, gradient, budget) if _may_stream(x, budget) else False
+    )
+    if streamed or over is not None:
         rows = memory.panel_rows(n, m, dtype.itemsize, budget)
-        outputs = panel.solve(x, y, a, b, init_fg, metric, dtype, options, rows)
+        outputs = panel.solve(x, y, a, b, init_fg, metric, dtype, options, rows, not streamed, over)
         if wanted == "result":
             return panel.PanelResult(outputs[0], outputs, options)
         return outputs[int(wanted == "regularized")]
@@ -288,6 +295,11 @@ def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, wanted):
         matrix = _cost_matrix(x, y, metric, dtype)
         return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
     return _one_loss(x, y, a, b, init_fg, metric, dtype, wanted == "regularized", options)
+
+
+def _may_stream(x: Tensor, budget: int | None) -> bool:
+    """Whether to ask about memory: on the CPU, and wherever a budget is given."""
+    return x.device.type == "cpu" or budget is not None
 
 
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:

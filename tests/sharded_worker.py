@@ -1,0 +1,99 @@
+"""One process of a gloo group: its shards' losses and gradients, written to a file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import ucmkd_fast as uk
+
+CASES = {
+    "cosine": {},
+    "l1 regularized": {"metric": "l1", "reg": 2.0, "objective": "regularized"},
+    "divergence": {"metric": "l2", "reg": 2.0, "objective": "divergence"},
+    "implicit": {"grad": "implicit", "max_iter": 200, "tol": 1e-6},
+    "envelope": {"grad": "envelope", "objective": "regularized"},
+    "log domain": {"metric": "sqeuclidean", "reg": 0.2, "max_iter": 30},
+    "panels": {"memory_budget": 6000},
+}
+ROWS = {
+    2: [(30, 5), (11, 24)],
+    4: [(17, 3), (0, 12), (23, 0), (1, 14)],
+}  # (N, M) of every rank: 41, 29 in all
+
+
+def whole(masses: bool):
+    rand = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(k, 7, generator=rand) for k in (41, 29))
+    a, b = (torch.rand(k, generator=rand) + 0.1 for k in (41, 29))
+    return (x, y, a / a.sum(), b / b.sum()) if masses else (x, y, None, None)
+
+
+def gradients(tensors, **options):
+    inputs = [t.requires_grad_() for t in tensors if t is not None]
+    loss = uk.sinkhorn_loss(*tensors, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def has_masses(name: str) -> bool:
+    return name in ("l1 regularized", "log domain", "implicit")
+
+
+def work(rank: int, size: int, folder: Path) -> None:
+    counts = ROWS[size]
+    group = dist.group.WORLD
+    outcome = {}
+    for name, options in CASES.items():
+        parts = [
+            t if t is None else t.split([c[side % 2] for c in counts])[rank].clone()
+            for side, t in enumerate(whole(has_masses(name)))
+        ]
+        outcome[name] = gradients(parts, group=group, **options)
+    result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)
+    again = uk.sinkhorn_loss(
+        *parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True, init=result.potentials
+    )
+    outcome["warm"] = [result.n_iter, again.n_iter, result.marginal_error]
+    bad = parts[0].detach().clone()
+    bad[:1] = torch.nan  # on the ranks that have rows at all
+    refusals = {
+        "NaN": lambda: uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group),
+        "alike": lambda: uk.sinkhorn_loss(*parts[:2], group=group, max_iter=3 + rank),
+        "masses": lambda: uk.sinkhorn_loss(*parts[:2], torch.ones(len(parts[0])), group=group),
+    }
+    for name, call in refusals.items():
+        try:
+            call()
+            outcome[name] = "no error"
+        except ValueError as error:
+            outcome[name] = str(error)
+    torch.save(outcome, folder / f"rank{rank}.pt")
+
+
+def die(rank: int, folder: Path) -> None:
+    """The last rank leaves in the middle of a run; the others must not wait for ever."""
+    torch.manual_seed(rank)
+    try:
+        for step in range(1000):
+            if rank == 1 and step == 3:
+                os._exit(9)
+            uk.sinkhorn_loss(torch.randn(9, 4), torch.randn(8, 4), group=dist.group.WORLD)
+    except RuntimeError as error:
+        (folder / "told").write_text(str(error))
+        os._exit(3)
+
+
+if __name__ == "__main__":
+    what, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size,
+        timeout=datetime.timedelta(seconds=20),
+    )  # fmt: skip
+    die(rank, folder) if what == "die" else work(rank, size, folder)
+    dist.destroy_process_group()

@@ -1,0 +1,75 @@
+"""Rows over processes: two and four gloo ranks compute what one process does on the rows of all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from sharded_worker import CASES, ROWS, gradients, has_masses, whole
+
+import ucmkd_fast as uk
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+
+
+def start(what: str, size: int, folder: Path) -> list[subprocess.Popen]:
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), what, str(rank), str(size), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    processes = start("work", request.param, folder)
+    said = [p.communicate(timeout=120)[0] for p in processes]
+    assert all(p.returncode == 0 for p in processes), said
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_one_process(ranks, name):
+    options = {k: v for k, v in CASES[name].items() if k != "memory_budget"}
+    wants = gradients(whole(has_masses(name)), **options)
+    assert sum(c[0] for c in ROWS[len(ranks)]) == 41 and sum(c[1] for c in ROWS[len(ranks)]) == 29
+    for rank in ranks:
+        assert torch.equal(rank[name][0], ranks[0][name][0])
+        assert abs(rank[name][0] - wants[0]) <= 1e-5 * abs(wants[0])
+    for k, want in enumerate(wants[1:], 1):
+        got = torch.cat([rank[name][k] for rank in ranks])
+        assert got.shape == want.shape
+        assert (got - want).abs().max() <= (1e-3 if name == "log domain" else 2e-5) * want.abs().max()
+
+
+def test_warm_starts_and_refusals(ranks):
+    for rank, outcome in enumerate(ranks):
+        cold, warm, error = outcome["warm"]
+        assert warm == 1 < cold and error <= 1e-5
+        assert ("x must be finite" if rank == 0 else "another process") in outcome["NaN"]
+        assert "call sinkhorn_loss alike" in outcome["alike"]
+        assert "equal sums" in outcome["masses"]
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    survivor, dead = start("die", 2, tmp_path)
+    survivor.communicate(timeout=60)
+    dead.communicate(timeout=60)
+    assert (survivor.returncode, dead.returncode) == (3, 9)
+    assert (tmp_path / "told").read_text()
+
+
+def test_a_group_is_needed():
+    with pytest.raises(ValueError, match="not initialised"):
+        uk.sinkhorn_loss(torch.ones(2, 2), torch.ones(2, 2), group=1)

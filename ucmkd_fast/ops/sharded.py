@@ -1,0 +1,89 @@
+"""Rows of one problem spread over the processes of a torch.distributed group.
+
+Every process holds some rows of x and some of y. y is gathered once, x never; what a sweep over the local rows
+leaves, sums over the columns (M,), is added up by one all-reduce. Nothing of size N x M leaves a process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .panel_sweeps import Alone
+
+
+class Shards(Alone):
+    """This process's rows among those of a group; every process calls the same methods in the same order."""
+
+    def __init__(self, group: Any, m: int, settings: str):
+        self._group, self._rank = group, dist.get_rank(group)
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, (m, settings), group=group)
+        self._counts = [count for count, _ in everyone]
+        different = sorted({theirs for _, theirs in everyone})
+        if len(different) > 1:
+            raise ValueError(
+                "every process of the group must call sinkhorn_loss alike, got " + " and ".join(different)
+            )
+        if not sum(self._counts):
+            raise ValueError("y must have at least one row in some process of the group, got none")
+
+    @property
+    def total_columns(self) -> int:
+        """Rows of y in all processes."""
+        return sum(self._counts)
+
+    def add(self, vector: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        dist.all_reduce(vector, group=self._group)
+        return vector
+
+    def greatest(self, vector: Tensor) -> Tensor:
+        """The maximum over processes, in place."""
+        dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
+        return vector
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows (m, ...) of this process, any number, to the rows of all, in the order of ranks."""
+        most = max(self._counts)
+        mine = rows.new_zeros((most, *rows.shape[1:]))
+        mine[: len(rows)] = rows
+        parts = [torch.empty_like(mine) for _ in self._counts]
+        dist.all_gather(parts, mine, group=self._group)
+        return torch.cat([part[:count] for part, count in zip(parts, self._counts, strict=True)])
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This process's part of rows of all."""
+        return rows.split(self._counts)[self._rank]
+
+    def anywhere(self, needed: bool) -> bool:
+        """Whether any process needs it."""
+        return bool(self.greatest(torch.tensor(float(needed))))
+
+    def refuse(self, problem: str | None) -> None:
+        """Raise ValueError on every process where one has a problem, so that none waits for another."""
+        if self.anywhere(problem is not None):
+            raise ValueError(problem or "another process of the group refused its part of the input")
+
+
+def check_group(group: Any) -> None:
+    """Raise unless ``group`` is one that this process belongs to.
+
+    Raises:
+        TypeError: it is no process group.
+        ValueError: torch.distributed is not initialised, or this process is not in the group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "group must be a group of torch.distributed, which is not initialised in this process"
+        )
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            "group must be a process group (torch.distributed.group.WORLD, or one of new_group), got "
+            f"{type(group).__name__}"
+        )
+    if dist.get_rank(group) < 0:
+        raise ValueError("group must be one that this process belongs to")
