@@ -44,6 +44,12 @@ def teacher(**options) -> Classifier:
 
 STUDENT_TRAIN, STUDENT_VAL = blobs(64, 6, seed=3), blobs(20, 6, seed=4)
 TEACHER_TRAIN = blobs(48, 9, seed=5)
+STUDENT_UNLABELLED = blobs(40, 6, seed=6)[0]
+
+
+def unlabelled_for(distiller) -> dict[str, torch.Tensor]:
+    """The argument of `fit` that only some methods take."""
+    return {"student_unlabelled": STUDENT_UNLABELLED} if distiller.method.uses_unlabelled else {}
 
 
 def weights(model: nn.Module) -> torch.Tensor:

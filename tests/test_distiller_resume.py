@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, blobs, student, teacher, weights
+from distiller_problem import (
+    STUDENT_TRAIN,
+    STUDENT_VAL,
+    TEACHER_TRAIN,
+    blobs,
+    student,
+    teacher,
+    unlabelled_for,
+    weights,
+)
 from distiller_worker import run_workers
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -47,7 +56,7 @@ def distiller(folder, method="ucmkd", preset="paper", stop_at=None, **options):
 
 
 def fit(one, **how):
-    result = one.fit(STUDENT_TRAIN, TEACHER_TRAIN, STUDENT_VAL, **how)
+    result = one.fit(STUDENT_TRAIN, TEACHER_TRAIN, STUDENT_VAL, **unlabelled_for(one), **how)
     return result, weights(one.student)
 
 
@@ -63,6 +72,8 @@ def without_time(history):
         ("feature", "paper", {"momentum": 0.0}),
         ("ucmkd", "paper", {}),
         ("ucmkd", "published-code", {"optimizer": "adamw", "restore_best": False}),
+        ("self-training", "paper", {"unlabelled_batch_size": 24}),
+        ("ucmkd-plus", "paper", {"method_options": {"bank_size": 20, "ramp": 0.7}}),
     ],
 )
 def test_resuming_gives_the_uninterrupted_runs_weights(tmp_path, method, preset, options):

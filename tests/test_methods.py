@@ -264,7 +264,7 @@ def test_bad_numbers_are_refused(name, option, value):
         ("ucmkd", {"preset": "published-code", "kappa": "live"}, "'published-code' has no kappa"),
         ("sumall", {}, "'sumall' is called 'joint' here"),
         ("bilevel", {}, "'bilevel' is called 'ucmkd' here"),
-        ("mixup", {}, r"method must be one of \['c2kd', 'ce', .*, 'ucmkd'\], got 'mixup'"),
+        ("mixup", {}, r"method must be one of \['c2kd', 'ce', .*, 'ucmkd-plus'\], got 'mixup'"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):
@@ -358,5 +358,5 @@ def test_examples_of_the_page_run(capsys):
             exec(compile(block, "docs/methods.md", "exec"), names)
     finally:
         registry._REGISTRY.pop("norm-matching", None)
-    assert len(blocks) == 4 and capsys.readouterr().out.startswith("tensor(")
+    assert len(blocks) == 5 and capsys.readouterr().out.startswith("tensor(")
     assert all(f"\n## `{name}`" in page for name in available_methods())

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ops.class_conditional import class_conditional_loss
 from .ops.sinkhorn import sinkhorn_loss
 
 if TYPE_CHECKING:
+    from .data.batch import Batch
     from .methods.base import Step
 
 
@@ -45,3 +47,63 @@ def teacher_reading(teacher_logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         "kappa": F.cross_entropy(teacher_logits, y, reduction="none").neg_().exp_().mean(),
         "teacher_head_accuracy": (teacher_logits.argmax(-1) == y).float().mean(),
     }
+
+
+def class_conditional_alignment(
+    step: Step, feature: Tensor, batch: Batch, classes: int, transport: Transport
+) -> Tensor:
+    """FA class by class, between features (n, D) and the teacher's of the batch, of all processes.
+
+    Raises:
+        ValueError: the batch does not say the classes of the teacher's samples.
+    """
+    if batch.teacher_y is None:
+        raise ValueError(
+            "alignment class by class needs the labels of the teacher's samples: batch.teacher_y"
+        )
+    return class_conditional_loss(
+        step.gather_rows(feature),
+        step.gather_rows(step.required_teacher.features(batch)),
+        step.gather_rows(batch.y),
+        step.gather_rows(batch.teacher_y),
+        classes=classes,
+        metric=transport.metric,
+        reg=transport.reg,
+        max_iter=transport.max_iter,
+    )
+
+
+class TeacherBank(NamedTuple):
+    """Labelled teacher features to transport to."""
+
+    feature: Tensor  # (M, D)
+    labels: Tensor  # (M,)
+    mass: Tensor  # (M,), sum 1
+
+    @classmethod
+    def balanced(cls, feature: Tensor, labels: Tensor) -> TeacherBank:
+        """Masses that make every class as heavy as any other."""
+        mass = 1 / torch.bincount(labels)[labels].to(torch.promote_types(feature.dtype, torch.float32))
+        return cls(feature, labels, mass / mass.sum())
+
+
+def labelling_transport(
+    step: Step, feature: Tensor, log_p: Tensor, bank: TeacherBank, transport: Transport
+) -> Tensor:
+    """<P, C> of unlabelled features (u, D), log-probabilities (u, K) and a bank; the plan held constant.
+
+    C_ij = d(z_i, b_j) - log p(k_j | x_i). Its second part is the cross-entropy of the plan's soft
+    labels, which are never formed: their gradient is the plan summed by class.
+    """
+    loss = sinkhorn_loss(
+        step.gather_rows(feature),
+        bank.feature,
+        b=bank.mass,
+        metric=transport.metric,
+        reg=transport.reg,
+        max_iter=transport.max_iter,
+        grad="envelope",
+        class_cost=-step.gather_rows(log_p),
+        y_labels=bank.labels,
+    )
+    return cast("Tensor", loss)

@@ -35,6 +35,7 @@ class TrainConfig:
     steps_per_epoch: int | None = None  # None: one pass over the student's data
     batch_size: int = 64  # the student's samples in a step, over all processes together
     teacher_batch_size: int | None = None  # None: batch_size
+    unlabelled_batch_size: int | None = None  # None: batch_size; of methods that use unlabelled samples
     draw: str | None = None  # "independent" | "class-matched" | "paired"; None: what the method needs
     clip_norm: float | None = 5.0  # of the student's outer gradient; None: no clipping
     seed: int = 0
@@ -247,6 +248,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "steps_per_epoch": optional(integer(1)),
     "batch_size": integer(1),
     "teacher_batch_size": optional(integer(1)),
+    "unlabelled_batch_size": optional(integer(1)),
     "draw": optional(one_of("independent", "class-matched", "paired")),
     "clip_norm": optional(number(0, above=True)),
     "seed": integer(0, 2**31 - 1),  # NumPy's seeds end at 2^32, and each process adds its rank

@@ -16,7 +16,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from .config import TrainConfig
-from .data import Batch, LabelledData, TensorData, UnpairedLoader
+from .data import UNLABELLED, Batch, FeatureBank, LabelledData, TensorData, UnpairedLoader, balanced_rows
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
@@ -135,6 +135,7 @@ class Distiller:
         teacher_train: Any = None,
         student_val: Any = None,
         *,
+        student_unlabelled: Any = None,
         resume: bool | str | Path = False,
         overwrite: bool = False,
     ) -> FitResult:
@@ -145,6 +146,8 @@ class Distiller:
                 tensors (x, y).
             teacher_train: samples of the teacher's modality, or a `FeatureBank` of their features.
             student_val: chooses the best epoch, where given.
+            student_unlabelled: samples of the student's modality, a `LabelledData` whose labels are not read, or
+                a tensor x; for methods that use them (``"ucmkd-plus"``, ``"self-training"``).
             resume: True goes on from the newest checkpoint in ``output_dir``, or starts where there is
                 none; a path names another run's folder, or one checkpoint.
             overwrite: replace the run that ``output_dir`` holds.
@@ -158,10 +161,13 @@ class Distiller:
         student_train = _as_data(student_train)
         teacher_train = None if teacher_train is None else _as_data(teacher_train)
         student_val = None if student_val is None else _as_data(student_val)
-        self._check_data(student_train, teacher_train, student_val)
-        loader = self._loader(student_train, teacher_train)
-        saved = self._open_run(self._identity(student_train, teacher_train, student_val), resume, overwrite)
-        optimizers = self._prepare(self._example(student_train, teacher_train))
+        unlabelled = None if student_unlabelled is None else _as_unlabelled(student_unlabelled)
+        self._check_data(student_train, teacher_train, student_val, unlabelled)
+        loader = self._loader(student_train, teacher_train, unlabelled)
+        identity = self._identity(student_train, teacher_train, student_val, unlabelled)
+        saved = self._open_run(identity, resume, overwrite)
+        optimizers = self._prepare(self._example(student_train, teacher_train, unlabelled))
+        self._hand_over_bank(teacher_train)
         standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
         self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
 
@@ -214,7 +220,12 @@ class Distiller:
             models["teacher"] = self.teacher.model
         return models
 
-    def _example(self, student_train: LabelledData, teacher_train: LabelledData | None) -> Batch:
+    def _example(
+        self,
+        student_train: LabelledData,
+        teacher_train: LabelledData | None,
+        unlabelled: LabelledData | None,
+    ) -> Batch:
         """The first sample of each modality, for `Method.setup`."""
         first = torch.zeros(1, dtype=torch.int64)
         example = Batch(*student_train.batch(first))
@@ -222,6 +233,8 @@ class Distiller:
             x = teacher_train.batch(first)[0]
             name = "teacher_feature" if teacher_train.holds_features else "teacher_x"
             example = replace(example, **{name: x})
+        if unlabelled is not None:
+            example.unlabelled_x = unlabelled.batch(first)[0]
         return example.to(self.accelerator.device)
 
     def _prepare(self, example: Batch) -> list[torch.optim.Optimizer]:
@@ -236,6 +249,16 @@ class Distiller:
         self._trained = [p for p in self.student.parameters() if p.requires_grad]
         return [build_optimizer(self.config, self._trained), *self.method.own_optimizers()]
 
+    def _hand_over_bank(self, teacher_train: LabelledData | None) -> None:
+        """Give the method the teacher's features that it keeps at hand, the same on every rank."""
+        if not self.method.bank_size or teacher_train is None or not isinstance(self.teacher, FrozenTeacher):
+            return
+        rows = balanced_rows(teacher_train.labels, self.method.bank_size, self.config.seed)
+        part = teacher_train.subset(rows)
+        bank = part if isinstance(part, FeatureBank) else FeatureBank.from_model(self.teacher.model, part)
+        device = self.accelerator.device
+        self.method.receive_bank(bank.x.to(device), bank.labels.to(device))
+
     def _train_epoch(
         self, loader: UnpairedLoader, optimizers: list[torch.optim.Optimizer], epoch: int, bar: ProgressBar
     ) -> dict[str, float]:
@@ -243,6 +266,7 @@ class Distiller:
         meter, device, clip = Meter(), self.accelerator.device, self.config.clip_norm
         scheduled = learning_rate(self.config, epoch)
         for i, batch in enumerate(loader):
+            self._step.progress = (epoch * len(loader) + i) / (self.config.epochs * len(loader))
             self._step.learning_rate = self.method.learning_rate(scheduled, epoch, i)
             set_learning_rate(optimizers[0], self._step.learning_rate)
             parts = self.method.backward(self._step, batch.to(device))
@@ -260,7 +284,12 @@ class Distiller:
             )
         return means
 
-    def _loader(self, student_train: LabelledData, teacher_train: LabelledData | None) -> UnpairedLoader:
+    def _loader(
+        self,
+        student_train: LabelledData,
+        teacher_train: LabelledData | None,
+        unlabelled: LabelledData | None,
+    ) -> UnpairedLoader:
         rank, size = world()
         config = self.config
         return UnpairedLoader(
@@ -273,6 +302,8 @@ class Distiller:
             rank=rank,
             world_size=size,
             steps_per_epoch=config.steps_per_epoch,
+            unlabelled=unlabelled,
+            unlabelled_batch_size=config.unlabelled_batch_size,
         )
 
     def _check_data(
@@ -280,6 +311,7 @@ class Distiller:
         student_train: LabelledData,
         teacher_train: LabelledData | None,
         student_val: LabelledData | None,
+        unlabelled: LabelledData | None,
     ) -> None:
         """Raise ValueError unless models, method and data fit each other, seen on one sample of each."""
         device, name = self.accelerator.device, self.method_settings["name"]
@@ -289,6 +321,16 @@ class Distiller:
         for data in (student_train, student_val):
             if data is not None:
                 check_labels(data, classes)
+        if self.method.uses_unlabelled and unlabelled is None:
+            raise ValueError(f"method {name!r} needs student_unlabelled, got None")
+        if unlabelled is not None:
+            if not self.method.uses_unlabelled:
+                raise ValueError(f"method {name!r} does not use student_unlabelled: leave it out")
+            output_sizes(self.student, unlabelled, device)
+        elif self.config.unlabelled_batch_size is not None:
+            raise ValueError(
+                f"unlabelled_batch_size={self.config.unlabelled_batch_size} needs student_unlabelled, got None"
+            )
         if not self.method.uses_teacher or self.teacher is None:
             return
         if teacher_train is None:
@@ -312,6 +354,7 @@ class Distiller:
         student_train: LabelledData,
         teacher_train: LabelledData | None,
         student_val: LabelledData | None,
+        unlabelled: LabelledData | None,
     ) -> dict[str, Any]:
         """What tells this run from others, see `run_folder.identity_of`."""
         data = {"student_train": student_train, "teacher_train": teacher_train, "student_val": student_val}
@@ -319,6 +362,8 @@ class Distiller:
             role: None if one is None else {"samples": len(one.labels), "labels": digest([one.labels])}
             for role, one in data.items()
         }
+        if unlabelled is not None:
+            described["student_unlabelled"] = {"samples": len(unlabelled.labels)}
         head = {} if self.teacher is None else self._first_head or self.teacher.head.state_dict()
         return identity_of(self._settings(), described, head)
 
@@ -407,6 +452,13 @@ def _as_data(data: Any) -> LabelledData:
     if isinstance(data, LabelledData):
         return data
     raise TypeError(f"data must be a LabelledData or a pair of tensors (x, y), got {type(data).__name__}")
+
+
+def _as_unlabelled(data: Any) -> LabelledData:
+    """A data set whose labels are not read; a tensor of samples is made one."""
+    if isinstance(data, torch.Tensor):
+        return TensorData(data, torch.full((len(data),), UNLABELLED))
+    return _as_data(data)
 
 
 def _line(figures: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from .frontend import LogMel
 from .labelled import UNLABELLED, LabelledData, TensorData
 from .registry import data_keys, data_names, open_data
 from .speech import SpokenDigits, spoken_digits
-from .splits import few_labels, split_by_group, split_by_shares, split_stratified
+from .splits import balanced_rows, few_labels, split_by_group, split_by_shares, split_stratified
 from .unpaired import UnpairedLoader
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SpokenDigits",
     "TensorData",
     "UnpairedLoader",
+    "balanced_rows",
     "data_keys",
     "data_names",
     "few_labels",

@@ -160,6 +160,21 @@ def few_labels(data: Data, per_class: int, *, seed: int = 0) -> tuple[Data, Data
     return data.subset(chosen), data.subset(rest.nonzero().flatten()) if rest.any() else None
 
 
+def balanced_rows(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Indices of about ``size`` labelled samples, of every class as many where it has them.
+
+    Args:
+        labels: (n,) int64; `UNLABELLED` samples are passed over.
+        size: of all classes together, >= 1.
+        seed: chooses them.
+    """
+    random = np.random.default_rng(seed)
+    own = labels.numpy()
+    shuffled = [random.permutation(np.flatnonzero(own == k)) for k in np.unique(own[own >= 0])]
+    by_turns = sorted((turn, k, row) for k, rows in enumerate(shuffled) for turn, row in enumerate(rows))
+    return torch.tensor(sorted(int(row) for *_, row in by_turns[:size]))
+
+
 def _as_names(part: Sequence[str]) -> list[str]:
     return [part] if isinstance(part, str) else list(part)
 

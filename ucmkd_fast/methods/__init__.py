@@ -8,11 +8,15 @@ from . import (  # noqa: F401  (they register themselves)
     fitnet,
     joint,
     kd,
+    label_aware_fa,
     norm,
+    prototype_kd,
     reviewkd,
     rkd,
     rld,
+    self_training,
     ucmkd,
+    ucmkd_plus,
 )
 from .base import (
     FrozenTeacher,

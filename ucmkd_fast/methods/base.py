@@ -38,6 +38,8 @@ class Step:
     # Its backward hands this process its rows' gradient times the number of processes: the average
     # that reduce_gradients takes is then the gradient of the global loss. Identity on one process.
     gather_rows: Callable[[Tensor], Tensor] = field(default=lambda rows: rows)
+    # Share of the training's steps that are done, from 0; read only by options that follow it.
+    progress: float = 1.0
     # The student's learning rate at this step; read only by options that follow it.
     learning_rate: float | None = None
 
@@ -153,6 +155,8 @@ class Method(nn.Module):
     # How teacher samples must be drawn, of "independent", "class-matched", "paired"; empty: any way.
     required_draw: tuple[str, ...] = ()
     needs_equal_widths: bool = False  # of features: True where student and teacher features meet
+    uses_unlabelled: bool = False  # samples of the student's modality without labels
+    bank_size: int = 0  # teacher's samples, of all classes together, that the loop hands over once
 
     def setup(
         self, student: nn.Module, teacher: FrozenTeacher | TrainedTeacher | None, example: Batch
@@ -161,6 +165,9 @@ class Method(nn.Module):
 
         ``example`` holds at least one sample of each modality, from which sizes can be seen.
         """
+
+    def receive_bank(self, feature: Tensor, labels: Tensor) -> None:
+        """Called once, after `setup`, where ``bank_size`` is not 0: teacher features (M, D) and labels (M,)."""
 
     def own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Optimisers of the method's own modules: the loop steps and saves them beside the student's."""

@@ -1,0 +1,245 @@
+"""Methods that know classes or unlabelled data: their formulas, their switches, and what the loop hands them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bilevel_models import CLASSES, INPUTS, WIDTH, mlp
+from distiller_problem import STUDENT_TRAIN, STUDENT_UNLABELLED, TEACHER_TRAIN, student, teacher, weights
+from host_reads import NoHostRead, forbid_python_reads
+
+from ucmkd_fast.data import UNLABELLED, FeatureBank, TensorData, balanced_rows
+from ucmkd_fast.data.batch import Batch
+from ucmkd_fast.distiller import Distiller
+from ucmkd_fast.methods import FrozenTeacher, Step, build_method
+from ucmkd_fast.reference import sinkhorn as reference
+
+N, U, M = 7, 9, 15
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def problem(dtype=torch.float64, progress=0.1):
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 0])[:N]
+    batch = Batch(
+        torch.randn(N, INPUTS, dtype=dtype),
+        y,
+        teacher_feature=torch.randn(N, WIDTH, dtype=dtype),
+        teacher_y=y,
+        unlabelled_x=torch.randn(U, INPUTS, dtype=dtype),
+    )
+    step = Step(mlp().to(dtype), FrozenTeacher(mlp().to(dtype)), progress=progress)
+    bank = torch.randn(M, WIDTH, dtype=dtype), torch.arange(M) % 5 % CLASSES
+    return step, batch, bank
+
+
+def built(name, step, batch, bank, **options):
+    method = build_method(name, **options)
+    method.setup(step.student, step.teacher, batch)
+    if method.bank_size:
+        method.receive_bank(*bank)
+    return method
+
+
+def per_class_fa(z, batch, reg, max_iter):
+    """Transport class by class, weighted by the class's share of the batch."""
+    return sum(
+        (batch.y == k).double().mean()
+        * reference.sinkhorn_loss(
+            z[batch.y == k], batch.teacher_feature[batch.teacher_y == k], reg=reg, max_iter=max_iter
+        )
+        for k in batch.y.unique()
+    )
+
+
+def held_plan(cost, b, reg, max_iter):
+    """<P, C> whose gradient holds P constant."""
+    solution = reference.sinkhorn(cost.detach(), None, b, reg=reg, max_iter=max_iter)
+    return (reference.plan(cost.detach(), solution.f, solution.g, reg) * cost).sum()
+
+
+def expected_label_aware(student, step, batch, bank):
+    z = student.encode(batch.x)
+    ce, fa = F.cross_entropy(student.head(z), batch.y), per_class_fa(z, batch, 0.2, 15)
+    return {"loss": ce + 0.6 * fa, "ce": ce, "fa": fa}
+
+
+def expected_self_training(student, step, batch, bank):
+    ce = F.cross_entropy(student(batch.x), batch.y, label_smoothing=0.2)
+    pseudo = held_plan(-F.log_softmax(student(batch.unlabelled_x), -1), None, 0.5, 6)
+    return {"loss": ce + 2.0 * (0.1 / 0.4) * pseudo, "ce": ce, "pseudo": pseudo}
+
+
+def expected_plus(student, step, batch, bank):
+    z, zu = student.encode(batch.x), student.encode(batch.unlabelled_x)
+    logits, log_p = student.head(z), F.log_softmax(student.head(zu), -1)
+    ce, fa = F.cross_entropy(logits, batch.y), per_class_fa(z, batch, 0.2, 15)
+    soft = F.softmax(step.teacher.head(batch.teacher_feature) / 3, -1)
+    kl = F.kl_div(F.log_softmax(logits / 3, -1), soft, reduction="batchmean")
+    feature, labels = bank
+    mass = (1 / torch.bincount(labels).double())[labels] / CLASSES
+    cost = reference.cost(zu, feature, "cosine") - log_p[:, labels]
+    labelling = held_plan(cost, mass, 0.4, 7)
+    loss = 0.3 * ce + 0.7 * 9 * kl + 0.6 * fa + 2.0 * (0.1 / 0.4) * labelling
+    return {"loss": loss, "ce": ce, "kl": kl, "fa": fa, "labelling": labelling}
+
+
+def expected_prototypes(student, step, batch, bank):
+    z = student.encode(batch.x)
+    logits, (feature, labels) = student.head(z), bank
+    soft, unit = F.softmax(step.teacher.head(feature) / 3, -1), F.normalize(feature)
+    q, c = (torch.stack([m[labels == k].mean(0) for k in batch.y.tolist()]) for m in (soft, unit))
+    ce = F.cross_entropy(logits, batch.y)
+    kl = F.kl_div(F.log_softmax(logits / 3, -1), q, reduction="batchmean")
+    distance = (1 - F.cosine_similarity(z, c)).mean()
+    return {"loss": 0.3 * ce + 0.7 * 9 * kl + 0.5 * distance, "ce": ce, "kl": kl, "distance": distance}
+
+
+FA = {"fa_weight": 0.6, "reg": 0.2, "max_iter": 15}
+KD = {"alpha": 0.7, "temperature": 3.0}
+CASES = {
+    "label-aware-fa": (expected_label_aware, FA),
+    "self-training": (
+        expected_self_training,
+        {"unlabelled_weight": 2.0, "reg": 0.5, "max_iter": 6, "label_smoothing": 0.2},
+    ),
+    "ucmkd-plus": (
+        expected_plus,
+        {**FA, **KD, "unlabelled_weight": 2.0, "unlabelled_reg": 0.4, "unlabelled_iter": 7},
+    ),
+    "prototype-kd": (expected_prototypes, {**KD, "feature_weight": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_are_the_formula(name):
+    expected, options = CASES[name]
+    step, batch, bank = problem()
+    twin = copy.deepcopy(step.student)
+    parts = built(name, step, batch, bank, **options).backward(step, batch)
+    wanted = expected(twin, step, batch, bank)
+    wanted["loss"].backward()
+    for key, value in wanted.items():
+        torch.testing.assert_close(parts[key], value.detach(), rtol=1e-6, atol=1e-9)
+    for p, q in zip(step.student.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_host_read_beyond_the_losses_own(name, monkeypatch):
+    step, batch, bank = problem(torch.float32)
+    method = built(name, step, batch, bank, **CASES[name][1])
+    method.backward(step, batch)
+    if name in ("self-training", "prototype-kd"):  # class labels are checked on the CPU, by a read
+        forbid_python_reads(monkeypatch)
+        with NoHostRead():
+            method.backward(step, batch)
+
+
+def test_every_part_of_plus_can_be_switched_off():
+    step, batch, bank = problem()
+
+    def gradient(**options):
+        built("ucmkd-plus", step, batch, bank, **options).backward(step, batch)
+        return torch.cat([p.grad.flatten() for p in step.student.parameters()])
+
+    ce = F.cross_entropy(step.student(batch.x), batch.y)
+    plain = torch.cat([g.flatten() for g in torch.autograd.grad(ce, list(step.student.parameters()))])
+    off = {"alpha": 0.0, "fa_weight": 0.0, "unlabelled_weight": 0.0}
+    torch.testing.assert_close(gradient(**off), plain, rtol=1e-9, atol=1e-12)
+    for name in off:
+        rest = {key: 0.0 for key in off if key != name}
+        assert (gradient(**rest) - plain).abs().max() > 1e-4, name
+    held, moved = (gradient(**{**off, "unlabelled_weight": 1.0, "move_weight": w}) for w in (0.0, 1.0))
+    assert (held - moved).abs().max() > 1e-5
+    assert not build_method("ucmkd-plus", unlabelled_weight=0.0).uses_unlabelled
+    assert build_method("ucmkd-plus", unlabelled_weight=0.0).bank_size == 0
+
+
+def test_the_ramp_starts_at_nothing():
+    step, batch, bank = problem(progress=0.0)
+    parts = built("self-training", step, batch, bank).backward(step, batch)
+    assert parts["loss"] == parts["ce"] and parts["pseudo"] > 0
+    step.progress = 0.7
+    parts = built("self-training", step, batch, bank, ramp=0.0).backward(step, batch)
+    assert torch.allclose(parts["loss"], parts["ce"] + parts["pseudo"])
+
+
+def test_what_a_method_lacks_is_named():
+    step, batch, bank = problem()
+    for name in ("ucmkd-plus", "prototype-kd"):
+        with pytest.raises(ValueError, match="bank"):
+            build_method(name).backward(step, batch)
+    batch.unlabelled_x = None
+    with pytest.raises(ValueError, match="unlabelled_x"):
+        built("self-training", step, batch, bank).backward(step, batch)
+    batch.teacher_y = None
+    with pytest.raises(ValueError, match="teacher_y"):
+        built("label-aware-fa", step, batch, bank).backward(step, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ucmkd-plus", {"ramp": 1.5}, "ramp"),
+        ("ucmkd-plus", {"bank_size": 0}, "bank_size"),
+        ("ucmkd-plus", {"unlabelled_reg": 0}, "reg"),
+        ("ucmkd-plus", {"move_weight": -1}, "move_weight"),
+        ("self-training", {"reg": 0}, "reg"),
+        ("label-aware-fa", {"metric": "cosin"}, "'cosine'"),
+        ("prototype-kd", {"alpha": 2}, "alpha"),
+    ],
+)
+def test_bad_options_are_refused(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        build_method(name, **options)
+
+
+def fit(method, unlabelled=None, bank=None, **settings):
+    trained = student()
+    one = Distiller(trained, teacher(), method, epochs=2, steps_per_epoch=2, batch_size=16, **settings)
+    one.fit(STUDENT_TRAIN, TEACHER_TRAIN if bank is None else bank, student_unlabelled=unlabelled)
+    return one, weights(trained)
+
+
+def test_the_loop_takes_unlabelled_samples_and_never_their_labels():
+    labelled_wrongly = TensorData(STUDENT_UNLABELLED, torch.arange(len(STUDENT_UNLABELLED)) % 3)
+    _, first = fit("ucmkd-plus", STUDENT_UNLABELLED)
+    assert torch.equal(first, fit("ucmkd-plus", labelled_wrongly)[1])
+    assert not torch.equal(first, fit("ucmkd-plus", STUDENT_UNLABELLED.flip(0))[1])
+    assert not torch.equal(first, fit("ucmkd-plus", STUDENT_UNLABELLED, unlabelled_batch_size=4)[1])
+
+
+def test_a_bank_of_cached_features_gives_the_same_student():
+    cached = FeatureBank.from_model(teacher(), TensorData(*TEACHER_TRAIN))
+    torch.testing.assert_close(
+        fit("ucmkd-plus", STUDENT_UNLABELLED, cached)[1], fit("ucmkd-plus", STUDENT_UNLABELLED)[1]
+    )
+
+
+def test_what_the_loop_cannot_honour_is_refused():
+    with pytest.raises(ValueError, match="'self-training' needs student_unlabelled"):
+        fit("self-training")
+    with pytest.raises(ValueError, match="'kd' does not use student_unlabelled"):
+        fit("kd", STUDENT_UNLABELLED)
+    with pytest.raises(ValueError, match="unlabelled_batch_size=4 needs student_unlabelled"):
+        fit("kd", unlabelled_batch_size=4)
+    with pytest.raises(ValueError, match="does not take a sample"):
+        fit("self-training", torch.randn(8, 3))
+    with pytest.raises(ValueError, match="needs student_unlabelled"):
+        fit("ucmkd-plus")
+
+
+def test_balanced_rows():
+    labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 30 + [UNLABELLED] * 10)
+    rows = balanced_rows(labels, 35, seed=1)
+    assert labels[rows].bincount().tolist() == [15, 5, 15] and len(rows.unique()) == 35
+    assert torch.equal(rows, balanced_rows(labels, 35, seed=1))
+    assert not torch.equal(rows, balanced_rows(labels, 35, seed=2))
+    assert len(balanced_rows(labels, 1000, seed=1)) == 85
