@@ -27,7 +27,9 @@ def compare(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at the same time, one thread each.", show_default="one a core"),
+        typer.Option(
+            min=1, help="Runs at the same time, one thread each.", show_default="one a core; with a GPU, one"
+        ),
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ..run.config import RunConfig
 from ..run.files import DIVERGED, write_result
 from ..run.job import distill, finished, ready_teacher
+from ..run.sources import DataSpec, Parts, open_parts
 from ..run.teacher import load_teacher
 from ..training.checkpoint import write_text
 from .experiment import Cell, Experiment
@@ -60,7 +63,7 @@ def run_experiment(
     Args:
         experiment: what to run.
         folder: where its runs and results are kept.
-        jobs: runs at the same time, each on one thread; None: one for each core.
+        jobs: runs at the same time, each on one thread; None: one for each core, or one where there is a GPU.
         resume: go on with what the folder holds.
         on_done: called after each run (and each teacher's training) with its name.
 
@@ -69,6 +72,8 @@ def run_experiment(
         FileNotFoundError: missing data.
         ValueError: the folder holds runs and ``resume`` is not said, or runs of other settings.
     """
+    if jobs is None and torch.cuda.is_available():
+        jobs = 1
     cells = list(experiment.cells())
     results = {cell.folder: _done(cell, folder) for cell in cells}
     if not resume and (folder / "runs").is_dir():
@@ -103,7 +108,14 @@ class _Work:
 
 
 def _prepare(shared: None) -> Callable[[_Work], dict[str, Any] | None]:
+    _parts.cache_clear()  # files may have changed since an earlier comparison in this process
     return _do
+
+
+@lru_cache(maxsize=2)
+def _parts(data: str, seed: int) -> Parts:
+    """The runs of a seed follow each other, and ask for the same data."""
+    return open_parts(DataSpec.read(json.loads(data)), seed)
 
 
 def _do(work: _Work) -> dict[str, Any] | None:
@@ -114,7 +126,8 @@ def _do(work: _Work) -> dict[str, Any] | None:
         load_teacher(config.teacher, work.folder, config.seed)  # makes the features that students share
         return None
     try:
-        return distill(config, work.folder, teacher_folder=work.teacher, resume=True)
+        parts = _parts(json.dumps(config.student.data.plain()), config.seed)
+        return distill(config, work.folder, teacher_folder=work.teacher, parts=parts, resume=True)
     except FloatingPointError as error:  # an outcome of the method, not of the comparison
         result = {"config": config.identity(), "weights": None, DIVERGED: str(error)}
         write_result(work.folder, result)

@@ -74,6 +74,7 @@ def distill(
     folder: Path,
     *,
     teacher_folder: Path | None = None,
+    parts: Parts | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def distill(
         config: the run.
         folder: where it is kept.
         teacher_folder: where the teacher is; None: in ``folder``.
+        parts: the student's data, where somebody has opened them already.
         resume: go on with the run, or take it as it is where it has ended.
         overwrite: replace it.
 
@@ -96,7 +98,7 @@ def distill(
     """
     if resume and (done := finished(config, folder)) is not None:
         return done
-    parts = open_parts(config.student.data, config.seed)
+    parts = parts or open_parts(config.student.data, config.seed)
     teacher, teacher_result = None, None
     if config.needs_teacher:
         assert config.teacher is not None

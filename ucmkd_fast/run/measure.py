@@ -30,9 +30,14 @@ def alignment(
         ``fa`` (cosine cost), ``la`` (nats), ``teacher_reads`` (accuracy of the teacher's head on student
         features, 0 to 1); and the bound.
     """
-    bound = bound_parts(student_head, teacher_head, student.x, student.labels, teacher.x, teacher.labels)
-    fa = sinkhorn_loss(student.x, teacher.x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
+    device = next(student_head.parameters()).device
+    teacher_head = teacher_head.to(device)
+    x, y, teacher_x, teacher_y = (
+        one.to(device) for one in (student.x, student.labels, teacher.x, teacher.labels)
+    )
+    bound = bound_parts(student_head, teacher_head, x, y, teacher_x, teacher_y)
+    fa = sinkhorn_loss(x, teacher_x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
     assert isinstance(fa, Tensor)
-    read = teacher_head(student.x).argmax(1) == student.labels
+    read = teacher_head(x).argmax(1) == y
     reads = read.float().mean().item()
     return {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}, bound

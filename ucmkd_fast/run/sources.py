@@ -6,10 +6,8 @@ mapping with a data set for each of these parts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -97,7 +95,16 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
         FileNotFoundError: data that are missing.
         ValueError: data that are broken, or cannot be split so.
     """
-    return _open(json.dumps(data.plain()), seed)
+    named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
+    opened: dict[str, LabelledData] = {}
+    unlabelled = None
+    for part, one in named.items():
+        spec = _seeded(one, part, seed, whole=data.whole is not None)
+        labels = spec.pop("labels_per_class", None)
+        opened[part] = open_data(spec)
+        if labels is not None:
+            opened[part], unlabelled = few_labels(opened[part], labels, seed=spec["draw_seed"])
+    return Parts(**opened, unlabelled=unlabelled)
 
 
 def build_model(model: Named, classes: Sequence[str], sample: Tensor, seed: int) -> nn.Module:
@@ -113,22 +120,6 @@ def build_model(model: Named, classes: Sequence[str], sample: Tensor, seed: int)
         }
     torch.manual_seed(seed)
     return model_of(model.plain(), **known)
-
-
-@lru_cache(maxsize=4)
-def _open(plain: str, seed: int) -> Parts:
-    """Kept, as the runs of a comparison that follow each other ask for the same."""
-    data = DataSpec.read(json.loads(plain))
-    named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
-    opened: dict[str, LabelledData] = {}
-    unlabelled = None
-    for part, one in named.items():
-        spec = _seeded(one, part, seed, whole=data.whole is not None)
-        labels = spec.pop("labels_per_class", None)
-        opened[part] = open_data(spec)
-        if labels is not None:
-            opened[part], unlabelled = few_labels(opened[part], labels, seed=spec["draw_seed"])
-    return Parts(**opened, unlabelled=unlabelled)
 
 
 def _seeded(data: Named, part: str, seed: int, *, whole: bool) -> dict[str, Any]:
