@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 #: Keys that change what is shown or kept, never the weights that a run ends with.
-BOOKKEEPING = frozenset({"trackers", "checkpoint_every", "progress"})
+BOOKKEEPING = frozenset({"diagnose", "trackers", "checkpoint_every", "progress"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class TrainConfig:
     restore_best: bool = True  # after `fit` the student holds the best weights on validation, not the last
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", ...: accelerate's names
     checkpoint_every: int = 1  # epochs
+    diagnose: bool = True  # once an epoch, look whether alignment aligns the right classes
     progress: bool = True  # a bar, on a terminal only
 
     def __post_init__(self) -> None:
@@ -256,5 +257,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "restore_best": flag,
     "trackers": _names,
     "checkpoint_every": integer(1),
+    "diagnose": flag,
     "progress": flag,
 }

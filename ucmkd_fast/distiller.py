@@ -20,6 +20,7 @@ from .data import UNLABELLED, Batch, FeatureBank, LabelledData, TensorData, Unpa
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
+from .training.diagnosis import can_diagnose, diagnose, warn_where_classes_are_mixed_up
 from .training.distributed import (
     average,
     average_buffers,
@@ -172,6 +173,7 @@ class Distiller:
         self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
 
         name, main = self.method_settings["name"], self.accelerator.is_main_process
+        warned = False
         total = config.epochs * len(loader)
         with (
             Tracking(self.accelerator, standing.epoch + 1) as tracking,
@@ -192,9 +194,12 @@ class Distiller:
                 standing.seconds += seconds
                 lr = optimizers[0].param_groups[0]["lr"]
                 figures = {"epoch": standing.epoch, "lr": lr, **means, "seconds": seconds}
+                figures |= self._diagnosis()
                 if validation:
                     figures |= {"val_accuracy": validation["accuracy"], "val_loss": validation["loss"]}
                 standing.history.append(figures)
+                if not warned and self._alignable:
+                    warned = warn_where_classes_are_mixed_up(standing.history, self._alignable)
                 self._keep_best(standing, validation)
                 if standing.epoch % config.checkpoint_every == 0 or standing.epoch == config.epochs:
                     self._save(standing, optimizers)
@@ -269,7 +274,8 @@ class Distiller:
             self._step.progress = (epoch * len(loader) + i) / (self.config.epochs * len(loader))
             self._step.learning_rate = self.method.learning_rate(scheduled, epoch, i)
             set_learning_rate(optimizers[0], self._step.learning_rate)
-            parts = self.method.backward(self._step, batch.to(device))
+            self._last_batch = batch.to(device)
+            parts = self.method.backward(self._step, self._last_batch)
             if clip is not None:
                 parts["grad_norm"] = nn.utils.clip_grad_norm_(self._trained, clip)
             for optimizer in optimizers:
@@ -284,11 +290,18 @@ class Distiller:
             )
         return means
 
+    def _diagnosis(self) -> dict[str, float]:
+        """How well the alignment does on the epoch's last batch; empty where that cannot be said."""
+        if not (self.config.diagnose and self._alignable):
+            return {}
+        figures = diagnose(self._step, self._last_batch)
+        return dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
+
     def _loader(
         self,
         student_train: LabelledData,
         teacher_train: LabelledData | None,
-        unlabelled: LabelledData | None,
+        unlabelled: LabelledData | None = None,
     ) -> UnpairedLoader:
         rank, size = world()
         config = self.config
@@ -315,6 +328,7 @@ class Distiller:
     ) -> None:
         """Raise ValueError unless models, method and data fit each other, seen on one sample of each."""
         device, name = self.accelerator.device, self.method_settings["name"]
+        self._alignable = 0  # classes, where both models' features can be compared
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
             raise ValueError("the student must have a parameter that requires a gradient, found none")
         width, classes = output_sizes(self.student, student_train, device)
@@ -342,6 +356,8 @@ class Distiller:
                 f"the teacher's {teacher_classes}"
             )
         check_labels(teacher_train, classes, all_labelled=False)
+        if can_diagnose(self._step, width, teacher_width):
+            self._alignable = classes
         if self.method.needs_equal_widths and width != teacher_width:
             raise ValueError(
                 f"method {name!r} compares features, so both encoders must give one width: the student's is "

@@ -31,6 +31,13 @@ def compare(
             min=1, help="Runs at the same time, one thread each.", show_default="one a core; with a GPU, one"
         ),
     ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Add to each method a teacher of permuted classes, an untrained one, and self-training.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -43,7 +50,7 @@ def compare(
     from ..run.settings import read_changes
 
     path = find_experiment(experiment)
-    wanted = Experiment.load(path, read_changes(changes or []))
+    wanted = Experiment.load(path, read_changes(changes or []), controls=controls)
     folder = output or Path("runs/compare") / experiment.removesuffix(".yaml").rpartition("/")[2]
     out = console(as_json)
     if dry_run:

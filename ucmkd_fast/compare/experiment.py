@@ -133,9 +133,16 @@ class Experiment:
     paper: PaperTable | None = None
 
     @classmethod
-    def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
-        """From a YAML file, with changes at dotted paths (``base.train.epochs``, ``seeds``)."""
-        return cls.read(with_changes(load_settings(path), changes or {}))
+    def load(
+        cls, path: Path, changes: Mapping[str, Any] | None = None, *, controls: bool = False
+    ) -> Experiment:
+        """From a YAML file, with changes at dotted paths (``base.train.epochs``, ``seeds``), and its controls."""
+        values = with_changes(load_settings(path), changes or {})
+        if controls:
+            from .controls import with_controls
+
+            values = with_controls(values)
+        return cls.read(values)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Experiment:

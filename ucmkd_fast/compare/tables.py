@@ -10,7 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..report.shares import shares, verdict_line
 from ..report.words import against_baseline, against_control
+from .controls import SELF_TRAINING, is_control
 from .results import Block, Comparison, Row
 
 LEGEND = (
@@ -69,6 +71,27 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
         real = _real(block, row)
         if real is not None and real.compared is not None and row.compared is not None:
             said.append(against_control(real.compared, row.compared, row.contender.control or ""))
+    return said + shares_of(block, baseline)
+
+
+def shares_of(block: Block, baseline: str) -> list[str]:
+    """For each method with a teacher: what of its gain remains over `kd`, its controls and self-training."""
+    there = {row.label: row.compared.accuracy for row in block.rows if row.compared is not None}
+    said = []
+    for row in block.rows:
+        if row.label not in there or row.label == baseline or is_control(row.contender):
+            continue
+        against = [
+            other.label
+            for other in block.rows
+            if other.label in there
+            and other is not row
+            and (_real(block, other) is row or other.contender.method["name"] in ("kd", SELF_TRAINING))
+            and (_real(block, other) is row or other.contender.control is None)
+        ]
+        if baseline in there and any(is_control(o.contender) for o in block.rows if o.label in against):
+            over = {name: there[name] for name in (baseline, *against)}
+            said.append(verdict_line(row.label, shares(there[row.label], over)))
     return said
 
 

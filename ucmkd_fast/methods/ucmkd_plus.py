@@ -54,7 +54,7 @@ class UCMKDPlus(LossMethod):
     def __init__(
         self,
         *,
-        alpha: float = 0.9,
+        alpha: float = 0.5,
         temperature: float = 4.0,
         fa_weight: float = 1.0,
         reg: float = 0.1,
@@ -66,7 +66,7 @@ class UCMKDPlus(LossMethod):
         unlabelled_reg: float = 0.3,
         unlabelled_iter: int = 10,
         bank_size: int = 400,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.3,
     ):
         super().__init__()
         self.alpha = fraction("alpha", alpha)

@@ -122,6 +122,7 @@ def distill(
         parts.train,
         teacher.train if taught and teacher else None,
         parts.val if config.train.restore_best else None,
+        student_unlabelled=parts.unlabelled if distiller.method.uses_unlabelled else None,
         resume=resume,
         overwrite=overwrite,
     )

@@ -1,0 +1,58 @@
+"""`ucmkd compare --controls`: what it adds, and the sentence at the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from digit_runs import run_settings
+from speech_folders import write_folder
+
+from ucmkd_fast.cli import main
+from ucmkd_fast.compare import Experiment
+from ucmkd_fast.compare.controls import with_controls
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn, which has the handwritten digits, is not installed")
+    write_folder(tmp_path / "audio", speakers=("ann", "bob", "cat"), takes=4)
+    monkeypatch.setenv("UCMKD_CACHE", str(tmp_path / "cache"))
+    base = run_settings(tmp_path / "audio")
+    del base["method"]
+    return {"seeds": 2, "base": base, "methods": {"ce": "ce", "kd": "kd", "plus": {"name": "ucmkd-plus"}}}
+
+
+def test_every_method_with_a_teacher_gets_its_controls(settings):
+    methods = with_controls(settings)["methods"]
+    assert list(methods) == [
+        "ce", "kd", "plus", "kd, permuted", "kd, untrained", "plus, permuted", "plus, untrained", "self-training",
+    ]  # fmt: skip
+    assert methods["plus, untrained"] == {"name": "ucmkd-plus", "control": "untrained"}
+    assert with_controls({**settings, "methods": methods})["methods"] == methods  # nothing twice
+    configs = {c.contender.label: c.config for c in Experiment.read({**settings, "methods": methods}).cells()}
+    assert configs["kd, permuted"].teacher.control == "permuted" and configs["kd"].teacher.control is None
+    assert len({c.train.seed for c in configs.values()}) == 1
+
+
+def test_self_training_needs_samples_without_labels(settings):
+    del settings["base"]["student"]["data"]["labels_per_class"]
+    del settings["methods"]["plus"]
+    assert list(with_controls(settings)["methods"]) == ["ce", "kd", "kd, permuted", "kd, untrained"]
+
+
+def test_the_command_says_what_remains(settings, tmp_path, capsys):
+    del settings["methods"]["kd"]
+    path = tmp_path / "controls.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(path), "--controls", "--output", str(tmp_path / "out"), "--jobs", "1"])
+    assert not end.value.code
+    assert "plus: " in capsys.readouterr().out
+    page = (tmp_path / "out" / "table.md").read_text()
+    line = next(row for row in page.splitlines() if row.startswith("* plus: ") and " over ce (" in row)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    runs = {(r["method"], r["seed"]): r["accuracy"] for r in results["runs"]}
+    wins = sum(runs["plus", seed] > runs["ce", seed] for seed in (0, 1))
+    assert f"over ce ({wins} of 2 seeds)" in line
