@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from clip_folders import write_ravdess
 from digit_runs import run_settings
 from speech_folders import write_folder
 
@@ -20,6 +21,7 @@ from ucmkd_fast.compare.files import find_experiment, shipped_experiments
 from ucmkd_fast.compare.paper import paper_table
 from ucmkd_fast.compare.pool import run_all
 from ucmkd_fast.compare.results import gather
+from ucmkd_fast.run.settings import load_settings, with_changes
 
 
 def experiment_settings(audio: Path) -> dict:
@@ -253,6 +255,35 @@ def test_experiments_that_come_along_resolve(name):
     assert list(experiment.cells()) and experiment.title
 
 
+PAPER = [name for name in shipped_experiments() if name.startswith("paper/")]
+
+
+def test_the_papers_experiments_are_there():
+    numbers = (*(f"table{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 14)), "figure2")
+    assert {f"paper/{number}" for number in numbers} <= set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments_stand_beside_its_figures_and_say_what_is_missing(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment.load(find_experiment(name))
+    if experiment.paper is not None:
+        for row in experiment.paper.rows.keys() - {"teacher"}:
+            assert any(contender.row == row for contender in experiment.contenders)
+            for setting in experiment.settings.values():
+                assert experiment.paper.figure(row, setting.column) is not None
+    with pytest.raises(SystemExit) as end:
+        main(["compare", name, "--dry-run", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert end.value.code == 1
+    assert {sentence.partition(":")[0] for sentence in found["missing"]} == {"teacher", "student"}
+    assert all("data/" in sentence for sentence in found["missing"])
+    assert found["runs"] == 5 * len(experiment.contenders) * len(experiment.settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command(whole, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment_settings(place / "audio"), sort_keys=False))
@@ -280,3 +311,25 @@ def test_a_process_that_dies_is_an_error_and_not_a_wait():
     with pytest.raises(ChildProcessError, match="--jobs 1"):
         list(run_all(_prepare_to_die, 10, [1, 2, 3], jobs=2))
     assert dict(run_all(_prepare_to_die, 10, [1, 3], jobs=1)) == {1: 11, 3: 13}
+
+
+def test_an_experiment_of_the_paper_runs_on_a_small_folder_of_its_layout(tmp_path):
+    """Everything as it comes along but for sizes, and one method of each kind."""
+    pytest.importorskip("transformers", reason="neither of the libraries that have ResNet-18 is installed")
+    pytest.importorskip("PIL", reason="Pillow, which reads the pictures, is not installed")
+    write_ravdess(tmp_path / "RAVDESS")
+    changes = {
+        "seeds": 1,
+        "roots.ravdess": str(tmp_path / "RAVDESS"),
+        "base.student.data": {"image_size": 32},
+    }
+    for train in ("base.train", "base.teacher.train"):
+        changes |= {f"{train}.epochs": 1, f"{train}.steps_per_epoch": 1, f"{train}.batch_size": 4}
+    values = with_changes(load_settings(find_experiment("paper/table6")), changes)
+    values["settings"] = {"RAVDESS A to V": values["settings"]["RAVDESS A to V"]}
+    values["settings"]["RAVDESS A to V"] |= {"train": {"warmup_epochs": 0}}
+    values["methods"] = {label: values["methods"][label] for label in ("ce", "ucmkd", "ucmkd, permuted")}
+    comparison = run_experiment(Experiment.read(values), tmp_path / "out", jobs=1)
+    (block,) = comparison.blocks
+    assert block.teacher is not None and [row.paper for row in block.rows] == [None, 73.83, None]
+    assert all(run["samples"]["test"] == 16 for run in comparison.runs)
