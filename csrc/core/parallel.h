@@ -24,6 +24,16 @@ int num_threads();
 // the pool did not run (it reported an error) runs in the calling thread.
 void run_tasks(int tasks, void (*task)(int index, void* context), void* context);
 
+// Runs main() with a team of threads held ready: every run_tasks inside it costs a fraction of a fork and
+// join of the pool. What main throws is thrown here.
+void run_with_team(int tasks, void (*main)(void* context), void* context);
+
+template <class F>
+static inline void with_team(int tasks, F& body) {
+  if (tasks <= 1) return body();
+  run_with_team(tasks, [](void* context) { (*static_cast<F*>(context))(); }, &body);
+}
+
 // Tasks for a matrix product of this many multiply-adds a task at least: below, a thread costs more than it
 // saves.
 static inline int product_tasks(int64_t rows, int64_t cols, int64_t depth) {

@@ -122,8 +122,10 @@ static inline T greatest(Vec<T> v) {
 }
 template <class T>
 static inline bool any(typename Lanes<T>::I mask) {
-  typename Lanes<T>::Int r = 0;
-  for (int k = 0; k < Lanes<T>::W; ++k) r |= mask[k];
+  typedef int64_t Wide __attribute__((vector_size(UK_BYTES)));
+  const Wide wide = (Wide)mask;
+  int64_t r = 0;
+  for (int k = 0; k < UK_BYTES / 8; ++k) r |= wide[k];
   return r != 0;
 }
 

@@ -73,6 +73,16 @@ T least_that_matters(const P& p, const T* inverse_a, const T* inverse_b) {
          (weight + greatest_share(p.grad_f, inverse_a, p.n) + greatest_share(p.grad_g, inverse_b, p.m));
 }
 
+// The value does not change with (f + c, g - c), so the adjoints dv_j v_j of log v_t sum to zero: what they
+// sum to is rounding, which no sweep would ever make smaller. Returns it, over the masses.
+template <class T>
+T drift(const T* dv, const T* vt, const T* b, int64_t padded_size) {
+  Vec<T> total = {}, mass = {};
+  for (int64_t j = 0; j < padded_size; j += Lanes<T>::W)
+    total += load(dv + j) * load(vt + j), mass += load(b + j);
+  return sum<T>(total) / sum<T>(mass);
+}
+
 // Ratios h_t / h_T of one recorded scaling (or exp of the difference of potentials), 0 where no mass.
 // False where |log ratio| passes the limit.
 template <class T>
@@ -125,9 +135,10 @@ void adjoint(Adjoint<T>& p) {
   for (int64_t t = last; t >= 1; --t) {
     if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt))
       break;
+    const T rounding = p.grad_f || p.grad_g ? T(0) : drift(dv, vt, b, mp);
     T largest = 0;
     for (int64_t j = 0; j < m; ++j) {
-      const T change = dv[j] * vt[j] * ib[j];
+      const T change = b[j] > 0 ? dv[j] * vt[j] * ib[j] - rounding : 0;
       const T size = change < 0 ? -change : change;
       largest = size > largest ? size : largest;
       p.grad_b[j] += change;

@@ -36,7 +36,10 @@ void over_batch(const Problem& p, Body body) {
     };
     parallel(tasks, task);
   } else {
-    for (int64_t k = 0; k < p.batch; ++k) body(k, inside);
+    for (int64_t k = 0; k < p.batch; ++k) {
+      auto one = [&] { body(k, inside); };
+      with_team(inside, one);
+    }
   }
 }
 

@@ -60,8 +60,10 @@ class Run {
       T* swap = u;
       u = u_before, u_before = swap;
       relaxed = p.relax && t > kPlainFirst && t < p.max_iter && !nearly_done;
-      if (!scaling_iteration() && !log_iteration()) return;
+      const bool scaled = scaling_iteration();
+      if (!scaled && !log_iteration()) return;
       record();
+      if (scaled && p.tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
       if (p.tol > 0 || t == p.max_iter) {
         p.marginal_error = column_error();
         if (p.marginal_error <= p.tol && !relaxed) break;
@@ -162,6 +164,20 @@ class Run {
     if (!p.hist_u) return;
     copy(u, p.hist_u + t * n, n);
     copy(v, p.hist_v + (t - 1) * m, m);
+  }
+
+  // Not a bit of u has changed: nor will anything, in any later iteration.
+  bool unchanged() const {
+    typename Lanes<T>::I moved = {};
+    for (int64_t i = 0; i < np; i += Lanes<T>::W) moved |= load(u + i) != load(u_before + i);
+    return !any<T>(moved);
+  }
+
+  void repeat_to_the_end() {
+    while (t < p.max_iter) {
+      ++t;
+      record();
+    }
   }
 
   // History that was written relative to the present F, G becomes potentials.

@@ -14,11 +14,36 @@
 namespace ucmkd {
 namespace UK_LEVEL {
 
+// Up to V vectors of columns: v, the column sums and the four rows stay in registers.
+template <class T, int V, class Finish>
+static inline void sweep_narrow(const T* K, const T* v, T* s, int64_t begin, int64_t end,
+                                const Finish& finish) {
+  constexpr int W = Lanes<T>::W;
+  Vec<T> x[V], total[V];
+  for (int h = 0; h < V; ++h) x[h] = load(v + h * W), total[h] = load(s + h * W);
+  for (int64_t i = begin; i < end; i += 4) {
+    Vec<T> k[4][V], d[4] = {};
+    for (int r = 0; r < 4; ++r)
+      for (int h = 0; h < V; ++h) {
+        k[r][h] = load(K + (i + r) * V * W + h * W);
+        d[r] += k[r][h] * x[h];
+      }
+    const Quad<T> y = finish(i, sum4<T>(d[0], d[1], d[2], d[3]));
+    const Vec<T> y0 = splat(y[0]), y1 = splat(y[1]), y2 = splat(y[2]), y3 = splat(y[3]);
+    for (int h = 0; h < V; ++h) total[h] += (y0 * k[0][h] + y1 * k[1][h]) + (y2 * k[2][h] + y3 * k[3][h]);
+  }
+  for (int h = 0; h < V; ++h) store(s + h * W, total[h]);
+}
+
 template <class T, class Finish>
 static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int64_t begin, int64_t end,
                               const Finish& finish) {
   constexpr int W = Lanes<T>::W;
   constexpr int U = sinkhorn::kPad / W >= 2 ? 2 : 1;  // independent sums per row
+  if (stride == W) return sweep_narrow<T, 1>(K, v, s, begin, end, finish);
+  if (stride == 2 * W) return sweep_narrow<T, 2>(K, v, s, begin, end, finish);
+  if (stride == 3 * W) return sweep_narrow<T, 3>(K, v, s, begin, end, finish);
+  if (stride == 4 * W) return sweep_narrow<T, 4>(K, v, s, begin, end, finish);
   for (int64_t i = begin; i < end; i += 4) {
     const T *k0 = K + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
     Vec<T> d[4][U] = {};
