@@ -15,9 +15,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import torch
-from harness import machine
 
 import ucmkd_fast as uk
+from ucmkd_fast.bench.harness import machine
 from ucmkd_fast.reference import sinkhorn as reference
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ OPTIONAL = {
     "transformers": ("transformers", "ResNet, ViT, tokenizers and models by name", "models"),
     "pyarrow": ("pyarrow", "parquet tables", "data"),
     "datasets": ("datasets", "Hugging Face data sets", "data"),
-    "ot": ("POT", "comparisons in tests and benchmarks", "test"),
-    "geomloss": ("geomloss", "comparisons in tests and benchmarks", "test"),
+    "ot": ("POT", "comparisons in tests and benchmarks", "bench"),
+    "geomloss": ("geomloss", "comparisons in tests and benchmarks", "bench"),
 }
 
 

@@ -11,8 +11,8 @@ namespace sinkhorn {
 namespace {
 
 // Elements of a sweep below which a second thread costs more than it saves
-// (benchmarks/bench_sinkhorn.py, rows "threads").
-constexpr int64_t kElementsPerTask = 24 * 1024;
+// (`ucmkd bench threads`).
+constexpr int64_t kElementsPerTask = 8 * 1024;
 
 int tasks_for(int64_t n, int64_t m) {
   const int64_t useful = n * m / kElementsPerTask;

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import compare, demo, doctor, running
+from . import bench, compare, demo, doctor, running
 
 app = typer.Typer(
     name="ucmkd",
@@ -68,4 +68,5 @@ app.command()(running.pretrain)
 app.command()(running.distill)
 app.command("eval")(running.evaluate)
 app.command()(compare.compare)
+app.command()(bench.bench)
 app.command()(doctor.doctor)

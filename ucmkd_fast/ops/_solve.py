@@ -95,7 +95,7 @@ def forward(
 
 
 #: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
-#: (benchmarks/bench_sinkhorn.py, "products").
+#: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
 OWN_PRODUCTS = 256 * 256 * 512
 
 

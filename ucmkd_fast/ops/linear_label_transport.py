@@ -13,7 +13,7 @@ from . import _autograd, checks
 from .label_transport import check_options, check_target, label_transport_loss, run
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
-# enough for the matrix products to run at full speed (benchmarks/bench_label_transport.py, rows "chunk").
+# enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
 CHUNK_ELEMENTS = 1 << 20
 
 

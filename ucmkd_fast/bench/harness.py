@@ -15,13 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -52,9 +50,10 @@ class Disagreement(AssertionError):
 
 def machine() -> dict[str, Any]:
     """What a reader needs to place the numbers."""
-    import ucmkd_fast as uk
+    from .. import __version__
+    from .._native import _C
 
-    info = uk._native._C.build_info()
+    info = _C.build_info()
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -62,8 +61,12 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()  # empty where the package is installed and git knows nothing of it
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -72,6 +75,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
+        "version": __version__,
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -143,13 +147,17 @@ def _timing(name: str, times: dict[str, list[float]], first: str, error: float) 
     )
 
 
-def peak_growth_mb(script: Path, arguments: Sequence[str]) -> float:
-    """Growth of the peak resident memory (MB) of a script that calls `report_peak`, in a process of its own."""
+def peak_growth_mb(module: str, arguments: Sequence[str]) -> float:
+    """Growth of the peak resident memory (MB) of a module that calls `report_peak`, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, env=os.environ, check=False
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{script.name} {' '.join(arguments)} failed:\n{done.stderr}")
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr}")
     return float(done.stdout.split()[-1])
 
 
@@ -185,10 +193,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, name: str, rows: Sequence[Row]) -> None:
-    """Results as JSON, written beside and renamed."""
+def save(path: Path, subject: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Put a subject's rows into a JSON file beside those of others, written beside and renamed."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[subject] = {"machine": machine(), "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"benchmark": name, "machine": machine(), "rows": [asdict(r) for r in rows]}, indent=1)
     beside = path.with_suffix(".partial")
-    beside.write_text(text + "\n")
+    beside.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     beside.replace(path)

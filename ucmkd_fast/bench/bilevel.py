@@ -1,27 +1,25 @@
 """One training step of UCMKD against a plain cross-entropy step and a feature-KD step of the same student.
 
-    python benchmarks/bench_bilevel.py [--json results/bilevel.json]
-
 Cached teacher features (D = 512), student MLP 768 -> 1024 -> 512 -> 10 with BatchNorm, SGD momentum 0.9, clip 5,
 float32. ``without FA``: the FA loss replaced by a mean of the features, so that its own time is apart.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from harness import Row, compare, table, write
 from torch import Tensor, nn
 
-from ucmkd_fast import alignment
-from ucmkd_fast.bilevel import step as step_module
-from ucmkd_fast.data.batch import Batch
-from ucmkd_fast.methods import FrozenTeacher, Step, build_method
-from ucmkd_fast.models import Classifier
+from .. import alignment
+from ..bilevel import step as step_module
+from ..data.batch import Batch
+from ..methods import FrozenTeacher, Step, build_method
+from ..models import Classifier
+from .harness import Row, compare
 
 BATCHES = (64, 256, 1024)
 INPUTS, WIDTH, CLASSES = 768, 512, 10
@@ -54,6 +52,11 @@ def batch(n: int, seed: int) -> Batch:
     )
 
 
+def inputs(n: int, seed: int) -> tuple[Batch]:
+    """As `compare` takes them."""
+    return (batch(n, seed),)
+
+
 def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
     """One whole step: gradients, clip, optimiser."""
     method_name, options = METHODS[name]
@@ -63,7 +66,7 @@ def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
     method.setup(model, teacher, batch(2, 0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = Step(student=model, teacher=teacher, learning_rate=0.01)
-    modules = [alignment, step_module]
+    modules: list[Any] = [alignment, step_module]
 
     def run(data: Batch) -> Tensor:
         real = [module.feature_alignment for module in modules]
@@ -83,17 +86,9 @@ def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
     return run
 
 
-def main() -> None:
-    """Run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows = []
-    for n in arguments.batches:
+def rows(quick: bool) -> Iterator[Row]:
+    """A row a batch size."""
+    for n in BATCHES[:1] if quick else BATCHES:
         contenders = {
             "ce": stepper("ce", True),
             "published-code, without FA": stepper("published-code", False),
@@ -102,25 +97,20 @@ def main() -> None:
             "published-code": stepper("published-code", True),
             "paper": stepper("paper", True),
         }
-        # Different methods: nothing to agree on; each must give a finite loss.
-        timings = compare(
-            contenders,
-            lambda seed, n=n: (batch(n, seed),),
-            lambda ours, theirs: 0.0 if bool(theirs.isfinite()) else float("inf"),
-            dict.fromkeys(contenders, 0.0),
-            rounds=15,
-            seconds=40,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Different methods: nothing to agree on; each must give a finite loss.
+            timings = compare(
+                contenders,
+                partial(inputs, n),
+                lambda ours, theirs: 0.0 if bool(theirs.isfinite()) else float("inf"),
+                dict.fromkeys(contenders, 0.0),
+                rounds=5 if quick else 15,
+                seconds=40,
+            )
         by_name = {t.name: t for t in timings}
         extra = {
             f"{name} / feature": round(by_name[name].median_ms / by_name["feature"].median_ms, 2)
             for name in ("published-code", "paper")
         }
-        rows.append(Row({"batch": n}, timings, extra))
-        print(table(rows[-1:]), flush=True)
-    if arguments.json:
-        write(arguments.json, "bilevel", rows)
-
-
-if __name__ == "__main__":
-    main()
+        yield Row({"batch": n}, timings, extra)

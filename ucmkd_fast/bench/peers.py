@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
     return (1 - F.normalize(x, dim=1) @ F.normalize(y, dim=1).T).clamp_min(0)
 
 
-def with_gradient(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Result]:
+def with_gradient(loss_of: Callable[..., Any]) -> Callable[[Tensor, Tensor], Result]:
     """Loss and its gradient with respect to x."""
 
     def run(x: Tensor, y: Tensor) -> Result:
@@ -82,6 +83,36 @@ def plain_loss(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Tensor]:
 def plain(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:
     """`plain_loss`, eager."""
     return with_gradient(plain_loss(reg, max_iter))
+
+
+def compiled(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:
+    """`plain_loss` with its iteration compiled: the whole loop unrolled takes minutes to compile."""
+    log = torch.logsumexp
+
+    def iteration(f: Tensor, cost: Tensor, log_a: float, log_b: float) -> tuple[Tensor, Tensor]:
+        g = reg * (log_b - log((f[:, None] - cost) / reg, 0))
+        return reg * (log_a - log((g[None, :] - cost) / reg, 1)), g
+
+    step = torch.compile(iteration, dynamic=False)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        cost = cosine(x, y)
+        f = cost.new_zeros(len(x))
+        log_a, log_b = -math.log(len(x)), -math.log(len(y))
+        for _ in range(max_iter):
+            f, g = step(f, cost, log_a, log_b)
+        return (((f[:, None] + g - cost) / reg).exp() * cost).sum()
+
+    return with_gradient(loss)
+
+
+def geomloss(reg: float, potentials: bool = False) -> Callable[[Tensor, Tensor], Any]:
+    """GeomLoss on the cost |x - y|^2 / 2, its own annealing and default scaling."""
+    from geomloss import SamplesLoss
+
+    return SamplesLoss(
+        "sinkhorn", p=2, blur=reg**0.5, debias=False, potentials=potentials, backend="tensorized"
+    )
 
 
 def jax_ott(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:

@@ -1,0 +1,30 @@
+"""Benchmarks: each checks that implementations agree before it times them in the same rounds.
+
+A module a subject, each with ``rows(quick)``; ``ucmkd bench`` runs them, ``benchmarks/performance_page.py`` writes
+their figures down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+from .harness import Row
+
+#: Subject -> what it measures.
+SUBJECTS = {
+    "sinkhorn": "the loss and its exact gradient against POT, plain torch, torch.compile and OTT-JAX",
+    "converged": "the regularised loss run to a tolerance, against GeomLoss",
+    "overhead": "what surrounds the kernels in one small call, against a function that does nothing",
+    "bandwidth": "one sweep against a plain sum over the same matrix",
+    "threads": "the size of a sweep from which a second thread pays",
+    "accuracy": "float32 against float64",
+    "memory": "extra memory of the loss and its gradient",
+    "label_transport": "the label losses against the torch composite and a plain cross-entropy",
+    "bilevel": "one training step against plain cross-entropy and feature distillation",
+}
+
+
+def rows_of(subject: str) -> Callable[[bool], Iterator[Row]]:
+    """The ``rows`` function of a subject: quick or not -> rows, as they are measured."""
+    return import_module(f".{subject}", __package__).rows

@@ -1,0 +1,56 @@
+"""``ucmkd bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import AsJson, console, print_json
+
+
+def bench(
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to measure; everything where nothing is named. --list tells.", show_default=False
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Say what can be measured.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file; subjects that it holds already are replaced.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the losses against other libraries on this machine; they must agree first."""
+    from dataclasses import asdict
+
+    from ..bench import SUBJECTS, rows_of
+    from ..bench.harness import machine, save, table
+    from ..extras import need
+    from ..ops.checks import choice
+
+    out = console(as_json)
+    if show_list:
+        for name, meaning in SUBJECTS.items():
+            typer.echo(f"{name:16s} {meaning}")
+        return
+    chosen = list(dict.fromkeys(subjects or SUBJECTS))
+    for name in chosen:
+        choice("subject", name, list(SUBJECTS))
+    for package in ("ot", "geomloss"):
+        need(package)
+    found: dict[str, list] = {}
+    for name in chosen:
+        out.print(f"[bold]{name}[/bold]: {SUBJECTS[name]}", highlight=False)
+        found[name] = []
+        for row in rows_of(name)(quick):
+            out.print(table([row]), highlight=False, markup=False, soft_wrap=True)
+            found[name].append(asdict(row))
+        if output is not None:
+            save(output, name, found[name])
+    if as_json:
+        print_json({"machine": machine(), "subjects": found})
