@@ -107,12 +107,13 @@ def compiled(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:
 
 
 def geomloss(reg: float, potentials: bool = False) -> Callable[[Tensor, Tensor], Any]:
-    """GeomLoss on the cost |x - y|^2 / 2, its own annealing and default scaling."""
+    """GeomLoss on the cost |x^ - y^|^2 / 2, which is the cosine cost; its own annealing and default scaling."""
     from geomloss import SamplesLoss
 
-    return SamplesLoss(
+    loss = SamplesLoss(
         "sinkhorn", p=2, blur=reg**0.5, debias=False, potentials=potentials, backend="tensorized"
     )
+    return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1))
 
 
 def jax_ott(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:

@@ -72,6 +72,6 @@ def rows(quick: bool) -> Iterator[Row]:
             error,
             dict.fromkeys(table, LIMIT if name == "gaussian" else 1e-2),
             rounds=5 if quick else SIZES[n],
-            seconds=10 if quick else 40,
+            seconds=10 if quick else 25,
         )
         yield Row({"features": name, "N": n, "M": n, "D": WIDTH, "reg": reg, "max_iter": MAX_ITER}, timings)

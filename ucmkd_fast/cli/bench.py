@@ -50,7 +50,7 @@ def bench(
         for row in rows_of(name)(quick):
             out.print(table([row]), highlight=False, markup=False, soft_wrap=True)
             found[name].append(asdict(row))
-        if output is not None:
-            save(output, name, found[name])
+            if output is not None:  # row by row: an interrupted run keeps what it measured
+                save(output, name, found[name])
     if as_json:
         print_json({"machine": machine(), "subjects": found})
