@@ -3,9 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
+#ifdef UCMKD_WITH_CUDA
+#include "bind_cuda.h"
+#endif
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "cost/entry.h"
@@ -99,7 +103,12 @@ py::dict build_info() {
   info["cpu_levels_usable"] = usable;
   info["cpu_level"] = chosen ? py::object(py::str(chosen->name)) : py::object(py::none());
   info["cpu_level_error"] = error ? py::object(py::str(error)) : py::object(py::none());
-  info["cuda_architectures"] = py::list();
+  py::list architectures;
+#ifdef UCMKD_WITH_CUDA
+  std::istringstream names(UCMKD_CUDA_ARCHITECTURES);
+  for (std::string name; names >> name;) architectures.append(name);
+#endif
+  info["cuda_architectures"] = architectures;
   info["threads"] = num_threads();
   return info;
 }
@@ -110,6 +119,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of ucmkd_fast; see csrc/";
   m.def("set_thread_pool", &set_thread_pool);
   m.def("build_info", &build_info);
+#ifdef UCMKD_WITH_CUDA
+  bind_cuda(m);
+#endif
   m.def("padded", &sinkhorn::padded);
   m.def("exp", [](bool f64, const std::string& name, Address x, Address y, int64_t count) {
     int levels;

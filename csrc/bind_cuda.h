@@ -4,8 +4,11 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <string>
 
-#include "sinkhorn/cuda.h"
+#include "cost/cuda_call.h"
+#include "label_transport/cuda_call.h"
+#include "sinkhorn/cuda_call.h"
 
 namespace ucmkd {
 
@@ -29,6 +32,24 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
   UK_FIELD(tolerance), UK_FIELD(max_sweeps);
 #undef UK_FIELD
+  using cost::CudaCost;
+  py::class_<CudaCost> of_cost(m, "CudaCost", "Addresses and sizes of one cost; it owns nothing.");
+  of_cost.def(py::init<>());
+#define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
+  UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(n), UK_FIELD(m), UK_FIELD(d);
+  UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale), UK_FIELD(cost), UK_FIELD(distance);
+  UK_FIELD(class_cost), UK_FIELD(labels), UK_FIELD(grad_cost), UK_FIELD(order), UK_FIELD(starts);
+  UK_FIELD(grad_class), UK_FIELD(sums), UK_FIELD(grad), UK_FIELD(of_y);
+#undef UK_FIELD
+  using label_transport::CudaLabel;
+  py::class_<CudaLabel> label(m, "CudaLabel", "Addresses and sizes of one batch of logits; it owns nothing.");
+  label.def(py::init<>());
+#define UK_FIELD(name) label.def_readwrite(#name, &CudaLabel::name)
+  UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(n), UK_FIELD(k), UK_FIELD(student);
+  UK_FIELD(teacher), UK_FIELD(student_stride), UK_FIELD(teacher_stride), UK_FIELD(target);
+  UK_FIELD(ignore_index), UK_FIELD(label_smoothing), UK_FIELD(live_kappa), UK_FIELD(loss);
+  UK_FIELD(grad_student), UK_FIELD(grad_teacher), UK_FIELD(grad_stride);
+#undef UK_FIELD
   m.def("cuda_sinkhorn_work", [](const CudaCall& c) {
     const char* refused;
     const int64_t elements = sinkhorn::cuda_work(c, &refused);
@@ -38,6 +59,10 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("cuda_sinkhorn_forward", [](const CudaCall& c) { check_launch(sinkhorn::cuda_forward(c)); });
   m.def("cuda_sinkhorn_adjoint", [](const CudaCall& c) { check_launch(sinkhorn::cuda_adjoint(c)); });
   m.def("cuda_sinkhorn_gradient", [](const CudaCall& c) { check_launch(sinkhorn::cuda_gradient(c)); });
+  m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
+  m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });
+  m.def("cuda_finish_gradient", [](const CudaCost& c) { check_launch(cost::cuda_finish_gradient(c)); });
+  m.def("cuda_label_transport", [](const CudaLabel& c) { check_launch(label_transport::cuda_forward(c)); });
 }
 
 }  // namespace ucmkd

@@ -1,6 +1,7 @@
 // The CUDA kernels of csrc/ as a Python module that runs them on the execution model.
 #include "bind_cuda.h"
 
+#include "core/launch.cuh"
 #include "sinkhorn/regime.h"
 
 namespace py = pybind11;

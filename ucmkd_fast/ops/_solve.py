@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C, METRIC_CODES
-from . import _solve_cuda
+from . import _loss_cuda, _solve_cuda
 from .cost import Features, check_scales, plain
 from .cost import backward as features_backward
 
@@ -158,6 +158,8 @@ def forward_loss(
     classes: Classes | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """The loss alone: its value, the potentials where its gradient needs them, and what the backward needs."""
+    if _solve_cuda.runs_on(x):
+        return _loss_cuda.forward_loss(x, y, a, b, init_f, options, save, classes)
     x, y = plain(x, options.dtype), plain(y, options.dtype)
     n, m = x.shape[0], y.shape[0]
     history = save and options.solver.grad == "unrolled"
@@ -197,6 +199,8 @@ def backward_loss(
     classes: Classes | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y (in the cost's dtype), a and b."""
+    if _solve_cuda.runs_on(x):
+        return _backward_loss_cuda(x, y, a, b, init_f, f, g, kept, upstream, options, needs, classes)
     x, y = plain(x, options.dtype), plain(y, options.dtype)
     n, m, solver = x.shape[0], y.shape[0], options.solver
     problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled")
@@ -222,6 +226,19 @@ def backward_loss(
         _warn_not_converged()
     if solver.grad == "envelope":
         return dx, dy, *_envelope_masses(matrix, a, b, f, g, outputs[1], solver.reg)
+    return dx, dy, _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
+
+
+def _backward_loss_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):
+    """`backward_loss` on the device."""
+    solver = options.solver
+    both = (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
+    up = _upstream(x.shape[0], y.shape[0], kept, a, b, f, g, both, solver)
+    dx, dy, grad_a, grad_b, matrix = _loss_cuda.backward_loss(
+        x, y, a, b, init_f, f, g, kept, up[:3], options, needs, classes
+    )
+    if solver.grad == "envelope":
+        return dx, dy, *_envelope_masses(matrix, a, b, f, g, both[1], solver.reg)
     return dx, dy, _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
 
 

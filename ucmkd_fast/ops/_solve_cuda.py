@@ -106,12 +106,13 @@ def _call(cost, a, b, init_f, f, g, saved, options, history):
     return call, work
 
 
-def forward(cost, a, b, init_f, options, save: bool) -> tuple[Tensor, ...]:
-    """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`."""
+def forward(cost, a, b, init_f, options, save: bool, saved: Tensor | None = None) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`; ``saved`` is made where not given."""
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     batch = lead[0] if lead else 1
     history = save and options.grad == "unrolled"
-    saved = empty(cost, saved_size(batch, n, m, options.max_iter, history))
+    if saved is None:
+        saved = empty(cost, saved_size(batch, n, m, options.max_iter, history))
     f, g = empty(cost, *lead, n), empty(cost, *lead, m)
     value, dual, error = empty(cost, *lead), empty(cost, *lead), empty(cost, *lead)
     n_iter = empty(cost, *lead, dtype=torch.int64)

@@ -50,7 +50,8 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
 
 def cost_by_class(matrix: Tensor, class_cost: Tensor, y_labels: Tensor) -> Tensor:
     """Distances (N, M) and their term by class, as a composite: for compilers, transforms and results."""
-    if not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None):
+    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if not transformed and not matrix.is_cuda:  # on a GPU the look would wait for it
         if bool(((y_labels < 0) | (y_labels >= class_cost.shape[1])).any()):
             raise ValueError("y_labels must be columns of class_cost, from 0 to K - 1, got one outside")
         if bool(((class_cost != class_cost) | (class_cost == -torch.inf)).any()):

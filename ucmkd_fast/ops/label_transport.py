@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
-from . import _autograd, checks
+from . import _autograd, _label_cuda, _solve_cuda, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -19,9 +19,13 @@ REDUCTIONS = ("mean", "sum", "none")
 def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row=0):
     """Loss of each row (n,), the total and the number of rows kept; gradients go into ds, dt (n, K) where given.
 
-    Logits and gradients have unit column stride; a gradient may lie over its logits.
+    Logits and gradients have unit column stride; a gradient may lie over its logits. On a GPU the total and the
+    number are tensors there.
     """
     n, k = student.shape
+    if _solve_cuda.runs_on(student):
+        loss = _label_cuda.run(student, teacher, target, ignore_index, smoothing, live, ds, dt)
+        return loss, loss.sum(), (target != ignore_index).sum()
     loss = student.new_empty(n)
     grad = ds if ds is not None else dt
     total, kept, bad = _C.label_transport_forward(
@@ -51,6 +55,13 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
     return loss, ds, dt, total, kept
 
 
+def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
+    """The loss () from the total and the number of rows kept; the mean of none is NaN."""
+    if isinstance(total, Tensor):
+        return total if reduction == "sum" else total / kept
+    return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
+
+
 def _scale(upstream: Tensor, kept: int, reduction: str) -> Tensor:
     """The factor of each row's gradient: () or (n, 1)."""
     if reduction == "none":
@@ -74,8 +85,7 @@ class LabelTransport(torch.autograd.Function):
         ctx.kept = kept
         if reduction == "none":
             return loss
-        value = total if reduction == "sum" else (total / kept if kept else math.nan)
-        return torch.tensor(value, dtype=dtype)
+        return value_of(total, kept, reduction, dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
@@ -208,7 +218,7 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    if student_logits.device.type != "cpu":
+    if student_logits.device.type != "cpu" and not _solve_cuda.runs_on(student_logits):
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(
             student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,

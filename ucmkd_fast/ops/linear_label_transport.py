@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, checks
-from .label_transport import check_options, check_target, label_transport_loss, run
+from . import _autograd, _solve_cuda, checks
+from .label_transport import check_options, check_target, label_transport_loss, run, value_of
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
 # enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
@@ -84,12 +83,13 @@ class LinearLabelTransport(torch.autograd.Function):
         inputs = tuple(None if z is None else z.detach() for z in (feature, sw, sb, tw, tb))
         needs = ctx.needs_input_grad[:5]
         total, ctx.grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
-        kept = int((target != ignore_index).sum())
+        kept = (target != ignore_index).sum()
+        if not isinstance(total, Tensor):
+            kept = int(kept)
         ctx.save_for_backward(feature, sw, sb, tw, tb, target)
         ctx.options = (ignore_index, smoothing, kappa, reduction)
         ctx.divisor = kept if reduction == "mean" else 1
-        value = total if reduction == "sum" else (total / kept if kept else math.nan)
-        return torch.tensor(value, dtype=torch.promote_types(feature.dtype, torch.float32))
+        return value_of(total, kept, reduction, torch.promote_types(feature.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
@@ -183,7 +183,8 @@ def linear_label_transport_loss(
     _check(feature, student_weight, student_bias, teacher_weight, teacher_bias, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     inputs = (feature, student_weight, student_bias, teacher_weight, teacher_bias)
-    if reduction == "none" or feature.device.type != "cpu" or not _autograd.direct(*inputs, target):
+    native = feature.device.type == "cpu" or _solve_cuda.runs_on(feature)
+    if reduction == "none" or not native or not _autograd.direct(*inputs, target):
         dtype = torch.promote_types(feature.dtype, torch.float32)
         wide = [None if z is None else z.to(dtype) for z in inputs]
         return composite(

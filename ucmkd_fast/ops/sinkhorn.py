@@ -303,7 +303,7 @@ def _may_stream(x: Tensor, budget: int | None) -> bool:
 
 
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
-    if x.device.type == "cpu" and _autograd.direct(x, y, a, b):
+    if (x.device.type == "cpu" or _solve_cuda.runs_on(x)) and _autograd.direct(x, y, a, b):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
         loss_options = LossOptions(metric, dtype, regularized, options)
         return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, loss_options)
@@ -363,7 +363,8 @@ def _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, ret
 def _class_aware(
     x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, regularized, options, return_result
 ):
-    if not return_result and x.device.type == "cpu" and _autograd.direct(x, y, class_cost, a, b, y_labels):
+    native = x.device.type == "cpu" or _solve_cuda.runs_on(x)
+    if not return_result and native and _autograd.direct(x, y, class_cost, a, b, y_labels):
         class_cost, a, b, y_labels = (
             None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
         )

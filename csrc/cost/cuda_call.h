@@ -1,0 +1,37 @@
+// One call of the CUDA cost kernels, untyped: what Python fills, field by field.
+#pragma once
+#include <stdint.h>
+
+namespace ucmkd {
+namespace cost {
+
+struct CudaCost {
+  bool f64 = false;  // double, else float
+  int device = 0;
+  uintptr_t stream = 0;
+  int metric = 0;  // Metric of features.h
+  int64_t n = 0, m = 0, d = 0, classes = 0;
+  uintptr_t x = 0;      // (n, d)
+  uintptr_t y = 0;      // (m, d)
+  uintptr_t scale = 0;  // (n + m,) of x, then of y, see features.h
+  uintptr_t cost = 0;   // (n, m) inner products, which become costs; read by the backward
+  uintptr_t distance = 0;    // (n, m) or null: the cost without its term by class
+  uintptr_t class_cost = 0;  // (n, classes)
+  uintptr_t labels = 0;      // (m,) int64
+  // backward
+  uintptr_t grad_cost = 0;   // (n, m) becomes the weights of the products with x and y
+  uintptr_t order = 0;       // (m,) int64 columns sorted by label
+  uintptr_t starts = 0;      // (classes + 1,) int64 where each label begins in order
+  uintptr_t grad_class = 0;  // (n, classes)
+  uintptr_t sums = 0;        // (n,) or (m,): row or column sums of the weights
+  uintptr_t grad = 0;        // (n, d), or (m, d) where of_y: W y, which becomes the gradient; l1 writes it
+  bool of_y = false;
+};
+
+// Each returns null, or a sentence about what the driver refused.
+const char* cuda_cost(const CudaCost&);           // scales, then costs from the products
+const char* cuda_weigh(const CudaCost&);          // grad_class, then the weights
+const char* cuda_finish_gradient(const CudaCost&);
+
+}  // namespace cost
+}  // namespace ucmkd

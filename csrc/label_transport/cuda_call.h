@@ -1,0 +1,28 @@
+// One call of the CUDA label-transport kernel, untyped: what Python fills (params.h for the meanings).
+#pragma once
+#include <stdint.h>
+
+namespace ucmkd {
+namespace label_transport {
+
+struct CudaLabel {
+  bool f64 = false;  // double, else float
+  int device = 0;
+  uintptr_t stream = 0;
+  int64_t n = 0, k = 0;
+  uintptr_t student = 0, teacher = 0;  // (n, k) logits
+  int64_t student_stride = 0, teacher_stride = 0;
+  uintptr_t target = 0;  // (n,) int64
+  int64_t ignore_index = 0;
+  double label_smoothing = 0;
+  bool live_kappa = false;
+  uintptr_t loss = 0;  // (n,)
+  uintptr_t grad_student = 0, grad_teacher = 0;  // (n, k) or null; may be the logits themselves
+  int64_t grad_stride = 0;
+};
+
+// Null, or a sentence about what the driver refused. A target out of range makes its row NaN.
+const char* cuda_forward(const CudaLabel&);
+
+}  // namespace label_transport
+}  // namespace ucmkd

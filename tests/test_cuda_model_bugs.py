@@ -1,0 +1,81 @@
+"""Tests of the tester: kernels with a bug planted in them must fail on the execution model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_harness import OutOfBounds, build, model
+from sinkhorn_cases import Case
+from test_sinkhorn import distance, gradients, leaves
+
+import ucmkd_fast as uk
+from ucmkd_fast.reference import sinkhorn as reference
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+
+# (file, text, replacement), and the regime that runs it
+BUGS = {
+    "barrier between the passes removed": (
+        "sinkhorn/team.cuh",
+        "      }\n      cuda::sync_block();\n      if constexpr (Step::kColumns) column_pass",
+        "      }\n      if constexpr (Step::kColumns) column_pass",
+        "block",
+    ),
+    "grid sync removed": (
+        "sinkhorn/team.cuh",
+        "    if (Step::kColumns && kGrid && state_shared) publish_state();\n    sync();",
+        "    if (Step::kColumns && kGrid && state_shared) publish_state();",
+        "resident",
+    ),
+    "one column too few": ("sinkhorn/team.cuh", "j < m; j += slices * kWarp)", "j < m - 1; j += slices * kWarp)", "sweep"),
+    "one column too many": (
+        "sinkhorn/team.cuh", "for (int j = col_begin + tid; j < col_end; j += threads) {",
+        "for (int j = col_begin + tid; j <= col_end; j += threads) {", "block",
+    ),
+    "output not written": ("sinkhorn/forward.cu", "    p.g()[j] = g;\n", "", "block"),
+    "gradient not written": ("sinkhorn/gradient.cu", "    out[int64_t(i) * m + j] = poisoned", "    if (i > 0) out[int64_t(i) * m + j] = poisoned", "block"),
+    "barrier that some never reach": (
+        "sinkhorn/team.cuh", "    cuda::sync_block();  // scratch may still",
+        "    if (tid > 0) cuda::sync_block();  // scratch may still", "block",
+    ),
+}  # fmt: skip
+
+
+def run(module, regime: str) -> None:
+    """One problem in several orders of the threads; raises where anything is wrong."""
+    C, a, b = leaves(Case(33, 20, 0.1, 1, "random"), torch.float64)
+    want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=6)
+    grads = gradients(want.value, (C, a, b))
+    for order in ("forward", "reverse", "random"):
+        with model(regime, order, 3, module=module, threads=96):
+            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=6)
+            found = (got.value, *got.potentials, *gradients(got.value, (C, a, b)))
+            for g, w in zip(found, (want.value, want.f, want.g, *grads), strict=True):
+                assert distance(g, w) < 1e-9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_caught(name):
+    *planted, regime = BUGS[name]
+    module = build.load(tuple(planted))
+    expected = RuntimeError if "never reach" in name else (AssertionError, OutOfBounds, RuntimeError)
+    with pytest.raises(expected, match="deadlock" if "never reach" in name else None):
+        run(module, regime)
+
+
+@pytest.mark.parametrize("regime", ["block", "resident", "sweep"])
+def test_barriers_that_do_nothing_are_caught(regime):
+    """The same without a build of its own: the model's block barrier is switched off."""
+    C, a, b = leaves(Case(33, 20, 0.1, 1, "random"), torch.float64)
+    want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=6).value
+    wrong = 0
+    for order in ("forward", "reverse", "random"):
+        with model(regime, order, 3, threads=96, skip_block_barrier=True):
+            wrong += not distance(uk.sinkhorn(C, a, b, reg=0.1, max_iter=6).value, want) < 1e-9
+    assert wrong >= 2
+
+
+def test_the_sound_kernels_pass():
+    for regime in ("block", "resident", "sweep"):
+        run(None, regime)

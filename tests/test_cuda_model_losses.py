@@ -1,0 +1,160 @@
+"""The losses' CUDA kernels on the execution model: costs and their gradients, terms by class, label transport."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_harness import ORDERS, build, model
+from test_sinkhorn import distance
+
+import ucmkd_fast as uk
+from ucmkd_fast.ops.cost import METRICS
+from ucmkd_fast.reference import label_transport as label_reference
+from ucmkd_fast.reference import sinkhorn as reference
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+
+LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
+DTYPES = {"f64": torch.float64, "f32": torch.float32}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def features(n: int, m: int, d: int, dtype: torch.dtype):
+    x, y = torch.randn(n, d, dtype=torch.float64), torch.randn(m, d, dtype=torch.float64) + 0.3
+    if n > 2 and m > 2:
+        x[1], y[2] = 0, x[0]  # a zero row, and a pair at distance 0
+    x, y = (z.to(dtype).double() for z in (x, y))
+    return [z.to(dtype).requires_grad_() for z in (x, y)], [z.clone().requires_grad_() for z in (x, y)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [(1, 1, 4), (7, 5, 3), (20, 33, 17), (33, 18, 40)], ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+def test_losses_of_features(metric, size, order, dtype):
+    dtype = DTYPES[dtype]
+    ours, truth = features(*size, dtype)
+    for objective in ("transport", "regularized", "divergence"):
+        options = {"metric": metric, "objective": objective, "reg": 0.5, "max_iter": 12}
+        want = reference.sinkhorn_loss(*truth, **options)
+        with model(order=order, seed=1):
+            got = uk.sinkhorn_loss(*ours, **options)
+            grads = torch.autograd.grad(got, ours)
+        assert distance(got, want, 1.0) < LIMIT[dtype]
+        for g, w in zip(grads, torch.autograd.grad(want, truth), strict=True):
+            assert distance(g, w, 1e-2) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("forbids", [False, True])
+def test_terms_by_class(metric, forbids):
+    ours, truth = features(13, 21, 6, torch.float64)
+    labels = torch.arange(21) % 4
+    W = torch.rand(13, 5).double()  # the last class has no column
+    if forbids:
+        W[torch.arange(13), torch.arange(13) % 4] = torch.inf
+    ours.append(W.clone().requires_grad_()), truth.append(W.clone().requires_grad_())
+    weights = torch.rand(13).double().softmax(0)
+    options = {"reg": 0.3, "max_iter": 15}
+    cost = reference.cost(truth[0], truth[1], metric) + truth[2][:, labels]
+    want = reference.sinkhorn(cost, weights, **options).value
+    with model("block", "random"):
+        got = uk.sinkhorn_loss(
+            *ours[:2], weights, class_cost=ours[2], y_labels=labels, metric=metric, **options
+        )
+        grads = torch.autograd.grad(got, ours)
+    assert distance(got, want) < 1e-10
+    for g, w in zip(grads, torch.autograd.grad(want, truth), strict=True):
+        keep = w.isfinite()
+        assert distance(g[keep], w[keep]) < 1e-8 and not g[~keep].any()
+
+
+def test_masses_init_and_fixed_point_of_features():
+    ours, truth = features(12, 17, 6, torch.float64)
+    a, b = torch.rand(12).double().softmax(0), torch.rand(17).double().softmax(0)
+    masses = [z.clone().requires_grad_() for z in (a, b)]
+    true_masses = [z.clone().requires_grad_() for z in (a, b)]
+    for grad in ("unrolled", "implicit", "envelope"):
+        options = {"metric": "l2", "objective": "regularized", "reg": 1.0, "max_iter": 300, "grad": grad}
+        want = reference.sinkhorn_loss(*truth, *true_masses, **options)
+        with model("resident"):
+            got = uk.sinkhorn_loss(*ours, *masses, **options)
+            grads = torch.autograd.grad(got, [*ours, *masses])
+        for g, w in zip(grads, torch.autograd.grad(want, [*truth, *true_masses]), strict=True):
+            if w.dim() == 1:  # defined up to a constant
+                g, w = g - g.mean(), w - w.mean()
+            assert distance(g, w) < 1e-7, grad
+
+
+def test_half_precision_features_and_overflow():
+    x = torch.randn(9, 5).bfloat16().requires_grad_()
+    y = torch.randn(8, 5)
+    with model():
+        loss = uk.sinkhorn_loss(x, y)
+        loss.backward()
+        assert loss.dtype == torch.float32 and x.grad.dtype == torch.bfloat16
+        assert uk.sinkhorn_loss(x.detach().float() * 1e30, y, metric="sqeuclidean").isnan()
+    assert distance(loss, reference.sinkhorn_loss(x.double(), y.double()), 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kappa", ["detached", "live"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (9, 70), (3, 1000)], ids=str)
+def test_label_transport(size, smoothing, kappa, order, dtype):
+    dtype = DTYPES[dtype]
+    n, k = size
+    logits = [(3 * torch.randn(n, k)).to(dtype) for _ in range(2)]
+    target = torch.randint(k, (n,))
+    if n > 2:
+        target[1] = -100
+    for reduction in ("mean", "sum", "none"):
+        options = {"kappa": kappa, "label_smoothing": smoothing, "reduction": reduction}
+        ours = [z.clone().requires_grad_() for z in logits]
+        truth = [z.double().requires_grad_() for z in logits]
+        want = label_reference.label_transport_loss(*truth, target, **options)
+        with model(order=order, seed=2):
+            got = uk.label_transport_loss(*ours, target, **options)
+            weight = torch.rand_like(got)
+            grads = torch.autograd.grad((got * weight).sum(), ours)
+        assert got.dtype == dtype and distance(got, want, 1.0) < LIMIT[dtype]
+        for g, w in zip(grads, torch.autograd.grad((want * weight.double()).sum(), truth), strict=True):
+            assert distance(g, w, 1e-2) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("kappa", ["detached", "live"])
+def test_linear_label_transport(kappa):
+    feature, sw, tw = torch.randn(11, 6), torch.randn(7, 6), torch.randn(7, 6)
+    sb, tb, target = torch.randn(7), torch.randn(7), torch.randint(7, (11,))
+    ours = [z.double().requires_grad_() for z in (feature, sw, sb, tw, tb)]
+    truth = [z.double().requires_grad_() for z in (feature, sw, sb, tw, tb)]
+    logits = truth[0] @ truth[1].T + truth[2], truth[0] @ truth[3].T + truth[4]
+    want = label_reference.label_transport_loss(*logits, target, kappa=kappa)
+    with model():
+        got = uk.linear_label_transport_loss(*ours, target, kappa=kappa)
+        grads = torch.autograd.grad(got, ours)
+    assert distance(got, want) < 1e-12
+    for g, w in zip(grads, torch.autograd.grad(want, truth), strict=True):
+        assert distance(g, w) < 1e-10
+
+
+def test_refused_labels_and_logits(monkeypatch):
+    logits, target = torch.randn(3, 4), torch.tensor([0, 9, 1])
+    bad = logits.clone()
+    bad[0, 1] = torch.nan
+    with model():
+        assert uk.label_transport_loss(logits, logits, target, reduction="none").isnan().tolist() == [0, 1, 0]
+        assert uk.label_transport_loss(bad, logits, target % 4).isnan()
+        monkeypatch.setenv("UCMKD_CHECK", "1")
+        with pytest.raises(ValueError, match="classes 0 to 3"):
+            uk.label_transport_loss(logits, logits, target)
+        with pytest.raises(ValueError, match="NaN"):
+            uk.label_transport_loss(bad, logits, target % 4)

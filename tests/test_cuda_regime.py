@@ -1,0 +1,55 @@
+"""Which regime runs, and that every launch fits the device: regime.h through the model's module."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from cuda_harness import build
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+
+BLOCK, RESIDENT, SWEEP = 1, 2, 3
+H100 = (132, 227 * 1024)
+A100 = (108, 163 * 1024)
+L4 = (58, 99 * 1024)
+
+TABLE = [
+    # n, m, batch, element, device -> regime
+    (64, 64, 1, 4, H100, BLOCK),
+    (64, 64, 256, 4, H100, BLOCK),
+    (200, 200, 1, 4, H100, BLOCK),
+    (128, 128, 1, 8, H100, BLOCK),
+    (256, 256, 1, 4, H100, RESIDENT),
+    (512, 512, 256, 4, H100, BLOCK),  # one block per problem fills the device
+    (1024, 1024, 1, 4, H100, RESIDENT),
+    (2048, 2048, 1, 4, H100, RESIDENT),
+    (2048, 2048, 1, 8, H100, SWEEP),
+    (4096, 4096, 1, 4, H100, SWEEP),
+    (16384, 16384, 1, 4, H100, SWEEP),
+    (64, 16384, 1, 4, H100, RESIDENT),  # a memory bank
+    (2048, 2048, 1, 4, L4, SWEEP),
+    (1024, 1024, 1, 4, L4, RESIDENT),
+    (128, 128, 1, 4, L4, BLOCK),
+    (2048, 2048, 1, 4, A100, RESIDENT),
+    (2400, 2400, 1, 4, A100, SWEEP),
+]
+
+
+@pytest.mark.parametrize("n, m, batch, element, device, regime", TABLE)
+def test_the_regime_of_each_size(n, m, batch, element, device, regime):
+    assert build.load().choose_regime(n, m, batch, element, *device) == regime
+
+
+def test_every_plan_fits_its_device():
+    module = build.load()
+    sizes = (1, 2, 31, 33, 64, 200, 257, 1000, 4096, 50_000, 300_000)
+    for n, m, batch, element, device in itertools.product(sizes, sizes, (1, 300), (4, 8), (H100, A100, L4)):
+        for regime in (0, RESIDENT, SWEEP):
+            plan = module.make_plan(regime, n, m, batch, element, *device)
+            case = (n, m, batch, element, device, plan)
+            assert plan["shared"] <= device[1], case
+            assert 1 <= plan["grid"] <= min(device[0], n) and plan["threads"] % 32 == 0, case
+            assert plan["work"] % 2 == 0 and plan["tile_rows"] >= 0, case
+            if plan["kept"]:
+                assert plan["tile_rows"] * plan["grid"] >= n, case

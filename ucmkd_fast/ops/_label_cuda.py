@@ -1,0 +1,43 @@
+"""Calls of the label-transport kernel for CUDA tensors."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from . import _solve_cuda
+from ._solve_cuda import _address, _stream, empty
+
+
+def run(
+    student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
+    ds: Tensor | None, dt: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Loss of each row (n,); gradients go into ds, dt (n, K). NaN where the target is out of range.
+
+    Raises ValueError for bad input under UCMKD_CHECK=1, which waits for the device.
+    """
+    n, k = student.shape
+    loss = empty(student, n)
+    call = _solve_cuda.kernels.CudaLabel()
+    call.f64, call.device, call.stream = (
+        student.dtype == torch.float64, student.device.index or 0, _stream(student),
+    )  # fmt: skip
+    call.n, call.k, call.student, call.teacher = n, k, student.data_ptr(), teacher.data_ptr()
+    call.student_stride, call.teacher_stride = student.stride(0), teacher.stride(0)
+    call.target, call.ignore_index = target.data_ptr(), ignore_index
+    call.label_smoothing, call.live_kappa, call.loss = smoothing, live, loss.data_ptr()
+    call.grad_student, call.grad_teacher = _address(ds), _address(dt)
+    grad = ds if ds is not None else dt
+    call.grad_stride = 0 if grad is None else grad.stride(0)
+    _solve_cuda.kernels.cuda_label_transport(call)
+    if os.environ.get("UCMKD_CHECK") == "1" and bool(loss.isnan().any()):
+        inside = (target >= 0) & (target < k) | (target == ignore_index)
+        if not bool(inside.all()):
+            raise ValueError(f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index})")
+        raise ValueError(
+            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
+        )
+    return loss
