@@ -27,13 +27,18 @@ BUGS = {
         "    if (Step::kColumns && kGrid && state_shared) publish_state();",
         "resident",
     ),
-    "one column too few": ("sinkhorn/team.cuh", "j < m; j += slices * kWarp)", "j < m - 1; j += slices * kWarp)", "sweep"),
+    "one column too few": (
+        "sinkhorn/team.cuh", "j < m; j += slices * kWarp)", "j < m - 1; j += slices * kWarp)", "sweep",
+    ),
     "one column too many": (
         "sinkhorn/team.cuh", "for (int j = col_begin + tid; j < col_end; j += threads) {",
         "for (int j = col_begin + tid; j <= col_end; j += threads) {", "block",
     ),
     "output not written": ("sinkhorn/forward.cu", "    p.g()[j] = g;\n", "", "block"),
-    "gradient not written": ("sinkhorn/gradient.cu", "    out[int64_t(i) * m + j] = poisoned", "    if (i > 0) out[int64_t(i) * m + j] = poisoned", "block"),
+    "gradient not written": (
+        "sinkhorn/gradient.cu", "    out[int64_t(i) * m + j] = poisoned",
+        "    if (i > 0) out[int64_t(i) * m + j] = poisoned", "block",
+    ),
     "barrier that some never reach": (
         "sinkhorn/team.cuh", "    cuda::sync_block();  // scratch may still",
         "    if (tid > 0) cuda::sync_block();  // scratch may still", "block",

@@ -35,7 +35,17 @@ def report() -> dict[str, dict[str, int]]:
         def one(source: Path) -> str:
             target = Path(folder) / f"{source.parent.name}_{source.stem}.o"
             codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-            command = ["nvcc", "-std=c++17", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-c", str(source)]
+            command = [
+                "nvcc",
+                "-std=c++17",
+                "-O3",
+                *codes,
+                "-Xptxas",
+                "-v",
+                f"-I{ROOT / 'csrc'}",
+                "-c",
+                str(source),
+            ]
             done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(done.stderr[-4000:])
