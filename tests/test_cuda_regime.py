@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from cuda_harness import build
+
+from ucmkd_fast import _native
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
 
@@ -53,3 +60,26 @@ def test_every_plan_fits_its_device():
             assert plan["work"] % 2 == 0 and plan["tile_rows"] >= 0, case
             if plan["kept"]:
                 assert plan["tile_rows"] * plan["grid"] >= n, case
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_check_says_in_one_line_that_there_is_no_gpu():
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.sh"
+    done = subprocess.run(
+        ["sh", str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+        check=False,
+    )
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("gpu_check: torch finds no GPU here") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not _native._C.build_info()["cuda_architectures"], reason="built without nvcc")
+def test_the_module_holds_what_it_says():
+    """An entry of each kernel family, and machine code in the file for every architecture that build_info names."""
+    image = Path(_native._C.__file__).read_bytes()
+    assert hasattr(_native._C, "cuda_sinkhorn_forward") and hasattr(_native._C, "cuda_label_transport")
+    for architecture in _native._C.build_info()["cuda_architectures"]:
+        assert f"sm_{architecture}".encode() in image, architecture

@@ -32,6 +32,8 @@ def examine() -> dict[str, Any]:
     """Facts and self-tests as plain values; ``healthy`` is True where every test passed."""
     build = _native._C.build_info()
     tests = {"sinkhorn_loss": _check(_sinkhorn_cases()), "label_transport_loss": _check(_label_cases())}
+    if torch.cuda.is_available() and build["cuda_architectures"]:
+        tests["sinkhorn_loss on the GPU"] = _check(_sinkhorn_cases(), "cuda")
     return {
         "version": __version__,
         "python": sys.version.split()[0],
@@ -92,7 +94,7 @@ def _device() -> str:
     return f"{name} (torch calls it {accelerator})"
 
 
-def _check(cases: Iterator[tuple[str, Loss, Loss, list[Tensor]]]) -> dict[str, Any]:
+def _check(cases: Iterator[tuple[str, Loss, Loss, list[Tensor]]], device: str = "cpu") -> dict[str, Any]:
     """Value and gradients of each case by op and reference; ``worst_error`` is a share of what is allowed."""
     worst, failed, count = 0.0, "", 0
     for name, op, reference, inputs in cases:
@@ -100,7 +102,7 @@ def _check(cases: Iterator[tuple[str, Loss, Loss, list[Tensor]]]) -> dict[str, A
         for dtype, tolerance in TOLERANCE.items():
             count += 1
             try:
-                found = _value_and_gradients(op, [z.to(dtype) for z in inputs])
+                found = [z.cpu() for z in _value_and_gradients(op, [z.to(device, dtype) for z in inputs])]
             except Exception as error:  # whatever the op does here, the doctor is to say it
                 worst, failed = math.inf, failed or f"{name}, {dtype}: {error!r}"
                 continue
