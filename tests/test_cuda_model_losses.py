@@ -93,6 +93,19 @@ def test_masses_init_and_fixed_point_of_features():
             assert distance(g, w) < 1e-7, grad
 
 
+def test_ragged_lists_run_problem_by_problem():
+    x, y = torch.randn(12, 4).double().requires_grad_(), torch.randn(15, 4).double().requires_grad_()
+    offsets = torch.tensor([0, 5, 5, 12]), torch.tensor([0, 6, 8, 15])
+    options = {"reg": 0.3, "max_iter": 9, "offsets": offsets}
+    want = uk.sinkhorn_loss(x, y, **options)
+    with model("block"):
+        got = uk.sinkhorn_loss(x, y, **options)
+        assert distance(got, want) < 1e-12
+        grads = torch.autograd.grad(got.sum(), (x, y))
+    for g, w in zip(grads, torch.autograd.grad(want.sum(), (x, y)), strict=True):
+        assert distance(g, w) < 1e-9
+
+
 def test_half_precision_features_and_overflow():
     x = torch.randn(9, 5).bfloat16().requires_grad_()
     y = torch.randn(8, 5)

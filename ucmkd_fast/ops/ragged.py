@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference import sinkhorn as reference
-from . import _autograd, cost
+from . import _autograd, _solve_cuda, cost
 from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
 
@@ -254,10 +254,41 @@ def solve(x, y, a, b, init_fg, offsets: Offsets, metric: str, dtype, options: Op
             "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
             "sinkhorn, or call sinkhorn_loss once per problem"
         )
+    if _solve_cuda.runs_on(x):
+        return _one_by_one(x, y, a, b, init_fg, offsets, metric, dtype, options)
     if x.device.type != "cpu":
         return _on_device(x, y, a, b, init_fg, offsets, metric, dtype, options)
     a, b = (None if t is None else t.contiguous() for t in (a, b))
     return RaggedSinkhorn.apply(x, y, a, b, *init_fg, offsets, metric, dtype, options)
+
+
+def _one_by_one(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
+    """As `solve`, by the kernels of a GPU, problem by problem."""
+
+    def part(t, at):
+        return t if t is None else t[at].contiguous()
+
+    parts: list[tuple[Tensor, ...]] = []
+    costs = []
+    for k in range(len(offsets.x) - 1):
+        rows, columns = offsets.rows(k)
+        matrix = reference.cost(x[rows].to(dtype), y[columns].to(dtype), metric)
+        costs.append(
+            torch.nn.functional.pad(
+                matrix.detach().reshape(-1), (0, _C.padded(matrix.numel()) - matrix.numel())
+            )
+        )
+        if matrix.numel():
+            masses = part(a, rows), part(b, columns)
+            start = part(init_fg[0], rows), part(init_fg[1], columns)
+            parts.append(_autograd.Sinkhorn.apply(matrix.contiguous(), *masses, *start, options))
+            continue
+        nothing = x.new_zeros((), dtype=dtype)
+        f, g = (x.new_full((size,), -torch.inf, dtype=dtype) for size in matrix.shape)
+        parts.append((nothing, nothing, f, g, nothing, x.new_zeros((), dtype=torch.int64)))
+    value, dual, f, g, error, n_iter = zip(*parts, strict=True)
+    stacked = (torch.stack(z) for z in (error, n_iter))
+    return torch.stack(value), torch.stack(dual), torch.cat(f), torch.cat(g), *stacked, torch.cat(costs)
 
 
 def _on_device(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:

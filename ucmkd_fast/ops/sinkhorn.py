@@ -324,7 +324,7 @@ def _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options,
         init_fg = tuple(z if z is None else z.reshape(-1) for z in init_fg)
         x, y = x.flatten(0, 1), y.flatten(0, 1)
     else:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
             _warn_no_kernels(x.device)
         shape = None
         at = ragged.check_offsets(offsets, x.shape[0], y.shape[0])
