@@ -51,7 +51,7 @@ __device__ void fill(T* out, int64_t k, T value) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(const __grid_constant__ Forward<T> p) {
+__global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const __grid_constant__ Forward<T> p) {
   const int64_t i = blockIdx.x, k = p.k, y = p.target[i];
   Row<T>* parts = reinterpret_cast<Row<T>*>(cuda::shared_memory());  // (2, warps)
   T* ds = p.grad_student ? p.grad_student + i * p.grad_stride : nullptr;

@@ -43,7 +43,7 @@ __device__ inline T ratio(T now, T last, T inverse_reg, bool* in_range) {
 
 // One tile of kTileRows x kTileCols.  Block: a tile of a problem.
 template <class T>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
+__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
                                                             const __grid_constant__ GradientCall<T> call) {
   const int tiles_across = int((batch.m + kTileCols - 1) / kTileCols);
   const int tiles = int((batch.n + kTileRows - 1) / kTileRows) * tiles_across;
