@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
 from torch import Tensor
 
 import ucmkd_fast as uk
+from ucmkd_fast.bench import peers
 
 REG, ITERATIONS = 0.1, 100
 
