@@ -251,3 +251,21 @@ def test_balanced_rows():
     assert torch.equal(rows, balanced_rows(labels, 35, seed=1))
     assert not torch.equal(rows, balanced_rows(labels, 35, seed=2))
     assert len(balanced_rows(labels, 1000, seed=1)) == 85
+
+
+def test_ucmkd_at_an_inner_rate_of_zero_is_cross_entropy_bit_for_bit():
+    def trained(method, **options):
+        one = student(norm=True)
+        settings = {
+            "epochs": 3,
+            "steps_per_epoch": 4,
+            "batch_size": 16,
+            "lr": 0.05,
+            "method_options": options,
+        }
+        Distiller(one, teacher(), method, **settings).fit(STUDENT_TRAIN, TEACHER_TRAIN)
+        return torch.cat([p.detach().flatten() for p in one.parameters()])
+
+    ce = trained("ce")
+    assert torch.equal(trained("ucmkd", inner_lr=0.0), ce)
+    assert not torch.equal(trained("ucmkd", inner_lr=1e-3), ce)

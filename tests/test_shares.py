@@ -33,7 +33,9 @@ def test_sentences():
     }
     said = verdict_line("plus", shares(method, controls))
     assert said.startswith("plus: +9.7 ± 0.5 over ce (4 of 4 seeds); of that, +3.0 ± 0.")
-    assert "remain over kd (4 of 4 seeds)" in said and said.endswith("what remains over none.")
+    assert "remain over kd (4 of 4 seeds)" in said and said.endswith(
+        "less than two standard errors over none, so no share of the teacher is shown."
+    )
     del controls["none"]
     assert "the teacher's share is beyond two standard errors" in verdict_line(
         "plus", shares(method, controls)

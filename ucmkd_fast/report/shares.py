@@ -70,7 +70,7 @@ def verdict_line(name: str, against: Sequence[Share]) -> str:
     elif not unclear:
         end = "the teacher's share is beyond two standard errors of chance over every control"
     else:
-        end = f"chance alone could explain what remains over {', '.join(unclear)}"
+        end = f"less than two standard errors over {', '.join(unclear)}, so no share of the teacher is shown"
     return f"{gain}; of that, {', '.join(remains)}: {end}." if others else f"{gain}; {end}."
 
 
