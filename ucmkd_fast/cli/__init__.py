@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import bench, compare, demo, doctor, running
+from . import bench, compare, demo, doctor, extract, prepare, running
 
 app = typer.Typer(
     name="ucmkd",
@@ -64,7 +64,9 @@ def _options(
 
 # In the order of --help.
 app.command()(demo.demo)
+app.command()(prepare.prepare)
 app.command()(running.pretrain)
+app.command()(extract.extract)
 app.command()(running.distill)
 app.command("eval")(running.evaluate)
 app.command()(compare.compare)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models.contract import check_model
 from ..ops.checks import count_at_least_one
 from ..training.checkpoint import write_weights
+from .extract import read_extracted
 from .labelled import LabelledData, TensorData
 
 _FORMAT = "ucmkd-fast features 1"
@@ -95,13 +96,19 @@ class FeatureBank(TensorData):
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureBank:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or a folder of `extract`, memory-mapped.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is not whole, or not a file of features.
         """
         path = Path(path)
+        if path.is_dir():
+            found = read_extracted(path)
+            about = {key: str(value) for key, value in found["about"].items()}
+            bank = cls(found["features"], found["labels"], found["classes"], found["groups"], about)
+            bank.ids = found["ids"]
+            return bank
         if not path.is_file():
             raise FileNotFoundError(f"{path}: expected a file of features, there is none")
         try:

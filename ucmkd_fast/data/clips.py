@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import choice, count_at_least_one
-from .feature_files import read_npy
 from .files import FileData
 from .frontend import read_wave
 from .images import SUFFIXES, ImageTransform, read_image
+from .npy import read_npy
 from .safe_pickle import read_pickled_array
 from .spectrograms import log_spectrogram, masked, resized
 

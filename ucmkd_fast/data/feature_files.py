@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .bank import FeatureBank
 from .labelled import LabelledData, TensorData
+from .npy import read_npy
 
 
 def open_features(
@@ -26,7 +27,7 @@ def open_features(
 
     Args:
         root: a ``.npy`` file of samples, or a ``.safetensors`` file that holds ``x`` (or ``features``)
-            and ``labels`` (or ``y``).
+            and ``labels`` (or ``y``), or a folder that `extract` wrote.
         labels: a ``.npy`` file of integer labels; None: those in the safetensors file.
         classes: the classes' names; None: "0", "1", ...
         features: the samples are features of a teacher's encoder already, (n, D): it need not run.
@@ -36,6 +37,10 @@ def open_features(
         ValueError: a file is damaged, or holds something else; the message begins with its name.
     """
     path = Path(root)
+    if path.is_dir():
+        if labels is not None or classes is not None:
+            raise ValueError(f"{path}: a folder of extracted features has labels and classes of its own")
+        return FeatureBank.load(path)
     if path.suffix == ".safetensors":
         x, y = _from_safetensors(path)
         if labels is not None:
@@ -51,25 +56,6 @@ def open_features(
         return kind(x, y, classes)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """A ``.npy`` file's array, never a pickled object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a whole array of plain numbers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an array in a .npy file, there is none")
-    try:
-        # Mapped first: what the header says is then held against the file's size before memory is asked for.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("several arrays in one file")
-        return array if mapped else np.array(array)
-    except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise ValueError(f"{path}: not a whole .npy array of plain numbers: {error}") from error
 
 
 def _from_safetensors(path: Path) -> tuple[Tensor, Tensor]:

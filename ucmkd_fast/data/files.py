@@ -65,7 +65,7 @@ class FileData(LabelledData):
         self.labels, self.classes, self.ids = labels, list(classes), list(ids)
         self.groups = None if groups is None else list(groups)
         self.skip_bad = skip_bad
-        self.workers = min(8, len(_cores())) if workers is None else workers
+        self.workers = min(8, len(cores())) if workers is None else workers
         self.bad: dict[int, str] = {}
         self._read = read
         if files is not None:
@@ -133,7 +133,8 @@ class FileData(LabelledData):
         warnings.warn(f"{told}; other samples of their classes take their place", stacklevel=3)
 
 
-def _cores() -> set[int] | range:
+def cores() -> set[int] | range:
+    """The processors that this process may use."""
     try:
         return os.sched_getaffinity(0)
     except AttributeError:  # not on every system

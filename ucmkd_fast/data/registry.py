@@ -26,6 +26,10 @@ OPENERS = {
     "crema-d": "crema_d:open_crema_d",
     "ave": "ave:open_ave",
     "vggsound": "vggsound:open_vggsound",
+    "image-folder": "folders:open_image_folder",
+    "audio-folder": "folders:open_audio_folder",
+    "table": "tables:open_table",
+    "text": "tables:open_text",
     "features": "feature_files:open_features",
 }
 
