@@ -14,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from distiller_problem import (
@@ -28,6 +29,7 @@ from distiller_problem import (
 from map_models import image_teacher, samples, series_student
 from torch import nn
 
+from ucmkd_fast import alignment
 from ucmkd_fast.distiller import Distiller
 from ucmkd_fast.training.checkpoint import list_checkpoints
 
@@ -91,6 +93,11 @@ RANK_CASES: dict[str, dict[str, Any]] = {
     "self-training": {"method": "self-training"},
     "ucmkd-plus": {"method": "ucmkd-plus", "method_options": {"bank_size": 24}},
 }
+#: The same with a transport problem that the ranks share instead of gathering its rows.
+SHARED_CASES: dict[str, dict[str, Any]] = {
+    "joint, shared": {"method": "joint", "shared_from": 1},
+    "ucmkd, shared": {"method": "ucmkd", "shared_from": 1, "method_options": {"n1": 2}},
+}
 RANK_SETTINGS: dict[str, Any] = {
     "epochs": 3,
     "steps_per_epoch": 3,
@@ -102,16 +109,18 @@ UNEVEN_VAL = tuple(tensor[:19] for tensor in STUDENT_VAL)
 
 
 def run_case(case: dict[str, Any]) -> tuple[torch.Tensor, list[dict[str, float]]]:
-    trained = student()
-    distiller = Distiller(trained, teacher(), **RANK_SETTINGS, **case)
-    result = distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, UNEVEN_VAL, **unlabelled_for(distiller))
+    case = dict(case)
+    with mock.patch.object(alignment, "SHARED_FROM", case.pop("shared_from", alignment.SHARED_FROM)):
+        trained = student()
+        distiller = Distiller(trained, teacher(), **RANK_SETTINGS, **case)
+        result = distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, UNEVEN_VAL, **unlabelled_for(distiller))
     return weights(trained), result.history
 
 
 def ranks(folder: Path) -> None:
     """One of several ranks (torchrun's variables): each case's weights and history, saved per rank."""
     rank = int(os.environ["RANK"])
-    found = {name: run_case(case) for name, case in RANK_CASES.items()}
+    found = {name: run_case(case) for name, case in (RANK_CASES | SHARED_CASES).items()}
 
     # Normalisation and dropout: equal to nothing else, but the ranks must stay in step, also after a resume.
     def in_step(run: Path | None, **how: Any) -> tuple[torch.Tensor, list[dict[str, float]]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, student, teacher
-from distiller_worker import RANK_CASES, RANK_SETTINGS, run_case, run_workers
+from distiller_worker import RANK_CASES, RANK_SETTINGS, SHARED_CASES, run_case, run_workers
 
 from ucmkd_fast.distiller import Distiller
 
@@ -18,10 +18,10 @@ def two_ranks(tmp_path_factory):
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", RANK_CASES)
+@pytest.mark.parametrize("name", RANK_CASES | SHARED_CASES)
 def test_two_ranks_equal_one_process(two_ranks, name):
     (first, history), (second, other_history) = (rank[name] for rank in two_ranks[1])
-    alone, expected = run_case(RANK_CASES[name])
+    alone, expected = run_case((RANK_CASES | SHARED_CASES)[name])
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
     assert (first - alone).norm() <= 1e-5 * alone.norm()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,16 +25,22 @@ class Transport(NamedTuple):
     max_iter: int
 
 
+#: Elements of the cost from which processes share it; below, an all-reduce an iteration costs more than computing
+#: the whole problem everywhere (benchmarks/bench_large.py, "processes").
+SHARED_FROM = 1 << 21
+
+
 def feature_alignment(step: Step, feature: Tensor, teacher_feature: Tensor, transport: Transport) -> Tensor:
     """FA: entropic transport cost between features (n, D) and (m, D) of all processes."""
-    loss = sinkhorn_loss(
-        step.gather_rows(feature),
-        step.gather_rows(teacher_feature),
-        metric=transport.metric,
-        reg=transport.reg,
-        max_iter=transport.max_iter,
-    )
-    return cast("Tensor", loss)  # a SinkhornResult only where asked for
+    options: dict[str, Any] = transport._asdict()
+    size = 1 if step.group is None else dist.get_world_size(step.group)
+    elements = len(feature) * len(teacher_feature) * size * size
+    if size > 1 and elements >= SHARED_FROM and feature.device.type == "cpu":
+        loss = cast("Tensor", sinkhorn_loss(feature, teacher_feature, group=step.group, **options))
+        # Its gradient is the global loss's; the factor undoes the average over processes that comes later.
+        return loss.detach() + size * (loss - loss.detach())
+    rows = step.gather_rows(feature), step.gather_rows(teacher_feature)
+    return cast("Tensor", sinkhorn_loss(*rows, **options))  # a SinkhornResult only where asked for
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
@@ -129,6 +130,7 @@ class Distiller:
         self._step = Step(self.student, self.teacher, autocast=autocast)
         if world().size > 1:
             self._step.reduce_gradients, self._step.gather_rows = average, gather_rows
+            self._step.group = dist.group.WORLD
 
     def fit(
         self,

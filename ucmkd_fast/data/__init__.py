@@ -9,6 +9,7 @@ from .registry import data_keys, data_names, open_data
 from .speech import SpokenDigits, spoken_digits
 from .splits import balanced_rows, few_labels, split_by_group, split_by_shares, split_stratified
 from .unpaired import UnpairedLoader
+from .warm_start import WarmStart
 
 __all__ = [
     "UNLABELLED",
@@ -19,6 +20,7 @@ __all__ = [
     "SpokenDigits",
     "TensorData",
     "UnpairedLoader",
+    "WarmStart",
     "balanced_rows",
     "data_keys",
     "data_names",

@@ -38,6 +38,8 @@ class Step:
     # Its backward hands this process its rows' gradient times the number of processes: the average
     # that reduce_gradients takes is then the gradient of the global loss. Identity on one process.
     gather_rows: Callable[[Tensor], Tensor] = field(default=lambda rows: rows)
+    # The processes that share a batch, for ops that work on their shares; None on one process.
+    group: Any = None
     # Share of the training's steps that are done, from 0; read only by options that follow it.
     progress: float = 1.0
     # The student's learning rate at this step; read only by options that follow it.
