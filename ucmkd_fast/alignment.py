@@ -27,7 +27,7 @@ class Transport(NamedTuple):
 
 #: Elements of the cost from which processes share it; below, an all-reduce an iteration costs more than computing
 #: the whole problem everywhere (benchmarks/bench_large.py, "processes").
-SHARED_FROM = 1 << 21
+SHARED_FROM = 1 << 24
 
 
 def feature_alignment(step: Step, feature: Tensor, teacher_feature: Tensor, transport: Transport) -> Tensor:
