@@ -13,18 +13,21 @@ DEMO_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Without a GPU driver: a CPU build of torch, and no device code to wait for.
+# Without a GPU driver: a CPU build of torch, and no device code to wait for. `UCMKD_CUDA=ON make test` compiles it all
+# the same, for two architectures.
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 ifeq ($(GPU),yes)
 TORCH ?= torch>=2.10
 else
 TORCH ?= torch==2.13.0
 export UCMKD_CUDA ?= OFF
+$(VENV)/installed-test: export UCMKD_CUDA_ARCHITECTURES ?= 80 90
+$(VENV)/installed-test: export UCMKD_CUDA_STRICT ?= 1
 endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-long sanitize reliability lint clean
+.PHONY: demo test test-long sanitize reliability wheel lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -49,6 +52,10 @@ reliability: $(VENV)/installed-test
 	PYTHON=$(BIN)/python tests/sanitizers.sh races > build/reliability/races.log 2>&1
 	PYTHON=$(BIN)/python tests/sanitizers.sh fuzz > build/reliability/fuzz.log 2>&1
 	$(BIN)/python benchmarks/reliability.py build/reliability
+
+# Device code for every architecture of CMakeLists.txt; a kernel that spills is an error.
+wheel: $(VENV)/torch
+	UCMKD_CUDA=ON UCMKD_CUDA_STRICT=1 $(PIP) wheel --no-deps --wheel-dir dist .
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
