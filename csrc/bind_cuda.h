@@ -20,7 +20,7 @@ inline void check_launch(const char* refused) {
 inline void bind_cuda(pybind11::module_& m) {
   namespace py = pybind11;
   using sinkhorn::CudaCall;
-  py::class_<CudaCall> call(m, "CudaSinkhorn", "Addresses and sizes of one batch; it owns nothing.");
+  py::class_<CudaCall> call(m, "CudaSinkhorn", py::module_local(), "Addresses and sizes of one batch; it owns nothing.");
   call.def(py::init<>());
 #define UK_FIELD(name) call.def_readwrite(#name, &CudaCall::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(regime), UK_FIELD(n), UK_FIELD(m);
@@ -33,7 +33,7 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(tolerance), UK_FIELD(max_sweeps);
 #undef UK_FIELD
   using cost::CudaCost;
-  py::class_<CudaCost> of_cost(m, "CudaCost", "Addresses and sizes of one cost; it owns nothing.");
+  py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
   of_cost.def(py::init<>());
 #define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(n), UK_FIELD(m), UK_FIELD(d);
@@ -42,7 +42,7 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(grad_class), UK_FIELD(sums), UK_FIELD(grad), UK_FIELD(of_y);
 #undef UK_FIELD
   using label_transport::CudaLabel;
-  py::class_<CudaLabel> label(m, "CudaLabel", "Addresses and sizes of one batch of logits; it owns nothing.");
+  py::class_<CudaLabel> label(m, "CudaLabel", py::module_local(), "Addresses and sizes of one batch of logits; it owns nothing.");
   label.def(py::init<>());
 #define UK_FIELD(name) label.def_readwrite(#name, &CudaLabel::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(n), UK_FIELD(k), UK_FIELD(student);
