@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -27,7 +28,7 @@ class FeatureBank(TensorData):
     gives them from the features.
 
     Args:
-        features: (n, D) floating.
+        features: (n, D) floating; a memory map of NumPy stays on the disk, as in `TensorData`.
         labels: (n,) integers.
         classes: the classes' names.
         groups: who made each sample.
@@ -38,17 +39,16 @@ class FeatureBank(TensorData):
 
     def __init__(
         self,
-        features: Tensor,
+        features: Tensor | np.memmap,
         labels: Tensor,
         classes: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
         about: dict[str, str] | None = None,
     ):
         super().__init__(features, labels, classes, groups)
-        if features.dim() != 2 or not features.is_floating_point():
-            raise ValueError(
-                f"features must be floating, of shape (n, D), got {features.dtype} {tuple(features.shape)}"
-            )
+        shape, dtype = tuple(self._samples.shape), self._samples.dtype
+        if len(shape) != 2 or not dtype.is_floating_point:
+            raise ValueError(f"features must be floating, of shape (n, D), got {dtype} {shape}")
         self.about = dict(about or {})
 
     @classmethod
@@ -78,15 +78,6 @@ class FeatureBank(TensorData):
             for module, training in modes:
                 module.training = training
         return cls(torch.cat(features), data.labels, data.classes, data.groups, about)
-
-    def subset(self, indices: Tensor | Sequence[int]) -> FeatureBank:
-        """The features at the given indices, copied."""
-        part = super().subset(indices)
-        return FeatureBank(part.x, part.labels, part.classes, part.groups, self.about)
-
-    def with_labels(self, y: Tensor) -> FeatureBank:
-        """The same features under other labels; the features are shared."""
-        return FeatureBank(self.x, y, self.classes, self.groups, self.about)
 
     def save(self, path: str | Path) -> None:
         """Write features, labels, names and ``about`` as one safetensors file, beside, then renamed."""

@@ -110,7 +110,7 @@ def read_extracted(folder: Path, *, check: bool = False) -> dict[str, Any]:
     if features.shape != shape or (check and _digest(folder / "features.npy") != digest):
         raise ValueError(f"{folder / 'features.npy'}: not the features that manifest.json tells of")
     labels = torch.from_numpy(read_npy(folder / "labels.npy"))
-    return {**found, "features": torch.from_numpy(features), "labels": labels}
+    return {**found, "features": features, "labels": labels}
 
 
 def _same(folder: Path, asked: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ def open_features(
         ValueError: a file is damaged, or holds something else; the message begins with its name.
     """
     path = Path(root)
+    x: Any
     if path.is_dir():
         if labels is not None or classes is not None:
             raise ValueError(f"{path}: a folder of extracted features has labels and classes of its own")
@@ -48,7 +50,7 @@ def open_features(
     elif path.suffix == ".npy":
         if labels is None:
             raise ValueError(f"{path}: a .npy file has no labels; name the file that has, as labels")
-        x, y = torch.from_numpy(read_npy(path)), _integers(Path(labels))
+        x, y = read_npy(path, mapped=True), _integers(Path(labels))
     else:
         raise ValueError(f"{path}: expected a .npy or .safetensors file")
     kind = FeatureBank if features else TensorData

@@ -7,11 +7,18 @@ reads files implements `LabelledData.__getitem__` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .mapped import MappedRows
+
+Own = TypeVar("Own", bound="TensorData")
 
 UNLABELLED = -100  # the label of a sample that has none: torch's ignore_index
 
@@ -56,61 +63,68 @@ class LabelledData(Dataset):
 
 
 class TensorData(LabelledData):
-    """A data set in memory.
+    """A data set in memory, or in one memory-mapped array.
 
     Args:
-        x: (n, ...) samples.
+        x: (n, ...) samples; a memory map of NumPy stays on the disk, in subsets too, and is never written to.
         y: (n,) integer labels; None where no sample has one.
         classes: the classes' names; None: "0", "1", ... up to the largest label.
         groups: who made each sample, n names.
 
     Raises:
-        TypeError: x or y is not a tensor, or y not of an integer dtype.
+        TypeError: x or y is not a tensor (x: nor a memory map), or y not of an integer dtype.
         ValueError: empty, NaN or inf in x, lengths that differ, a label without a class.
     """
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | np.memmap,
         y: Tensor | None = None,
         classes: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
     ):
-        _check_samples(x)
+        self._samples = MappedRows(x) if isinstance(x, np.memmap) else x
+        _check_samples(self._samples)
         if y is None:
             y = torch.full((len(x),), UNLABELLED)
         _check_labels(y, len(x))
-        if classes is None:
-            classes = [str(k) for k in range(int(y.max()) + 1)]
-        wrong = y[(y < 0) & (y != UNLABELLED) | (y >= len(classes))]
-        if len(wrong):
-            raise ValueError(
-                f"y must hold labels from 0 to {len(classes) - 1} ({len(classes)} classes), "
-                f"or {UNLABELLED} for a sample without one; got {int(wrong[0])}"
-            )
+        self.classes = [str(k) for k in range(int(y.max()) + 1)] if classes is None else list(classes)
+        _check_classes(y, self.classes)
         if groups is not None and len(groups) != len(x):
             raise ValueError(f"groups must hold a name for each of {len(x)} samples, got {len(groups)}")
-        self.x = x
         self.labels = y.long()
-        self.classes = list(classes)
         self.groups = None if groups is None else list(groups)
+
+    @property
+    def x(self) -> Tensor:
+        """All samples (n, ...); those of a memory map are read into memory."""
+        samples = self._samples
+        return samples if isinstance(samples, Tensor) else samples[torch.arange(len(samples))]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One sample x (...) and its label, 0-d int64."""
-        return self.x[index], self.labels[index]
+        return self._samples[index], self.labels[index]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Samples (n, ...) and labels (n,) at indices (n,) int64."""
-        return self.x[indices], self.labels[indices]
+        return self._samples[indices], self.labels[indices]
 
-    def subset(self, indices: Tensor | Sequence[int]) -> TensorData:
-        """The samples at the given indices, copied."""
+    def subset(self: Own, indices: Tensor | Sequence[int]) -> Own:
+        """The samples at the given indices, copied; those of a memory map stay there."""
         rows = _as_indices(indices, len(self))
-        return TensorData(self.x[rows], self.labels[rows], self.classes, _pick(self.groups, rows))
+        part, samples = copy.copy(self), self._samples
+        part._samples = samples[rows] if isinstance(samples, Tensor) else samples.take(rows)
+        part.labels = self.labels[rows]
+        part.groups, part.ids = _pick(self.groups, rows), _pick(self.ids, rows)
+        return part
 
-    def with_labels(self, y: Tensor) -> TensorData:
+    def with_labels(self: Own, y: Tensor) -> Own:
         """The same samples under other labels (noise, permuted classes); x is shared."""
-        return TensorData(self.x, y, self.classes, self.groups)
+        _check_labels(y, len(self))
+        _check_classes(y, self.classes)
+        other = copy.copy(self)
+        other.labels = y.long()
+        return other
 
 
 class _Subset(LabelledData):
@@ -156,14 +170,32 @@ def _as_indices(indices: Tensor | Sequence[int], samples: int) -> Tensor:
     return rows.long()
 
 
-def _check_samples(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
+def _check_samples(x: Tensor | MappedRows) -> None:
+    if not isinstance(x, (Tensor, MappedRows)):
         raise TypeError(f"x must be a torch.Tensor of shape (n, ...), got {type(x).__name__}")
-    if x.dim() < 2 or not x.numel():
+    if len(x.shape) < 2 or 0 in x.shape:
         raise ValueError(f"x must hold samples (n, ...) with n > 0, got shape {tuple(x.shape)}")
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"x must be finite, got NaN or inf in sample {row}")
+    if not x.dtype.is_floating_point:
+        return
+    first = 0
+    for block in _blocks(x):
+        if not torch.isfinite(block).all():
+            row = first + int((~torch.isfinite(block)).flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"x must be finite, got NaN or inf in sample {row}")
+        first += len(block)
+
+
+def _blocks(x: Tensor | MappedRows) -> Iterator[Tensor]:
+    return iter([x]) if isinstance(x, Tensor) else x.blocks()
+
+
+def _check_classes(y: Tensor, classes: list[str]) -> None:
+    wrong = y[(y < 0) & (y != UNLABELLED) | (y >= len(classes))]
+    if len(wrong):
+        raise ValueError(
+            f"y must hold labels from 0 to {len(classes) - 1} ({len(classes)} classes), "
+            f"or {UNLABELLED} for a sample without one; got {int(wrong[0])}"
+        )
 
 
 def _check_labels(y: Tensor, samples: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """A ``.npy`` file's array, never a pickled object.
+    """A ``.npy`` file's array, never a pickled object; ``mapped``: a read-only memory map of it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -18,7 +18,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise FileNotFoundError(f"{path}: expected an array in a .npy file, there is none")
     try:
         # Mapped first: what the header says is then held against the file's size before memory is asked for.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("several arrays in one file")
         return array if mapped else np.array(array)
