@@ -1,4 +1,4 @@
-"""Features or samples that lie in files as plain arrays: .npy (memory-mapped) and safetensors."""
+"""Features or samples that lie in files as plain numbers: .npy (memory-mapped), safetensors and parquet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .bank import FeatureBank
+from .feature_tables import read_feature_table
 from .labelled import LabelledData, TensorData
 from .npy import read_npy
 
@@ -23,39 +24,58 @@ def open_features(
     labels: str | Path | None = None,
     classes: Sequence[str] | None = None,
     features: bool = False,
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
+    group: str | None = None,
 ) -> LabelledData:
     """Arrays (n, ...) and labels (n,) from files.
 
     Args:
-        root: a ``.npy`` file of samples, or a ``.safetensors`` file that holds ``x`` (or ``features``)
-            and ``labels`` (or ``y``), or a folder that `extract` wrote.
-        labels: a ``.npy`` file of integer labels; None: those in the safetensors file.
-        classes: the classes' names; None: "0", "1", ...
+        root: a ``.npy`` file of samples, which stays on the disk; or a ``.safetensors`` file that holds ``x`` (or
+            ``features``) and ``labels`` (or ``y``); or a ``.parquet`` table; or a folder that `extract` wrote.
+        labels: a ``.npy`` file of integer labels; None: those in the safetensors file, or in the table.
+        classes: the classes' names; None: "0", "1", ..., or those in the table.
         features: the samples are features of a teacher's encoder already, (n, D): it need not run.
+        label: of a table, the column of the classes, see `read_feature_table`.
+        columns: of a table, those of the features; None: all but ``label`` and ``group``.
+        group: of a table, the column that says who made a row.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or holds something else; the message begins with its name.
+        ImportError: a parquet table, and pyarrow is not installed.
+        ValueError: a file is damaged, or holds something else; the message begins with its name. An
+            argument that does not go with the file.
     """
     path = Path(root)
-    x: Any
     if path.is_dir():
         if labels is not None or classes is not None:
             raise ValueError(f"{path}: a folder of extracted features has labels and classes of its own")
+    elif path.suffix not in (".safetensors", ".npy", ".parquet"):
+        raise ValueError(f"{path}: expected a .npy, .safetensors or .parquet file, or a folder")
+    of_tables = {"label": label, "columns": columns, "group": group}
+    if path.suffix != ".parquet" and (given := [k for k, v in of_tables.items() if v is not None]):
+        raise ValueError(f"{path}: {', '.join(given)} names columns of a .parquet table, this is none")
+    if path.is_dir():
         return FeatureBank.load(path)
-    if path.suffix == ".safetensors":
+    x: Any
+    groups = None
+    if path.suffix == ".parquet":
+        if label is None or labels is not None:
+            raise ValueError(
+                f"{path}: label must name the table's column of classes, and labels no other file"
+            )
+        x, y, classes, groups = read_feature_table(path, label, columns, group, classes)
+    elif path.suffix == ".safetensors":
         x, y = _from_safetensors(path)
         if labels is not None:
             y = _integers(Path(labels))
-    elif path.suffix == ".npy":
+    else:
         if labels is None:
             raise ValueError(f"{path}: a .npy file has no labels; name the file that has, as labels")
         x, y = read_npy(path, mapped=True), _integers(Path(labels))
-    else:
-        raise ValueError(f"{path}: expected a .npy or .safetensors file")
     kind = FeatureBank if features else TensorData
     try:
-        return kind(x, y, classes)
+        return kind(x, y, classes, groups)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
