@@ -74,7 +74,7 @@ $(VENV)/installed-demo: $(VENV)/torch $(NATIVE)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/torch $(NATIVE)
-	$(PIP) install --editable ".[demo,speech,images,models,data,test]"
+	$(PIP) install --editable ".[demo,speech,images,models,data,report,export,test]"
 	@touch $@
 
 clean:

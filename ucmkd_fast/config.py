@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 #: Keys that change what is shown or kept, never the weights that a run ends with.
-BOOKKEEPING = frozenset({"diagnose", "trackers", "checkpoint_every", "progress"})
+BOOKKEEPING = frozenset({"diagnose", "trackers", "checkpoint_every", "keep_weights_every", "progress"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", ...: accelerate's names
     checkpoint_every: int = 1  # epochs
     diagnose: bool = True  # once an epoch, look whether alignment aligns the right classes
+    keep_weights_every: int | None = None  # epochs whose student stays, for a report's curves; None: none
     progress: bool = True  # a bar, on a terminal only
 
     def __post_init__(self) -> None:
@@ -258,5 +259,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "trackers": _names,
     "checkpoint_every": integer(1),
     "diagnose": flag,
+    "keep_weights_every": optional(integer(1)),
     "progress": flag,
 }

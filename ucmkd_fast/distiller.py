@@ -111,6 +111,8 @@ class Distiller:
         self._saved_settings = settings
         logs = ProjectConfiguration(logging_dir=str(self.run.path / "logs")) if self.run else None
         check_trackers(config.trackers, has_folder=self.run is not None)
+        if config.keep_weights_every is not None and self.run is None:
+            raise ValueError("keep_weights_every writes files: it needs an output_dir")
         self.accelerator = make_accelerator(
             config.mixed_precision, log_with=list(config.trackers) or None, project_config=logs
         )
@@ -173,6 +175,7 @@ class Distiller:
         self._hand_over_bank(teacher_train)
         standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
         self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
+        self._keep_weights(standing.epoch)
 
         name, main = self.method_settings["name"], self.accelerator.is_main_process
         warned = False
@@ -203,6 +206,7 @@ class Distiller:
                 if not warned and self._alignable:
                     warned = warn_where_classes_are_mixed_up(standing.history, self._alignable)
                 self._keep_best(standing, validation)
+                self._keep_weights(standing.epoch)
                 if standing.epoch % config.checkpoint_every == 0 or standing.epoch == config.epochs:
                     self._save(standing, optimizers)
                 tracking.log(figures, standing.epoch)
@@ -429,6 +433,15 @@ class Distiller:
         if self.run is not None and self.accelerator.is_main_process and standing.best_weights is not None:
             about = {"epoch": str(standing.best_epoch), "val_accuracy": repr(standing.best_accuracy)}
             write_weights(self.run.best, standing.best_weights, {"format": "pt", **about})
+
+    def _keep_weights(self, epoch: int) -> None:
+        """Write the student of an epoch that is to stay; the first weights are epoch 0."""
+        every = self.config.keep_weights_every
+        if self.run is None or every is None or epoch % every or not self.accelerator.is_main_process:
+            return
+        path = self.run.weights_at(epoch)
+        path.parent.mkdir(exist_ok=True)
+        write_weights(path, snapshot(self.student.state_dict()), {"format": "pt", "epoch": str(epoch)})
 
     def _save(self, standing: Standing, optimizers: list[torch.optim.Optimizer]) -> None:
         if self.run is None:

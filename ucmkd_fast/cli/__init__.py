@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import bench, compare, demo, doctor, extract, prepare, running
+from . import bench, compare, demo, doctor, export, extract, prepare, report, running
 
 app = typer.Typer(
     name="ucmkd",
@@ -69,6 +69,8 @@ app.command()(running.pretrain)
 app.command()(extract.extract)
 app.command()(running.distill)
 app.command("eval")(running.evaluate)
+app.command()(export.export)
+app.command()(report.report)
 app.command()(compare.compare)
 app.command()(bench.bench)
 app.command()(doctor.doctor)

@@ -20,7 +20,7 @@ from ..report import Compared
 from ..report.plain import as_plain
 from ..report.statistics import spread
 from ..run.measure import FA_ITER, FA_METRIC, FA_REG
-from ..training.checkpoint import write_text, write_weights
+from ..training.checkpoint import write_bytes, write_text, write_weights
 from ..training.run_folder import versions
 from .settings import BASELINE, CONTENDERS, STEPS_PER_EPOCH, DemoSettings, student_config, teacher_config
 from .student import Outcome, Portrait
@@ -97,17 +97,8 @@ def write(folder: Path, found: dict[str, Any], picture: bytes, portraits: Mappin
         "data": found["data"]["description"],
     }
     write_weights(folder / STUDENT, tensors_of(portraits[SAVED_STUDENT].weights), about)
-    _write_bytes(folder / PICTURE, picture)
+    write_bytes(folder / PICTURE, picture)
     write_text(folder / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _voices_of(task: Task, settings: DemoSettings, seed: int) -> dict[str, Any]:

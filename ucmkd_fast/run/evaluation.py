@@ -11,10 +11,8 @@ from rich.console import Console
 
 from ..ops.checks import choice
 from ..training.metrics import evaluate
-from .config import RunConfig
-from .files import CONFIG, load_weights, weights_of
-from .settings import load_settings, with_changes
-from .sources import PARTS, build_model, open_parts
+from .finished import open_finished
+from .sources import PARTS
 
 
 def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -30,17 +28,14 @@ def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = No
         ValueError: there is no such part; the changed settings do not fit the weights.
     """
     choice("part", part, PARTS)
-    weights = weights_of(folder)
-    config = RunConfig.read(with_changes(load_settings(folder / CONFIG), changes or {}))
-    parts = open_parts(config.student.data, config.seed)
-    data = getattr(parts, part)
+    run = open_finished(folder, changes)
+    data = getattr(run.parts, part)
     if data is None:
         raise ValueError(f"data of {folder} have no part {part!r}")
-    model = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
-    load_weights(model, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(model.to(device), data, device=device, batch_size=config.train.batch_size)
-    return {"run": str(folder), "weights": weights.name, "part": part, "classes": list(data.classes), **found}
+    found = evaluate(run.student.to(device), data, device=device, batch_size=run.config.train.batch_size)
+    classes = list(data.classes)
+    return {"run": str(folder), "weights": run.weights.name, "part": part, "classes": classes, **found}
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:

@@ -7,13 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..data import FeatureBank, LabelledData
+from ..data import LabelledData
 from ..distiller import Distiller, FitResult
 from .config import RunConfig, preset_and_options
 from .files import read_result, write_result
-from .measure import alignment
+from .measure import alignment, features_of
 from .sources import Parts, build_model, open_parts
 from .teacher import Teacher, load_teacher
 
@@ -159,16 +157,11 @@ def _alignment(student: Any, teacher: Teacher, test: LabelledData | None) -> tup
     if test is None or teacher.held_out is None:
         raise ValueError("measure_alignment needs test or validation data of both modalities")
     return alignment(
-        student.head, teacher.model.head, _features(student, test), _features(teacher.model, teacher.held_out)
+        student.head,
+        teacher.model.head,
+        features_of(student, test, _MEASURED),
+        features_of(teacher.model, teacher.held_out, _MEASURED),
     )
-
-
-def _features(model: Any, data: LabelledData) -> FeatureBank:
-    """Of all samples, or of so many drawn ones."""
-    if len(data) > _MEASURED:
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:_MEASURED]
-        data = data.subset(rows.sort().values)
-    return data if isinstance(data, FeatureBank) else FeatureBank.from_model(model, data)
 
 
 def _count(data: LabelledData | None) -> int | None:

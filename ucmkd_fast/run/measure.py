@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import FeatureBank
+from ..data import FeatureBank, LabelledData
 from ..ops.sinkhorn import sinkhorn_loss
 from ..report.theory import BoundParts, bound_parts
 
@@ -41,3 +41,17 @@ def alignment(
     read = teacher_head(x).argmax(1) == y
     reads = read.float().mean().item()
     return {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}, bound
+
+
+def draw(data: LabelledData, most: int) -> LabelledData:
+    """All samples, or ``most`` drawn ones, the same at every call."""
+    if len(data) <= most:
+        return data
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]
+    return data.subset(rows.sort().values)
+
+
+def features_of(model: Any, data: LabelledData, most: int) -> FeatureBank:
+    """Features of all samples, or of ``most`` drawn ones, by the model's encoder unless they are features already."""
+    drawn = draw(data, most)
+    return drawn if isinstance(drawn, FeatureBank) else FeatureBank.from_model(model, drawn)

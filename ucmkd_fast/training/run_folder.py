@@ -7,8 +7,10 @@
     checkpoints/       the two newest, see `checkpoint`
     best.safetensors   the student that was best on validation
     last.safetensors   the student of the last epoch
+    weights/           the student of other epochs, where they are kept
     result.json        what the command line measured when all was done
     logs/              what trackers write, where asked for
+    export/, report/   what `ucmkd export` and `ucmkd report` made of it
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from ..config import BOOKKEEPING
 from .checkpoint import list_checkpoints, read_checkpoint, read_latest, remove_leftovers, write_text
 
 _OWN = (
-    "config.yaml", "run.json", "checkpoints", "best.safetensors", "last.safetensors", "result.json", "logs",
+    "config.yaml", "run.json", "checkpoints", "best.safetensors", "last.safetensors", "weights", "result.json", "logs",
+    "export", "report",
 )  # fmt: skip
 
 
@@ -45,6 +48,15 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
+
+    def kept_weights(self) -> dict[int, Path]:
+        """The students that were kept, by their epoch, 0 the first weights."""
+        found = sorted((self.path / "weights").glob("epoch-*.safetensors"))
+        return {int(path.stem.removeprefix("epoch-")): path for path in found}
+
+    def weights_at(self, epoch: int) -> Path:
+        """Where the student of an epoch is kept."""
+        return self.path / "weights" / f"epoch-{epoch:06d}.safetensors"
 
     def held(self) -> list[str]:
         """The names of a run's files that are in the folder; none where there is no folder.
