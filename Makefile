@@ -27,7 +27,7 @@ endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-long sanitize reliability wheel lint clean
+.PHONY: demo test test-long sanitize reliability wheel lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -62,6 +62,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# The site, into build/site; a warning is an error. API pages come from the docstrings, read and not run.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict
+
 $(VENV)/torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +79,12 @@ $(VENV)/installed-demo: $(VENV)/torch $(NATIVE)
 
 $(VENV)/installed-test: $(VENV)/torch $(NATIVE)
 	$(PIP) install --editable ".[demo,speech,images,models,data,report,export,test]"
+	@touch $@
+
+# Without the library: its sources are read, so nothing is compiled.
+$(VENV)/installed-docs: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26"
 	@touch $@
 
 clean:

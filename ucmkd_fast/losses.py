@@ -13,8 +13,7 @@ from .ops.sinkhorn import sinkhorn_loss
 class FeatureAlignmentLoss(nn.Module):
     """`sinkhorn_loss` with its options kept; ``forward(x, y, a=None, b=None)`` on (N, D) and (M, D).
 
-    Args:
-        metric, reg, max_iter, tol, objective, grad, accelerate: as in `sinkhorn_loss`; checked at the first call.
+    The options are those of `sinkhorn_loss`, checked at the first call.
     """
 
     def __init__(
@@ -47,8 +46,7 @@ class FeatureAlignmentLoss(nn.Module):
 class LabelTransportLoss(nn.Module):
     """`label_transport_loss` with its options kept; ``forward(student_logits, teacher_logits, target)``.
 
-    Args:
-        kappa, label_smoothing, ignore_index, reduction: as in `label_transport_loss`; checked at the first call.
+    The options are those of `label_transport_loss`, checked at the first call.
     """
 
     def __init__(

@@ -14,18 +14,20 @@ from ..theory import BoundParts
 
 _INK, _ACCENT, _SECOND = "#222222", "#0072B2", "#E69F00"
 _TEACHER_ERROR, _FA, _LA = "#009E73", "#E69F00", "#CC79A7"
-_DPI = 144
+DPI = 144  # of the pictures; the page shows an inch as 96 of its pixels
 _SHOWN = 300  # features of each modality in the plane
 _NOT_CURVES = ("epoch", "seconds", "lr", "val_loss")  # val_loss is drawn with loss
+_TITLES = {"fa": "FA", "la": "LA", "ce": "cross-entropy", "probe_fa": "probe FA"}  # other names are words
 _NAMED = 25  # classes at most whose names are written along an axis
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Every figure of every epoch, a small panel each; validation loss with the training loss."""
     names = [name for name in dict.fromkeys(key for one in history for key in one) if name not in _NOT_CURVES]
-    columns = min(4, len(names))
+    columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = _figure(3.1 * columns, 2.3 * rows)
+    figure = _figure(3.0 * columns, 2.0 * rows)
+    figure.get_layout_engine().set(hspace=0.06, h_pad=0.08)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     epochs = [one["epoch"] for one in history]
     for axes, name in zip(panels, names, strict=False):
@@ -40,7 +42,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
             )
             axes.lines[0].set_label("training")
             axes.legend(frameon=False, fontsize=8)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_title(_TITLES.get(name, name.replace("_", " ")), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -132,7 +134,7 @@ def _matrix(
     shares: np.ndarray, classes: Sequence[str], rows: str, columns: str, counts: np.ndarray | None
 ) -> bytes:
     """A square of shares in [0, 1], written out where there is room for it."""
-    side = max(3.6, min(9.0, 1.8 + 0.42 * len(classes)))
+    side = max(3.4, min(8.4, 1.6 + 0.36 * len(classes)))
     figure = _figure(side + 0.9, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -166,7 +168,7 @@ def _mark(history: Sequence[Any]) -> dict[str, Any]:
 
 
 def _figure(width: float, height: float) -> Any:
-    return need("matplotlib.figure").Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    return need("matplotlib.figure").Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _png(figure: Any) -> bytes:

@@ -314,7 +314,11 @@ def _section(section: _Section) -> str:
     if section.picture is not None:
         name, png = section.picture
         data = base64.b64encode(png).decode()
-        picture = f"<img class='{name}' alt='{escape(section.title, quote=True)}' src='data:image/png;base64,{data}'>"
+        width = round(int.from_bytes(png[16:20], "big") * 96 / figures.DPI)  # a PNG's width is there
+        picture = (
+            f"<img id='{name}' width='{width}' alt='{escape(section.title, quote=True)}' "
+            f"src='data:image/png;base64,{data}'>"
+        )
     return (
         f"<section><h2>{escape(section.title)}</h2>{picture}<p class='caption'>{section.caption}</p>"
         f"{section.after}</section>"
