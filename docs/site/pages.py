@@ -10,6 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from markdown.extensions import Extension
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,17 @@ PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "csrc/sinkhorn
 LINK = re.compile(r"(?<=\])\((?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
+class NoHtml(Extension):
+    """Markdown without HTML inside."""
+
+    def extendMarkdown(self, md: Any) -> None:  # noqa: D102, N802  (markdown's name)
+        md.preprocessors.deregister("html_block")
+        md.inlinePatterns.deregister("html")
+
+
 def on_config(config: Any) -> Any:
-    """Put pages that the navigation does not name at its end."""
+    """Put pages that the navigation does not name at its end; read <P, C> as what it says, not as HTML."""
+    config.markdown_extensions.append(NoHtml())
     named = str(config.nav)
     config.nav[-1]["Project"] += [
         page.name for page in sorted((ROOT / "docs").glob("*.md")) if f"'{page.name}'" not in named
