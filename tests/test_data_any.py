@@ -88,8 +88,8 @@ def test_tables_that_are_refused(tmp_path, change, message):
         open_data({"name": "table", "root": path, "label": "kind"})
 
 
-def test_text_becomes_tokens(tmp_path):
-    pytest.importorskip("transformers", reason="transformers is not installed")
+def write_tokenizer(folder):
+    """A tokenizer of four words."""
     words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "dog": 3, "cat": 4, "barks": 5}
     tokenizer = {
         "version": "1.0",
@@ -102,11 +102,16 @@ def test_text_becomes_tokens(tmp_path):
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
     }
-    folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_text_becomes_tokens(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = write_tokenizer(tmp_path / "tokenizer")
     path = tmp_path / "said.tsv"
     path.write_text("what\tkind\nA dog barks\tdog\na cat sleeps a a a\tcat\n")
     spec = {"name": "text", "root": path, "text": "what", "label": "kind", "tokenizer": str(folder)}

@@ -69,7 +69,7 @@ def test_arrays_in_files(tmp_path):
         ({"name": "digits", "split": "test", "keep": 0.5}, "choose among training samples"),
         ({"name": "digits", "split": "train", "keep": 0}, "share in"),
         ({"name": "digits", "split": "train", "split_by": "group"}, "its groups are None"),
-        ({"name": "features", "root": "x.csv"}, "expected a .npy or .safetensors"),
+        ({"name": "features", "root": "x.csv"}, "expected a .npy, .safetensors or .parquet file"),
     ],
 )
 def test_what_is_refused(spec, message):

@@ -27,18 +27,42 @@ def read_wave(path: Path) -> tuple[Tensor, int]:
             the message starts with the file's name.
     """
     try:
-        size = path.stat().st_size
-        if size > _LONGEST_FILE:
-            raise ValueError(f"{size} bytes, expected a recording of at most {_LONGEST_FILE}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of other programs
-            warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
-            # From memory: from a file, scipy asks for as much as the header claims.
-            rate, samples = wavfile.read(io.BytesIO(path.read_bytes()))
-        return _as_float(samples), _checked_rate(rate)
+        _check_length(path.stat().st_size)
+        return _decoded(path.read_bytes())
     # A malformed header makes scipy fail in many ways, up to a division by zero.
     except Exception as error:
         raise ValueError(f"{path}: not a readable recording: {error}") from error
+
+
+def decode_wave(content: bytes, name: str) -> tuple[Tensor, int]:
+    """The same of a wav file's content; the message starts with the name."""
+    try:
+        _check_length(len(content))
+        return _decoded(content)
+    except Exception as error:
+        raise ValueError(f"{name}: not a readable recording: {error}") from error
+
+
+def checked_wave(samples: np.ndarray, rate: int, name: str) -> tuple[Tensor, int]:
+    """The same of samples (n,) or (n, channels) and their rate; floats are in [-1, 1], integers scaled to it."""
+    try:
+        return _as_float(samples), _checked_rate(rate)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a readable recording: {error}") from error
+
+
+def _check_length(size: int) -> None:
+    if size > _LONGEST_FILE:
+        raise ValueError(f"{size} bytes, expected a recording of at most {_LONGEST_FILE}")
+
+
+def _decoded(content: bytes) -> tuple[Tensor, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of other programs
+        warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
+        # From memory: from a file, scipy asks for as much as the header claims.
+        rate, samples = wavfile.read(io.BytesIO(content))
+    return _as_float(samples), _checked_rate(rate)
 
 
 def _checked_rate(rate: int) -> int:

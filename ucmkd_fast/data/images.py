@@ -6,10 +6,11 @@ from a NumPy generator that the caller hands in; without one nothing is random.
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -35,17 +36,28 @@ def read_image(path: Path) -> Image:
         ImportError: Pillow is not installed.
         ValueError: not a whole picture; the message starts with the file's name.
     """
-    pillow = need("PIL.Image")
+    need("PIL.Image")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a picture, there is none")
+    with path.open("rb") as file:
+        return _decoded(file, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image:
+    """The same of a picture file's content; the message starts with the name."""
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(file: BinaryIO, name: str) -> Image:
+    pillow = need("PIL.Image")
     try:
-        with pillow.open(path) as image:
+        with pillow.open(file) as image:
             if image.width * image.height > _LARGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels, expected at most {_LARGEST}")
             return image.convert("RGB")
     # A broken picture makes Pillow fail in many ways.
     except Exception as error:
-        raise ValueError(f"{path}: not a readable picture: {error}") from error
+        raise ValueError(f"{name}: not a readable picture: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ OPENERS = {
     "table": "tables:open_table",
     "text": "tables:open_text",
     "features": "feature_files:open_features",
+    "hugging-face": "hugging_face:open_hugging_face",
 }
 
 #: Keys for data sets without a split of their own.
