@@ -64,6 +64,11 @@ TEXT = {
         "over the size of one N x M matrix.",
     ),
     "label_transport": ("Label losses", "Forward and backward, float32."),
+    "estimate": (
+        "What is expected and what it takes",
+        "`ucmkd estimate`, from ceilings measured in the same run, against a loss and its gradient of x: "
+        "float32, clustered features, every iteration runs.",
+    ),
     "bilevel": (
         "A training step",
         "Cached teacher features of 512, student MLP 768-1024-512, SGD; *without FA* leaves the "

@@ -21,6 +21,7 @@ SUBJECTS = {
     "accuracy": "float32 against float64",
     "memory": "extra memory of the loss and its gradient",
     "label_transport": "the label losses against the torch composite and a plain cross-entropy",
+    "estimate": "what `ucmkd estimate` expects against what a loss and its gradient take",
     "bilevel": "one training step against plain cross-entropy and feature distillation",
 }
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import bench, compare, demo, doctor, export, extract, prepare, report, running
+from . import bench, compare, demo, doctor, estimate, export, extract, prepare, report, running
 
 app = typer.Typer(
     name="ucmkd",
@@ -20,7 +20,7 @@ app = typer.Typer(
 #: What a user can cause, and put right: told in one line (``UCMKD_TRACEBACK=1`` shows where it came from).
 #: Anything else is our mistake and keeps its traceback.
 USER_ERRORS = (
-    ValueError, OSError, ImportError, FloatingPointError, NotImplementedError,
+    ValueError, OSError, ImportError, FloatingPointError, NotImplementedError, MemoryError,
 )  # fmt: skip
 
 
@@ -73,4 +73,5 @@ app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(bench.bench)
+app.command()(estimate.estimate)
 app.command()(doctor.doctor)
