@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from ucmkd_fast.cli import main
 from ucmkd_fast.data import FeatureBank, TensorData, open_data
 from ucmkd_fast.data.extract import extract, read_extracted
 from ucmkd_fast.models import Classifier, build_model, mlp
+from ucmkd_fast.models.hugging_face import commit_of
 from ucmkd_fast.training.checkpoint import write_weights
 
 
@@ -86,3 +90,41 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["extract", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "other")])
     assert end.value.code == 2 and "did you mean 'weights'" in capsys.readouterr().err
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_manifest_tells_the_encoders_commit(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    # A model of the hub, as its cache keeps it, so that no network is asked.
+    hub = tmp_path / "home" / "hub" / "models--owner--tiny"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text(COMMIT)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    net = transformers.BertModel(transformers.BertConfig(vocab_size=11, max_position_embeddings=8, **sizes))
+    net.save_pretrained(hub / "snapshots" / COMMIT)
+    x = np.random.default_rng(0).integers(1, 11, size=(9, 5))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", np.arange(9) % 3)
+    data = {"name": "features", "root": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy")}
+    told = {"data": data, "model": {"name": "hugging-face", "model": "owner/tiny"}}
+    (tmp_path / "run.yaml").write_text(json.dumps(told))
+    arguments = ["extract", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "bank")]
+    command = [sys.executable, "-c", f"from ucmkd_fast.cli import main; main({arguments!r})"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)  # it would outweigh HF_HOME
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    bank = FeatureBank.load(tmp_path / "bank")
+    assert bank.about["encoder_revision"] == COMMIT
+    with torch.no_grad():
+        assert torch.allclose(bank.x, net.eval()(torch.from_numpy(x)).pooler_output, atol=1e-5)
+
+
+def test_a_model_of_a_folder_has_no_commit(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.BertModel(transformers.BertConfig(vocab_size=11, **sizes)).save_pretrained(tmp_path)
+    assert commit_of(build_model({"name": "hugging-face", "model": str(tmp_path)}, classes=3)) is None
+    assert commit_of(mlp(6, 3)) is None

@@ -23,6 +23,7 @@ def extract(
     from ..data import open_data
     from ..data.extract import extract as run
     from ..models import build_model
+    from ..models.hugging_face import commit_of
 
     told = read_yaml(description)
     if not isinstance(told, dict) or not {"data", "model"} <= set(told):
@@ -38,7 +39,9 @@ def extract(
             model.load_state_dict(load_file(weights))
         except RuntimeError as error:  # torch's word for names and shapes that do not fit
             raise ValueError(f"{weights}: not weights of this model: {error}") from error
-    new = run(model, data, output, told, batch_size=batch_size)
+    commit = commit_of(model)
+    about = told if commit is None else {**told, "encoder_revision": commit}
+    new = run(model, data, output, about, batch_size=batch_size)
     if as_json:
         print_json({"folder": str(output), "samples": len(data), "new": new})
     else:

@@ -75,10 +75,14 @@ def hugging_face(
     """
     transformers = need("transformers")
     if pretrained:
-        net = transformers.AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
+        net = from_hub(transformers.AutoModel, model, revision)
     else:
-        config = transformers.AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+        commit = _commit(model, revision)
+        config = transformers.AutoConfig.from_pretrained(
+            model, revision=commit or revision, trust_remote_code=False
+        )
         net = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        net.hub_commit = commit
     sizes = getattr(net.config, "hidden_sizes", None)
     own = sizes[-1] if sizes else getattr(net.config, "hidden_size", None)
     if not isinstance(own, int):
@@ -88,3 +92,33 @@ def hugging_face(
         )
     head = nn.Linear(own, classes)
     return with_width(FrameClassifier(HuggingFaceEncoder(net, pool), head), width)
+
+
+def from_hub(kind: Any, name: str, revision: str = "main", **options: Any) -> Any:
+    """A model of transformers with its weights, all of one commit, which `commit_of` then tells.
+
+    Args:
+        kind: its class in transformers.
+        name: on Hugging Face, or a folder.
+        revision: branch, tag or commit.
+        **options: of ``from_pretrained``.
+
+    Raises:
+        OSError: the model cannot be had.
+    """
+    commit = _commit(name, revision)
+    net = kind.from_pretrained(name, revision=commit or revision, trust_remote_code=False, **options)
+    net.hub_commit = commit
+    return net
+
+
+def commit_of(model: nn.Module) -> str | None:
+    """The commit on Hugging Face that a model's weights or settings came from; None where there is none."""
+    found = (getattr(module, "hub_commit", None) for module in model.modules())
+    return next((commit for commit in found if commit is not None), None)
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """What a revision is now; None for a folder."""
+    utils = need("transformers.utils")
+    return utils.extract_commit_hash(utils.cached_file(name, "config.json", revision=revision), None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..extras import need
 from ..ops.checks import choice, count_at_least_one
 from .frames import FrameClassifier, MappedFrameClassifier
+from .hugging_face import from_hub
 from .projector import with_width
 
 SOURCES = ("torchvision", "timm", "transformers")
@@ -212,7 +213,7 @@ def _timm_model(name: str, channels: int, pretrained: bool, **more: Any) -> nn.M
 def _transformers_resnet(name: str, channels: int, pretrained: bool) -> nn.Module:
     transformers = need("transformers")
     if pretrained:
-        return transformers.ResNetModel.from_pretrained(f"microsoft/{name[:6]}-{name[6:]}")
+        return from_hub(transformers.ResNetModel, f"microsoft/{name[:6]}-{name[6:]}")
     depths, kind, sizes = _RESNETS[name]
     config = transformers.ResNetConfig(
         num_channels=channels, embedding_size=64, hidden_sizes=sizes, depths=depths, layer_type=kind
@@ -224,7 +225,7 @@ def _transformers_vit(name: str, channels: int, size: tuple[int, int], pretraine
     transformers = need("transformers")
     width, layers, heads, repository = _VITS[name]
     if pretrained:
-        return transformers.ViTModel.from_pretrained(repository, add_pooling_layer=False)
+        return from_hub(transformers.ViTModel, repository, add_pooling_layer=False)
     config = transformers.ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
