@@ -25,12 +25,14 @@ import torch
 import torch.distributed as dist
 
 from ..data.cache import cache_dir
+from ..ops import memory
 from ..ops.sinkhorn import sinkhorn_loss
 from .harness import machine
 from .peers import with_gradient
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}  # half precision is computed in float32
 _READ = [1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25]  # bytes of one thread
+FRESH = 32 << 20  # bytes from which a block is always new (glibc's DEFAULT_MMAP_THRESHOLD_MAX)
 _ALONE = 0.7
 _MOST = 1 << 29  # bytes of all threads
 
@@ -45,7 +47,9 @@ class Ceilings:
     bandwidth: tuple[
         tuple[float, float], ...
     ]  # (bytes a thread reads, bytes a second of all threads), falling
+    fresh: float  # bytes a second, of memory that is new to the process
     call: float  # one call, forward and backward, of nothing
+    visit: float  # one visit of a panel, of nothing
     latency: float | None  # of one all-reduce of two ranks; None without gloo
     link: float | None  # bytes a second that each of two ranks sends in an all-reduce
     share: float = 1.0  # of the processors, that the measurement got
@@ -85,6 +89,15 @@ def _call(dtype: torch.dtype) -> float:
     return _fastest(lambda: call(x, y))
 
 
+def _visit(dtype: torch.dtype, exponentials: float) -> float:
+    n, iterations, budget = 1024, 2, 1 << 22
+    rows = memory.panel_rows(n, n, dtype.itemsize, budget)
+    x, y = torch.ones(n, 1, dtype=dtype), torch.ones(n, 1, dtype=dtype)
+    call = with_gradient(lambda x, y: sinkhorn_loss(x, y, max_iter=iterations, memory_budget=budget))
+    visits = (2 * iterations + 3) * -(-n // rows)
+    return max(0.0, _fastest(lambda: call(x, y)) / visits - rows * n / exponentials)
+
+
 def _all_reduce() -> tuple[float | None, float | None]:
     """Latency and bytes a second of gloo between two ranks, which are threads here; (None, None) without gloo."""
     if not (dist.is_available() and dist.is_gloo_available()):
@@ -119,8 +132,10 @@ def measure(dtype: torch.dtype) -> Ceilings:
     begin, begin_work = time.perf_counter(), time.process_time()
     exponentials = values.numel() / _fastest(partial(torch.exp, values, out=result))
     share = (time.process_time() - begin_work) / (time.perf_counter() - begin) / threads
+    fresh = FRESH * 2 / _fastest(lambda: torch.empty(FRESH * 2, dtype=torch.uint8).fill_(1))
+    call, visit = _call(dtype), _visit(dtype, exponentials)
     latency, link = _all_reduce()
-    return Ceilings(threads, flops, exponentials, _bandwidth(dtype), _call(dtype), latency, link, share)
+    return Ceilings(threads, flops, exponentials, _bandwidth(dtype), fresh, call, visit, latency, link, share)
 
 
 def _identity() -> dict[str, Any]:

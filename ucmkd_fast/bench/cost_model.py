@@ -5,7 +5,8 @@ of the algorithm, each at the ceiling that bounds it (`ceilings`), with all iter
 run where they stop changing anything or ``tol`` is reached, and a problem that leaves the range of plain scaling
 takes longer. ``E`` is N M below.
 
-    dense     product 2 E D, one exponential an element, 2 T sweeps over the plan, weights 4 T E, product 2 E D
+    dense     product 2 E D, one exponential an element, 2 T sweeps over the plan (each reads it where it lies, and
+              its rows a second time, from the nearest cache), weights 4 T E, product 2 E D; pages of large blocks
     panels    2 T + 3 sweeps, each with a product 2 E D and one exponential an element; the same weights and product
     shared    as panels with N / P rows, products once where the cost fits; an all-reduce of M numbers a sweep
 """
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from ..ops import checks, memory
-from .ceilings import Ceilings
+from .ceilings import FRESH, Ceilings
 
 REGIMES = {
     "one matrix": "the cost and the plan are kept",
@@ -149,9 +150,11 @@ def _dense(size: Size, c: Ceilings) -> dict[str, float]:
     parts = {
         "products": (4 * elements * size.d + 4 * t * elements) / (c.flops * share),
         "exponentials": elements / (c.exponentials * share),
-        "sweeps": 2 * t * _read(matrix, matrix, workers, c),
+        "sweeps": 2 * t * (_read(matrix, matrix, workers, c) + _read(matrix, 0, workers, c)),
         "passes": _read((_BUILD + _LAST + _FINISH) * matrix, 3 * matrix, workers, c),
     }
+    if 2 * matrix > FRESH:  # the cost and the plan are one block, the weights another
+        parts["fresh memory"] = 3 * matrix / c.fresh
     rounds = max(1.0, size.batch * workers / c.threads)
     return {**{name: seconds * rounds for name, seconds in parts.items()}, "call": c.call}
 
@@ -168,7 +171,7 @@ def _panels(size: Size, c: Ceilings, rows: int, keep: bool) -> dict[str, float]:
         "products": (2 * elements * size.d * (products + 1) + 4 * t * elements) / (c.flops * share),
         "exponentials": visits * elements / (c.exponentials * share),
         "sweeps": visits * _PANEL * _read(elements * size.dtype.itemsize, resident, workers, c),
-        "call": c.call + visits * math.ceil(n / rows) * c.call / 10,
+        "call": c.call + visits * math.ceil(n / rows) * c.visit,
     }
     if size.devices > 1:
         parts["all-reduce"] = visits * _all_reduce(m * size.dtype.itemsize, size.devices, c)

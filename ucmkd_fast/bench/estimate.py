@@ -34,6 +34,10 @@ def features(n: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 def rows(quick: bool) -> Iterator[Row]:
     """A row a case."""
     measured_now = ceilings(torch.float32, recalibrate=True)
+    if not measured_now.alone:
+        raise ValueError(
+            f"estimate is measured on an idle machine: other work left {measured_now.share:.0%} of the processors"
+        )
     for n, width, iterations, kept in CASES[:2] if quick else CASES:
         budget = (12 if kept else 4) * n * n
         size = cost_model.Size(n, n, width, iterations, memory_budget=budget)
