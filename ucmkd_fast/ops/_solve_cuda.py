@@ -85,6 +85,10 @@ def _address(tensor: Tensor | None) -> int:
 
 def _call(cost, a, b, init_f, f, g, saved, options, history):
     """The part of a call that forward and backward share, and its work space (to be kept alive)."""
+    if options.accelerate is not None:
+        raise NotImplementedError(
+            f"accelerate={options.accelerate!r} is not built for CUDA tensors: leave it out there"
+        )
     n, m = cost.shape[-2:]
     batch = cost.shape[0] if cost.dim() == 3 else 1
     at, size, base = _Saved(batch, n, m, options.max_iter, history), cost.element_size(), saved.data_ptr()
