@@ -76,22 +76,22 @@ def tensor(name: str, value: Any, shape: str, *dims: int, half: bool = False) ->
 
 def same_device(**tensors: Tensor | None) -> None:
     """All given tensors live on one device."""
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
+    if len({t.device for t in tensors.values() if t is not None}) > 1:
         raise ValueError(
-            "all tensors must be on one device, got " + ", ".join(f"{k} on {v}" for k, v in devices.items())
+            "all tensors must be on one device, got "
+            + ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
         )
 
 
 def common_dtype(**tensors: Tensor | None) -> torch.dtype:
     """float64 or float32 of the given tensors; half precision counts as float32."""
-    dtypes = {name: t.dtype for name, t in tensors.items() if t is not None}
-    kinds = {torch.float32 if d in HALVES else d for d in dtypes.values()}
+    kinds = {torch.float32 if t.dtype in HALVES else t.dtype for t in tensors.values() if t is not None}
     if len(kinds) > 1:
         raise TypeError(
             "float64 and float32 do not mix, got "
-            + ", ".join(f"{k} of {str(v).removeprefix('torch.')}" for k, v in dtypes.items())
-        )
+            + ", ".join(f"{name} of {str(t.dtype).removeprefix('torch.')}"
+                        for name, t in tensors.items() if t is not None)
+        )  # fmt: skip
     return kinds.pop()
 
 

@@ -64,10 +64,10 @@ def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
 
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the kernels read it: detached, contiguous, of this dtype."""
+    """As the kernels read it: contiguous, of this dtype. Inside an autograd Function, where nothing is recorded."""
     if z.dtype == dtype and z.is_contiguous():
-        return z.detach()
-    return z.detach().to(dtype).contiguous()
+        return z
+    return z.to(dtype).contiguous()
 
 
 def finish(features: Features, matrix: Tensor) -> None:
