@@ -56,6 +56,10 @@ def can_diagnose(step: Step, width: int, teacher_width: int) -> bool:
     return isinstance(step.teacher, FrozenTeacher) and width == teacher_width
 
 
+class ClassesMixedUp(UserWarning):
+    """The alignment goes down between the wrong classes."""
+
+
 def warn_where_classes_are_mixed_up(history: Sequence[dict[str, float]], classes: int) -> bool:
     """Warn where FA has fallen while the teacher's head reads nothing; whether it did."""
     seen = [epoch for epoch in history if "probe_fa" in epoch]
@@ -69,6 +73,7 @@ def warn_where_classes_are_mixed_up(history: Sequence[dict[str, float]], classes
         f"FA fell from {first['probe_fa']:.2f} to {last['probe_fa']:.2f}, but the teacher's head names the class "
         f"of only {100 * read:.0f} % of the student's features (chance: {100 / classes:.0f} %): clusters are matched "
         "to the wrong classes. Transport class by class: method 'label-aware-fa' or 'ucmkd-plus'",
+        ClassesMixedUp,
         stacklevel=2,
     )
     return True
