@@ -109,8 +109,7 @@ def test_a_frozen_student_is_refused():
 
 
 def test_an_empty_validation_set_is_refused():
-    empty = TensorData(*STUDENT_VAL)
-    empty.x, empty.labels = empty.x[:0], empty.labels[:0]
+    empty = TensorData(*STUDENT_VAL).subset([])
     with pytest.raises(ValueError, match="empty"):
         Distiller(student(), method="ce").evaluate(empty)
 
