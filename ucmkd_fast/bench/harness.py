@@ -81,6 +81,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+#: Seconds between two implementations: thread pools keep their cores spinning for a while after a call, and the
+#: next implementation, with a pool of its own, would be timed against that.
+_SETTLE = 0.05
+
+
 def compare(
     implementations: dict[str, Callable[..., Any]],
     make_inputs: Callable[[int], tuple],
@@ -117,6 +122,7 @@ def compare(
             for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
                 call = implementations[name]
                 repeats = _repeats(times[name])
+                time.sleep(_SETTLE)
                 begin = time.perf_counter()
                 for _ in range(repeats):
                     call(*inputs)
