@@ -28,7 +28,10 @@ def compiler() -> str | None:
 
 def load(planted: tuple[str, str, str] | None = None) -> ModuleType:
     """The module; with ``planted`` (file, text, replacement) a build whose kernels have that bug."""
-    spec = importlib.util.spec_from_file_location("cuda_model", _library(planted))
+    library = _library(planted)
+    # pybind11 keeps modules by their full name: under one name, all builds of a process would be the first of them.
+    name = f"{library.name.partition('.')[0]}.cuda_model"
+    spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
