@@ -221,6 +221,20 @@ PYBIND11_MODULE(_C, m) {
       },
       Unlocked());
 
+  m.def(
+      "sinkhorn_loss_and_gradient",
+      [](const Problem& p, int grad, Address value, Address dual, Address dx, Address dy) {
+        return by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          bool converged = true;
+          const char* refused =
+              sinkhorn::loss_and_gradient<T>(p, static_cast<sinkhorn::Grad>(grad), to<T>(value), to<T>(dual),
+                                             to<T>(dx), to<T>(dy), &converged);
+          return std::make_pair(refused, converged);
+        });
+      },
+      Unlocked());
+
   using sinkhorn::Ragged;
   py::class_<Ragged>(m, "SinkhornRagged", "Addresses and sizes of a ragged batch; it owns nothing.")
       .def(py::init(&ragged))
@@ -400,7 +414,8 @@ PYBIND11_MODULE(_C, m) {
       "label_transport_forward",
       [](bool f64, int64_t n, int64_t k, Address student, int64_t student_stride, Address teacher,
          int64_t teacher_stride, Address target, int64_t ignore_index, double label_smoothing,
-         bool live_kappa, Address loss, Address grad_student, Address grad_teacher, int64_t grad_stride) {
+         bool live_kappa, bool mean, Address loss, Address grad_student, Address grad_teacher,
+         int64_t grad_stride) {
         return by_type(f64, [&](auto t) {
           using T = decltype(t);
           label_transport::Forward<T> call{};
@@ -408,7 +423,7 @@ PYBIND11_MODULE(_C, m) {
           call.student = to<T>(student), call.student_stride = student_stride;
           call.teacher = to<T>(teacher), call.teacher_stride = teacher_stride;
           call.target = to<int64_t>(target), call.ignore_index = ignore_index;
-          call.label_smoothing = T(label_smoothing), call.live_kappa = live_kappa;
+          call.label_smoothing = T(label_smoothing), call.live_kappa = live_kappa, call.mean = mean;
           call.loss = to<T>(loss), call.grad_student = to<T>(grad_student),
           call.grad_teacher = to<T>(grad_teacher);
           call.grad_stride = grad_stride;

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _autograd
+from ucmkd_fast.ops import _autograd, _loss
 from ucmkd_fast.reference import sinkhorn as reference
 
 METRICS = ["cosine", "chordal", "l2", "l1", "sqeuclidean"]
@@ -214,3 +214,47 @@ def test_bad_input(name):
     call, error, words = BAD[name]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("objective", ["transport", "regularized"])
+@pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
+def test_the_gradient_made_along_with_the_loss_is_that_of_two_calls(grad, objective, monkeypatch):
+    options = {"grad": grad, "objective": objective, "max_iter": 300}
+    found = {}
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr(_loss, "one_call", lambda *_: False)
+        x, y = features("cosine")
+        loss = uk.sinkhorn_loss(x, y, **options)
+        upstream = torch.tensor(-3.0).double()
+        first = torch.autograd.grad(loss, (x, y), upstream, retain_graph=True)
+        again = torch.autograd.grad(loss, (x, y), upstream)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        found[apart] = (loss.detach(), *first)
+    for got, want in zip(found[False], found[True], strict=True):
+        assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_kept_where_autograd_records_nothing(context, monkeypatch):
+    saves = []
+    forward = _loss.forward
+
+    def watched(*args):
+        saves.append(args[-1])
+        return forward(*args)
+
+    monkeypatch.setattr(_loss, "forward", watched)
+    x, y = features("cosine")
+    want = uk.sinkhorn_loss(x, y)
+    with context():
+        got = uk.sinkhorn_loss(x, y)
+    assert saves == [False] and not got.requires_grad and torch.equal(got, want)
+
+
+def test_forward_mode_is_refused_not_ignored():
+    x, y = (z.detach() for z in features("cosine"))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward"):
+            uk.sinkhorn_loss(dual, y)

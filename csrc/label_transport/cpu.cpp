@@ -27,8 +27,9 @@ struct Row {
   }
 };
 
+// The sums of a row of logits; exp(z - top) into `out` where it is not null (it may be z itself).
 template <class T>
-Row<T> read_row(const T* z, int64_t k) {
+Row<T> read_row(const T* z, int64_t k, T* out) {
   constexpr int W = Lanes<T>::W;
   const T inf = __builtin_inf();
   Vec<T> tops = splat(-inf), sums = {};
@@ -43,21 +44,26 @@ Row<T> read_row(const T* z, int64_t k) {
     rest += z[j];
   }
   Vec<T> total = {};
-  for (j = 0; j < k; j += W) total += exp((j + W <= k ? load(z + j) : load_part(z + j, k - j, -inf)) - top);
+  for (j = 0; j + W <= k; j += W) {
+    const Vec<T> e = exp(load(z + j) - top);
+    total += e;
+    if (out) store(out + j, e);
+  }
+  if (j < k) {
+    const Vec<T> e = exp(load_part(z + j, k - j, -inf) - top);
+    total += e;
+    if (out) store_part(out + j, e, k - j);
+  }
   return {top, sum<T>(total), (sum<T>(sums) + rest) / T(k)};
 }
 
-// out = weight * softmax(z) + constant, then label and class terms are put in by the caller.
+// out = scale * out + constant
 template <class T>
-void write_softmax(const T* z, int64_t k, const Row<T>& row, T weight, T constant, T* out) {
+void scale_row(int64_t k, T scale, T constant, T* out) {
   constexpr int W = Lanes<T>::W;
-  const T scale = weight / row.total;
-  for (int64_t j = 0; j < k; j += W) {
-    const bool whole = j + W <= k;
-    const Vec<T> value =
-        exp((whole ? load(z + j) : load_part(z + j, k - j, T(0))) - row.top) * scale + constant;
-    whole ? store(out + j, value) : store_part(out + j, value, k - j);
-  }
+  int64_t j = 0;
+  for (; j + W <= k; j += W) store(out + j, load(out + j) * scale + constant);
+  for (; j < k; ++j) out[j] = out[j] * scale + constant;
 }
 
 }  // namespace
@@ -82,20 +88,21 @@ void label_transport_forward(Forward<T>& p) {
       }
       ++kept[index];
       const T *s = p.student + i * p.student_stride, *t = p.teacher + i * p.teacher_stride;
-      const Row<T> student = read_row(s, k), teacher = read_row(t, k);
-      const T log_kappa = t[y] - teacher.top - teacher.log_total();
+      const T student_label = s[y], teacher_label = t[y];  // gradients may lie over the logits
+      const Row<T> student = read_row(s, k, ds), teacher = read_row(t, k, dt);
+      const T log_kappa = teacher_label - teacher.top - teacher.log_total();
       const T kappa = exp_of(log_kappa);
-      const T teacher_ce = teacher.cross_entropy(t[y], p.label_smoothing);
-      p.loss[i] = student.cross_entropy(s[y], p.label_smoothing) - kappa * teacher_ce;
-      const T spread = p.label_smoothing / T(k), peak = 1 - p.label_smoothing;
+      const T teacher_ce = teacher.cross_entropy(teacher_label, p.label_smoothing);
+      p.loss[i] = student.cross_entropy(student_label, p.label_smoothing) - kappa * teacher_ce;
+      const T spread = p.label_smoothing / T(k), peak = 1 - p.label_smoothing, share = p.grad_share;
       if (ds) {
-        write_softmax(s, k, student, T(1), -spread, ds);
-        ds[y] -= peak;
+        scale_row(k, share / student.total, -share * spread, ds);
+        ds[y] -= share * peak;
       }
       if (dt) {
-        const T live = p.live_kappa ? teacher_ce : 0;
-        write_softmax(t, k, teacher, -kappa * (1 - live), kappa * spread, dt);
-        dt[y] += kappa * (peak - live);
+        const T live = p.live_kappa ? teacher_ce : 0, weight = share * kappa;
+        scale_row(k, -weight * (1 - live) / teacher.total, weight * spread, dt);
+        dt[y] += weight * (peak - live);
       }
     }
   };

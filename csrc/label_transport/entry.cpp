@@ -5,6 +5,15 @@
 
 namespace ucmkd {
 namespace label_transport {
+namespace {
+
+int64_t rows_kept(const int64_t* target, int64_t n, int64_t ignore_index) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; ++i) kept += target[i] != ignore_index;
+  return kept;
+}
+
+}  // namespace
 
 template <class T>
 void forward(Forward<T>& call) {
@@ -13,6 +22,7 @@ void forward(Forward<T>& call) {
   tasks = useful < tasks ? useful : tasks;
   tasks = call.n < tasks ? call.n : tasks;
   call.tasks = tasks < 1 ? 1 : static_cast<int>(tasks);
+  call.grad_share = call.mean ? 1 / T(rows_kept(call.target, call.n, call.ignore_index)) : T(1);
   kernels<T>().label_transport.forward(call);
 }
 template void forward<float>(Forward<float>&);

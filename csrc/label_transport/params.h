@@ -16,6 +16,8 @@ struct Forward {
   int64_t ignore_index;
   T label_smoothing;
   bool live_kappa;  // kappa takes part in the gradient
+  bool mean;        // gradients are those of the mean of the rows kept, not of their sum
+  T grad_share;     // 1 over what that divides by; filled in by entry.cpp
   int tasks;
   // out
   T* loss;              // (n,) 0 where ignored

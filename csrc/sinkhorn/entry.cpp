@@ -14,15 +14,6 @@ namespace {
 // (`ucmkd bench threads`).
 constexpr int64_t kElementsPerTask = 8 * 1024;
 
-int tasks_for(int64_t n, int64_t m) {
-  const int64_t useful = n * m / kElementsPerTask;
-  const int64_t blocks = (n + kRows - 1) / kRows;
-  int64_t tasks = num_threads();
-  tasks = useful < tasks ? useful : tasks;
-  tasks = blocks < tasks ? blocks : tasks;
-  return tasks < 1 ? 1 : static_cast<int>(tasks);
-}
-
 // body(problem index, tasks inside the problem), over the problems when there are enough of them.
 template <class Body>
 void over_batch(const Problem& p, Body body) {
@@ -106,6 +97,15 @@ Saved<T> saved_of(const Problem& p, int64_t k) {
 }
 
 }  // namespace
+
+int tasks_for(int64_t n, int64_t m) {
+  const int64_t useful = n * m / kElementsPerTask;
+  const int64_t blocks = (n + kRows - 1) / kRows;
+  int64_t tasks = num_threads();
+  tasks = useful < tasks ? useful : tasks;
+  tasks = blocks < tasks ? blocks : tasks;
+  return tasks < 1 ? 1 : static_cast<int>(tasks);
+}
 
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
   return padded(Saved<double>::size(n, m, max_iter, history));

@@ -104,5 +104,13 @@ enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
 template <class T>
 bool loss_backward(const Problem&, Grad, const Upstream&, T* grad_a, T* grad_b, T* dx, T* dy);
 
+// Both in one call: of the value or, where dual is not null, of the dual value; no gradient of the masses.
+// The cost, its scales and `saved` are work space of the call: those pointers of the problem are not read.
+template <class T>
+const char* loss_and_gradient(Problem, Grad, T* value, T* dual, T* dx, T* dy, bool* converged);
+
+// Tasks for a sweep over an n x m matrix.
+int tasks_for(int64_t n, int64_t m);
+
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -24,6 +24,14 @@ void unrolled(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   adjoint_finish<T>(p, up, &depth, out);
 }
 
+// The dual value is <f~, a> + <g~, b> and terms of the masses alone: f and g have the masses as upstream.
+// `work`: n + m elements.
+template <class T>
+Upstream upstream_of_dual(const Problem& p, T* work) {
+  for (int64_t k = 0; k < p.n + p.m; ++k) work[k] = 1 / T(k < p.n ? p.n : p.m);
+  return {nullptr, p.a ? p.a : work, p.b ? p.b : work + p.n};
+}
+
 }  // namespace
 
 template <class T>
@@ -52,9 +60,29 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
   return converged;
 }
 
-#define UK_INSTANTIATE(T)                                                           \
-  template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*); \
-  template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*);
+template <class T>
+const char* loss_and_gradient(Problem p, Grad grad, T* value, T* dual, T* dx, T* dy, bool* converged) {
+  const int64_t head = padded(p.n * p.m + p.n + p.m);
+  Scratch<T> memory(head + saved_size(p.n, p.m, p.max_iter, p.history) + p.n + p.m + 1);
+  T* cost = memory.data();
+  p.cost = cost, p.scale_x = cost + p.n * p.m, p.scale_y = cost + p.n * p.m + p.n, p.saved = cost + head;
+  T* one = cost + head + saved_size(p.n, p.m, p.max_iter, p.history);
+  *one = 1;
+  Upstream up{one, nullptr, nullptr};
+  if (dual && grad != Grad::kEnvelope) up = upstream_of_dual(p, one + 1);
+  const char* refused = nullptr;
+  auto both = [&] {
+    refused = loss_forward<T>(p, true, true, nullptr, nullptr, value, dual);
+    if (!refused) *converged = loss_backward<T>(p, grad, up, nullptr, nullptr, dx, dy);
+  };
+  with_team(tasks_for(p.n, p.m), both);
+  return refused;
+}
+
+#define UK_INSTANTIATE(T)                                                                \
+  template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*);      \
+  template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*); \
+  template const char* loss_and_gradient<T>(Problem, Grad, T*, T*, T*, T*, bool*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

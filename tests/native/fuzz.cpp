@@ -79,7 +79,7 @@ void labels(Bytes& bytes) {
   call.student = student.data(), call.student_stride = stride;
   call.teacher = teacher.data(), call.teacher_stride = stride;
   call.target = target.data(), call.ignore_index = bytes.flag() ? -4 : -100;
-  call.label_smoothing = T(bytes.next() % 11) / 10, call.live_kappa = bytes.flag();
+  call.label_smoothing = T(bytes.next() % 11) / 10, call.live_kappa = bytes.flag(), call.mean = bytes.flag();
   call.loss = loss.data(), call.grad_stride = stride;
   const uint8_t wanted = bytes.next();
   call.grad_student = wanted & 1 ? ds.data() : wanted & 2 ? student.data() : nullptr;

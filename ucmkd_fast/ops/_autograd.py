@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _solve, _solve_cuda, cost
+from . import _loss, _solve, _solve_cuda, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -26,6 +27,13 @@ def direct(*tensors: Tensor | None) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_function_stack() == 0
     )
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record a call on these tensors; forward mode counts, so that a Function refuses it."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    return forward_ad._current_level >= 0
 
 
 def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
@@ -108,11 +116,9 @@ class SinkhornLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, y, a, b, init_f, init_g, options):  # noqa: D102
-        needs = any(ctx.needs_input_grad)
-        loss, f, g, kept = _solve.forward_loss(x, y, a, b, init_f, init_g, options, needs)
-        if needs:
-            ctx.save_for_backward(x, y, a, b, init_f, init_g, f, g, kept)
-            ctx.options = options
+        loss, f, g, kept = _loss.forward(x, y, a, b, init_f, init_g, options, True)
+        ctx.save_for_backward(x, y, a, b, init_f, init_g, f, g, kept)
+        ctx.options = options
         return loss
 
     @staticmethod
@@ -120,21 +126,44 @@ class SinkhornLoss(torch.autograd.Function):
         x, y, a, b, init_f, init_g, f, g, kept = ctx.saved_tensors
         options = ctx.options
         if torch.is_grad_enabled():
-            _refuse_second_order(options.solver.grad)
-            with torch.enable_grad():
-                matrix = reference.cost(x.to(kept.dtype), y.to(kept.dtype), options.metric)
-                outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
-            loss = outputs[int(options.regularized)]
-            return *_differentiate((loss,), (x, y, a, b), (upstream,)), None, None, None
+            return _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options)
         needs = ctx.needs_input_grad
-        dx, dy, d_a, d_b = _solve.backward_loss(
-            x, y, a, b, init_f, init_g, f, g, kept, upstream, options, needs
-        )
+        dx, dy, d_a, d_b = _loss.backward(x, y, a, b, init_f, init_g, f, g, kept, upstream, options, needs)
         if dx is not None and dx.dtype != x.dtype:
             dx = dx.to(x.dtype)
         if dy is not None and dy.dtype != y.dtype:
             dy = dy.to(y.dtype)
         return dx, dy, d_a if needs[2] else None, d_b if needs[3] else None, None, None, None
+
+
+class SmallSinkhornLoss(torch.autograd.Function):
+    """The same where `_loss.one_call` says so: the gradient is made along with the loss, and scaled backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x, y, a, b, init_f, init_g, options):  # noqa: D102
+        need_x, need_y = ctx.needs_input_grad[:2]
+        loss, dx, dy = _loss.with_gradient(x, y, a, b, init_f, init_g, options, need_x, need_y)
+        ctx.save_for_backward(x, y, a, b, init_f, init_g, dx, dy)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream):  # noqa: D102
+        x, y, a, b, init_f, init_g, dx, dy = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, ctx.options)
+        dx, dy = (d if d is None else (d * upstream).to(z.dtype) for d, z in ((dx, x), (dy, y)))
+        return dx, dy, None, None, None, None, None
+
+
+def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _loss.LossOptions):
+    """Gradients of a loss of features through the reference, with a graph."""
+    _refuse_second_order(options.solver.grad)
+    with torch.enable_grad():
+        matrix = reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
+        outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
+    loss = outputs[int(options.regularized)]
+    return *_differentiate((loss,), (x, y, a, b), (upstream,)), None, None, None
 
 
 # The same calls for torch.compile, export and functorch.

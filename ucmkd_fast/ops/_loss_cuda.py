@@ -1,4 +1,4 @@
-"""The loss between features on a CUDA device: `_solve.forward_loss` and `_solve.backward_loss` there.
+"""The loss between features on a CUDA device: the twin of `_loss`.
 
 The cost is one matrix product and one epilogue, its gradient one pass and two products; in between it is
 `_solve_cuda`. What is kept for the backward is one block: the cost (N, M), the scales (N + M,), and what the solver
@@ -31,7 +31,7 @@ def _cost_call(x: Tensor, y: Tensor, kept: Tensor, metric: str, classes: Any) ->
     return call
 
 
-def forward_loss(
+def forward(
     x: Tensor, y: Tensor, a, b, init_f, options: Any, save: bool, classes: Any = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss (), the potentials (N,), (M,), and what the backward needs."""
@@ -49,7 +49,7 @@ def forward_loss(
     return (dual if options.regularized else value), f, g, kept
 
 
-def backward_loss(
+def backward(
     x: Tensor,
     y: Tensor,
     a,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._native import _C, METRIC_CODES
-from . import _loss_cuda, _solve_cuda
-from .cost import Features, check_scales, plain
-from .cost import backward as features_backward
+from .._native import _C
+from . import _solve_cuda
+from .cost import Features
 
 GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}  # Grad of csrc/sinkhorn/entry.h
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
@@ -94,154 +92,6 @@ def forward(
     return Solved(value, dual, f, g, error, n_iter, saved)
 
 
-#: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
-#: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
-OWN_PRODUCTS = 256 * 256 * 512
-
-
-class LossOptions(NamedTuple):
-    """What a loss between features runs with, once checked."""
-
-    metric: str
-    dtype: torch.dtype  # of the cost
-    regularized: bool  # the dual value instead of <P, C>
-    solver: Options
-
-
-# What the forward of a loss leaves for its backward is one block of memory, `kept`: the cost (N, M), the scales of
-# the features (N + M,), and from an aligned place on what `saved_size` counts.
-
-
-def _loss_problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool) -> Any:
-    (n, d), m = x.shape, y.shape[0]
-    solver = options.solver
-    at, size = kept.data_ptr(), kept.element_size()
-    return _C.SinkhornProblem(
-        size == 8, 1, n, m, solver.max_iter, solver.reg, solver.tol, at, _address(a), True, _address(b), True,
-        _address(init_f), _address(init_g), solver.accelerate == "relax", history,
-        at + size * _padded(n * m + n + m), METRIC_CODES[options.metric], d, x.data_ptr(), y.data_ptr(),
-        at + size * n * m, at + size * (n * m + n),
-    )  # fmt: skip
-
-
-class Classes(NamedTuple):
-    """A term of the cost by class, see csrc/cost/features.h."""
-
-    cost: Tensor  # (N, K) contiguous
-    labels: Tensor  # (M,) int64 contiguous
-    distance: Tensor | None = None  # (N, M)
-    grad: Tensor | None = None  # (N, K), written by the backward
-
-
-def _set_classes(problem, classes: Classes | None) -> None:
-    if classes is not None:
-        problem.set_classes(classes.cost.shape[1], *(_address(t) for t in classes))
-
-
-def _kept_cost(kept: Tensor, n: int, m: int) -> Tensor:
-    return kept[: n * m].view(n, m)
-
-
-def _own_products(x: Tensor, y: Tensor, metric: str) -> bool:
-    return metric == "l1" or x.numel() * y.shape[0] <= OWN_PRODUCTS
-
-
-def forward_loss(
-    x: Tensor,  # (N, D)
-    y: Tensor,  # (M, D)
-    a: Tensor | None,
-    b: Tensor | None,
-    init_f: Tensor | None,
-    init_g: Tensor | None,
-    options: LossOptions,
-    save: bool,
-    classes: Classes | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """The loss alone: its value, the potentials where its gradient needs them, and what the backward needs."""
-    if _solve_cuda.runs_on(x):
-        return _loss_cuda.forward_loss(x, y, a, b, init_f, options, save, classes)
-    x, y = plain(x, options.dtype), plain(y, options.dtype)
-    n, m = x.shape[0], y.shape[0]
-    history = save and options.solver.grad == "unrolled"
-    kept = x.new_empty(_padded(n * m + n + m) + saved_size(n, m, options.solver.max_iter, history))
-    own = _own_products(x, y, options.metric)
-    if not own:  # out=: autocast leaves it alone
-        torch.mm(x, y.t(), out=_kept_cost(kept, n, m))
-    value, dual, f, g = x.new_empty(()), None, None, None
-    if options.regularized:
-        dual = x.new_empty(())
-        if save and (a is not None or b is not None):
-            f, g = x.new_empty(n), x.new_empty(m)
-    problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, history)
-    _set_classes(problem, classes)
-    refused = _C.sinkhorn_loss_forward(
-        problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual)
-    )
-    if refused is not None:
-        check_scales(refused, x, y)
-        raise ValueError(refused)
-    return (value if dual is None else dual), f, g, kept
-
-
-def backward_loss(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    init_f: Tensor | None,
-    init_g: Tensor | None,
-    f: Tensor | None,
-    g: Tensor | None,
-    kept: Tensor,
-    upstream: Tensor,
-    options: LossOptions,
-    needs: Sequence[bool],  # of x, y, a, b
-    classes: Classes | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, y (in the cost's dtype), a and b."""
-    if _solve_cuda.runs_on(x):
-        return _backward_loss_cuda(x, y, a, b, init_f, f, g, kept, upstream, options, needs, classes)
-    x, y = plain(x, options.dtype), plain(y, options.dtype)
-    n, m, solver = x.shape[0], y.shape[0], options.solver
-    problem = _loss_problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled")
-    _set_classes(problem, classes)
-    outputs = (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
-    if not _own_products(x, y, options.metric):
-        features = Features(x, y, kept[n * m : n * m + n + m], options.metric)
-        matrix = _kept_cost(kept, n, m)
-        weights, grad_a, grad_b, sums = backward(matrix, a, b, f, g, problem, outputs, solver, features)
-        assert sums is not None
-        return *features_backward(features, weights, sums, needs[0], needs[1]), grad_a, grad_b
-    matrix = kept if a is b is None else _kept_cost(kept, n, m)
-    dx, dy = torch.empty_like(x) if needs[0] else None, torch.empty_like(y) if needs[1] else None
-    up, grad_a, grad_b = _upstream(n, m, kept, a, b, f, g, outputs, solver), None, None
-    if a is not None:
-        grad_a = torch.empty_like(a)
-    if b is not None:
-        grad_b = torch.empty_like(b)
-    if not _C.sinkhorn_loss_backward(
-        problem, GRAD_CODES[solver.grad], _address(up.value), _address(up.f), _address(up.g), _address(grad_a),
-        _address(grad_b), _address(dx), _address(dy),
-    ):  # fmt: skip
-        _warn_not_converged()
-    if solver.grad == "envelope":
-        return dx, dy, *_envelope_masses(matrix, a, b, f, g, outputs[1], solver.reg)
-    return dx, dy, _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
-
-
-def _backward_loss_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):
-    """`backward_loss` on the device."""
-    solver = options.solver
-    both = (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
-    up = _upstream(x.shape[0], y.shape[0], kept, a, b, f, g, both, solver)
-    dx, dy, grad_a, grad_b, matrix = _loss_cuda.backward_loss(
-        x, y, a, b, init_f, f, g, kept, up[:3], options, needs, classes
-    )
-    if solver.grad == "envelope":
-        return dx, dy, *_envelope_masses(matrix, a, b, f, g, both[1], solver.reg)
-    return dx, dy, _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
-
-
 def _dual_upstream(cost, n, m, a, b, f, g, reg, grad_dual, grad_f, grad_g):
     """Upstream of f, g, a, b from that of the dual value.
 
@@ -266,8 +116,8 @@ class Upstream(NamedTuple):
     """Upstream gradients as the kernels take them."""
 
     value: Tensor | None  # (B?)
-    f: Tensor | None  # (B?, N)
-    g: Tensor | None  # (B?, M)
+    f: Tensor | None = None  # (B?, N)
+    g: Tensor | None = None  # (B?, M)
     direct_a: Tensor | None = None  # (B?, N), to be added to the gradient of a
     direct_b: Tensor | None = None
 
@@ -278,7 +128,7 @@ def _upstream(n, m, like, a, b, f, g, upstream, options: Options) -> Upstream:
     if options.grad == "envelope":
         weight = value if dual is None else dual if value is None else value + dual
         assert weight is not None, "some upstream gradient is there"
-        return Upstream(weight.contiguous(), None, None)
+        return Upstream(weight.contiguous())
     direct_a = direct_b = None
     if dual is not None:
         up_f, up_g, direct_a, direct_b = _dual_upstream(like, n, m, a, b, f, g, options.reg, dual, up_f, up_g)

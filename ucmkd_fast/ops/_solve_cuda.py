@@ -31,7 +31,7 @@ REFUSALS = {
 
 def runs_on(tensor: Tensor) -> bool:
     """Whether the kernels of this module take this tensor."""
-    return tensor.device.type == device_type and kernels is not None
+    return kernels is not None and tensor.device.type == device_type
 
 
 def refusal(n_iter: Tensor) -> str | None:

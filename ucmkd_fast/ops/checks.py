@@ -74,6 +74,20 @@ def tensor(name: str, value: Any, shape: str, *dims: int, half: bool = False) ->
     return value
 
 
+def alike(x: Any, y: Any) -> bool:
+    """Two dense matrices on one device, of one dtype, float32 or float64, and of one width: in few steps."""
+    return (
+        isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and x.dtype is y.dtype
+        and x.dtype in FLOATS
+        and x.ndim == y.ndim == 2
+        and x.layout is y.layout is torch.strided
+        and x.device == y.device
+        and x.shape[1] == y.shape[1] > 0
+    )
+
+
 def same_device(**tensors: Tensor | None) -> None:
     """All given tensors live on one device."""
     if len({t.device for t in tensors.values() if t is not None}) > 1:

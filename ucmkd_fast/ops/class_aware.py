@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve
+from . import _autograd, _loss
 
 # Their gradient divides by the distance, which the cost no longer shows.
 _READS_DISTANCE = ("l2", "chordal")
@@ -70,8 +70,8 @@ class ClassAwareLoss(torch.autograd.Function):
         distance = None
         if needs and options.metric in _READS_DISTANCE:
             distance = class_cost.new_empty(len(x), len(y))
-        classes = _solve.Classes(class_cost, y_labels, distance)
-        loss, f, g, kept = _solve.forward_loss(x, y, a, b, init_f, init_g, options, needs, classes)
+        classes = _loss.Classes(class_cost, y_labels, distance)
+        loss, f, g, kept = _loss.forward(x, y, a, b, init_f, init_g, options, needs, classes)
         if needs:
             ctx.save_for_backward(x, y, class_cost, a, b, y_labels, init_f, init_g, f, g, kept, distance)
             ctx.options = options
@@ -90,9 +90,9 @@ class ClassAwareLoss(torch.autograd.Function):
             loss = outputs[int(options.regularized)]
             return *_autograd._differentiate((loss,), (x, y, class_cost, a, b), (upstream,)), *none
         grad = torch.empty_like(class_cost) if needs[2] else None
-        dx, dy, d_a, d_b = _solve.backward_loss(
+        dx, dy, d_a, d_b = _loss.backward(
             x, y, a, b, init_f, init_g, f, g, kept, upstream, options, (*needs[:2], *needs[3:5]),
-            _solve.Classes(class_cost, y_labels, distance, grad),
+            _loss.Classes(class_cost, y_labels, distance, grad),
         )  # fmt: skip
         dx, dy = (d if d is None else d.to(z.dtype) for d, z in ((dx, x), (dy, y)))
         return dx, dy, grad, d_a if needs[3] else None, d_b if needs[4] else None, *none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row=0):
+def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row=0, mean=False):
     """Loss of each row (n,), the total and the number of rows kept; gradients go into ds, dt (n, K) where given.
 
-    Logits and gradients have unit column stride; a gradient may lie over its logits. On a GPU the total and the
-    number are tensors there.
+    Logits and gradients have unit column stride; a gradient may lie over its logits. The gradients are those of
+    the total, or on a CPU with ``mean`` those of the mean. On a GPU the total and the number are tensors there.
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
@@ -30,7 +31,7 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
     grad = ds if ds is not None else dt
     total, kept, bad = _C.label_transport_forward(
         student.dtype == torch.float64, n, k, student.data_ptr(), student.stride(0), teacher.data_ptr(),
-        teacher.stride(0), target.data_ptr(), ignore_index, smoothing, live, loss.data_ptr(),
+        teacher.stride(0), target.data_ptr(), ignore_index, smoothing, live, mean, loss.data_ptr(),
         0 if ds is None else ds.data_ptr(), 0 if dt is None else dt.data_ptr(), 0 if grad is None else grad.stride(0),
     )  # fmt: skip
     if bad >= 0:
@@ -45,13 +46,15 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
     return loss, total, kept
 
 
-def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher):
+def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher, mean=False):
     """`run` on logits of any strides, with gradients of its own."""
     n, k = student.shape
     student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
     ds = student.new_empty(n, k) if need_student else None
     dt = student.new_empty(n, k) if need_teacher else None
-    loss, total, kept = run(student, teacher, target.contiguous(), ignore_index, smoothing, live, ds, dt)
+    loss, total, kept = run(
+        student, teacher, target.contiguous(), ignore_index, smoothing, live, ds, dt, 0, mean
+    )
     return loss, ds, dt, total, kept
 
 
@@ -62,34 +65,48 @@ def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
-def _scale(upstream: Tensor, kept: int, reduction: str) -> Tensor:
-    """The factor of each row's gradient: () or (n, 1)."""
-    if reduction == "none":
-        return upstream[:, None]
-    return upstream / kept if reduction == "mean" else upstream
+def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any) -> list[Tensor | None]:
+    """Gradients that nobody else holds, times ``upstream`` (over ``divisor`` where there is one), in place."""
+    if divisor is not None:
+        upstream = upstream / divisor
+    elif upstream.dim() == 0 and upstream.is_cpu and float(upstream) == 1:
+        return list(gradients)
+    return [None if g is None else g.mul_(upstream) for g in gradients]
 
 
 class LabelTransport(torch.autograd.Function):
-    """Gradients are made in the forward pass, which has both rows of logits at hand, and scaled in the backward."""
+    """Gradients are made in the forward, which has both rows of logits at hand, and handed over by the backward.
+
+    A second backward through the same graph finds them gone and makes them again.
+    """
 
     @staticmethod
     def forward(ctx: Any, student, teacher, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        need_student, need_teacher = ctx.needs_input_grad[:2]
-        loss, ds, dt, total, kept = _forward(
-            student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
-            kappa == "live", need_student, need_teacher,
-        )  # fmt: skip
-        ctx.save_for_backward(student, teacher, target, ds, dt)
         ctx.options = (ignore_index, smoothing, kappa, reduction)
-        ctx.kept = kept
+        loss, total, kept = LabelTransport.solve(ctx, student, teacher, target)
+        ctx.save_for_backward(student, teacher, target)
         if reduction == "none":
             return loss
-        return value_of(total, kept, reduction, dtype)
+        return value_of(total, kept, reduction, torch.promote_types(student.dtype, torch.float32))
+
+    @staticmethod
+    def solve(ctx: Any, student, teacher, target):
+        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them."""
+        ignore_index, smoothing, kappa, reduction = ctx.options
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        need_student, need_teacher = ctx.needs_input_grad[:2]
+        mean = reduction == "mean"
+        loss, ds, dt, total, kept = _forward(
+            student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
+            kappa == "live", need_student, need_teacher, mean,
+        )  # fmt: skip
+        ctx.grads = ds, dt
+        ctx.divisor = kept if mean and isinstance(kept, Tensor) else None
+        return loss, total, kept
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        student, teacher, target, ds, dt = ctx.saved_tensors
+        student, teacher, target = ctx.saved_tensors
         ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
             with torch.enable_grad():
@@ -99,12 +116,16 @@ class LabelTransport(torch.autograd.Function):
                     ignore_index=ignore_index, reduction=reduction,
                 )  # fmt: skip
             return *_autograd._differentiate((loss,), (student, teacher), (upstream,)), *[None] * 5
-        factor = _scale(upstream, ctx.kept, reduction)
-        return (
-            None if ds is None else (ds * factor).to(student.dtype),
-            None if dt is None else (dt * factor).to(teacher.dtype),
-            *[None] * 5,
+        if ctx.grads is None:
+            LabelTransport.solve(ctx, student, teacher, target)
+        grads, ctx.grads = ctx.grads, None
+        if reduction == "none":
+            upstream = upstream[:, None]
+        ds, dt = (
+            None if g is None else g.to(z.dtype)
+            for g, z in zip(hand_over(grads, upstream, ctx.divisor), (student, teacher), strict=True)
         )
+        return ds, dt, *[None] * 5
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())

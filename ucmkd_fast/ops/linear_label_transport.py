@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _autograd, _solve_cuda, checks
-from .label_transport import check_options, check_target, label_transport_loss, run, value_of
+from .label_transport import check_options, check_target, hand_over, label_transport_loss, run, value_of
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
 # enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
@@ -88,7 +88,7 @@ class LinearLabelTransport(torch.autograd.Function):
             kept = int(kept)
         ctx.save_for_backward(feature, sw, sb, tw, tb, target)
         ctx.options = (ignore_index, smoothing, kappa, reduction)
-        ctx.divisor = kept if reduction == "mean" else 1
+        ctx.divisor = kept if reduction == "mean" else None
         return value_of(total, kept, reduction, torch.promote_types(feature.dtype, torch.float32))
 
     @staticmethod
@@ -108,8 +108,7 @@ class LinearLabelTransport(torch.autograd.Function):
         if grads is None:
             needs = ctx.needs_input_grad[:5]
             _, grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
-        factor = upstream / ctx.divisor
-        scaled = (None if g is None else g.mul_(factor) for g in grads)
+        scaled = hand_over(grads, upstream, ctx.divisor)
         cast = (None if g is None else g.to(z.dtype) for g, z in zip(scaled, inputs, strict=True))
         return *cast, *[None] * 5
 

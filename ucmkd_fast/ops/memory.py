@@ -34,6 +34,11 @@ def dense_bytes(n: int, m: int, itemsize: int, gradient: bool) -> int:
     return (3 if gradient else 2) * n * m * itemsize
 
 
+def worth_asking(n: int, m: int, itemsize: int, budget: int | None) -> bool:
+    """Whether `needs_panels` could say yes: there is a budget, or the matrices are large."""
+    return budget is not None or dense_bytes(n, m, itemsize, True) > _SMALL
+
+
 def needs_panels(n: int, m: int, itemsize: int, gradient: bool, budget: int | None) -> bool:
     """Whether the matrices do not fit ``budget`` bytes, by default a quarter of the free memory."""
     need = dense_bytes(n, m, itemsize, gradient)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
-from ._solve import LossOptions, Options
+from . import _autograd, _loss, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
+from ._loss import LossOptions
+from ._solve import Options
 from .cost import METRICS
 from .result import SinkhornResult
 
@@ -144,6 +145,8 @@ def sinkhorn(
 
 
 def _check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
+    if checks.alike(x, y) and len(x) and len(y):
+        return x.dtype
     checks.tensor("x", x, "(N, D) or (B, N, D)", 2, 3, half=True)
     checks.tensor("y", y, "(M, D) or (B, M, D)", 2, 3, half=True)
     if x.shape[:-2] != y.shape[:-2]:
@@ -233,11 +236,14 @@ def sinkhorn_loss(
     checks.choice("objective", objective, OBJECTIVES)
     options = _check_options(reg, max_iter, tol, grad, accelerate)
     batch = x.shape[0] if x.dim() == 3 else None
-    a = checks.mass("a", a, x.shape[-2], batch, dtype)
-    b = checks.mass("b", b, y.shape[-2], batch, dtype)
-    checks.same_device(x=x, a=a, b=b)
-    _envelope_has_no_mass_gradient(objective, grad, a, b)
-    init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
+    if a is not None or b is not None:
+        a = checks.mass("a", a, x.shape[-2], batch, dtype)
+        b = checks.mass("b", b, y.shape[-2], batch, dtype)
+        checks.same_device(x=x, a=a, b=b)
+        _envelope_has_no_mass_gradient(objective, grad, a, b)
+    init_fg = None, None
+    if init is not None:
+        init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
     if return_result and objective == "divergence":
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
     if class_cost is not None or y_labels is not None:
@@ -260,31 +266,23 @@ def sinkhorn_loss(
             raise ValueError("memory_budget and group are for one problem, got a batch")
         return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
 
-    def solve(x, y, a, b, init_fg, wanted):
-        return _one_problem(x, y, a, b, init_fg, metric, dtype, options, memory_budget, group, wanted)
-
-    if return_result:
-        return solve(x, y, a, b, init_fg, "result")
+    how = metric, dtype, options, memory_budget, group
     if objective != "divergence":
-        return solve(x, y, a, b, init_fg, objective)
-    between = solve(x, y, a, b, init_fg, "regularized")
-    within = [solve(z, z, m, m, (None, None), "regularized") for z, m in ((x, a), (y, b))]
+        return _one_problem(x, y, a, b, init_fg, *how, "result" if return_result else objective)
+    between = _one_problem(x, y, a, b, init_fg, *how, "regularized")
+    within = [_one_problem(z, z, m, m, (None, None), *how, "regularized") for z, m in ((x, a), (y, b))]
     return between - (within[0] + within[1]) / 2
 
 
 def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, group, wanted):
     """The loss, "transport" or "regularized", or the "result"; by panels where the matrices do not fit."""
-    n, m = x.shape[0], y.shape[0]
-    tensors = (x, y, a, b)
-    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    n, m = len(x), len(y)
     over = None
     if group is not None:
-        given = "".join(name for name, t in zip("xyab", tensors, strict=True) if t is not None)
+        given = "".join(name for name, t in zip("xyab", (x, y, a, b), strict=True) if t is not None)
         over = sharded.Shards(group, m, f"{given} {x.shape[1]} {dtype} {metric} {options} {wanted}")
         m = over.total_columns
-    streamed = (
-        memory.needs_panels(n, m, dtype.itemsize, gradient, budget) if _may_stream(x, budget) else False
-    )
+    streamed = memory.worth_asking(n, m, dtype.itemsize, budget) and _streamed(x, y, a, b, m, dtype, budget)
     if streamed or over is not None:
         rows = memory.panel_rows(n, m, dtype.itemsize, budget)
         outputs = panel.solve(x, y, a, b, init_fg, metric, dtype, options, rows, not streamed, over)
@@ -297,16 +295,27 @@ def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, group, wan
     return _one_loss(x, y, a, b, init_fg, metric, dtype, wanted == "regularized", options)
 
 
-def _may_stream(x: Tensor, budget: int | None) -> bool:
-    """Whether to ask about memory: on the CPU, and wherever a budget is given."""
-    return x.device.type == "cpu" or budget is not None
+def _streamed(x, y, a, b, columns: int, dtype: torch.dtype, budget: int | None) -> bool:
+    """Whether the matrices do not fit; on a device only a given budget is asked about."""
+    if x.device.type != "cpu" and budget is None:
+        return False
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, a, b))
+    return memory.needs_panels(len(x), columns, dtype.itemsize, gradient, budget)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.is_cpu or _solve_cuda.runs_on(x)
 
 
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
-    if (x.device.type == "cpu" or _solve_cuda.runs_on(x)) and _autograd.direct(x, y, a, b):
-        a, b = (None if t is None else t.contiguous() for t in (a, b))
-        loss_options = LossOptions(metric, dtype, regularized, options)
-        return _autograd.SinkhornLoss.apply(x, y, a, b, *init_fg, loss_options)
+    if _has_kernels(x) and _autograd.direct(x, y, a, b):
+        a, b = None if a is None else a.contiguous(), None if b is None else b.contiguous()
+        problem = (x, y, a, b, *init_fg, LossOptions(metric, dtype, regularized, options))
+        if not _autograd.recorded(x, y, a, b):
+            return _loss.forward(*problem, False)[0]
+        if _loss.one_call(x, y, a, b, metric):
+            return _autograd.SmallSinkhornLoss.apply(*problem)
+        return _autograd.SinkhornLoss.apply(*problem)
     return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
 
 
@@ -363,8 +372,7 @@ def _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, ret
 def _class_aware(
     x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, regularized, options, return_result
 ):
-    native = x.device.type == "cpu" or _solve_cuda.runs_on(x)
-    if not return_result and native and _autograd.direct(x, y, class_cost, a, b, y_labels):
+    if not return_result and _has_kernels(x) and _autograd.direct(x, y, class_cost, a, b, y_labels):
         class_cost, a, b, y_labels = (
             None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
         )

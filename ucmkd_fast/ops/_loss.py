@@ -1,0 +1,226 @@
+"""Calls of the native loss between features, value and gradient: around `_solve`, whose place in it is the cost.
+
+A small problem whose masses need no gradient is one native call, `with_gradient`. Otherwise the forward leaves
+one block of memory for the backward, `kept`: the cost (N, M), the scales of the features (N + M,), and from an
+aligned place on what `_solve.saved_size` counts. For large problems torch's BLAS makes the matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import _C, METRIC_CODES
+from . import _loss_cuda, _solve, _solve_cuda
+from ._solve import GRAD_CODES, Options, _address
+from .cost import Features, check_scales, plain
+from .cost import backward as features_backward
+
+#: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
+#: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
+OWN_PRODUCTS = 256 * 256 * 512
+
+
+class LossOptions(NamedTuple):
+    """What a loss between features runs with, once checked."""
+
+    metric: str
+    dtype: torch.dtype  # of the cost
+    regularized: bool  # the dual value instead of <P, C>
+    solver: Options
+
+
+class Classes(NamedTuple):
+    """A term of the cost by class, see csrc/cost/features.h."""
+
+    cost: Tensor  # (N, K) contiguous
+    labels: Tensor  # (M,) int64 contiguous
+    distance: Tensor | None = None  # (N, M)
+    grad: Tensor | None = None  # (N, K), written by the backward
+
+
+def _problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool, classes=None) -> Any:
+    """``kept`` as said above, or None for a call that brings its own."""
+    (n, d), m = x.shape, len(y)
+    solver = options.solver
+    cost = scale_x = scale_y = saved = 0
+    if kept is not None:
+        cost, size = kept.data_ptr(), kept.element_size()
+        scale_x = cost + size * n * m
+        scale_y = scale_x + size * n
+        saved = cost + size * _solve._padded(n * m + n + m)
+    problem = _C.SinkhornProblem(
+        options.dtype is torch.float64, 1, n, m, solver.max_iter, solver.reg, solver.tol, cost, _address(a), True,
+        _address(b), True, _address(init_f), _address(init_g), solver.accelerate == "relax", history, saved,
+        METRIC_CODES[options.metric], d, x.data_ptr(), y.data_ptr(), scale_x, scale_y,
+    )  # fmt: skip
+    if classes is not None:
+        problem.set_classes(classes.cost.shape[1], *(_address(t) for t in classes))
+    return problem
+
+
+def _kept_cost(kept: Tensor, n: int, m: int) -> Tensor:
+    return kept[: n * m].view(n, m)
+
+
+def _own_products(x: Tensor, y: Tensor, metric: str) -> bool:
+    return x.numel() * len(y) <= OWN_PRODUCTS or metric == "l1"
+
+
+def one_call(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str) -> bool:
+    """Whether `with_gradient` takes the problem."""
+    return (
+        _own_products(x, y, metric)
+        and (a is None or not a.requires_grad)
+        and (b is None or not b.requires_grad)
+        and not _solve_cuda.runs_on(x)
+    )
+
+
+def with_gradient(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    init_f: Tensor | None,
+    init_g: Tensor | None,
+    options: LossOptions,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss () and its gradients of x (N, D) and y (M, D), in the cost's dtype."""
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    grad = options.solver.grad
+    problem = _problem(x, y, a, b, init_f, init_g, None, options, grad == "unrolled")
+    value = x.new_empty(1).squeeze_(0)
+    dual = torch.empty_like(value) if options.regularized else None
+    dx, dy = torch.empty_like(x) if need_x else None, torch.empty_like(y) if need_y else None
+    refused, converged = _C.sinkhorn_loss_and_gradient(
+        problem, GRAD_CODES[grad], value.data_ptr(), _address(dual), _address(dx), _address(dy)
+    )
+    if refused is not None:
+        _raise(refused, x, y)
+    if not converged:
+        _solve._warn_not_converged()
+    return (value if dual is None else dual), dx, dy
+
+
+def _raise(refused: str, x: Tensor, y: Tensor) -> None:
+    check_scales(refused, x, y)
+    raise ValueError(refused)
+
+
+def forward(
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (M, D)
+    a: Tensor | None,
+    b: Tensor | None,
+    init_f: Tensor | None,
+    init_g: Tensor | None,
+    options: LossOptions,
+    save: bool,
+    classes: Classes | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """The loss, the potentials where its gradient needs them, and what the backward needs."""
+    if _solve_cuda.runs_on(x):
+        return _loss_cuda.forward(x, y, a, b, init_f, options, save, classes)
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    n, m = len(x), len(y)
+    history = save and options.solver.grad == "unrolled"
+    size = _solve._padded(n * m + n + m) + _solve.saved_size(n, m, options.solver.max_iter, history)
+    kept, value = x.new_empty(size), x.new_empty(())
+    own = _own_products(x, y, options.metric)
+    if not own:  # out=: autocast leaves it alone
+        torch.mm(x, y.t(), out=_kept_cost(kept, n, m))
+    dual = f = g = None
+    if options.regularized:
+        dual = x.new_empty(())
+        if save and (a is not None or b is not None):
+            f, g = x.new_empty(n), x.new_empty(m)
+    problem = _problem(x, y, a, b, init_f, init_g, kept, options, history, classes)
+    refused = _C.sinkhorn_loss_forward(
+        problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual)
+    )
+    if refused is not None:
+        _raise(refused, x, y)
+    return (value if dual is None else dual), f, g, kept
+
+
+def backward(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    init_f: Tensor | None,
+    init_g: Tensor | None,
+    f: Tensor | None,
+    g: Tensor | None,
+    kept: Tensor,
+    upstream: Tensor,
+    options: LossOptions,
+    needs: Sequence[bool],  # of x, y, a, b
+    classes: Classes | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, y (in the cost's dtype), a and b."""
+    if _solve_cuda.runs_on(x):
+        return _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options, needs, classes)
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    solver = options.solver
+    problem = _problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled", classes)
+    if not _own_products(x, y, options.metric):
+        return _backward_large(x, y, a, b, f, g, kept, problem, upstream, options, needs)
+    dx, dy = torch.empty_like(x) if needs[0] else None, torch.empty_like(y) if needs[1] else None
+    if a is b is None and not options.regularized:
+        up, grad_a, grad_b = _solve.Upstream(upstream), None, None
+    else:
+        up = _upstream(x, y, a, b, f, g, kept, upstream, options)
+        grad_a, grad_b = (None if mass is None else torch.empty_like(mass) for mass in (a, b))
+    if not _C.sinkhorn_loss_backward(
+        problem, GRAD_CODES[solver.grad], _address(up.value), _address(up.f), _address(up.g), _address(grad_a),
+        _address(grad_b), _address(dx), _address(dy),
+    ):  # fmt: skip
+        _solve._warn_not_converged()
+    if a is b is None:
+        return dx, dy, None, None
+    if solver.grad == "envelope":
+        matrix = _kept_cost(kept, len(x), len(y))
+        dual = upstream if options.regularized else None
+        return dx, dy, *_solve._envelope_masses(matrix, a, b, f, g, dual, solver.reg)
+    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+
+
+def _of_outputs(upstream: Tensor, options: LossOptions) -> tuple[Tensor | None, ...]:
+    """As those of value, dual, f, g."""
+    return (None, upstream, None, None) if options.regularized else (upstream, None, None, None)
+
+
+def _upstream(x, y, a, b, f, g, kept, upstream, options: LossOptions) -> _solve.Upstream:
+    outputs = _of_outputs(upstream, options)
+    return _solve._upstream(len(x), len(y), kept, a, b, f, g, outputs, options.solver)
+
+
+def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOptions, needs):
+    """The same with torch's matrix products."""
+    n, m = len(x), len(y)
+    features = Features(x, y, kept[n * m : n * m + n + m], options.metric)
+    weights, grad_a, grad_b, sums = _solve.backward(
+        _kept_cost(kept, n, m), a, b, f, g, problem, _of_outputs(upstream, options), options.solver, features
+    )
+    assert sums is not None
+    return *features_backward(features, weights, sums, needs[0], needs[1]), grad_a, grad_b
+
+
+def _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):
+    """The same on the device."""
+    solver = options.solver
+    up = _upstream(x, y, a, b, f, g, kept, upstream, options)
+    dx, dy, grad_a, grad_b, matrix = _loss_cuda.backward(
+        x, y, a, b, init_f, f, g, kept, up[:3], options, needs, classes
+    )
+    if solver.grad == "envelope":
+        dual = upstream if options.regularized else None
+        return dx, dy, *_solve._envelope_masses(matrix, a, b, f, g, dual, solver.reg)
+    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
