@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def expected_self_training(student, step, batch, bank):
     return {"loss": ce + 2.0 * (0.1 / 0.4) * pseudo, "ce": ce, "pseudo": pseudo}
 
 
-def expected_plus(student, step, batch, bank):
+def expected_plus(student, step, batch, bank, unlabelled_alpha=0.0):
     z, zu = student.encode(batch.x), student.encode(batch.unlabelled_x)
     logits, log_p = student.head(z), F.log_softmax(student.head(zu), -1)
     ce, fa = F.cross_entropy(logits, batch.y), per_class_fa(z, batch, 0.2, 15)
@@ -86,6 +87,14 @@ def expected_plus(student, step, batch, bank):
     mass = (1 / torch.bincount(labels).double())[labels] / CLASSES
     cost = reference.cost(zu, feature, "cosine") - log_p[:, labels]
     labelling = held_plan(cost, mass, 0.4, 7)
+    if unlabelled_alpha:
+        found = reference.sinkhorn(cost.detach(), None, mass, reg=0.4, max_iter=7)
+        plan = U * reference.plan(cost.detach(), found.f, found.g, 0.4)
+        soft = F.softmax(step.teacher.head(feature) / 3, -1)
+        by_class = torch.stack([soft[labels == k].mean(0) for k in range(CLASSES)])
+        q = torch.stack([plan[:, labels == k].sum(1) for k in range(CLASSES)], 1)
+        kl_u = F.kl_div(F.log_softmax(student.head(zu) / 3, -1), q @ by_class, reduction="batchmean")
+        labelling = labelling + unlabelled_alpha * (9 * kl_u + (q * log_p).sum() / U)
     loss = 0.3 * ce + 0.7 * 9 * kl + 0.6 * fa + 2.0 * (0.1 / 0.4) * labelling
     return {"loss": loss, "ce": ce, "kl": kl, "fa": fa, "labelling": labelling}
 
@@ -103,22 +112,19 @@ def expected_prototypes(student, step, batch, bank):
 
 FA = {"fa_weight": 0.6, "reg": 0.2, "max_iter": 15}
 KD = {"alpha": 0.7, "temperature": 3.0}
+PLUS = {
+    **FA, **KD, "label_smoothing": 0.0, "unlabelled_weight": 2.0, "unlabelled_reg": 0.4, "unlabelled_iter": 7,
+}  # fmt: skip
 CASES = {
     "label-aware-fa": (expected_label_aware, FA),
     "self-training": (
         expected_self_training,
         {"unlabelled_weight": 2.0, "reg": 0.5, "max_iter": 6, "label_smoothing": 0.2},
     ),
-    "ucmkd-plus": (
-        expected_plus,
-        {
-            **FA,
-            **KD,
-            "label_smoothing": 0.0,
-            "unlabelled_weight": 2.0,
-            "unlabelled_reg": 0.4,
-            "unlabelled_iter": 7,
-        },
+    "ucmkd-plus": (expected_plus, {**PLUS, "unlabelled_alpha": 0.0}),
+    "ucmkd-plus, taught without labels": (
+        partial(expected_plus, unlabelled_alpha=0.6),
+        {**PLUS, "unlabelled_alpha": 0.6},
     ),
     "prototype-kd": (expected_prototypes, {**KD, "feature_weight": 0.5}),
 }
@@ -129,7 +135,7 @@ def test_loss_and_gradient_are_the_formula(name):
     expected, options = CASES[name]
     step, batch, bank = problem()
     twin = copy.deepcopy(step.student)
-    parts = built(name, step, batch, bank, **options).backward(step, batch)
+    parts = built(name.split(",")[0], step, batch, bank, **options).backward(step, batch)
     wanted = expected(twin, step, batch, bank)
     wanted["loss"].backward()
     for key, value in wanted.items():
@@ -141,7 +147,7 @@ def test_loss_and_gradient_are_the_formula(name):
 @pytest.mark.parametrize("name", CASES)
 def test_no_host_read_beyond_the_losses_own(name, monkeypatch):
     step, batch, bank = problem(torch.float32)
-    method = built(name, step, batch, bank, **CASES[name][1])
+    method = built(name.split(",")[0], step, batch, bank, **CASES[name][1])
     method.backward(step, batch)
     if name in ("self-training", "prototype-kd"):  # class labels are checked on the CPU, by a read
         forbid_python_reads(monkeypatch)
@@ -196,6 +202,7 @@ def test_what_a_method_lacks_is_named():
     ("name", "options", "said"),
     [
         ("ucmkd-plus", {"ramp": 1.5}, "ramp"),
+        ("ucmkd-plus", {"unlabelled_alpha": 1.5}, "unlabelled_alpha"),
         ("ucmkd-plus", {"bank_size": 0}, "bank_size"),
         ("ucmkd-plus", {"unlabelled_reg": 0}, "reg"),
         ("ucmkd-plus", {"move_weight": -1}, "move_weight"),

@@ -102,15 +102,42 @@ def labelling_transport(
     C_ij = d(z_i, b_j) - log p(k_j | x_i). Its second part is the cross-entropy of the plan's soft
     labels, which are never formed: their gradient is the plan summed by class.
     """
+    return _labelling(step.gather_rows(feature), -step.gather_rows(log_p), bank, transport)
+
+
+def labelling_plan(
+    step: Step, feature: Tensor, log_p: Tensor, bank: TeacherBank, transport: Transport
+) -> tuple[Tensor, Tensor]:
+    """`labelling_transport`, and the plan's soft labels (u, K) of all processes: constant, rows of sum 1.
+
+    With the plan held constant, the gradient to W is the plan summed by class: so the backward pass, run at
+    once, makes the labels, and the loss handed back is linear with the gradient that it found.
+    """
+    feature, log_p = step.gather_rows(feature), step.gather_rows(log_p)
+    with torch.enable_grad():
+        z, class_cost = feature.detach().requires_grad_(), (-log_p).detach().requires_grad_()
+        loss = _labelling(z, class_cost, bank, transport)
+        pull, soft = torch.autograd.grad(loss, (z, class_cost))
+    change = ((feature - z.detach()) * pull).sum() - ((log_p + class_cost.detach()) * soft).sum()  # 0
+    return loss.detach() + change, len(soft) * soft
+
+
+def _labelling(feature: Tensor, class_cost: Tensor, bank: TeacherBank, transport: Transport) -> Tensor:
     loss = sinkhorn_loss(
-        step.gather_rows(feature),
+        feature,
         bank.feature,
         b=bank.mass,
         metric=transport.metric,
         reg=transport.reg,
         max_iter=transport.max_iter,
         grad="envelope",
-        class_cost=-step.gather_rows(log_p),
+        class_cost=class_cost,
         y_labels=bank.labels,
     )
     return cast("Tensor", loss)
+
+
+def class_means(z: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Means (K, D) of rows (n, D) by class; a class without samples has zeros."""
+    count = torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
+    return z.new_zeros(classes, z.shape[1]).index_add(0, labels, z) / count

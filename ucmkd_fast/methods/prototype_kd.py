@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..alignment import class_means
 from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero, positive_number
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
@@ -64,12 +65,8 @@ class PrototypeKD(LossMethod):
         assert self._teacher is not None
         outputs = log_probabilities(self._teacher.head(feature) / self.temperature).exp()
         classes = outputs.shape[1]
-        count = torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
-        means = [
-            z.new_zeros(classes, z.shape[1]).index_add(0, labels, z) / count
-            for z in (outputs, F.normalize(feature.to(outputs.dtype)))
-        ]
-        self._prototypes = means[0], means[1]
+        unit = F.normalize(feature.to(outputs.dtype))
+        self._prototypes = class_means(outputs, labels, classes), class_means(unit, labels, classes)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``ce``, ``kl`` (without T^2) and, where it has a weight, ``distance``."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..alignment import TeacherBank, class_conditional_alignment, labelling_transport
+from ..alignment import (
+    TeacherBank,
+    class_conditional_alignment,
+    class_means,
+    labelling_plan,
+    labelling_transport,
+)
 from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero, positive_number
-from .base import LossMethod, Step, register
+from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
 from .by_index import teacher_logits_like
 from .checks import fraction, transport
 from .divergence import kl
@@ -21,12 +28,14 @@ class UCMKDPlus(LossMethod):
 
         (1 - alpha) CE(s, y) + alpha T^2 KL(t / T || s / T)     logits of a teacher's sample of the same class
         + fa_weight FA(z, z_T | y)                              as `label-aware-fa`
-        + unlabelled_weight r <P, C>                            r ramps up
+        + unlabelled_weight r (<P, d> + (1 - u) CE(s, q) + u T^2 KL(q O || s / T))         r ramps up
 
     P moves the unlabelled batch to a bank of labelled teacher features, to each class as much as to any
     other: C_ij = d(z_i, b_j) - log p_S(k_j | x_i), entropic at ``unlabelled_reg``, and P is held constant.
-    So one transport gives both soft labels (the plan summed by class: its term is their cross-entropy)
-    and the features to move to. Classes should be roughly balanced.
+    So one transport gives both soft labels q (the plan summed by class) and the features to move to.
+    O (K, K) is the mean of the teacher's softened outputs over each class of the bank: through u, samples
+    without labels learn from them too, which classes the teacher finds alike. Classes should be roughly
+    balanced.
 
     Each part can be switched off: ``alpha``, ``fa_weight``, ``unlabelled_weight`` at 0 (then no unlabelled
     data are needed).
@@ -39,6 +48,7 @@ class UCMKDPlus(LossMethod):
         max_iter: Sinkhorn iterations of it, >= 1.
         metric: cost between features, of both transports; as in `sinkhorn_loss`.
         unlabelled_weight: weight of the transport of unlabelled samples, >= 0.
+        unlabelled_alpha: u, the share in [0, 1] of the teacher's outputs in what unlabelled samples learn.
         move_weight: factor, >= 0, of its pull on features; at 0 they only help to choose the labels.
         ramp: share of the training over which that weight rises from 0, in [0, 1].
         unlabelled_reg: entropic regularisation of it, > 0.
@@ -61,6 +71,7 @@ class UCMKDPlus(LossMethod):
         max_iter: int = 20,
         metric: str = "cosine",
         unlabelled_weight: float = 1.0,
+        unlabelled_alpha: float = 0.5,
         move_weight: float = 1.0,
         ramp: float = 0.4,
         unlabelled_reg: float = 0.3,
@@ -74,20 +85,35 @@ class UCMKDPlus(LossMethod):
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
         self.transport = transport(metric, reg, max_iter)
         self.unlabelled_weight = number_at_least_zero("unlabelled_weight", unlabelled_weight)
+        self.unlabelled_alpha = fraction("unlabelled_alpha", unlabelled_alpha)
         self.move_weight = number_at_least_zero("move_weight", move_weight)
         self.ramp = fraction("ramp", ramp)
         self.labelling = transport(metric, unlabelled_reg, unlabelled_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
         self.uses_unlabelled = self.unlabelled_weight > 0
         self.bank_size = count_at_least_one("bank_size", bank_size) if self.uses_unlabelled else 0
+        self._teacher: FrozenTeacher | None = None
         self._bank: TeacherBank | None = None
+        self._outputs: Tensor | None = None
 
+    def setup(
+        self, student: nn.Module, teacher: FrozenTeacher | TrainedTeacher | None, example: Batch
+    ) -> None:
+        """Remember whose head reads the bank."""
+        assert isinstance(teacher, FrozenTeacher)
+        self._teacher = teacher
+
+    @torch.no_grad()
     def receive_bank(self, feature: Tensor, labels: Tensor) -> None:
-        """Keep the bank; its masses make every class as heavy as any other."""
+        """Keep the bank, whose masses make every class as heavy as any other, and the teacher's outputs by class."""
         self._bank = TeacherBank.balanced(feature, labels)
+        if self.unlabelled_alpha > 0:
+            assert self._teacher is not None
+            outputs = log_probabilities(self._teacher.head(feature) / self.temperature).exp()
+            self._outputs = class_means(outputs, labels, outputs.shape[1])
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` and its parts: ``ce``, ``kl`` (without T^2), ``fa``, ``labelling``."""
+        """``loss`` and its parts: ``ce``, ``kl`` (without T^2), ``fa``, and ``labelling``, of unlabelled samples."""
         student = step.student
         if self.uses_unlabelled:
             feature, unlabelled = encode_both(student, batch)
@@ -106,11 +132,20 @@ class UCMKDPlus(LossMethod):
             parts["fa"] = class_conditional_alignment(step, feature, batch, logits.shape[1], self.transport)
             loss = loss + self.fa_weight * parts["fa"]
         if self.uses_unlabelled:
-            if self._bank is None:
-                raise ValueError("ucmkd-plus labels by a bank of teacher features: call receive_bank first")
             log_p = log_probabilities(student.head(unlabelled))
-            parts["labelling"] = labelling_transport(
-                step, scaled_gradient(unlabelled, self.move_weight), log_p, self._bank, self.labelling
-            )
+            parts["labelling"] = self.labelling_loss(step, unlabelled, log_p)
             loss = loss + self.unlabelled_weight * ramped(step.progress, self.ramp) * parts["labelling"]
         return {"loss": loss, **parts}
+
+    def labelling_loss(self, step: Step, unlabelled: Tensor, log_p: Tensor) -> Tensor:
+        """The term of unlabelled features (u, D) with log-probabilities (u, K), without its weight."""
+        if self._bank is None:
+            raise ValueError("ucmkd-plus labels by a bank of teacher features: call receive_bank first")
+        problem = step, scaled_gradient(unlabelled, self.move_weight), log_p, self._bank, self.labelling
+        if self._outputs is None:
+            return labelling_transport(*problem)
+        loss, soft = labelling_plan(*problem)  # loss = <P, d> + CE(s, q)
+        log_p, t = step.gather_rows(log_p), self.temperature
+        ce = -(soft * log_p).sum(1).mean()
+        divergence = F.kl_div(F.log_softmax(log_p / t, -1), soft @ self._outputs, reduction="batchmean")
+        return loss + self.unlabelled_alpha * (t * t * divergence - ce)
