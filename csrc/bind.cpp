@@ -198,6 +198,18 @@ PYBIND11_MODULE(_C, m) {
       },
       Unlocked());
   m.def(
+      "sinkhorn_gradient_rows",
+      [](const Problem& p, int grad, Address up_value, int64_t begin, int64_t end, Address row_sum,
+         Address col_sum, Address grad_cost, Address rows, Address cols) {
+        by_type(p.f64, [&](auto t) {
+          using T = decltype(t);
+          sinkhorn::gradient_rows<T>(p, static_cast<sinkhorn::Grad>(grad), upstream(up_value, 0, 0), begin,
+                                     end, to<T>(row_sum), to<T>(col_sum),
+                                     {to<T>(grad_cost), nullptr, nullptr, to<T>(rows), to<T>(cols)});
+        });
+      },
+      Unlocked());
+  m.def(
       "sinkhorn_loss_forward",
       [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
          Address dual) {

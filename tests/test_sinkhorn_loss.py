@@ -258,3 +258,42 @@ def test_forward_mode_is_refused_not_ignored():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="forward"):
             uk.sinkhorn_loss(dual, y)
+
+
+@pytest.mark.parametrize("case", ["plain", "masses", "classes", "log domain"])
+@pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_a_large_problem_in_blocks_of_rows(metric, grad, case, monkeypatch):
+    """Blocks of 16 and 7 rows and torch's products, against the reference."""
+    monkeypatch.setattr(_loss, "OWN_PRODUCTS", 0)
+    monkeypatch.setattr(_loss, "BLOCK", 1)
+    at_once, real = [], _loss.features_backward
+    monkeypatch.setattr(_loss, "features_backward", lambda *args: at_once.append(1) or real(*args))
+    ours, truth = features(metric), features(metric)
+    reg = reg_of(metric) * (1e-3 if case == "log domain" and grad == "unrolled" else 1)
+    options = {"metric": metric, "objective": "regularized", "grad": grad, "reg": reg, "max_iter": 200}
+    cost_options = {k: v for k, v in options.items() if k not in ("metric", "objective")}
+    masses, names = [], {}
+    if case == "masses":
+        masses = [torch.rand(k, dtype=torch.float64).softmax(0) for k in (23, 17)]
+    if case == "classes":
+        names = {
+            "class_cost": torch.rand(23, 3, dtype=torch.float64, requires_grad=True),
+            "y_labels": torch.arange(17) % 3,
+        }
+    matrix = reference.cost(*truth, metric)
+    if names:
+        matrix = matrix + names["class_cost"][:, names["y_labels"]]
+    wants = [*truth, *([names["class_cost"]] if names else [])]
+    leaves = [*ours, *wants[2:]]
+    given, known = ([m.clone().requires_grad_() for m in masses] for _ in range(2))
+    want = reference.sinkhorn(matrix, *known, **cost_options).value_regularized
+    got = uk.sinkhorn_loss(*ours, *given, **options, **names)
+    wanted = torch.autograd.grad(want, [*wants, *known])
+    found = torch.autograd.grad(got, [*leaves, *given])
+    assert relative(got, want) < 1e-11
+    assert bool(at_once) == (case == "log domain" and grad == "unrolled")
+    for g, w in zip(found, wanted, strict=True):
+        if w.dim() == 1:  # defined up to a constant
+            g, w = g - g.mean(), w - w.mean()
+        assert relative(g, w) < 1e-6

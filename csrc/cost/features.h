@@ -34,6 +34,17 @@ struct Features {
   const T* scale_x;  // (n,) 1 / |x| (0 for a zero row) where the metric normalises, else |x|^2
   const T* scale_y;  // (m,)
   Classes<T> classes;
+
+  // The same from row `begin` of x on.
+  Features from(int64_t begin) const {
+    Features rest = *this;
+    rest.n -= begin, rest.x += begin * d, rest.scale_x += begin;
+    Classes<T>& c = rest.classes;
+    if (c.cost) c.cost += begin * c.count;
+    if (c.distance) c.distance += begin * m;
+    if (c.grad) c.grad += begin * c.count;
+    return rest;
+  }
 };
 
 }  // namespace cost

@@ -1,5 +1,6 @@
 #include "sinkhorn/entry.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "core/levels.h"
@@ -183,21 +184,32 @@ void set_mass_gradients(const Problem& p, const Gradients<T>& out, int64_t k, T*
   *grad_b = out.b ? out.b + k * p.m : spare + p.n;
 }
 
+// dC of rows [begin, end) of one problem: `call`'s pointers are those of the whole problem, `out`'s of its rows.
+template <class T>
+void finish_rows(const Problem& p, const Adjoint<T>& call, int64_t begin, int64_t end, const T* row_sum,
+                 const T* col_sum, bool plan_only, const Gradients<T>& out) {
+  Gradient<T> last{};
+  last.n = end - begin, last.m = p.m, last.reg = call.reg, last.value_weight = call.value_weight;
+  last.plan_only = plan_only;
+  last.cost = call.cost + begin * p.m, last.plan = call.plan + begin * padded(p.m),
+  last.alpha = call.alpha + begin;
+  last.row_sum = row_sum ? row_sum + begin : nullptr, last.col_sum = col_sum;
+  last.tasks = call.tasks, last.grad_cost = out.cost;
+  last.weight_rows = out.weight_rows, last.weight_cols = out.weight_cols;
+  if (p.metric < 0) return kernels<T>().sinkhorn.gradient(last);
+  const cost::Features<T> features = features_of<T>(p).from(begin);
+  Scratch<T> work(call.tasks * p.m);
+  last.features = &features, last.work = work.data();
+  kernels<T>().sinkhorn.gradient(last);
+}
+
+// That of all rows of problem k.
 template <class T>
 void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum, const T* col_sum,
                      bool plan_only, const Gradients<T>& out, int64_t k) {
-  const cost::Features<T> features = features_of<T>(p);
-  Scratch<T> work(p.metric < 0 ? 0 : call.tasks * p.m);
-  Gradient<T> last{};
-  last.n = p.n, last.m = p.m, last.reg = call.reg, last.value_weight = call.value_weight;
-  last.plan_only = plan_only;
-  last.cost = call.cost, last.plan = call.plan, last.alpha = call.alpha;
-  last.row_sum = row_sum, last.col_sum = col_sum;
-  last.features = p.metric < 0 ? nullptr : &features;
-  last.tasks = call.tasks, last.grad_cost = out.cost + k * p.n * p.m;
-  last.weight_rows = out.weight_rows, last.weight_cols = out.weight_cols;
-  last.work = work.data();
-  kernels<T>().sinkhorn.gradient(last);
+  Gradients<T> own = out;
+  own.cost = out.cost + k * p.n * p.m;
+  finish_rows<T>(p, call, 0, p.n, row_sum, col_sum, plan_only, own);
 }
 
 }  // namespace
@@ -264,6 +276,11 @@ bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
     set_mass_gradients(p, out, k, call.col_sum + padded(p.m), &call.grad_a, &call.grad_b);
     kernels<T>().sinkhorn.implicit(call);
     converged[k] = call.converged;
+    if (!out.cost) {
+      std::copy(call.row_sum, call.row_sum + p.n, out.weight_rows);
+      std::copy(call.col_sum, call.col_sum + p.m, out.weight_cols);
+      return;
+    }
     finish_gradient<T>(p, same, call.row_sum, call.col_sum, false, out, k);
   });
   for (char c : converged)
@@ -278,12 +295,21 @@ void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   });
 }
 
+template <class T>
+void gradient_rows(const Problem& p, Grad grad, const Upstream& up, int64_t begin, int64_t end,
+                   const T* row_sum, const T* col_sum, const Gradients<T>& out) {
+  const Adjoint<T> call = adjoint_call<T>(p, up, 0, tasks_for(end - begin, p.m));
+  finish_rows<T>(p, call, begin, end, row_sum, col_sum, grad == Grad::kEnvelope, out);
+}
+
 #define UK_INSTANTIATE(T)                                                                                \
   template const char* forward<T>(const Problem&, bool, T*, T*, T*, T*, T*, int64_t*);                   \
   template int64_t adjoint<T>(const Problem&, const Upstream&, T*, T*, const Gradients<T>&, int64_t*);   \
   template void adjoint_finish<T>(const Problem&, const Upstream&, const int64_t*, const Gradients<T>&); \
   template bool implicit<T>(const Problem&, const Upstream&, const Gradients<T>&);                       \
-  template void envelope<T>(const Problem&, const Upstream&, const Gradients<T>&);
+  template void envelope<T>(const Problem&, const Upstream&, const Gradients<T>&);                       \
+  template void gradient_rows<T>(const Problem&, Grad, const Upstream&, int64_t, int64_t, const T*,      \
+                                 const T*, const Gradients<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -84,7 +84,8 @@ int64_t adjoint(const Problem&, const Upstream&, T* left, T* right, const Gradie
 template <class T>
 void adjoint_finish(const Problem&, const Upstream&, const int64_t* depth, const Gradients<T>&);
 
-// The gradient at the fixed point; false where a sweep did not converge.
+// The gradient at the fixed point; false where a sweep did not converge. Where out.cost is null the sums that
+// `gradient_rows` takes go to weight_rows, weight_cols instead.
 template <class T>
 bool implicit(const Problem&, const Upstream&, const Gradients<T>&);
 
@@ -92,12 +93,18 @@ bool implicit(const Problem&, const Upstream&, const Gradients<T>&);
 template <class T>
 void envelope(const Problem&, const Upstream&, const Gradients<T>&);
 
+enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
+
+// With features, batch 1: the gradient of rows [begin, end) of the cost, whose first row is at out.cost. For
+// kUnrolled (depth >= 0) the rows of left' right are there; for kImplicit row_sum (n,) and col_sum (m,) are given.
+template <class T>
+void gradient_rows(const Problem&, Grad, const Upstream&, int64_t begin, int64_t end, const T* row_sum,
+                   const T* col_sum, const Gradients<T>& out);
+
 // With features, batch 1: the scales are made here, and the inner products where `own_products`.
 // "x" or "y" names features that hold NaN, inf or a row whose square overflows.
 template <class T>
 const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual);
-
-enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
 
 // The gradients of x (n, d), y (m, d), a (n,) and b (m,), each where it is not null; false where `implicit`
 // did not converge.

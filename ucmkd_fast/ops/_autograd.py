@@ -106,7 +106,7 @@ class Sinkhorn(torch.autograd.Function):
                 outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
             return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
         problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
-        d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
+        d_cost, d_a, d_b = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
         needs = ctx.needs_input_grad
         return d_cost, d_a if needs[1] else None, d_b if needs[2] else None, None, None, None
 
@@ -263,7 +263,7 @@ def sinkhorn_backward(
     upstream = (up_value, up_dual, up_f, up_g)
     matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
     problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
-    d_cost, d_a, d_b, _ = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
+    d_cost, d_a, d_b = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
     none = matrix.new_empty(0)
     return d_cost, none if d_a is None else d_a, none.clone() if d_b is None else d_b
 

@@ -204,13 +204,74 @@ def _upstream(x, y, a, b, f, g, kept, upstream, options: LossOptions) -> _solve.
 
 def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOptions, needs):
     """The same with torch's matrix products."""
-    n, m = len(x), len(y)
+    n, m, solver = len(x), len(y), options.solver
     features = Features(x, y, kept[n * m : n * m + n + m], options.metric)
-    weights, grad_a, grad_b, sums = _solve.backward(
-        _kept_cost(kept, n, m), a, b, f, g, problem, _of_outputs(upstream, options), options.solver, features
-    )
-    assert sums is not None
-    return *features_backward(features, weights, sums, needs[0], needs[1]), grad_a, grad_b
+    up = _upstream(x, y, a, b, f, g, kept, upstream, options)
+    addresses = [_address(t) for t in up[:3]]
+    grad_a, grad_b = (None if mass is None else torch.empty_like(mass) for mass in (a, b))
+    masses = _address(grad_a), _address(grad_b)
+    sums, product = kept.new_empty(n + m), None
+    if solver.grad == "unrolled":
+        left, right, depths = _solve.adjoint(problem, kept, (), n, m, addresses, masses, solver.max_iter)
+        product = left, right
+        if not len(left):  # the log domain makes all rows at once
+            weights = kept.new_empty(n, m)
+            _C.sinkhorn_adjoint_finish(
+                problem, *addresses, depths.data_ptr(), weights.data_ptr(), *masses, *_two(sums, n)
+            )
+            dx, dy = features_backward(features, weights, sums, needs[0], needs[1])
+            return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+    elif solver.grad == "implicit":
+        if not _C.sinkhorn_implicit(problem, *addresses, 0, *masses, *_two(sums, n)):
+            _solve._warn_not_converged()
+    call = problem, GRAD_CODES[solver.grad], addresses[0]
+    dx, dy = _in_blocks(features, call, sums, product, needs)
+    if solver.grad == "envelope":
+        dual = upstream if options.regularized else None
+        return dx, dy, *_solve._envelope_masses(_kept_cost(kept, n, m), a, b, f, g, dual, solver.reg)
+    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+
+
+def _two(sums: Tensor, n: int) -> tuple[int, int]:
+    """Addresses of the first n numbers and of the rest."""
+    return sums.data_ptr(), sums.data_ptr() + n * sums.element_size()
+
+
+#: Bytes of a block of rows of the cost's gradient: it stays in the cache from the pass that makes it to the products
+#: that read it.
+BLOCK = 2 << 20
+
+
+def _in_blocks(features: Features, call, sums: Tensor, product, needs) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and y; that of the cost exists for a block of rows at a time.
+
+    It comes from ``product`` (left, right), or from ``sums`` (N + M,).
+    """
+    x, y = features.x, features.y
+    n, m = len(x), len(y)
+    dx, dy = torch.empty_like(x) if needs[0] else None, torch.zeros_like(y) if needs[1] else None
+    block = min(n, max(16, BLOCK // (m * sums.element_size())))
+    buffer, of_rows, of_columns = sums.new_empty(block, m), sums.new_empty(n), sums.new_zeros(m)
+    part = torch.empty_like(of_columns)
+    given = (0, 0) if product else _two(sums, n)
+    for begin in range(0, n, block):
+        rows = slice(begin, min(n, begin + block))
+        weights = buffer[: rows.stop - begin]
+        if product:  # out=: autocast leaves it alone
+            torch.mm(product[0][:, rows].t(), product[1], out=weights)
+        _C.sinkhorn_gradient_rows(
+            *call, begin, rows.stop, *given, weights.data_ptr(), of_rows[rows].data_ptr(), part.data_ptr()
+        )
+        of_columns += part
+        if dx is not None:
+            torch.mm(weights, y, out=dx[rows])
+        if dy is not None:
+            torch.addmm(dy, weights.t(), x[rows], out=dy)
+    f64, sizes = x.dtype == torch.float64, features.sizes()
+    for grad, z, of_y in ((dx, of_rows, False), (dy, of_columns, True)):
+        if grad is not None:
+            _C.cost_finish_gradient(f64, *sizes, z.data_ptr(), of_y, grad.data_ptr())
+    return dx, dy
 
 
 def _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .._native import _C
 from . import _solve_cuda
-from .cost import Features
 
 GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}  # Grad of csrc/sinkhorn/entry.h
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
 _NO_FEATURES = (-1, 0, 0, 0, 0, 0)
+_NO_WEIGHTS = (0, 0)
 
 
 class Options(NamedTuple):
@@ -164,35 +164,28 @@ def backward(
     problem: Any,
     upstream: tuple[Tensor | None, ...],  # of value, dual, f, g
     options: Options,
-    features: Features | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the cost (B?, N, M) and of given masses (B?, N), (B?, M).
-
-    With features, the first is the weights of ``cost.backward`` and the last their sums (N + M,).
-    """
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the cost (B?, N, M) and of given masses (B?, N), (B?, M)."""
     if _solve_cuda.runs_on(cost):
-        return *_backward_cuda(cost, a, b, f, g, problem, upstream, options), None
+        return _backward_cuda(cost, a, b, f, g, problem, upstream, options)
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    sums = None if features is None else cost.new_empty(n + m)
-    rows = _address(sums)
-    tail = (rows, rows + n * cost.element_size() if rows else 0)
     up = _upstream(n, m, cost, a, b, f, g, upstream, options)
     up_addresses = [_address(t) for t in up[:3]]
     if options.grad == "envelope":
         grad_cost = torch.empty_like(cost)
-        _C.sinkhorn_envelope(problem, up_addresses[0], grad_cost.data_ptr(), *tail)
-        return grad_cost, *_envelope_masses(cost, a, b, f, g, upstream[1], options.reg), sums
+        _C.sinkhorn_envelope(problem, up_addresses[0], grad_cost.data_ptr(), *_NO_WEIGHTS)
+        return grad_cost, *_envelope_masses(cost, a, b, f, g, upstream[1], options.reg)
     grad_a = None if a is None else cost.new_empty((*lead, n))
     grad_b = None if b is None else cost.new_empty((*lead, m))
     masses = (_address(grad_a), _address(grad_b))
     if options.grad == "implicit":
         grad_cost = torch.empty_like(cost)
-        if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *tail):
+        if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *_NO_WEIGHTS):
             _warn_not_converged()
     else:
-        grad_cost = _unrolled(problem, cost, up_addresses, masses, tail, 2 * options.max_iter)
+        grad_cost = _unrolled(problem, cost, up_addresses, masses, options.max_iter)
     grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)
-    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b), sums
+    return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b)
 
 
 def _backward_cuda(
@@ -209,19 +202,35 @@ def _backward_cuda(
     return grad_cost, _like_mass(grad_a, a), _like_mass(grad_b, b)
 
 
-def _unrolled(problem, cost, up_addresses, masses, tail, rows: int) -> Tensor:
-    """The adjoint sweep, one matrix product of its vectors, and dC made in place of the product."""
-    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+class Adjoint(NamedTuple):
+    """What the sweep back leaves: the gradient of a cost is made from left' right."""
+
+    left: Tensor  # (B?, depth, N)
+    right: Tensor  # (B?, depth, M)
+    depths: Tensor  # (B or 1,) int64 of each problem; -1 where it needs the log domain
+
+
+def adjoint(problem, cost: Tensor, lead, n: int, m: int, up_addresses, masses, max_iter: int) -> Adjoint:
+    """The adjoint sweep of a problem on tensors like ``cost``; depth is 0 where all need the log domain."""
+    rows = 2 * max_iter
     left, right = cost.new_empty((*lead, rows, n)), cost.new_empty((*lead, rows, m))
     depths = torch.empty(lead or (1,), dtype=torch.int64)
-    at = depths.data_ptr()
-    depth = _C.sinkhorn_adjoint(problem, *up_addresses, left.data_ptr(), right.data_ptr(), *masses, at)
+    depth = _C.sinkhorn_adjoint(
+        problem, *up_addresses, left.data_ptr(), right.data_ptr(), *masses, depths.data_ptr()
+    )
+    return Adjoint(left[..., :depth, :], right[..., :depth, :], depths)
+
+
+def _unrolled(problem, cost, up_addresses, masses, max_iter: int) -> Tensor:
+    """The adjoint sweep, one matrix product of its vectors, and dC made in place of the product."""
+    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    left, right, depths = adjoint(problem, cost, lead, n, m, up_addresses, masses, max_iter)
     grad_cost = torch.empty_like(cost)
-    if depth and lead:  # out=: autocast leaves it alone
-        torch.matmul(left[:, :depth].mT, right[:, :depth], out=grad_cost)
-    elif depth:
-        torch.mm(left[:depth].t(), right[:depth], out=grad_cost)
-    _C.sinkhorn_adjoint_finish(problem, *up_addresses, at, grad_cost.data_ptr(), *masses, *tail)
+    if left.shape[-2]:  # out=: autocast leaves it alone
+        torch.matmul(left.mT, right, out=grad_cost)
+    _C.sinkhorn_adjoint_finish(
+        problem, *up_addresses, depths.data_ptr(), grad_cost.data_ptr(), *masses, *_NO_WEIGHTS
+    )
     return grad_cost
 
 
