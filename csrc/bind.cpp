@@ -66,10 +66,19 @@ sinkhorn::Ragged ragged(bool f64, int64_t batch, int64_t d, int64_t max_iter, do
   return r;
 }
 
-void set_classes(sinkhorn::Problem& p, int64_t classes, Address class_cost, Address label, Address distance,
-                 Address grad_class_cost) {
-  p.classes = classes, p.class_cost = to<void>(class_cost), p.label = to<int64_t>(label);
-  p.distance = to<void>(distance), p.grad_class_cost = to<void>(grad_class_cost);
+sinkhorn::PanelsOf panels(bool f64, double reg, int64_t room, int metric, int64_t n, int64_t m, int64_t d,
+                          Address x, Address y, Address scale_x, Address scale_y, Address packed,
+                          Address kept, bool made) {
+  sinkhorn::PanelsOf p{};
+  p.f64 = f64, p.reg = reg, p.room = room, p.metric = metric, p.n = n, p.m = m, p.d = d;
+  p.x = to<void>(x), p.y = to<void>(y), p.scale_x = to<void>(scale_x), p.scale_y = to<void>(scale_y);
+  p.packed = to<void>(packed), p.kept = to<void>(kept), p.made = made;
+  return p;
+}
+
+template <class Of>  // Problem, Ragged or PanelsOf
+void set_classes(Of& p, int64_t count, Address cost, Address label, Address distance, Address grad) {
+  p.classes = {count, to<void>(cost), to<int64_t>(label), to<void>(distance), to<void>(grad)};
 }
 
 template <class T>
@@ -139,7 +148,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sinkhorn_saved_size", &sinkhorn::saved_size);
   py::class_<Problem>(m, "SinkhornProblem", "Addresses and sizes of one batch; it owns nothing.")
       .def(py::init(&problem))
-      .def("set_classes", &set_classes);
+      .def("set_classes", &set_classes<Problem>);
   m.def(
       "sinkhorn_forward",
       [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,
@@ -256,6 +265,7 @@ PYBIND11_MODULE(_C, m) {
              return std::make_pair(sizes.cost, sizes.saved);
            })
       .def("cost_offset", &sinkhorn::ragged_cost_offset)
+      .def("set_classes", &set_classes<Ragged>)
       .def("memory", [](Ragged& r, Address cost, Address saved) {
         r.cost = to<void>(cost), r.saved = to<void>(saved);
       });
@@ -284,26 +294,21 @@ PYBIND11_MODULE(_C, m) {
       },
       Unlocked());
 
-  using sinkhorn::PanelOf;
-  py::class_<PanelOf>(m, "SinkhornPanel", "Addresses and sizes of one panel; it owns nothing.")
-      .def(py::init([](bool f64, int64_t rows, int64_t m, double reg, bool products, Address cost, int metric,
-                       int64_t d, Address x, Address y, Address scale_x, Address scale_y) {
-        return PanelOf{f64,
-                       rows,
-                       m,
-                       d,
-                       reg,
-                       metric,
-                       products,
-                       to<void>(cost),
-                       to<void>(x),
-                       to<void>(y),
-                       to<void>(scale_x),
-                       to<void>(scale_y)};
-      }));
+  using sinkhorn::PanelsOf;
+  py::class_<PanelsOf>(m, "SinkhornPanels", "Addresses and sizes of rows in panels; it owns nothing.")
+      .def(py::init(&panels))
+      .def("set_classes", &set_classes<PanelsOf>);
+  m.def("panels_columns", &product::packed_columns);
+  m.def("panels_packed_size", &product::packed_size);
+  m.def("panels_pack", [](bool f64, int64_t m, int64_t d, Address y, Address packed) {
+    by_type(f64, [&](auto t) {
+      using T = decltype(t);
+      sinkhorn::panels_pack<T>(m, d, to<T>(y), to<T>(packed));
+    });
+  });
   m.def(
       "panel_columns",
-      [](const PanelOf& p, Address f, Address top, Address total) {
+      [](const PanelsOf& p, Address f, Address top, Address total) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           return sinkhorn::panel_columns<T>(p, to<T>(f), to<T>(top), to<T>(total));
@@ -312,16 +317,16 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "panel_iterate",
-      [](const PanelOf& p, Address mass, Address g, Address f, Address sums) {
+      [](const PanelsOf& p, bool relaxed, Address mass, Address g, Address f, Address sums) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
-          sinkhorn::panel_iterate<T>(p, to<T>(mass), to<T>(g), to<T>(f), to<T>(sums));
+          sinkhorn::panel_iterate<T>(p, relaxed, to<T>(mass), to<T>(g), to<T>(f), to<T>(sums));
         });
       },
       Unlocked());
   m.def(
       "panel_plan",
-      [](const PanelOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
+      [](const PanelsOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           sinkhorn::panel_plan<T>(p, to<T>(f), to<T>(g), to<T>(alpha), to<T>(row_value), to<T>(first));
@@ -330,7 +335,7 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "panel_adjoint",
-      [](const PanelOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
+      [](const PanelsOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           sinkhorn::panel_adjoint<T>(p, to<T>(f), to<T>(g), to<T>(sigma), to<T>(factor), to<T>(d),
@@ -340,7 +345,7 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "panel_adjoint_log",
-      [](const PanelOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
+      [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
          Address fbar, Address sums) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
@@ -351,7 +356,7 @@ PYBIND11_MODULE(_C, m) {
       Unlocked());
   m.def(
       "panel_gradient",
-      [](const PanelOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
+      [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
          Address col_sum, int64_t depth, int64_t stride, Address hist_before, Address hist_f, Address share_f,
          Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols) {
         by_type(p.f64, [&](auto t) {

@@ -20,6 +20,9 @@ CASES = {
     "envelope": {"grad": "envelope", "objective": "regularized"},
     "log domain": {"metric": "sqeuclidean", "reg": 0.2, "max_iter": 30},
     "panels": {"memory_budget": 6000},
+    "class cost": {"metric": "l2", "reg": 2.0},
+    "class cost, panels": {"memory_budget": 6000},
+    "relaxed": {"grad": "implicit", "max_iter": 200, "tol": 1e-6, "accelerate": "relax"},
 }
 ROWS = {
     2: [(30, 5), (11, 24)],
@@ -34,9 +37,16 @@ def whole(masses: bool):
     return (x, y, a / a.sum(), b / b.sum()) if masses else (x, y, None, None)
 
 
-def gradients(tensors, **options):
-    inputs = [t.requires_grad_() for t in tensors if t is not None]
-    loss = uk.sinkhorn_loss(*tensors, **options)
+def classes():
+    """W (41, 3) with a forbidden class, and labels (29,)."""
+    W = torch.rand(41, 3, generator=torch.Generator().manual_seed(2))
+    W[5, 1] = torch.inf
+    return W, torch.arange(29) % 3
+
+
+def gradients(tensors, by_class=(None, None), **options):
+    inputs = [t.requires_grad_() for t in (*tensors, by_class[0]) if t is not None]
+    loss = uk.sinkhorn_loss(*tensors, class_cost=by_class[0], y_labels=by_class[1], **options)
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
@@ -44,27 +54,42 @@ def has_masses(name: str) -> bool:
     return name in ("l1 regularized", "log domain", "implicit")
 
 
+def by_class_of(name: str):
+    return classes() if name.startswith("class cost") else (None, None)
+
+
 def work(rank: int, size: int, folder: Path) -> None:
     counts = ROWS[size]
     group = dist.group.WORLD
     outcome = {}
-    for name, options in CASES.items():
-        parts = [
+
+    def mine(tensors):
+        return [
             t if t is None else t.split([c[side % 2] for c in counts])[rank].clone()
-            for side, t in enumerate(whole(has_masses(name)))
+            for side, t in enumerate(tensors)
         ]
-        outcome[name] = gradients(parts, group=group, **options)
+
+    for name, options in CASES.items():
+        parts = mine(whole(has_masses(name)))
+        outcome[name] = gradients(parts, mine(by_class_of(name)), group=group, **options)
     result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)
     again = uk.sinkhorn_loss(
         *parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True, init=result.potentials
     )
     outcome["warm"] = [result.n_iter, again.n_iter, result.marginal_error]
+    W, labels = mine(classes())
     bad = parts[0].detach().clone()
     bad[:1] = torch.nan  # on the ranks that have rows at all
     refusals = {
         "NaN": lambda: uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group),
         "alike": lambda: uk.sinkhorn_loss(*parts[:2], group=group, max_iter=3 + rank),
         "masses": lambda: uk.sinkhorn_loss(*parts[:2], torch.ones(len(parts[0])), group=group),
+        "labels": lambda: uk.sinkhorn_loss(
+            *parts[:2],
+            class_cost=mine(classes())[0],
+            y_labels=mine(classes())[1] + (3 if rank == 0 else 0),
+            group=group,
+        ),
     }
     for name, call in refusals.items():
         try:

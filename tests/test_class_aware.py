@@ -222,8 +222,6 @@ def test_refusals():
         call(labels=labels[:5])
     with pytest.raises(ValueError, match="divergence"):
         call(objective="divergence")
-    with pytest.raises(NotImplementedError, match="memory_budget and group are not built for class_cost"):
-        call(memory_budget=10**9)
     with pytest.raises(ValueError, match="every row and column with mass"):
         call(torch.full_like(W, INF))
     with pytest.raises(ValueError, match="beta"):

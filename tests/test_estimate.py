@@ -57,7 +57,7 @@ def test_panels_take_less_memory_and_more_time(free):
                                           (64, 64, None), (200, 40, 30000)])  # fmt: skip
 def test_the_regime_is_the_librarys(n, m, budget, monkeypatch):
     seen, solve = [], panel.solve
-    monkeypatch.setattr(panel, "solve", lambda *args: seen.append(args[8]) or solve(*args))
+    monkeypatch.setattr(panel, "solve", lambda *args: seen.append(args[9]) or solve(*args))
     x, y = torch.randn(n, 8, requires_grad=True), torch.randn(m, 8)
     uk.sinkhorn_loss(x, y, max_iter=2, memory_budget=budget)
     found = estimate(Size(n, m, 8, 2, memory_budget=budget), SOME)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from sharded_worker import CASES, ROWS, gradients, has_masses, whole
+from sharded_worker import CASES, ROWS, by_class_of, gradients, has_masses, whole
 
 import ucmkd_fast as uk
 
@@ -42,7 +42,7 @@ def ranks(request, tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_equals_one_process(ranks, name):
     options = {k: v for k, v in CASES[name].items() if k != "memory_budget"}
-    wants = gradients(whole(has_masses(name)), **options)
+    wants = gradients(whole(has_masses(name)), by_class_of(name), **options)
     assert sum(c[0] for c in ROWS[len(ranks)]) == 41 and sum(c[1] for c in ROWS[len(ranks)]) == 29
     for rank in ranks:
         assert torch.equal(rank[name][0], ranks[0][name][0])
@@ -60,6 +60,7 @@ def test_warm_starts_and_refusals(ranks):
         assert ("x must be finite" if rank == 0 else "another process") in outcome["NaN"]
         assert "call sinkhorn_loss alike" in outcome["alike"]
         assert "equal sums" in outcome["masses"]
+        assert ("y_labels must be columns" if rank == 0 else "another process") in outcome["labels"]
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):

@@ -33,19 +33,21 @@ void product_plain(const product::Plain<T>&);
 template <class T>
 void product_inner(const product::Inner<T>&);
 template <class T>
+void product_pack(int64_t, int64_t, const T*, T*, int);
+template <class T>
 void label_transport_forward(label_transport::Forward<T>&);
 template <class T>
-bool panel_columns(const sinkhorn::Panel<T>&, const T*, T*, T*);
+bool panel_columns(const sinkhorn::Panels<T>&, const T*, T*, T*);
 template <class T>
-void panel_iterate(const sinkhorn::Panel<T>&, const T*, const T*, T*, T*);
+void panel_iterate(const sinkhorn::Panels<T>&, bool, const T*, const T*, T*, T*);
 template <class T>
-void panel_plan(const sinkhorn::Panel<T>&, const T*, const T*, T*, T*, T*);
+void panel_plan(const sinkhorn::Panels<T>&, const T*, const T*, T*, T*, T*);
 template <class T>
-void panel_adjoint(const sinkhorn::Panel<T>&, const T*, const T*, const T*, const T*, T*, T*);
+void panel_adjoint(const sinkhorn::Panels<T>&, const T*, const T*, const T*, const T*, T*, T*);
 template <class T>
-void panel_adjoint_log(const sinkhorn::Panel<T>&, const T*, const T*, const T*, const T*, const T*, T*, T*);
+void panel_adjoint_log(const sinkhorn::Panels<T>&, const T*, const T*, const T*, const T*, const T*, T*, T*);
 template <class T>
-void panel_gradient(const sinkhorn::Panel<T>&, const sinkhorn::PanelGradient<T>&);
+void panel_gradient(const sinkhorn::Panels<T>&, const sinkhorn::PanelGradient<T>&);
 
 namespace {
 
@@ -74,7 +76,7 @@ constexpr Kernels<T> table() {
           {panel_columns<T>, panel_iterate<T>, panel_plan<T>, panel_adjoint<T>, panel_adjoint_log<T>,
            panel_gradient<T>},
           {scales<T>, finish<T>, weigh<T>, project<T>, shift_rows<T>, l1_backward<T>},
-          {product_plain<T>, product_inner<T>},
+          {product_plain<T>, product_inner<T>, product_pack<T>},
           {label_transport_forward<T>}};
 }
 

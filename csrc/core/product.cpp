@@ -1,6 +1,7 @@
 // See product.h for the contract.
 #include "core/product.h"
 
+#include "core/packed.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -11,9 +12,7 @@ namespace {
 using product::Inner;
 using product::Plain;
 
-// Accumulators of a block of `plain`, kRows x kVectors, fill the register file (32 or 16 registers).
-constexpr int kRows = 6;
-constexpr int kVectors = UK_BYTES == 64 ? 4 : 2;
+constexpr int kRows = kBlockRows, kVectors = kBlockVectors;  // of a block of `plain`
 
 // R rows by V vectors of columns; `lanes` of the last vector count.
 template <class T, int R, int V, bool kWhole>
@@ -102,9 +101,20 @@ void product_inner(const Inner<T>& p) {
   parallel(p.tasks, body);
 }
 
+template <class T>
+void product_pack(int64_t m, int64_t d, const T* y, T* packed, int tasks) {
+  const int64_t tiles = product::packed_columns(m) / tile_columns<T>();
+  auto body = [&](int index) {
+    for (int64_t t = tiles * index / tasks; t < tiles * (index + 1) / tasks; ++t)
+      pack_tile(y, m, d, t, packed);
+  };
+  parallel(tasks, body);
+}
+
 #define UK_INSTANTIATE(T)                          \
   template void product_plain<T>(const Plain<T>&); \
-  template void product_inner<T>(const Inner<T>&);
+  template void product_inner<T>(const Inner<T>&); \
+  template void product_pack<T>(int64_t, int64_t, const T*, T*, int);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -25,6 +25,24 @@ struct Classes {
   T* grad;               // (n, K): dC summed over the columns of each label; or null
 };
 
+// The same on untyped pointers, of all problems of a call; the arguments are where one of them begins.
+struct ClassTerm {
+  int64_t count;
+  const void* cost;
+  const int64_t* label;
+  void* distance;
+  void* grad;
+
+  template <class T>
+  Classes<T> typed(int64_t row = 0, int64_t column = 0, int64_t element = 0) const {
+    auto at = [](const void* base, int64_t k) {
+      return base ? const_cast<T*>(static_cast<const T*>(base)) + k : nullptr;
+    };
+    return {count, at(cost, row * count), label ? label + column : nullptr, at(distance, element),
+            at(grad, row * count)};
+  }
+};
+
 template <class T>
 struct Features {
   Metric metric;
@@ -46,6 +64,12 @@ struct Features {
     return rest;
   }
 };
+
+// Whether the gradient divides by a distance that the cost, with its term by class, no longer shows.
+template <class T>
+static inline bool reads_distance(const Features<T>& f) {
+  return f.classes.count && (f.metric == Metric::kL2 || f.metric == Metric::kChordal);
+}
 
 }  // namespace cost
 }  // namespace ucmkd

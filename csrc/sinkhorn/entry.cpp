@@ -6,14 +6,11 @@
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "sinkhorn/tasks.h"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
-
-// Elements of a sweep below which a second thread costs more than it saves
-// (`ucmkd bench threads`).
-constexpr int64_t kElementsPerTask = 8 * 1024;
 
 // body(problem index, tasks inside the problem), over the problems when there are enough of them.
 template <class Body>
@@ -74,11 +71,13 @@ const char* check_masses(const T* a, int64_t n, const T* b, int64_t m) {
 // Null, or a sentence on the term by class.
 template <class T>
 const char* check_classes(const Problem& p) {
-  const T* cost = at<T>(p.class_cost, 0);
+  const cost::Classes<T> classes = p.classes.typed<T>();
   bool good = true;
-  for (int64_t k = 0; k < p.n * p.classes; ++k) good &= cost[k] > -T(__builtin_inf());  // false for NaN
+  for (int64_t k = 0; k < p.n * classes.count; ++k)
+    good &= classes.cost[k] > -T(__builtin_inf());  // false for NaN
   if (!good) return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
-  for (int64_t j = 0; p.classes && j < p.m; ++j) good &= p.label[j] >= 0 && p.label[j] < p.classes;
+  for (int64_t j = 0; classes.count && j < p.m; ++j)
+    good &= classes.label[j] >= 0 && classes.label[j] < classes.count;
   return good ? nullptr : "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
 }
 
@@ -98,15 +97,6 @@ Saved<T> saved_of(const Problem& p, int64_t k) {
 }
 
 }  // namespace
-
-int tasks_for(int64_t n, int64_t m) {
-  const int64_t useful = n * m / kElementsPerTask;
-  const int64_t blocks = (n + kRows - 1) / kRows;
-  int64_t tasks = num_threads();
-  tasks = useful < tasks ? useful : tasks;
-  tasks = blocks < tasks ? blocks : tasks;
-  return tasks < 1 ? 1 : static_cast<int>(tasks);
-}
 
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
   return padded(Saved<double>::size(n, m, max_iter, history));

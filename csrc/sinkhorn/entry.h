@@ -25,16 +25,11 @@ struct Problem {
   // features, or metric -1
   int metric;  // cost::Metric
   int64_t d;
-  const void* x;        // (n, d)
-  const void* y;        // (m, d)
-  const void* scale_x;  // (n,), see cost/features.h; made by loss_forward
-  const void* scale_y;  // (m,)
-  // a term by class, with features, or 0; see cost/features.h
-  int64_t classes;         // K
-  const void* class_cost;  // (n, K)
-  const int64_t* label;    // (m,)
-  void* distance;          // (n, m) or null
-  void* grad_class_cost;   // (n, K) or null
+  const void* x;            // (n, d)
+  const void* y;            // (m, d)
+  const void* scale_x;      // (n,), see cost/features.h; made by loss_forward
+  const void* scale_y;      // (m,)
+  cost::ClassTerm classes;  // with features
 };
 
 // The features of a problem that has some.
@@ -48,8 +43,7 @@ cost::Features<T> features_of(const Problem& p) {
           static_cast<const T*>(p.y),
           static_cast<const T*>(p.scale_x),
           static_cast<const T*>(p.scale_y),
-          {p.classes, static_cast<const T*>(p.class_cost), p.label, static_cast<T*>(p.distance),
-           static_cast<T*>(p.grad_class_cost)}};
+          p.classes.typed<T>()};
 }
 
 struct Upstream {
@@ -115,9 +109,6 @@ bool loss_backward(const Problem&, Grad, const Upstream&, T* grad_a, T* grad_b, 
 // The cost, its scales and `saved` are work space of the call: those pointers of the problem are not read.
 template <class T>
 const char* loss_and_gradient(Problem, Grad, T* value, T* dual, T* dx, T* dy, bool* converged);
-
-// Tasks for a sweep over an n x m matrix.
-int tasks_for(int64_t n, int64_t m);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

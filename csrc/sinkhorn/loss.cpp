@@ -5,6 +5,7 @@
 #include "core/scratch.h"
 #include "cost/entry.h"
 #include "sinkhorn/entry.h"
+#include "sinkhorn/tasks.h"
 
 namespace ucmkd {
 namespace sinkhorn {

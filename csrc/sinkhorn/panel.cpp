@@ -5,6 +5,7 @@
 #include "sinkhorn/panel.h"
 
 #include "core/math.h"
+#include "core/packed.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "cost/row.h"
@@ -15,23 +16,55 @@ namespace UK_LEVEL {
 namespace {
 
 using sinkhorn::padded;
-using sinkhorn::Panel;
 using sinkhorn::PanelGradient;
+using sinkhorn::Panels;
+
+// The rows of one panel and their cost, +inf behind the m-th column.
+template <class T>
+struct Rows {
+  int64_t begin, end, stride;
+  cost::Features<T> features;  // of these rows alone
+  T* cost;
+  T* row(int64_t i) const { return cost + (i - begin) * stride; }
+};
 
 template <class T>
-static inline void finish_row(const Panel<T>& p, int64_t i) {
-  if (p.products) finish_cost_row(p.features, i, p.cost + i * p.m);
+static inline void make_costs(const Panels<T>& p, const Rows<T>& r) {
+  if (p.packed) packed_products(r.features.x, r.end - r.begin, p.features.d, p.packed, p.m, r.cost, r.stride);
+  for (int64_t i = r.begin; i < r.end; ++i) {
+    finish_cost_row(r.features, i - r.begin, r.row(i));
+    for (int64_t j = p.m; j < r.stride; ++j) r.row(i)[j] = T(__builtin_inf());
+  }
+}
+
+// body(rows with their cost) for every panel of a task; `distances`: their features have those as well.
+template <class T, class Body>
+static inline void each_panel(const Panels<T>& p, int index, bool distances, const Body& body) {
+  const int64_t stride = product::packed_columns(p.m), classes = p.features.classes.count;
+  T* space = p.work + index * panels_work(p) + 6 * padded(p.m);
+  const auto all = task_rows(p.n, p.tasks, index);
+  for (int64_t first = all.begin; first < all.end && first < p.n; first += p.rows) {
+    int64_t end = first + p.rows < all.end ? first + p.rows : all.end;
+    end = end < p.n ? end : p.n;
+    Rows<T> r{first, end, stride, p.features, p.kept && !distances ? p.kept + first * stride : space};
+    r.features.n = end - first;
+    r.features.x += first * p.features.d, r.features.scale_x += first;
+    if (classes) r.features.classes.cost += first * classes;
+    if (r.features.classes.grad) r.features.classes.grad += first * classes;
+    r.features.classes.distance = distances ? space + p.rows * stride : nullptr;
+    if (r.cost == space || !p.made) make_costs(p, r);
+    body(r);
+  }
 }
 
 // E_j = exp((f + g_j - C_ij) / reg); returns their sum.
 template <class T>
-static inline T exponentials(const Panel<T>& p, int64_t i, T f, const T* g, T* E) {
-  const T* row = p.cost + i * p.m;
+static inline T exponentials(const Panels<T>& p, const T* row, T f, const T* g, T* E) {
   const T inverse = 1 / p.reg;
   const Vec<T> fi = splat(f);
   Vec<T> total = {};
   for (int64_t j = 0; j < p.m; j += Lanes<T>::W) {
-    const Vec<T> e = exp(exponent<T>(fi, load(g + j), load_cost(row, j, p.m), inverse));
+    const Vec<T> e = exp(exponent<T>(fi, load(g + j), load(row + j), inverse));
     store(E + j, e);
     total += e;
   }
@@ -40,10 +73,9 @@ static inline T exponentials(const Panel<T>& p, int64_t i, T f, const T* g, T* E
 
 // max_j (g_j - C_ij).
 template <class T>
-static inline T row_top(const Panel<T>& p, int64_t i, const T* g) {
+static inline T row_top(const Panels<T>& p, const T* row, const T* g) {
   Vec<T> tops = splat(-T(__builtin_inf()));
-  for (int64_t j = 0; j < p.m; j += Lanes<T>::W)
-    tops = vmax<T>(tops, load(g + j) - load_cost(p.cost + i * p.m, j, p.m));
+  for (int64_t j = 0; j < p.m; j += Lanes<T>::W) tops = vmax<T>(tops, load(g + j) - load(row + j));
   return greatest<T>(tops);
 }
 
@@ -62,20 +94,19 @@ static inline void zero(T* x, int64_t count) {
   for (int64_t k = 0; k < count; ++k) x[k] = 0;
 }
 
-// body(begin, end, E, columns): some rows, with four rows of work space and zeroed column sums, which are
-// added to `sums` in task order.
+// body(rows, E, columns): a panel, with five rows of work space and the task's column sums, which begin as
+// zeros and are added to `sums` in task order.
 template <class T, class Body>
-static inline void over_rows(const Panel<T>& p, T* sums, const Body& body) {
-  const int64_t mp = padded(p.m);
+static inline void over_panels(const Panels<T>& p, bool distances, T* sums, const Body& body) {
+  const int64_t mp = padded(p.m), each = panels_work(p);
   auto task = [&](int index) {
-    T* columns = p.work + index * sinkhorn::panel_work(p.m);
+    T* columns = p.work + index * each;
     zero(columns, mp);
-    const auto rows = task_rows(p.rows, p.tasks, index);
-    body(rows.begin, rows.end < p.rows ? rows.end : p.rows, columns + mp, columns);
+    each_panel(p, index, distances, [&](const Rows<T>& r) { body(r, columns + mp, columns); });
   };
   parallel(p.tasks, task);
   for (int k = 0; sums && k < p.tasks; ++k) {
-    const T* columns = p.work + k * sinkhorn::panel_work(p.m);
+    const T* columns = p.work + k * each;
     for (int64_t j = 0; j < p.m; ++j) sums[j] += columns[j];
   }
 }
@@ -85,73 +116,90 @@ constexpr T safe() {
   return sizeof(T) == 4 ? T(4.85e8) : T(7.2e86);  // e^20, e^200, as in forward.cpp
 }
 
+// A vector of sums relative to `before`, made relative to `after`, which is no less; 0 where that is -inf.
+template <class T>
+static inline void rescale(T* sums, Vec<T> before, Vec<T> after, T inverse) {
+  const Vec<T> factor = exp((before - after) * inverse);
+  store(sums, after > -T(__builtin_inf()) ? load(sums) * factor : Vec<T>{});
+}
+
 }  // namespace
 
 template <class T>
-bool panel_columns(const Panel<T>& p, const T* f, T* top, T* total) {
+bool panel_columns(const Panels<T>& p, const T* f, T* top, T* total) {
   constexpr int W = Lanes<T>::W;
   constexpr int64_t kTile = 512;
-  const T inverse = 1 / p.reg;
+  const T inverse = 1 / p.reg, inf = __builtin_inf();
+  const int64_t mp = padded(p.m), each = panels_work(p);
   bool good[kMaxTasks];
-  auto finish = [&](int index) {
-    good[index] = true;
-    for (int64_t i = p.rows * index / p.tasks; i < p.rows * (index + 1) / p.tasks; ++i) {
-      finish_row(p, i);
-      const T* row = p.cost + i * p.m;
-      typename Lanes<T>::I bad = {};
-      for (int64_t j = 0; j < p.m; j += W)
-        bad |= ~((j + W <= p.m ? load(row + j) : load_part(row + j, p.m - j, T(0))) <= Lanes<T>::kMax);
-      good[index] &= !any<T>(bad);
-    }
+  auto task = [&](int index) {
+    T *mine = p.work + index * each, *tops = mine + mp;
+    for (int64_t j = 0; j < mp; ++j) mine[j] = 0, tops[j] = -inf;
+    typename Lanes<T>::I bad = {};
+    each_panel(p, index, false, [&](const Rows<T>& r) {
+      for (int64_t i = r.begin; i < r.end; ++i)
+        for (int64_t j = 0; j < p.m; j += W) {
+          const Vec<T> c = j + W <= p.m ? load(r.row(i) + j) : load_part(r.row(i) + j, p.m - j, T(0));
+          bad |= r.features.classes.count ? ~(c == c) : ~(c <= Lanes<T>::kMax);
+        }
+      for (int64_t begin = 0; begin < mp; begin += kTile) {
+        const int64_t end = begin + kTile < mp ? begin + kTile : mp;
+        T before[kTile];
+        copy(tops + begin, before, end - begin);
+        for (int64_t i = r.begin; i < r.end; ++i)
+          if (f[i] > -inf)
+            for (int64_t j = begin; j < end; j += W)
+              store(tops + j, vmax<T>(load(tops + j), f[i] - load(r.row(i) + j)));
+        for (int64_t j = begin; j < end; j += W)
+          rescale(mine + j, load(before + j - begin), load(tops + j), inverse);
+        for (int64_t i = r.begin; i < r.end; ++i)
+          if (f[i] > -inf)
+            for (int64_t j = begin; j < end; j += W) {
+              const Vec<T> most = load(tops + j);
+              const Vec<T> e = exp((f[i] - load(r.row(i) + j) - most) * inverse);
+              store(mine + j, load(mine + j) + (most > -inf ? e : Vec<T>{}));
+            }
+      }
+    });
+    good[index] = !any<T>(bad);
   };
-  parallel(p.tasks, finish);
-  const int64_t tiles = (p.m + kTile - 1) / kTile;
-  auto body = [&](int index) {
-    for (int64_t tile = tiles * index / p.tasks; tile < tiles * (index + 1) / p.tasks; ++tile) {
-      const int64_t begin = tile * kTile, end = begin + kTile < p.m ? begin + kTile : p.m;
-      T before[kTile];
-      for (int64_t j = begin; j < end; ++j) before[j - begin] = top[j];
-      for (int64_t i = 0; i < p.rows; ++i)
-        if (f[i] > -T(__builtin_inf()))
-          for (int64_t j = begin; j < end; j += W)
-            store(top + j, vmax<T>(load(top + j), f[i] - load_cost(p.cost + i * p.m, j, p.m)));
-      for (int64_t j = begin; j < end; ++j)
-        total[j] *=
-            before[j - begin] > -T(__builtin_inf()) ? exp_of((before[j - begin] - top[j]) * inverse) : 0;
-      for (int64_t i = 0; i < p.rows; ++i)
-        if (f[i] > -T(__builtin_inf()))
-          for (int64_t j = begin; j < end; j += W) {
-            const Vec<T> least = load(top + j);
-            const Vec<T> e = exp((f[i] - load_cost(p.cost + i * p.m, j, p.m) - least) * inverse);
-            store(total + j, load(total + j) + (least > -T(__builtin_inf()) ? e : Vec<T>{}));
-          }
-    }
-  };
-  parallel(p.tasks, body);
+  parallel(p.tasks, task);
   bool all = true;
-  for (int k = 0; k < p.tasks; ++k) all &= good[k];
+  for (int64_t j = 0; j < mp; ++j) top[j] = -inf, total[j] = 0;
+  for (int k = 0; k < p.tasks; ++k) {
+    T *mine = p.work + k * each, *tops = mine + mp;
+    all &= good[k];
+    for (int64_t j = 0; j < mp; j += W) {
+      const Vec<T> before = load(top + j), most = vmax<T>(before, load(tops + j));
+      rescale(total + j, before, most, inverse);
+      rescale(mine + j, load(tops + j), most, inverse);
+      store(total + j, load(total + j) + load(mine + j));
+      store(top + j, most);
+    }
+  }
   return all;
 }
 
 template <class T>
-void panel_iterate(const Panel<T>& p, const T* mass, const T* g, T* f, T* sums) {
+void panel_iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
   const int64_t mp = padded(p.m);
-  over_rows(p, sums, [&](int64_t begin, int64_t end, T* E, T* columns) {
-    for (int64_t first = begin; first < end; first += 4) {
+  over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
+    for (int64_t first = r.begin; first < r.end; first += 4) {
       T y[4] = {};
       for (int64_t k = 0; k < 4; ++k) {
         const int64_t i = first + k;
-        if (i < end) finish_row(p, i);
-        if (i >= end || !(mass[i] > 0)) {
+        if (i >= r.end || !(mass[i] > 0)) {
           zero(E + k * mp, mp);
           continue;
         }
-        T total = exponentials(p, i, f[i], g, E + k * mp);
-        if (!(total >= 1 / safe<T>() && total <= safe<T>())) {
-          f[i] = -row_top(p, i, g);
-          total = exponentials(p, i, f[i], g, E + k * mp);
+        T total = exponentials(p, r.row(i), f[i], g, E + k * mp);
+        const bool in_range = total >= 1 / safe<T>() && total <= safe<T>();
+        if (!in_range) {
+          f[i] = -row_top(p, r.row(i), g);
+          total = exponentials(p, r.row(i), f[i], g, E + k * mp);
         }
         y[k] = mass[i] / total;
+        if (relaxed && in_range) y[k] *= root(y[k]);
         f[i] += p.reg * log_of(y[k]);
       }
       add_rows(E, p.m, y, columns);
@@ -160,57 +208,54 @@ void panel_iterate(const Panel<T>& p, const T* mass, const T* g, T* f, T* sums) 
 }
 
 template <class T>
-void panel_plan(const Panel<T>& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
+void panel_plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
   constexpr int W = Lanes<T>::W;
-  over_rows(p, first, [&](int64_t begin, int64_t end, T* E, T* columns) {
-    for (int64_t i = begin; i < end; ++i) {
-      finish_row(p, i);
+  over_panels(p, false, first, [&](const Rows<T>& r, T* E, T* columns) {
+    for (int64_t i = r.begin; i < r.end; ++i) {
       alpha[i] = row_value[i] = 0;
       if (!(f[i] > -T(__builtin_inf()))) continue;
-      const T* row = p.cost + i * p.m;
-      const T mass = exponentials(p, i, f[i], g, E);
+      const T* row = r.row(i);
+      const T mass = exponentials(p, r.row(i), f[i], g, E);
       Vec<T> total = {}, rest = {};
       for (int64_t j = 0; j < p.m; j += W) {
         const Vec<T> plan = load(E + j);
-        total += plan > 0 ? plan * load_cost(row, j, p.m) : Vec<T>{};
+        total += plan > 0 ? plan * load(row + j) : Vec<T>{};
       }
       row_value[i] = sum<T>(total);
       T mean = mass > 0 ? row_value[i] / mass : 0;
       for (int64_t j = 0; j < p.m; j += W) {  // what rounding left: the adjoint divides it by reg
         const Vec<T> plan = load(E + j);
-        rest += plan > 0 ? plan * (load_cost(row, j, p.m) - mean) : Vec<T>{};
+        rest += plan > 0 ? plan * (load(row + j) - mean) : Vec<T>{};
       }
       mean += mass > 0 ? sum<T>(rest) / mass : 0;
       alpha[i] = mean;
       for (int64_t j = 0; first && j < p.m; j += W) {
         const Vec<T> plan = load(E + j);
-        store(columns + j,
-              load(columns + j) + (plan > 0 ? plan * (load_cost(row, j, p.m) - mean) : Vec<T>{}));
+        store(columns + j, load(columns + j) + (plan > 0 ? plan * (load(row + j) - mean) : Vec<T>{}));
       }
     }
   });
 }
 
 template <class T>
-void panel_adjoint(const Panel<T>& p, const T* f, const T* g, const T* sigma, const T* factor, T* d,
+void panel_adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, const T* factor, T* d,
                    T* sums) {
   constexpr int W = Lanes<T>::W;
   const int64_t mp = padded(p.m);
-  over_rows(p, sums, [&](int64_t begin, int64_t end, T* E, T* columns) {
-    for (int64_t first = begin; first < end; first += 4) {
+  over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
+    for (int64_t first = r.begin; first < r.end; first += 4) {
       T y[4] = {};
       for (int64_t k = 0; k < 4; ++k) {
         const int64_t i = first + k;
-        if (i < end) finish_row(p, i), d[i] = 0;
-        if (i >= end || !(f[i] > -T(__builtin_inf()))) {
+        if (i < r.end) d[i] = 0;
+        if (i >= r.end || !(f[i] > -T(__builtin_inf()))) {
           zero(E + k * mp, mp);
           continue;
         }
         const Vec<T> fi = splat(f[i]);
         Vec<T> dot = {};
         for (int64_t j = 0; j < p.m; j += W) {
-          const Vec<T> plan =
-              exp(exponent<T>(fi, load(g + j), load_cost(p.cost + i * p.m, j, p.m), 1 / p.reg));
+          const Vec<T> plan = exp(exponent<T>(fi, load(g + j), load(r.row(i) + j), 1 / p.reg));
           store(E + k * mp + j, plan);
           dot += plan * load(sigma + j);
         }
@@ -223,19 +268,18 @@ void panel_adjoint(const Panel<T>& p, const T* f, const T* g, const T* sigma, co
 }
 
 template <class T>
-void panel_adjoint_log(const Panel<T>& p, const T* f, const T* g, const T* share, const T* g_before,
+void panel_adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* share, const T* g_before,
                        const T* inverse, T* fbar, T* sums) {
   constexpr int W = Lanes<T>::W;
-  over_rows(p, sums, [&](int64_t begin, int64_t end, T* E, T* columns) {
-    for (int64_t i = begin; i < end; ++i) {
-      finish_row(p, i);
+  over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
+    for (int64_t i = r.begin; i < r.end; ++i) {
       fbar[i] = 0;
       if (!(f[i] > -T(__builtin_inf()))) continue;
-      exponentials(p, i, f[i], g, E);
+      exponentials(p, r.row(i), f[i], g, E);
       Vec<T> total = {};
       for (int64_t j = 0; j < p.m; j += W) total += load(E + j) * load(share + j);
       fbar[i] = -sum<T>(total);
-      exponentials(p, i, f[i], g_before, E);
+      exponentials(p, r.row(i), f[i], g_before, E);
       const Vec<T> weight = splat(fbar[i] * inverse[i]);
       for (int64_t j = 0; j < p.m; j += W) store(columns + j, load(columns + j) - weight * load(E + j));
     }
@@ -243,28 +287,27 @@ void panel_adjoint_log(const Panel<T>& p, const T* f, const T* g, const T* share
 }
 
 template <class T>
-void panel_gradient(const Panel<T>& p, const PanelGradient<T>& q) {
+void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
   constexpr int W = Lanes<T>::W;
   const int64_t m = p.m, mp = padded(m);
   const T inverse = 1 / p.reg;
-  over_rows(p, q.weight_cols, [&](int64_t begin, int64_t end, T* E, T* columns) {
-    for (int64_t i = begin; i < end; ++i) {
-      finish_row(p, i);
+  over_panels(p, reads_distance(p.features), q.weight_cols, [&](const Rows<T>& r, T* E, T* columns) {
+    for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
-      const T* row = p.cost + i * m;
+      const T* row = r.row(i);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
-        q.weight_rows[i] = weigh_row(p.features, i, row, out, columns);
+        q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);
         continue;
       }
-      exponentials(p, i, q.f[i], q.g, E);
+      exponentials(p, r.row(i), q.f[i], q.g, E);
       const Vec<T> shift = splat(q.alpha ? q.alpha[i] : T(0)), along = splat(q.row_sum ? q.row_sum[i] : T(0));
       T* sum_row = E + mp;  // padded: the part of dC that is there whatever comes from the history
       for (int64_t j = 0; j < m; j += W) {
         const Vec<T> plan = load(E + j);
         Vec<T> d = q.weight * plan;
         if (q.alpha) {
-          Vec<T> Z = q.weight * (load_cost(row, j, m) - shift);
+          Vec<T> Z = q.weight * (load(row + j) - shift);
           if (q.row_sum)
             Z += along + load(q.col_sum + j);
           else if (!q.depth)
@@ -279,25 +322,25 @@ void panel_gradient(const Panel<T>& p, const PanelGradient<T>& q) {
         const Vec<T> before = splat(q.hist_before[t * q.stride + i]), f = splat(q.hist_f[t * q.stride + i]),
                      weight = splat(q.share_f[t * q.stride + i]);
         for (int64_t j = 0; j < m; j += W) {
-          const Vec<T> c = load_cost(row, j, m), gj = load(g + j);
+          const Vec<T> c = load(row + j), gj = load(g + j);
           store(sum_row + j, load(sum_row + j) + exp(exponent<T>(before, gj, c, inverse)) * load(share + j) +
                                  exp(exponent<T>(f, gj, c, inverse)) * weight);
         }
       }
       copy(sum_row, out, m);
-      q.weight_rows[i] = weigh_row(p.features, i, row, out, columns);
+      q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);
     }
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                                   \
-  template bool panel_columns<T>(const Panel<T>&, const T*, T*, T*);                                        \
-  template void panel_iterate<T>(const Panel<T>&, const T*, const T*, T*, T*);                              \
-  template void panel_plan<T>(const Panel<T>&, const T*, const T*, T*, T*, T*);                             \
-  template void panel_adjoint<T>(const Panel<T>&, const T*, const T*, const T*, const T*, T*, T*);          \
-  template void panel_adjoint_log<T>(const Panel<T>&, const T*, const T*, const T*, const T*, const T*, T*, \
-                                     T*);                                                                   \
-  template void panel_gradient<T>(const Panel<T>&, const PanelGradient<T>&);
+#define UK_INSTANTIATE(T)                                                                                    \
+  template bool panel_columns<T>(const Panels<T>&, const T*, T*, T*);                                        \
+  template void panel_iterate<T>(const Panels<T>&, bool, const T*, const T*, T*, T*);                        \
+  template void panel_plan<T>(const Panels<T>&, const T*, const T*, T*, T*, T*);                             \
+  template void panel_adjoint<T>(const Panels<T>&, const T*, const T*, const T*, const T*, T*, T*);          \
+  template void panel_adjoint_log<T>(const Panels<T>&, const T*, const T*, const T*, const T*, const T*, T*, \
+                                     T*);                                                                    \
+  template void panel_gradient<T>(const Panels<T>&, const PanelGradient<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

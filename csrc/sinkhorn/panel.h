@@ -1,11 +1,12 @@
 // Sinkhorn over panels of rows whose cost is made when it is needed: O(N + M + panel) memory.
 //
-// A panel is some rows of one problem: their cost, or the inner products that a kernel turns into it first.
-// Each kernel is one visit of one panel; ops/panel.py goes over the panels and keeps the vectors. Vectors
-// over columns have padded(m) elements: potentials -inf and all others 0 behind the m-th.
+// Every kernel is one sweep over the rows. Each task makes the cost of a few rows, in its work space, does
+// what the sweep is for and goes on to the next; ops/panel_sweeps.py keeps the vectors between sweeps.
+// Vectors over columns have padded(m) elements: potentials -inf and all others 0 behind the m-th.
 #pragma once
 #include <stdint.h>
 
+#include "core/product.h"
 #include "cost/features.h"
 #include "sinkhorn/params.h"
 
@@ -13,16 +14,22 @@ namespace ucmkd {
 namespace sinkhorn {
 
 template <class T>
-struct Panel {
-  int64_t rows, m;
+struct Panels {
+  int64_t n, m;
   T reg;
-  T* cost;                     // (rows, m), or the inner products, which become it
-  bool products;               // cost holds inner products
   cost::Features<T> features;  // of these rows and all of y
+  const T* packed;             // y, as core/packed.h reads it; null for l1, which has no inner products
+  T* kept;       // (n, packed_columns(m)) where the cost stays between sweeps, or null: each makes it again
+  bool made;     // kept holds the cost
+  int64_t rows;  // of which a task makes the cost at a time, a multiple of kRows
   int tasks;
-  T* work;  // panel_work(m) elements a task
+  T* work;  // panels_work elements a task
 };
-static inline int64_t panel_work(int64_t m) { return 6 * padded(m); }
+// A task's column sums, five rows more, and the cost of a panel (and its distances).
+template <class T>
+static inline int64_t panels_work(const Panels<T>& p) {
+  return 6 * padded(p.m) + p.rows * product::packed_columns(p.m) * (reads_distance(p.features) ? 2 : 1);
+}
 
 // What the gradient is made from: dC = P (weight (1 - (C - alpha) / reg) - Z / reg), or weight P.
 template <class T>
@@ -46,21 +53,21 @@ struct PanelGradient {
 
 template <class T>
 struct PanelKernels {
-  // Online log-sum-exp over the columns: total_j exp(top_j / reg) += sum_i exp((f_i - C_ij) / reg). False:
-  // the cost overflows.
-  bool (*columns)(const Panel<T>&, const T* f, T* top, T* total);
+  // Log-sum-exp over the columns: total_j exp(top_j / reg) = sum_i exp((f_i - C_ij) / reg). False: the cost
+  // overflows.
+  bool (*columns)(const Panels<T>&, const T* f, T* top, T* total);
   // f_i <- reg (log a_i - LSE_j((g_j - C_ij) / reg)), expected near what f holds; sums_j += exp((f_i + g_j -
-  // C_ij) / reg). One exponential an element.
-  void (*iterate)(const Panel<T>&, const T* mass, const T* g, T* f, T* sums);
+  // C_ij) / reg). One exponential an element. `relaxed`: f moves half as far again (forward.cpp).
+  void (*iterate)(const Panels<T>&, bool relaxed, const T* mass, const T* g, T* f, T* sums);
   // alpha_i and row_value_i = <P_i, C_i>; first_j += sum_i P_ij (C_ij - alpha_i) where it is not null.
-  void (*plan)(const Panel<T>&, const T* f, const T* g, T* alpha, T* row_value, T* first);
+  void (*plan)(const Panels<T>&, const T* f, const T* g, T* alpha, T* row_value, T* first);
   // d_i = <P_i, sigma>; sums_j += -d_i factor_i P_ij.
-  void (*adjoint)(const Panel<T>&, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums);
+  void (*adjoint)(const Panels<T>&, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums);
   // The same without the plan: fbar_i = -sum_j exp((f_i + g_j - C_ij) / reg) share_j, then
   // sums_j -= exp((f_i + g_before_j - C_ij) / reg) fbar_i inverse_i.
-  void (*adjoint_log)(const Panel<T>&, const T* f, const T* g, const T* share, const T* g_before,
+  void (*adjoint_log)(const Panels<T>&, const T* f, const T* g, const T* share, const T* g_before,
                       const T* inverse, T* fbar, T* sums);
-  void (*gradient)(const Panel<T>&, const PanelGradient<T>&);
+  void (*gradient)(const Panels<T>&, const PanelGradient<T>&);
 };
 
 }  // namespace sinkhorn

@@ -3,79 +3,91 @@
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "sinkhorn/tasks.h"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// Elements below which a second thread costs more than it saves: a visit takes an exponential for each.
-constexpr int64_t kElementsPerTask = 16 * 1024;
+// Rows of which a task makes the cost at a time: each tile of y is read once for them.
+constexpr int64_t kMostRows = 24;
 
-// The panel with its work space.
+// The sweep with its work space.
 template <class T>
-struct Visit {
-  Panel<T> panel;
-  Scratch<T> work;
+class Sweep {
+ public:
+  explicit Sweep(const PanelsOf& p) : panels_(of(p)), work_(panels_.tasks * panels_work(panels_)) {
+    panels_.work = work_.data();
+  }
+  const Panels<T>& panels() const { return panels_; }
 
-  explicit Visit(const PanelOf& p) : panel{}, work(tasks_for(p) * panel_work(p.m)) {
-    panel.rows = p.rows, panel.m = p.m, panel.reg = T(p.reg);
-    panel.cost = static_cast<T*>(p.cost), panel.products = p.products;
-    panel.features = {static_cast<cost::Metric>(p.metric),
-                      p.rows,
-                      p.m,
-                      p.d,
-                      static_cast<const T*>(p.x),
-                      static_cast<const T*>(p.y),
-                      static_cast<const T*>(p.scale_x),
-                      static_cast<const T*>(p.scale_y)};
-    panel.tasks = tasks_for(p), panel.work = work.data();
+ private:
+  static Panels<T> of(const PanelsOf& p) {
+    Panels<T> s{};
+    s.n = p.n, s.m = p.m, s.reg = T(p.reg);
+    s.features = {static_cast<cost::Metric>(p.metric),
+                  p.n,
+                  p.m,
+                  p.d,
+                  static_cast<const T*>(p.x),
+                  static_cast<const T*>(p.y),
+                  static_cast<const T*>(p.scale_x),
+                  static_cast<const T*>(p.scale_y),
+                  p.classes.typed<T>()};
+    s.packed = static_cast<const T*>(p.packed), s.kept = static_cast<T*>(p.kept), s.made = p.made;
+    const int64_t room = p.room / kRows < 1 ? 1 : p.room / kRows;
+    s.tasks = tasks_for(p.n, p.m);
+    s.tasks = room < s.tasks ? static_cast<int>(room) : s.tasks;
+    s.rows = room / s.tasks * kRows < kMostRows ? room / s.tasks * kRows : kMostRows;
+    return s;
   }
 
-  static int tasks_for(const PanelOf& p) {
-    const int64_t useful = p.rows * p.m / kElementsPerTask, blocks = (p.rows + kRows - 1) / kRows;
-    int64_t tasks = num_threads();
-    tasks = useful < tasks ? useful : tasks;
-    tasks = blocks < tasks ? blocks : tasks;
-    return tasks < 1 ? 1 : static_cast<int>(tasks);
-  }
+  Panels<T> panels_;
+  Scratch<T> work_;
 };
 
 }  // namespace
 
 template <class T>
-bool panel_columns(const PanelOf& p, const T* f, T* top, T* total) {
-  return kernels<T>().panel.columns(Visit<T>(p).panel, f, top, total);
+void panels_pack(int64_t m, int64_t d, const T* y, T* packed) {
+  kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d));
 }
 template <class T>
-void panel_iterate(const PanelOf& p, const T* mass, const T* g, T* f, T* sums) {
-  kernels<T>().panel.iterate(Visit<T>(p).panel, mass, g, f, sums);
+bool panel_columns(const PanelsOf& p, const T* f, T* top, T* total) {
+  return kernels<T>().panel.columns(Sweep<T>(p).panels(), f, top, total);
 }
 template <class T>
-void panel_plan(const PanelOf& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
-  kernels<T>().panel.plan(Visit<T>(p).panel, f, g, alpha, row_value, first);
+void panel_iterate(const PanelsOf& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
+  kernels<T>().panel.iterate(Sweep<T>(p).panels(), relaxed, mass, g, f, sums);
 }
 template <class T>
-void panel_adjoint(const PanelOf& p, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums) {
-  kernels<T>().panel.adjoint(Visit<T>(p).panel, f, g, sigma, factor, d, sums);
+void panel_plan(const PanelsOf& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
+  kernels<T>().panel.plan(Sweep<T>(p).panels(), f, g, alpha, row_value, first);
 }
 template <class T>
-void panel_adjoint_log(const PanelOf& p, const T* f, const T* g, const T* share, const T* g_before,
+void panel_adjoint(const PanelsOf& p, const T* f, const T* g, const T* sigma, const T* factor, T* d,
+                   T* sums) {
+  kernels<T>().panel.adjoint(Sweep<T>(p).panels(), f, g, sigma, factor, d, sums);
+}
+template <class T>
+void panel_adjoint_log(const PanelsOf& p, const T* f, const T* g, const T* share, const T* g_before,
                        const T* inverse, T* fbar, T* sums) {
-  kernels<T>().panel.adjoint_log(Visit<T>(p).panel, f, g, share, g_before, inverse, fbar, sums);
+  kernels<T>().panel.adjoint_log(Sweep<T>(p).panels(), f, g, share, g_before, inverse, fbar, sums);
 }
 template <class T>
-void panel_gradient(const PanelOf& p, const PanelGradient<T>& q) {
-  kernels<T>().panel.gradient(Visit<T>(p).panel, q);
+void panel_gradient(const PanelsOf& p, const PanelGradient<T>& q) {
+  kernels<T>().panel.gradient(Sweep<T>(p).panels(), q);
 }
 
-#define UK_INSTANTIATE(T)                                                                                  \
-  template bool panel_columns<T>(const PanelOf&, const T*, T*, T*);                                        \
-  template void panel_iterate<T>(const PanelOf&, const T*, const T*, T*, T*);                              \
-  template void panel_plan<T>(const PanelOf&, const T*, const T*, T*, T*, T*);                             \
-  template void panel_adjoint<T>(const PanelOf&, const T*, const T*, const T*, const T*, T*, T*);          \
-  template void panel_adjoint_log<T>(const PanelOf&, const T*, const T*, const T*, const T*, const T*, T*, \
-                                     T*);                                                                  \
-  template void panel_gradient<T>(const PanelOf&, const PanelGradient<T>&);
+#define UK_INSTANTIATE(T)                                                                                   \
+  template void panels_pack<T>(int64_t, int64_t, const T*, T*);                                             \
+  template bool panel_columns<T>(const PanelsOf&, const T*, T*, T*);                                        \
+  template void panel_iterate<T>(const PanelsOf&, bool, const T*, const T*, T*, T*);                        \
+  template void panel_plan<T>(const PanelsOf&, const T*, const T*, T*, T*, T*);                             \
+  template void panel_adjoint<T>(const PanelsOf&, const T*, const T*, const T*, const T*, T*, T*);          \
+  template void panel_adjoint_log<T>(const PanelsOf&, const T*, const T*, const T*, const T*, const T*, T*, \
+                                     T*);                                                                   \
+  template void panel_gradient<T>(const PanelsOf&, const PanelGradient<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

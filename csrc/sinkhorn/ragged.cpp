@@ -91,6 +91,8 @@ Problem problem_of(const Ragged& r, const Table::Row& row) {
   p.metric = r.metric, p.d = r.d;
   p.x = at<T>(r.x, row.x0 * r.d), p.scale_x = at<T>(r.scale_x, row.x0);
   p.y = at<T>(r.y, row.y0 * r.d), p.scale_y = at<T>(r.scale_y, row.y0);
+  const cost::Classes<T> classes = r.classes.typed<T>(row.x0, row.y0, row.cost);
+  p.classes = {classes.count, classes.cost, classes.label, classes.distance, classes.grad};
   return p;
 }
 
@@ -180,6 +182,7 @@ bool ragged_backward(const Ragged& r, Grad grad, const T* up_value, const T* up_
     if (!row.empty()) continue;
     fill(at(out.x, row.x0 * r.d), row.n * r.d, T(0)), fill(at(out.y, row.y0 * r.d), row.m * r.d, T(0));
     fill(at(out.a, row.x0), row.n, T(0)), fill(at(out.b, row.y0), row.m, T(0));
+    fill(r.classes.typed<T>(row.x0).grad, row.n * r.classes.count, T(0));
   }
   over_problems(table, double(2 * r.max_iter + 2 * r.d), [&](int64_t k, int tasks) {
     const Table::Row& row = table.rows[k];

@@ -30,6 +30,7 @@ struct Ragged {
   const void* init_g;        // (M,) or null
   void* cost;                // (ragged_sizes.cost,): the forward's outcome, the backward's input
   void* saved;               // (ragged_sizes.saved,)
+  cost::ClassTerm classes;   // of all problems: cost and grad (N, K), label (M,), distance as `cost`
 };
 
 // Elements of `cost` and of `saved`.

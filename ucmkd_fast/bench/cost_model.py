@@ -32,7 +32,7 @@ REGIMES = {
 
 # Passes over matrices, counted in the kernels: reads and writes.
 _BUILD, _LAST, _FINISH, _PANEL = 3, 2, 4, 2
-_SMALLEST = 8 * 1024  # elements of a sweep for each thread (kElementsPerTask of csrc/sinkhorn/entry.cpp)
+_SMALLEST = 8 * 1024  # elements of a sweep for each thread (kElementsPerTask of csrc/sinkhorn/tasks.h)
 _ROWS = 4  # of a block (kRows of csrc/sinkhorn/params.h)
 
 
@@ -124,7 +124,7 @@ def _panel_memory(size: Size, rows: int, keep: bool) -> int:
 
 
 def _workers(n: int, m: int, ceilings: Ceilings) -> float:
-    """Threads that a sweep keeps busy; a smooth version of ``tasks_for`` in csrc/sinkhorn/entry.cpp."""
+    """Threads that a sweep keeps busy; a smooth version of ``tasks_for`` in csrc/sinkhorn/tasks.h."""
     return max(1.0, min(ceilings.threads, n * m / _SMALLEST, n / _ROWS))
 
 

@@ -15,11 +15,11 @@ from ..reference import sinkhorn as reference
 from . import _autograd, _loss
 
 # Their gradient divides by the distance, which the cost no longer shows.
-_READS_DISTANCE = ("l2", "chordal")
+READS_DISTANCE = ("l2", "chordal")
 
 
 def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
-    """Shapes, dtypes and devices of W (N, K) and labels (M,); their values are checked by the kernel.
+    """Shapes, dtypes and devices of W (..., N, K) and labels (..., M); their values are checked where they are read.
 
     Raises:
         TypeError: one without the other, not tensors, or dtypes that do not fit.
@@ -37,10 +37,11 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
         raise TypeError(f"class_cost must have the cost's dtype {dtype}, got {class_cost.dtype}")
     if y_labels.dtype != torch.int64:
         raise TypeError(f"y_labels must be int64, got {y_labels.dtype}")
-    if class_cost.dim() != 2 or len(class_cost) != len(x) or not class_cost.shape[1]:
-        raise ValueError(f"class_cost must have shape ({len(x)}, K), got {tuple(class_cost.shape)}")
-    if y_labels.shape != y.shape[:1]:
-        raise ValueError(f"y_labels must have shape ({len(y)},), got {tuple(y_labels.shape)}")
+    if class_cost.shape[:-1] != x.shape[:-1] or class_cost.dim() != x.dim() or not class_cost.shape[-1]:
+        wanted = ", ".join(map(str, x.shape[:-1]))
+        raise ValueError(f"class_cost must have shape ({wanted}, K), got {tuple(class_cost.shape)}")
+    if y_labels.shape != y.shape[:-1]:
+        raise ValueError(f"y_labels must have shape {tuple(y.shape[:-1])}, got {tuple(y_labels.shape)}")
     if class_cost.device != x.device or y_labels.device != x.device:
         raise ValueError(
             f"all tensors must be on one device, got x on {x.device}, class_cost on {class_cost.device} "
@@ -48,17 +49,29 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
         )
 
 
+def bad_values(class_cost: Tensor, y_labels: Tensor) -> str | None:
+    """A sentence about the values of W (..., N, K) or labels (..., M), as the kernels', or None."""
+    if bool(((y_labels < 0) | (y_labels >= class_cost.shape[-1])).any()):
+        return "y_labels must be columns of class_cost, from 0 to K - 1, got one outside"
+    if bool(((class_cost != class_cost) | (class_cost == -torch.inf)).any()):
+        return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
+    return None
+
+
 def cost_by_class(matrix: Tensor, class_cost: Tensor, y_labels: Tensor) -> Tensor:
-    """Distances (N, M) and their term by class, as a composite: for compilers, transforms and results."""
+    """Distances (..., N, M) and their term by class, as a composite: for compilers, transforms and results."""
     transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
     if not transformed and not matrix.is_cuda:  # on a GPU the look would wait for it
-        if bool(((y_labels < 0) | (y_labels >= class_cost.shape[1])).any()):
-            raise ValueError("y_labels must be columns of class_cost, from 0 to K - 1, got one outside")
-        if bool(((class_cost != class_cost) | (class_cost == -torch.inf)).any()):
-            raise ValueError(
-                "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
-            )
-    return matrix + class_cost.index_select(1, y_labels)
+        if refused := bad_values(class_cost, y_labels):
+            raise ValueError(refused)
+    return matrix + by_label(class_cost, y_labels)
+
+
+def by_label(class_cost: Tensor, y_labels: Tensor) -> Tensor:
+    """W[i, k_j] (..., N, M)."""
+    if class_cost.dim() == 2:
+        return class_cost.index_select(1, y_labels)
+    return class_cost.gather(2, y_labels[:, None, :].expand(-1, class_cost.shape[1], -1))
 
 
 class ClassAwareLoss(torch.autograd.Function):
@@ -68,7 +81,7 @@ class ClassAwareLoss(torch.autograd.Function):
     def forward(ctx: Any, x, y, class_cost, a, b, y_labels, init_f, init_g, options):  # noqa: D102
         needs = any(ctx.needs_input_grad)
         distance = None
-        if needs and options.metric in _READS_DISTANCE:
+        if needs and options.metric in READS_DISTANCE:
             distance = class_cost.new_empty(len(x), len(y))
         classes = _loss.Classes(class_cost, y_labels, distance)
         loss, f, g, kept = _loss.forward(x, y, a, b, init_f, init_g, options, needs, classes)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ._autograd import direct
 from .sinkhorn import sinkhorn_loss
 
 
@@ -47,7 +48,9 @@ def class_conditional_loss(
     """Entropic transport between features, with a price on moving mass to another class.
 
     C_ij = d(x_i, y_j) + beta [k_j != label_i]. At beta = inf it is one problem per class: the masses of y
-    are scaled class by class to those of x, and samples of a class that the other side lacks have none.
+    are scaled class by class to those of x, and samples of a class that the other side lacks have none. On the CPU
+    these run as a ragged batch, each to ``tol`` by itself; with ``return_result``, masses, ``init``, ``memory_budget``
+    or ``group``, and on other devices, as one problem whose cost is +inf between classes.
 
     Args:
         x: (N, D) features.
@@ -76,9 +79,39 @@ def class_conditional_loss(
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")
     dtype = torch.promote_types(x.dtype, torch.float32)
+    one_call = beta == float("inf") and not _ONE_PROBLEM & {
+        k for k, given in options.items() if given is not None
+    }
+    if one_call and x.device.type == "cpu" and direct(x, y):
+        return _class_by_class(x, y, x_labels, y_labels, classes, dtype, options)
     other = torch.arange(classes, device=x.device) != x_labels[:, None]
     class_cost = torch.zeros(other.shape, dtype=dtype, device=x.device).masked_fill_(other, beta)
     if beta == float("inf"):
         masses = class_masses(x_labels, y_labels, classes, dtype)
         options = {"a": masses.a, "b": masses.b, **options}
     return cast("Tensor", sinkhorn_loss(x, y, class_cost=class_cost, y_labels=y_labels, **options))
+
+
+#: Options whose meaning is that of the problem as a whole.
+_ONE_PROBLEM = {"a", "b", "init", "memory_budget", "group", "offsets", "return_result"}
+
+
+def _class_by_class(x, y, x_labels, y_labels, classes: int, dtype, options: dict[str, Any]) -> Tensor:
+    """The sum over classes of a class's share times its own loss, from one ragged call.
+
+    A plan s P_k, of a class that sends the share s, has KL(s P_k | s a, s b) = s KL(P_k | a, b) - s log s.
+    """
+    counts = [torch.bincount(labels, minlength=classes) for labels in (x_labels, y_labels)]
+    share = torch.where((counts[0] > 0) & (counts[1] > 0), counts[0], 0).to(dtype)
+    if not share.sum() > 0:
+        raise ValueError("x and y must have a class in common, got none")
+    share = share / share.sum()
+    order = [torch.argsort(labels, stable=True) for labels in (x_labels, y_labels)]
+    starts = [torch.nn.functional.pad(count.cumsum(0), (1, 0)) for count in counts]
+    losses = cast(
+        "Tensor", sinkhorn_loss(x[order[0]], y[order[1]], offsets=(starts[0], starts[1]), **options)
+    )
+    loss = (share * losses).sum()
+    if options.get("objective") == "regularized":
+        loss = loss - float(options.get("reg", 0.1)) * torch.xlogy(share, share).sum()
+    return loss

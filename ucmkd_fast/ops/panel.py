@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, cost
+from . import _autograd, class_aware, cost
+from ._loss import Classes
 from ._solve import Options
 from .panel_sweeps import Alone, Panels, Problem
 from .result import SinkhornResult
 
 
 class PanelSinkhorn(torch.autograd.Function):
-    """From x (N, D), y (M, D): (value, dual, f, g, marginal_error, n_iter); the first two differentiable."""
+    """From x (N, D), y (M, D), W (N, K): (value, dual, f, g, marginal_error, n_iter); two of them differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, a, b, init_f, metric, dtype, options, rows, keep, over):  # noqa: D102
-        needs = any(ctx.needs_input_grad[:4])
+    def forward(ctx: Any, x, y, class_cost, a, b, y_labels, init_f, metric, dtype, options, rows, keep, over):  # noqa: D102
+        needs = any(ctx.needs_input_grad[:5])
         wide_x = x.detach().to(dtype).contiguous()
         wide_y = over.gather(y.detach()).to(dtype).contiguous()
         try:
@@ -31,7 +32,11 @@ class PanelSinkhorn(torch.autograd.Function):
         every_b = None if b is None else over.gather(b.detach())
         mass_b = wide_y.new_full((len(wide_y),), 1 / len(wide_y)) if every_b is None else every_b
         over.refuse(_bad_masses(mass_a, mass_b, over))
-        panels = Panels(features, options.reg, rows, keep)
+        classes = None
+        if class_cost is not None:
+            over.refuse(class_aware.bad_values(class_cost.detach(), y_labels))
+            classes = Classes(class_cost.detach().contiguous(), over.gather(y_labels))
+        panels = Panels(features, options.reg, rows, keep, classes)
         problem = Problem(features, mass_a, mass_b, panels, options, over)
         s = problem.solve(init_f, needs and options.grad == "unrolled")
         f, g = s.f, over.mine(s.g[: len(wide_y)]).clone()
@@ -39,7 +44,7 @@ class PanelSinkhorn(torch.autograd.Function):
         ctx.mark_non_differentiable(f, g, s.marginal_error, n_iter)
         ctx.set_materialize_grads(False)
         if needs:
-            ctx.save_for_backward(x, y, a, b)  # autograd then sees that nobody wrote to them
+            ctx.save_for_backward(x, y, class_cost, a, b)  # autograd then sees that nobody wrote to them
             ctx.problem, ctx.dtypes = problem, (x.dtype, y.dtype)
             none = s.value.new_empty(0)  # an output of this Function here would be a cycle
             ctx.solved = s._replace(value=none, dual=none, marginal_error=none)
@@ -52,26 +57,23 @@ class PanelSinkhorn(torch.autograd.Function):
                 "double backward is not built for costs made panel by panel or spread over processes: it would keep "
                 "the whole cost; raise memory_budget, or use smaller batches"
             )
-        need, problem = ctx.needs_input_grad[:4], ctx.problem
-        _ = ctx.saved_tensors
+        need_x, need_y, need_classes, need_a, need_b = ctx.needs_input_grad[:5]
+        problem, _ = ctx.problem, ctx.saved_tensors
         weight, dual = (0.0 if up is None else float(up) for up in (up_value, up_dual))
-        dx, dy, da, db = problem.gradient(ctx.solved, weight, dual, (need[0], problem.over.anywhere(need[1])))
-        dy = None if dy is None or not need[1] else problem.over.mine(dy).to(ctx.dtypes[1])
-        db = problem.over.mine(db[: len(problem.features.y)]) if need[3] else None
-        return None if dx is None else dx.to(ctx.dtypes[0]), dy, da if need[2] else None, db, *[None] * 7
+        need = need_x, problem.over.anywhere(need_y), need_classes
+        dx, dy, d_classes, da, db = problem.gradient(ctx.solved, weight, dual, need)
+        dx = None if dx is None else dx.to(ctx.dtypes[0])
+        dy = None if dy is None or not need_y else problem.over.mine(dy).to(ctx.dtypes[1])
+        db = problem.over.mine(db[: len(problem.features.y)]) if need_b else None
+        return dx, dy, d_classes, da if need_a else None, db, *[None] * 8
 
 
 @torch.compiler.disable
 def solve(
-    x, y, a, b, init_fg, metric, dtype, options: Options, rows: int, keep=False, over=None
+    x, y, a, b, init_fg, by_class, metric, dtype, options: Options, rows: int, keep=False, over=None
 ) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) with the cost of ``rows`` rows at a time; no plan."""
-    if options.accelerate is not None:
-        raise NotImplementedError(
-            f"accelerate={options.accelerate!r} is not built for costs made panel by panel or spread over processes: "
-            "leave it out, or raise memory_budget"
-        )
-    if not _autograd.direct(x, y, a, b):
+    if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
             "costs made panel by panel or spread over processes are not built for functorch transforms and dispatch "
             "modes: raise memory_budget, or call sinkhorn_loss outside of them"
@@ -80,7 +82,8 @@ def solve(
         raise NotImplementedError(
             f"costs made panel by panel or spread over processes are built for CPU tensors, got {x.device}"
         )
-    return PanelSinkhorn.apply(x, y, a, b, init_fg[0], metric, dtype, options, rows, keep, over or Alone())
+    settings = metric, dtype, options, rows, keep, over or Alone()
+    return PanelSinkhorn.apply(x, y, by_class[0], a, b, by_class[1], init_fg[0], *settings)
 
 
 class PanelResult(SinkhornResult):

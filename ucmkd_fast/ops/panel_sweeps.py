@@ -1,8 +1,8 @@
-"""Sinkhorn on features without the cost matrix: panels of rows, made and dropped in every sweep.
+"""Sinkhorn on features without the cost matrix: a few rows of it are made and dropped at a time, in every sweep.
 
-    memory: the histories, O(T (N + M)), and two panels (R, M)
+    memory: the histories, O(T (N + M)), y once more, and two panels (R, M)
 
-One sweep visits every panel: a matrix product for its cost, then one native pass (csrc/sinkhorn/panel.h). What a
+One sweep is one native call (csrc/sinkhorn/panel.h): its threads make the cost of the rows that they are at. What a
 sweep leaves are sums over the columns, (M,): so the same code serves rows that are spread over processes, with one
 sum over the processes behind each sweep (`sharded.Shards`).
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._native import _C
 from . import cost
+from ._loss import Classes
 from ._solve import Options, _address, _padded
 
 _RANGE = {torch.float32: 30.0, torch.float64: 300.0}  # largest |log u_t|, |log v_t| for plain sums
@@ -55,39 +56,45 @@ class Alone:
 
 
 class Panels:
-    """The panels of x (N, D) against y (M, D), one after the other, in one buffer; or kept, each in its own."""
+    """The cost of x (N, D) against y (M, D): made in every sweep, at most R rows at a time; or made once and kept."""
 
-    def __init__(self, features: cost.Features, reg: float, rows: int, keep: bool):
-        self.features, self.reg, self.rows = features, reg, max(rows, 1)
-        self.n, self.m = len(features.x), len(features.y)
-        self._kept: dict[int, Tensor] | None = {} if keep else None
-        self._buffer: Tensor | None = None
+    def __init__(
+        self, features: cost.Features, reg: float, rows: int, keep: bool, classes: Classes | None = None
+    ):
+        self.features, self.reg, self.rows, self.classes = features, reg, max(rows, 1), classes
+        x, y = features.x, features.y
+        self.n, self.m = len(x), len(y)
+        self._packed, self._kept, self._made = None, None, False
+        if features.metric != "l1":
+            self._packed = x.new_empty(_C.panels_packed_size(*y.shape))
+            _C.panels_pack(x.dtype == torch.float64, *y.shape, y.data_ptr(), self._packed.data_ptr())
+        if keep:
+            self._kept = x.new_empty(self.n, _C.panels_columns(self.m))
 
-    def __iter__(self) -> Iterator[tuple[slice, Any]]:
-        x, y, scale, metric = self.features
-        code, _, _, d, _, at_y, _, scale_y = self.features.sizes()
+    def all(self) -> Any:
+        """Every row, for one sweep."""
+        made, self._made = self._made, self._kept is not None
+        return self._native(slice(0, self.n), made, None)
+
+    def parts(self, grad_classes: Tensor | None = None) -> Iterator[tuple[slice, Any]]:
+        """R rows at a time, after a sweep over all; the gradient of W (N, K) is written where it is asked for."""
         for start in range(0, self.n, self.rows):
             rows = slice(start, min(start + self.rows, self.n))
-            products, matrix = self._matrix(rows)
-            yield rows, _C.SinkhornPanel(
-                x.dtype == torch.float64, rows.stop - start, self.m, self.reg, products, matrix.data_ptr(), code, d,
-                x[rows].data_ptr(), at_y, scale[rows].data_ptr(), scale_y,
-            )  # fmt: skip
+            yield rows, self._native(rows, self._made, grad_classes)
 
-    def _matrix(self, rows: slice) -> tuple[bool, Tensor]:
-        """Whether it holds products, and the panel."""
-        x, y, _, metric = self.features
-        if self._kept is not None:
-            if rows.start in self._kept:
-                return False, self._kept[rows.start]
-            matrix = self._kept[rows.start] = x.new_empty(rows.stop - rows.start, self.m)
-        else:
-            if self._buffer is None:
-                self._buffer = x.new_empty(min(self.rows, self.n), self.m)
-            matrix = self._buffer[: rows.stop - rows.start]
-        if metric != "l1":
-            torch.mm(x[rows], y.t(), out=matrix)
-        return True, matrix
+    def _native(self, rows: slice, made: bool, grad_classes: Tensor | None) -> Any:
+        x, y, scale, _ = self.features
+        code, _, _, d, _, at_y, _, scale_y = self.features.sizes()
+        kept = None if self._kept is None else self._kept[rows]
+        panels = _C.SinkhornPanels(
+            x.dtype == torch.float64, self.reg, self.rows, code, rows.stop - rows.start, self.m, d,
+            x[rows].data_ptr(), at_y, scale[rows].data_ptr(), scale_y, _address(self._packed), _address(kept), made,
+        )  # fmt: skip
+        if self.classes is not None:
+            grad = None if grad_classes is None else grad_classes[rows]
+            w, labels = self.classes[:2]
+            panels.set_classes(w.shape[1], w[rows].data_ptr(), labels.data_ptr(), 0, _address(grad))
+        return panels
 
 
 class Solved(NamedTuple):
@@ -106,6 +113,31 @@ class Solved(NamedTuple):
     hist_g: Tensor  # (T, padded M)
 
 
+class Relaxation:
+    """Which iterations are over-relaxed, as in csrc/sinkhorn/forward.cpp: no early one, none that could be the last."""
+
+    def __init__(self, options: Options):
+        self.tol, self.last = options.tol, options.max_iter
+        self.best, self.relaxed = math.inf, False
+        self.given_up = options.accelerate is None
+        self.nearly_done = self.given_up
+
+    def of(self, n_iter: int) -> bool:
+        """Whether this iteration is."""
+        self.relaxed = 3 < n_iter < self.last and not self.nearly_done
+        return self.relaxed
+
+    def watch(self, error: Tensor) -> None:
+        """Note the marginal error behind an iteration; give up where it grows a hundredfold."""
+        if self.given_up:
+            return
+        now = float(error)
+        self.nearly_done = now <= self.tol
+        if self.relaxed and now > 100 * self.best:
+            self.nearly_done = self.given_up = True
+        self.best = min(self.best, now)
+
+
 class Problem:
     """This process's rows against all columns, with the sweeps over them."""
 
@@ -120,10 +152,8 @@ class Problem:
 
     def columns(self, f: Tensor) -> Tensor:
         """G (padded M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
-        top, total = self.b.new_full(self.b.shape, -torch.inf), torch.zeros_like(self.b)
-        good = True
-        for rows, panel in self.panels:
-            good &= _C.panel_columns(panel, *map(_address, (f[rows], top, total)))
+        top, total = torch.empty_like(self.b), torch.empty_like(self.b)
+        good = _C.panel_columns(self.panels.all(), *map(_address, (f, top, total)))
         self.over.refuse(
             None if good else "the distances between x and y must stay in range, got one that overflows"
         )
@@ -133,27 +163,23 @@ class Problem:
         g = self.reg * (self.b.log() - total.log()) - highest
         return torch.where(self.b > 0, g, -torch.inf)
 
-    def iterate(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def iterate(self, f: Tensor, g: Tensor, relaxed: bool) -> tuple[Tensor, Tensor]:
         """F (N,) of g, and the column sums of the plan of both."""
         f, sums = f.clone(), torch.zeros_like(g)
-        for rows, panel in self.panels:
-            _C.panel_iterate(panel, *map(_address, (self.a[rows], g, f[rows], sums)))
+        _C.panel_iterate(self.panels.all(), relaxed, *map(_address, (self.a, g, f, sums)))
         return f, self.over.add(sums)
 
     def adjoint(self, s: Solved, sigma: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """D = P sigma (N,), and -P' (d factor) (padded M,)."""
         d, sums = torch.empty_like(self.a), torch.zeros_like(sigma)
-        for rows, panel in self.panels:
-            vectors = (s.f[rows], s.g, sigma, factor[rows], d[rows], sums)
-            _C.panel_adjoint(panel, *map(_address, vectors))
+        _C.panel_adjoint(self.panels.all(), *map(_address, (s.f, s.g, sigma, factor, d, sums)))
         return d, self.over.add(sums)
 
     def adjoint_log(self, f, g, share, g_before, inverse) -> tuple[Tensor, Tensor]:
         """As `adjoint`, with the softmaxes of (f, g) and (f, g_before) in the place of the plan."""
         fbar, sums = torch.empty_like(self.a), torch.zeros_like(g)
-        for rows, panel in self.panels:
-            vectors = (f[rows], g, share, g_before, inverse[rows], fbar[rows], sums)
-            _C.panel_adjoint_log(panel, *map(_address, vectors))
+        vectors = (f, g, share, g_before, inverse, fbar, sums)
+        _C.panel_adjoint_log(self.panels.all(), *map(_address, vectors))
         return fbar, self.over.add(sums)
 
     # Forward
@@ -164,31 +190,50 @@ class Problem:
         total = float(self.over.add(torch.tensor(float(len(a)), dtype=torch.float64)))
         start = a.new_full(a.shape, -self.reg * math.log(total)) if init_f is None else init_f
         f = torch.where(a > 0, start, -torch.inf)
-        g = self.columns(f)
+        g = sums = self.columns(f)
         hist_f, hist_g = [f], []
-        safe = math.exp(_SAFE[a.dtype])
-        for n_iter in range(1, options.max_iter + 1):  # noqa: B007
-            f, sums = self.iterate(f, g)
+        relaxation = Relaxation(options)
+        for n_iter in range(1, options.max_iter + 1):
+            relaxed = relaxation.of(n_iter)
+            if n_iter > 1:
+                g = self._next_columns(f, g, sums, relaxed)
+            f, sums = self.iterate(f, g, relaxed)
+            if n_iter == 1:
+                self._refuse_forbidden(f, g)
             if history:
                 hist_f.append(f)
                 hist_g.append(g)
             error = (sums - b).abs().sum()
-            if n_iter == options.max_iter or error <= options.tol:
+            if n_iter == options.max_iter or (error <= options.tol and not relaxed):
                 break
-            ratio = torch.where(b > 0, b / sums, 1)
-            if ((ratio >= 1 / safe) & (ratio <= safe)).all():
-                g = torch.where(b > 0, g + self.reg * ratio.log(), -torch.inf)
-            else:
-                g = self.columns(f)
+            relaxation.watch(error)
         alpha, row_value, first = torch.empty_like(a), torch.empty_like(a), torch.zeros_like(g)
-        for rows, panel in self.panels:
-            vectors = (f[rows], g, alpha[rows], row_value[rows], first)
-            _C.panel_plan(panel, *map(_address, vectors))
+        _C.panel_plan(self.panels.all(), *map(_address, (f, g, alpha, row_value, first)))
         self.over.add(first)
         value, dual = self._values(f, g, row_value)
         empty = a.new_empty(0)
         stacks = (torch.stack(hist_f), torch.stack(hist_g)) if history else (empty, empty)
         return Solved(value, dual, f, g, error, n_iter, sums, alpha, first, *stacks)
+
+    def _next_columns(self, f: Tensor, g: Tensor, sums: Tensor, relaxed: bool) -> Tensor:
+        """G (padded M,) of f, from the column sums of the plan of f and g; relaxed, half as far again."""
+        safe = math.exp(_SAFE[g.dtype])
+        ratio = torch.where(self.b > 0, self.b / sums, 1)
+        if not ((ratio >= 1 / safe) & (ratio <= safe)).all():
+            return self.columns(f)
+        step = self.reg * ratio.log()
+        return torch.where(self.b > 0, g + (1.5 * step if relaxed else step), -torch.inf)
+
+    def _refuse_forbidden(self, f: Tensor, g: Tensor) -> None:
+        """A class may be forbidden; a row or column all of whose pairs are has nowhere to send its mass."""
+        if self.panels.classes is None:
+            return
+        stuck = ((self.a > 0) & ~f.isfinite()).any() | ((self.b > 0) & ~g.isfinite()).any()
+        self.over.refuse(
+            "every row and column with mass needs a pair of finite cost with mass, got one that has none"
+            if stuck
+            else None
+        )
 
     def _values(self, f: Tensor, g: Tensor, row_value: Tensor) -> tuple[Tensor, Tensor]:
         """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
@@ -203,9 +248,9 @@ class Problem:
     # Backward
 
     def gradient(
-        self, s: Solved, weight: float, dual: float, need: tuple[bool, bool]
+        self, s: Solved, weight: float, dual: float, need: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of ``weight`` <P, C> + ``dual`` dual value: of x (N, D), y (M, D), a (N,), b (padded M,)."""
+        """Gradients of ``weight`` <P, C> + ``dual`` dual value: of x, y, W (where needed), a (N,), b (padded M,)."""
         if self.options.grad == "envelope":
             return *self._features(s, weight + dual, need, alpha=False), *self._envelope_masses(s, dual)
         if self.options.grad == "implicit":
@@ -328,17 +373,18 @@ class Problem:
         return tuple(dual * z for z in free)  # type: ignore[return-value]
 
     def _features(
-        self, s: Solved, weight: float, need: tuple[bool, bool], *, alpha: bool = True,
+        self, s: Solved, weight: float, need: tuple[bool, bool, bool], *, alpha: bool = True,
         product=None, sums=None, history=None,
-    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        """DC panel by panel, and from it the gradients of x and y; Z comes as one of the last three."""
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """DC panel by panel, and from it the gradients of x, y and W; Z comes as one of the last three."""
         x, y, _, metric = self.features
         dx = torch.zeros_like(x) if need[0] else None
         dy = torch.zeros_like(y) if need[1] else None
+        d_classes = torch.empty_like(self.panels.classes.cost) if self.panels.classes and need[2] else None
         row_sums, col_sums = torch.empty_like(self.a), torch.zeros_like(self.b)
         buffer = x.new_empty(min(self.panels.rows, max(len(x), 1)), len(y))
         depth, stride = (len(history[0]), len(self.a)) if history else (0, 0)
-        for rows, panel in self.panels:
+        for rows, panel in self.panels.parts(d_classes):
             weights = buffer[: rows.stop - rows.start]
             if product:
                 torch.mm(product[0][:, rows].t(), product[1], out=weights)
@@ -356,7 +402,7 @@ class Problem:
             for grad, sums_z, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
                 if grad is not None:
                     _C.cost_finish_gradient(f64, *sizes, sums_z.data_ptr(), of_y, grad.data_ptr())
-        return dx, None if dy is None else self.over.add(dy)
+        return dx, None if dy is None else self.over.add(dy), d_classes
 
     def _weigh(self, weights: Tensor, rows: slice, dx: Tensor | None, dy: Tensor | None) -> None:
         """The panel's products with x and y; l1 takes signs in their place."""

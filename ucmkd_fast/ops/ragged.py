@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve_cuda, cost
+from . import _autograd, _solve_cuda, class_aware, cost
 from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
 
@@ -67,14 +67,19 @@ class RaggedSinkhorn(torch.autograd.Function):
     """From x (sum N_k, D), y (sum M_k, D): (value, dual, f, g, marginal_error, n_iter, costs)."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, a, b, init_f, init_g, offsets, metric, dtype, options):  # noqa: D102
-        needs = any(ctx.needs_input_grad[:4])
+    def forward(ctx: Any, x, y, class_cost, a, b, y_labels, init_f, init_g, offsets, metric, dtype, options):  # noqa: D102
+        needs = any(ctx.needs_input_grad[:5])
         features = cost.scaled(cost.plain(x, dtype), cost.plain(y, dtype), metric)
         wide_x = features.x
         table = _table(features, offsets, a, b, init_f, init_g, options, needs)
         cost_size, saved_size = table.sizes()
         costs, saved = wide_x.new_empty(cost_size), wide_x.new_empty(saved_size)
         table.memory(costs.data_ptr(), saved.data_ptr())
+        distance = None
+        if class_cost is not None:
+            if needs and metric in class_aware.READS_DISTANCE:
+                distance = torch.empty_like(costs)
+            table.set_classes(class_cost.shape[1], *map(_address, (class_cost, y_labels, distance, None)))
         batch = len(offsets.x) - 1
         f, g = wide_x.new_empty(len(x)), wide_x.new_empty(len(y))
         value, dual, error = (wide_x.new_empty(batch) for _ in range(3))
@@ -86,29 +91,40 @@ class RaggedSinkhorn(torch.autograd.Function):
             constants = (f, g) if options.grad == "envelope" else ()
             ctx.mark_non_differentiable(*constants, error, n_iter, costs)
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(x, y, a, b, init_f, init_g, *features[:3], f, g, costs, saved)
+            ctx.save_for_backward(
+                x, y, class_cost, a, b, y_labels, init_f, init_g, *features[:3], f, g, costs, saved, distance
+            )
             ctx.settings = offsets, metric, dtype, options
         return value, dual, f, g, error, n_iter, costs
 
     @staticmethod
     def backward(ctx: Any, *upstream):  # noqa: D102
-        x, y, a, b, init_f, init_g, wide_x, wide_y, scale, f, g, costs, saved = ctx.saved_tensors
+        x, y, class_cost, a, b, y_labels, init_f, init_g, *rest = ctx.saved_tensors
+        wide_x, wide_y, scale, f, g, costs, saved, distance = rest
         offsets, metric, dtype, options = ctx.settings
-        upstream = upstream[:4]
+        upstream, none = upstream[:4], [None] * 7
         if all(u is None for u in upstream):
-            return (None,) * 10
+            return (*[None] * 5, *none)
         if torch.is_grad_enabled():
             _autograd._refuse_second_order(options.grad)
+            by_class = class_cost, y_labels
             with torch.enable_grad():
-                again = reference_outputs(x, y, a, b, init_f, init_g, offsets, metric, dtype, options)
-            return *_autograd._differentiate(again, (x, y, a, b), upstream), *[None] * 6
+                again = reference_outputs(
+                    x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options
+                )
+            return *_autograd._differentiate(again, (x, y, class_cost, a, b), upstream), *none
         features = cost.Features(wide_x, wide_y, scale, metric)
         table = _table(features, offsets, a, b, init_f, init_g, options, True)
         table.memory(costs.data_ptr(), saved.data_ptr())
         up_value, up_f, up_g, direct_a, direct_b = _flat_upstream(
             table, offsets, costs, a, b, f, g, upstream, options
         )
-        need_x, need_y, need_a, need_b = ctx.needs_input_grad[:4]
+        need_x, need_y, need_classes, need_a, need_b = ctx.needs_input_grad[:5]
+        d_classes = torch.empty_like(class_cost) if need_classes else None
+        if class_cost is not None:
+            table.set_classes(
+                class_cost.shape[1], *map(_address, (class_cost, y_labels, distance, d_classes))
+            )
         dx = torch.empty_like(wide_x) if need_x else None
         dy = torch.empty_like(wide_y) if need_y else None
         envelope = options.grad == "envelope"
@@ -129,7 +145,7 @@ class RaggedSinkhorn(torch.autograd.Function):
             db = _sum(db, direct_b, b)
         dx = dx if dx is None else dx.to(x.dtype)
         dy = dy if dy is None else dy.to(y.dtype)
-        return dx, dy, da, db, *[None] * 6
+        return dx, dy, d_classes, da, db, *none
 
 
 def _sum(grad: Tensor | None, direct: Tensor | None, mass: Tensor) -> Tensor:
@@ -220,8 +236,16 @@ def _matrix(table, offsets: Offsets, costs: Tensor, k: int) -> Tensor:
     return costs[at : at + n * m].view(n, m)
 
 
+def _cost_of(x, y, by_class, rows: slice, columns: slice, metric, dtype) -> Tensor:
+    """The cost (N_k, M_k) of one problem, differentiable."""
+    matrix = reference.cost(x[rows].to(dtype), y[columns].to(dtype), metric)
+    if by_class[0] is None:
+        return matrix
+    return class_aware.cost_by_class(matrix, by_class[0][rows], by_class[1][columns])
+
+
 def reference_outputs(
-    x, y, a, b, init_f, init_g, offsets: Offsets, metric, dtype, options
+    x, y, a, b, init_f, init_g, by_class, offsets: Offsets, metric, dtype, options
 ) -> tuple[Tensor, ...]:
     """(value, dual, f, g) problem by problem by the reference; differentiable to any order."""
     parts: list[tuple[Tensor, ...]] = []
@@ -232,7 +256,7 @@ def reference_outputs(
             size = (rows.stop - rows.start, columns.stop - columns.start)
             parts.append((nothing, nothing, *(x.new_full((s,), -torch.inf, dtype=dtype) for s in size)))
             continue
-        matrix = reference.cost(x[rows].to(dtype), y[columns].to(dtype), metric)
+        matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype)
 
         def part(t, at):
             return t if t is None else t[at]
@@ -247,22 +271,26 @@ def reference_outputs(
 
 
 @torch.compiler.disable
-def solve(x, y, a, b, init_fg, offsets: Offsets, metric: str, dtype, options: Options) -> tuple[Tensor, ...]:
+def solve(
+    x, y, a, b, init_fg, by_class, offsets: Offsets, metric: str, dtype, options: Options
+) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by whatever runs on these tensors."""
-    if not _autograd.direct(x, y, a, b):
+    if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
             "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
             "sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
-        return _one_by_one(x, y, a, b, init_fg, offsets, metric, dtype, options)
+        return _one_by_one(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
     if x.device.type != "cpu":
-        return _on_device(x, y, a, b, init_fg, offsets, metric, dtype, options)
-    a, b = (None if t is None else t.contiguous() for t in (a, b))
-    return RaggedSinkhorn.apply(x, y, a, b, *init_fg, offsets, metric, dtype, options)
+        return _on_device(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
+    a, b, class_cost, y_labels = (None if t is None else t.contiguous() for t in (a, b, *by_class))
+    return RaggedSinkhorn.apply(x, y, class_cost, a, b, y_labels, *init_fg, offsets, metric, dtype, options)
 
 
-def _one_by_one(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
+def _one_by_one(
+    x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options
+) -> tuple[Tensor, ...]:
     """As `solve`, by the kernels of a GPU, problem by problem."""
 
     def part(t, at):
@@ -272,7 +300,7 @@ def _one_by_one(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -
     costs = []
     for k in range(len(offsets.x) - 1):
         rows, columns = offsets.rows(k)
-        matrix = reference.cost(x[rows].to(dtype), y[columns].to(dtype), metric)
+        matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype)
         costs.append(
             torch.nn.functional.pad(
                 matrix.detach().reshape(-1), (0, _C.padded(matrix.numel()) - matrix.numel())
@@ -291,14 +319,14 @@ def _one_by_one(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -
     return torch.stack(value), torch.stack(dual), torch.cat(f), torch.cat(g), *stacked, torch.cat(costs)
 
 
-def _on_device(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
+def _on_device(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
     """As `solve`, by the reference on the tensors' device, problem by problem."""
-    outputs = reference_outputs(x, y, a, b, init_fg[0], init_fg[1], offsets, metric, dtype, options)
+    outputs = reference_outputs(x, y, a, b, init_fg[0], init_fg[1], by_class, offsets, metric, dtype, options)
     f, g = (z.detach() for z in outputs[2:])
     errors, costs = [], []
     for k in range(len(offsets.x) - 1):
         rows, columns = offsets.rows(k)
-        matrix = reference.cost(x[rows].detach().to(dtype), y[columns].detach().to(dtype), metric)
+        matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype).detach()
         reached = ((f[rows, None] + g[columns] - matrix) / options.reg).exp().sum(0)
         target = torch.full_like(reached, 1 / max(len(reached), 1)) if b is None else b.detach()[columns]
         errors.append((reached - target).abs().sum() if matrix.numel() else x.new_zeros((), dtype=dtype))
@@ -309,7 +337,9 @@ def _on_device(x, y, a, b, init_fg, offsets: Offsets, metric, dtype, options) ->
     return *outputs, torch.stack(errors), n_iter, torch.cat(costs)
 
 
-def result(outputs: tuple[Tensor, ...], offsets: Offsets, shape: torch.Size | None, options: Options):
+def result(
+    outputs: tuple[Tensor, ...], offsets: Offsets, shape: torch.Size | None, options: Options, by_class
+):
     """The `BatchResult`; ``shape`` (B, N, M) where the batch is not ragged."""
     *outputs6, costs = outputs
     if shape is not None:
@@ -320,4 +350,5 @@ def result(outputs: tuple[Tensor, ...], offsets: Offsets, shape: torch.Size | No
         block[: n * m].view(n, m)
         for block, n, m in zip(costs.split(sizes), *(c.tolist() for c in counts), strict=True)
     ]
-    return BatchResult(matrices, tuple(outputs6), options, shape is None)
+    classes = None if by_class[0] is None else (by_class[1], by_class[0].shape[-1])
+    return BatchResult(matrices, tuple(outputs6), options, shape is None, classes)

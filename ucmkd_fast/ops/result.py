@@ -42,16 +42,18 @@ class SinkhornResult:
         return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
 
     def plan_by_class(self) -> Tensor:
-        """P summed over the columns of each label (N, K); differentiable. A row over its mass is a soft label.
+        """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
 
         Raises:
             ValueError: the call had no ``y_labels``.
         """
+        labels, classes = self._class_labels()
+        return _summed_by_label(self.plan(), labels, classes)
+
+    def _class_labels(self) -> tuple[Tensor, int]:
         if self._classes is None:
             raise ValueError("plan_by_class needs a call with class_cost and y_labels, this one had none")
-        labels, classes = self._classes
-        plan = self.plan()
-        return plan.new_zeros(len(plan), classes).index_add(1, labels, plan)
+        return self._classes
 
     @property
     def converged(self) -> Tensor:
@@ -80,8 +82,15 @@ class BatchResult(SinkhornResult):
         potentials: (B, N), (B, M); of a ragged batch flat, (sum N_k,), (sum M_k,), as x and y are.
     """
 
-    def __init__(self, costs: list[Tensor], outputs: tuple[Tensor, ...], options: Options, ragged: bool):
-        super().__init__(outputs[0], outputs, options)
+    def __init__(
+        self,
+        costs: list[Tensor],
+        outputs: tuple[Tensor, ...],
+        options: Options,
+        ragged: bool,
+        classes: tuple[Tensor, int] | None = None,  # y_labels (sum M_k,) and K
+    ):
+        super().__init__(outputs[0], outputs, options, classes)
         self._costs, self._ragged = costs, ragged
 
     def plan(self) -> Tensor:
@@ -98,3 +107,21 @@ class BatchResult(SinkhornResult):
             ((f[:, None] + g - cost) / self._options.reg).exp()
             for f, g, cost in zip(fs, gs, self._costs, strict=True)
         ]
+
+    def plan_by_class(self) -> Tensor:
+        """P_k summed over the columns of each label, (B, N, K) or flat (sum N_k, K), constant.
+
+        Raises:
+            ValueError: the call had no ``y_labels``.
+        """
+        labels, classes = self._class_labels()
+        plans = self.plans()
+        parts = labels.split([plan.shape[1] for plan in plans])
+        sums = [_summed_by_label(plan, part, classes) for plan, part in zip(plans, parts, strict=True)]
+        return torch.cat(sums) if self._ragged else torch.stack(sums)
+
+
+def _summed_by_label(plan: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Columns of P (B?, N, M) added by their labels (B?, M): (B?, N, K)."""
+    sums = plan.new_zeros(*plan.shape[:-1], classes)
+    return sums.scatter_add(-1, labels[..., None, :].expand(plan.shape), plan)

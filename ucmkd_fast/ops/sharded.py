@@ -48,12 +48,7 @@ class Shards(Alone):
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (m, ...) of this process, any number, to the rows of all, in the order of ranks."""
-        most = max(self._counts)
-        mine = rows.new_zeros((most, *rows.shape[1:]))
-        mine[: len(rows)] = rows
-        parts = [torch.empty_like(mine) for _ in self._counts]
-        dist.all_gather(parts, mine, group=self._group)
-        return torch.cat([part[:count] for part, count in zip(parts, self._counts, strict=True)])
+        return _gather(rows, self._counts, self._group)
 
     def mine(self, rows: Tensor) -> Tensor:
         """This process's part of rows of all."""
@@ -67,6 +62,23 @@ class Shards(Alone):
         """Raise ValueError on every process where one has a problem, so that none waits for another."""
         if self.anywhere(problem is not None):
             raise ValueError(problem or "another process of the group refused its part of the input")
+
+
+def _gather(rows: Tensor, counts: list[int], group: Any) -> Tensor:
+    mine = rows.new_zeros((max(counts), *rows.shape[1:]))
+    mine[: len(rows)] = rows
+    parts = [torch.empty_like(mine) for _ in counts]
+    dist.all_gather(parts, mine, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_rows(rows: Tensor, group: Any) -> Tensor:
+    """Rows (n, ...) of this process, any number, to those of all, in the order of ranks; without a group the same."""
+    if group is None:
+        return rows
+    counts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(counts, len(rows), group=group)
+    return _gather(rows, counts, group)
 
 
 def check_group(group: Any) -> None:

@@ -204,21 +204,22 @@ def sinkhorn_loss(
         grad: as in `sinkhorn`.
         init: as in `sinkhorn`; for ``"divergence"`` it starts the problem between x and y.
         accelerate: as in `sinkhorn`.
-        class_cost: W (N, K), a term of the cost by class: C_ij = d(x_i, y_j) + W[i, k_j]; of the cost's dtype, may
-            be negative, +inf forbids a class to a row; differentiable. With ``y_labels``; see
+        class_cost: W (N, K), in a batch (B, N, K), a term of the cost by class: C_ij = d(x_i, y_j) + W[i, k_j]; of
+            the cost's dtype, may be negative, +inf forbids a class to a row; differentiable. With ``y_labels``; see
             `class_conditional_loss` for the case of W = 0 or +inf.
-        y_labels: k (M,) int64, the class of each y, from 0 to K - 1.
+        y_labels: k (M,), in a batch (B, M), int64, the class of each y, from 0 to K - 1.
         offsets: ``(x_offsets, y_offsets)``, (B + 1,) int64 on the CPU, ascending from 0: B problems of different
             sizes, rows ``x_offsets[k]`` to ``x_offsets[k + 1]`` of x (sum N_k, D) against those of y (sum M_k, D).
-            Masses and ``init`` are flat as x and y are, and masses have equal sums problem by problem. A problem
-            without rows on one side has nothing to transport: its loss and its gradients are 0.
+            All that goes with x and y (masses, ``init``, ``class_cost``, ``y_labels``) is flat as they are; masses
+            have equal sums problem by problem. A problem without rows on one side has nothing to transport: its loss
+            and its gradients are 0.
         memory_budget: bytes that the cost and the plan may take, by default a quarter of the free memory. Where
             they do not fit, the cost is made panel by panel in every sweep: O(T (N + M)) memory, the same loss and
             gradient, several times slower. For one problem.
-        group: a group of torch.distributed whose processes share the problem: x, y, a, b and ``init`` are this
-            process's rows, any number of them. Every process returns the loss of all rows; its gradient is that with
-            respect to the local rows, not scaled (a trainer that averages gradients over processes multiplies this
-            term by their number). All processes call forward and backward alike.
+        group: a group of torch.distributed whose processes share the problem: x, y and all that goes with them are
+            this process's rows, any number of them. Every process returns the loss of all rows; its gradient is that
+            with respect to the local rows, not scaled (a trainer that averages gradients over processes multiplies
+            this term by their number). All processes call forward and backward alike.
         return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
 
     Returns:
@@ -241,65 +242,71 @@ def sinkhorn_loss(
         b = checks.mass("b", b, y.shape[-2], batch, dtype)
         checks.same_device(x=x, a=a, b=b)
         _envelope_has_no_mass_gradient(objective, grad, a, b)
-    init_fg = None, None
+    init_fg: tuple[Any, Any] = None, None
     if init is not None:
         init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
     if return_result and objective == "divergence":
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
+    by_class = class_cost, y_labels
     if class_cost is not None or y_labels is not None:
-        if offsets is not None or batch is not None:
-            raise ValueError("class_cost is for one problem (N, D), (M, D): call it problem by problem")
-        if memory_budget is not None or group is not None:
-            raise NotImplementedError(
-                "memory_budget and group are not built for class_cost: leave one of them out"
-            )
         class_aware.check_class_cost(class_cost, y_labels, x, y, dtype)
         if objective == "divergence":
             raise ValueError(
                 "objective='divergence' compares x with itself, whose classes are not known: with class_cost use "
                 "'transport' or 'regularized'"
             )
-        settings = metric, dtype, objective == "regularized", options
-        return _class_aware(x, y, class_cost, y_labels, a, b, init_fg, *settings, return_result)
     if offsets is not None or batch is not None:
         if memory_budget is not None or group is not None:
             raise ValueError("memory_budget and group are for one problem, got a batch")
-        return _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result)
+        settings = offsets, metric, dtype, objective, options, return_result
+        return _batch_loss(x, y, a, b, init_fg, by_class, *settings)
 
     how = metric, dtype, options, memory_budget, group
     if objective != "divergence":
-        return _one_problem(x, y, a, b, init_fg, *how, "result" if return_result else objective)
-    between = _one_problem(x, y, a, b, init_fg, *how, "regularized")
-    within = [_one_problem(z, z, m, m, (None, None), *how, "regularized") for z, m in ((x, a), (y, b))]
+        return _one_problem(x, y, a, b, init_fg, by_class, *how, "result" if return_result else objective)
+    between = _one_problem(x, y, a, b, init_fg, by_class, *how, "regularized")
+    none = None, None
+    within = [_one_problem(z, z, m, m, none, none, *how, "regularized") for z, m in ((x, a), (y, b))]
     return between - (within[0] + within[1]) / 2
 
 
-def _one_problem(x, y, a, b, init_fg, metric, dtype, options, budget, group, wanted):
+def _one_problem(x, y, a, b, init_fg, by_class, metric, dtype, options, budget, group, wanted):
     """The loss, "transport" or "regularized", or the "result"; by panels where the matrices do not fit."""
     n, m = len(x), len(y)
     over = None
     if group is not None:
-        given = "".join(name for name, t in zip("xyab", (x, y, a, b), strict=True) if t is not None)
-        over = sharded.Shards(group, m, f"{given} {x.shape[1]} {dtype} {metric} {options} {wanted}")
+        over = _shards(x, y, a, b, by_class, f"{dtype} {metric} {options} {wanted}", group)
         m = over.total_columns
-    streamed = memory.worth_asking(n, m, dtype.itemsize, budget) and _streamed(x, y, a, b, m, dtype, budget)
+    streamed = memory.worth_asking(n, m, dtype.itemsize, budget) and _streamed(
+        (x, y, a, b, by_class[0]), m, dtype, budget
+    )
     if streamed or over is not None:
         rows = memory.panel_rows(n, m, dtype.itemsize, budget)
-        outputs = panel.solve(x, y, a, b, init_fg, metric, dtype, options, rows, not streamed, over)
+        settings = metric, dtype, options, rows, not streamed, over
+        outputs = panel.solve(x, y, a, b, init_fg, by_class, *settings)
         if wanted == "result":
             return panel.PanelResult(outputs[0], outputs, options)
         return outputs[int(wanted == "regularized")]
+    if by_class[0] is not None:
+        return _class_aware(x, y, *by_class, a, b, init_fg, metric, dtype, options, wanted)
     if wanted == "result":
         matrix = _cost_matrix(x, y, metric, dtype)
         return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
     return _one_loss(x, y, a, b, init_fg, metric, dtype, wanted == "regularized", options)
 
 
-def _streamed(x, y, a, b, columns: int, dtype: torch.dtype, budget: int | None) -> bool:
+def _shards(x, y, a, b, by_class, settings: str, group) -> sharded.Shards:
+    given = "".join(name for name, t in zip("ab", (a, b), strict=True) if t is not None)
+    classes = "" if by_class[0] is None else f"K {by_class[0].shape[1]}"
+    return sharded.Shards(group, len(y), f"xy{given} {classes} {x.shape[1]} {settings}")
+
+
+def _streamed(tensors, columns: int, dtype: torch.dtype, budget: int | None) -> bool:
     """Whether the matrices do not fit; on a device only a given budget is asked about."""
+    x = tensors[0]
     if x.device.type != "cpu" and budget is None:
         return False
-    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, a, b))
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return memory.needs_panels(len(x), columns, dtype.itemsize, gradient, budget)
 
 
@@ -319,18 +326,21 @@ def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tenso
     return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
 
 
-def _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options, return_result):
+def _batch_loss(x, y, a, b, init_fg, by_class, offsets, metric, dtype, objective, options, return_result):
     """The losses (B,) of a batch (B, N, D) or of a ragged list."""
     if x.dim() == 3:
         if offsets is not None:
             raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
         shape = torch.Size((*x.shape[:2], y.shape[1]))
-        if x.device.type != "cpu" or not _autograd.direct(x, y, a, b):
-            return _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, return_result)
+        if x.device.type != "cpu" or not _autograd.direct(x, y, a, b, by_class[0]):
+            settings = metric, dtype, objective, options, return_result
+            return _composite_batch(x, y, a, b, init_fg, by_class, *settings)
         at = ragged.of_batch(*shape)
         a = a if a is None else a.expand(shape[:2]).reshape(-1)
         b = b if b is None else b.expand(shape[0], shape[2]).reshape(-1)
         init_fg = tuple(z if z is None else z.reshape(-1) for z in init_fg)
+        if by_class[0] is not None:
+            by_class = by_class[0].flatten(0, 1), by_class[1].flatten()
         x, y = x.flatten(0, 1), y.flatten(0, 1)
     else:
         if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
@@ -338,41 +348,45 @@ def _batch_loss(x, y, a, b, init_fg, offsets, metric, dtype, objective, options,
         shape = None
         at = ragged.check_offsets(offsets, x.shape[0], y.shape[0])
 
-    def solve(x, y, a, b, init_fg, at):
-        return ragged.solve(x, y, a, b, init_fg, at, metric, dtype, options)
+    def solve(x, y, a, b, init_fg, by_class, at):
+        return ragged.solve(x, y, a, b, init_fg, by_class, at, metric, dtype, options)
 
-    outputs = solve(x, y, a, b, init_fg, at)
+    outputs = solve(x, y, a, b, init_fg, by_class, at)
     if return_result:
-        return ragged.result(outputs, at, shape, options)
+        return ragged.result(outputs, at, shape, options, by_class)
     if objective != "divergence":
         return outputs[int(objective == "regularized")]
+    none = None, None
     within = [
-        solve(z, z, m, m, (None, None), ragged.Offsets(k, k))[1] for z, m, k in ((x, a, at.x), (y, b, at.y))
+        solve(z, z, m, m, none, none, ragged.Offsets(k, k))[1] for z, m, k in ((x, a, at.x), (y, b, at.y))
     ]
     empty = (at.x.diff() == 0) | (at.y.diff() == 0)
     return torch.where(empty, 0, outputs[1] - (within[0] + within[1]) / 2)
 
 
-def _composite_batch(x, y, a, b, init_fg, metric, dtype, objective, options, return_result):
+def _composite_batch(x, y, a, b, init_fg, by_class, metric, dtype, objective, options, return_result):
     """A batch through its cost (B, N, M): under transforms and compilers, and on devices without kernels."""
 
-    def solve(x, y, a, b, init_fg):
+    def solve(x, y, a, b, init_fg, by_class):
         matrix = reference.cost(x.to(dtype), y.to(dtype), metric)
+        if by_class[0] is not None:
+            matrix = class_aware.cost_by_class(matrix, *by_class)
         return matrix, _solve(matrix, a, b, init_fg, options)
 
-    matrix, outputs = solve(x, y, a, b, init_fg)
+    matrix, outputs = solve(x, y, a, b, init_fg, by_class)
     if return_result:
-        return SinkhornResult(matrix, outputs, options)
+        classes = None if by_class[0] is None else (by_class[1], by_class[0].shape[-1])
+        return SinkhornResult(matrix, outputs, options, classes)
     if objective != "divergence":
         return outputs[int(objective == "regularized")]
-    within = [solve(z, z, m, m, (None, None))[1][1] for z, m in ((x, a), (y, b))]
+    none = None, None
+    within = [solve(z, z, m, m, none, none)[1][1] for z, m in ((x, a), (y, b))]
     return outputs[1] - (within[0] + within[1]) / 2
 
 
-def _class_aware(
-    x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, regularized, options, return_result
-):
-    if not return_result and _has_kernels(x) and _autograd.direct(x, y, class_cost, a, b, y_labels):
+def _class_aware(x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, options, wanted):
+    regularized = wanted == "regularized"
+    if wanted != "result" and _has_kernels(x) and _autograd.direct(x, y, class_cost, a, b, y_labels):
         class_cost, a, b, y_labels = (
             None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
         )
@@ -380,7 +394,7 @@ def _class_aware(
         return class_aware.ClassAwareLoss.apply(x, y, class_cost, a, b, y_labels, *init_fg, loss_options)
     matrix = class_aware.cost_by_class(_cost_matrix(x, y, metric, dtype), class_cost, y_labels)
     outputs = _solve(matrix, a, b, init_fg, options)
-    if return_result:
+    if wanted == "result":
         return SinkhornResult(matrix, outputs, options, (y_labels, class_cost.shape[1]))
     return outputs[int(regularized)]
 
