@@ -2,12 +2,13 @@
 
     python benchmarks/bench_large.py batch                       # 64 problems of 64 x 64 against the kernel's own time
     python benchmarks/bench_large.py panels --sizes 2000 6000 20000
+    python benchmarks/bench_large.py weak --rows 1000 --json FILE # rows per process constant, 1 and 2 processes
     python benchmarks/bench_large.py processes --sizes 1000 2000 4000
-    python benchmarks/bench_large.py warm --audio FOLDER         # iterations that kept potentials save
+    python benchmarks/bench_large.py warm --audio FOLDER         # iterations that kept potentials save in training
 
-float32, cosine, reg 0.1, loss and exact gradient of x. Results are checked before anything is timed. In `processes`
-every process has N rows of x and of y (weak scaling): the problem of two processes is four times that of one, so the
-work of each doubles; the time of one process on the whole problem stands beside it.
+float32, cosine, reg 0.1, loss and exact gradient of x. Results are checked before anything is timed. `weak` keeps the
+rows of x of a process and all rows of y constant, so that each process has the same work whatever their number; in
+`processes` both sides grow, so the work of each doubles, and one process on the whole problem stands beside it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-from harness import Disagreement, Row, Timing, _peak_mb, table, write
 
 import ucmkd_fast as uk
+from ucmkd_fast.bench.harness import Disagreement, Row, Timing, _peak_mb, save, table
 
 REG, WIDTH = 0.1, 64
 BATCH = {"B": 64, "N": 64, "M": 64, "D": WIDTH, "max_iter": 100}
@@ -135,24 +138,85 @@ def one_panel(n: int) -> None:
     print((middle - start) * 1e3, (end - middle) * 1e3, _peak_mb(), before)
 
 
-def processes(sizes: list[int]) -> list[Row]:
-    """Two gloo processes of one thread each, against one process of one thread on the whole problem."""
-    rows = []
+def in_processes(count: int, what: str, sizes: list[int]) -> list[list[float]]:
+    """What every rank of a gloo group, one thread each, prints."""
     with tempfile.TemporaryDirectory() as folder:
-        workers = [
+        ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, "one-process", "--sizes", *map(str, sizes)],
-                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MEET": folder},
+                [sys.executable, __file__, what, "--sizes", *map(str, sizes)],
+                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "MEET": folder},
                 stdout=subprocess.PIPE,
                 text=True,
             )  # fmt: skip
-            for rank in range(2)
+            for rank in range(count)
         ]
-        said = [w.communicate()[0] for w in workers]
-        if any(w.returncode for w in workers):
+        said = [rank.communicate()[0] for rank in ranks]
+        if any(rank.returncode for rank in ranks):
             raise RuntimeError("a process failed")
-        shared = [float(line) for line in said[0].split()]
-        gathered = [float(line) for line in said[1].split()]
+    return [[float(word) for word in text.split()] for text in said]
+
+
+def one_rank() -> tuple[int, int]:
+    """Joins the group: this rank, and how many there are."""
+    torch.set_num_threads(1)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = f"file://{os.environ['MEET']}/meet"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
+    return rank, count
+
+
+def weak(rows_each: int, columns: int = 4000) -> list[Row]:
+    """Constant rows per process: seconds of one and of two processes that share the rows, one thread each."""
+    rows, alone = [], 0.0
+    for count in (1, 2):
+        (ms, error), *_ = in_processes(count, "weak-rank", [rows_each, columns])
+        alone = alone or ms
+        timing = Timing(f"{count} process{'es'[: 2 * (count > 1)]}", ms, ms, ms, ms / alone, error)
+        case = {
+            "what": "weak",
+            "processes": count,
+            "N of each": rows_each,
+            "N": count * rows_each,
+            "M": columns,
+        }
+        extra = {"efficiency": round(alone / ms, 3)}
+        rows.append(Row({**case, "D": WIDTH, "max_iter": 20}, [timing], extra))
+    print("| processes | rows of each | N | M | ms | efficiency |\n|---|---|---|---|---|---|")
+    for row in rows:
+        c, ms = row.case, row.timings[0].median_ms
+        cells = (
+            c["processes"],
+            c["N of each"],
+            c["N"],
+            c["M"],
+            f"{ms:.1f}",
+            f"{row.extra['efficiency']:.2f}",
+        )
+        print("| " + " | ".join(map(str, cells)) + " |")
+    return rows
+
+
+def weak_rank(rows_each: int, columns: int) -> None:
+    """Every rank prints milliseconds and the disagreement with one process on all rows."""
+    rank, count = one_rank()
+    (x, _), (_, y) = inputs(count * rows_each), inputs(columns)
+    mine = slice(rank * rows_each, (rank + 1) * rows_each)
+    shard, part = x.detach()[mine].clone().requires_grad_(), y.tensor_split(count)[rank].contiguous()
+
+    def shared():
+        return with_gradient(shard, part, max_iter=20, group=dist.group.WORLD)
+
+    want = with_gradient(x, y, max_iter=20)
+    error = check(shared(), (want[0], want[1][mine]), 1e-4)
+    dist.barrier()
+    print(fastest(shared, 5), error, flush=True)
+    dist.destroy_process_group()
+
+
+def processes(sizes: list[int]) -> list[Row]:
+    """Two gloo processes of one thread each, against one process of one thread on the whole problem."""
+    rows = []
+    shared, gathered = in_processes(2, "one-process", sizes)
     torch.set_num_threads(1)
     for n, ms, error in zip(sizes, shared, gathered, strict=True):
         x, y = inputs(2 * n)
@@ -171,9 +235,7 @@ def processes(sizes: list[int]) -> list[Row]:
 
 def one_process(sizes: list[int]) -> None:
     """Rank 0 prints milliseconds, rank 1 the disagreement with one process on all rows."""
-    torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
-    dist.init_process_group("gloo", init_method=f"file://{os.environ['MEET']}/meet", rank=rank, world_size=2)
+    rank, _ = one_rank()
     for n in sizes:
         x, y = inputs(2 * n)
         mine = slice(rank * n, rank * n + n)
@@ -191,41 +253,68 @@ def one_process(sizes: list[int]) -> None:
     dist.destroy_process_group()
 
 
-def warm(audio: str | None) -> Row:
-    """Iterations to a marginal error of 1e-3 over a training run of the demo's task, cold and warm.
+def warm(audio: str | None) -> list[Row]:
+    """Iterations of FA to a marginal error of 1e-3 over a training run of the demo's task, cold and warm.
 
-    The student's 50 labelled recordings come back at every step, against the whole bank of handwriting; or a third of
-    the bank, drawn anew.
+    `Distiller`, method "joint", 20 epochs of 5 steps; the last column is the student's accuracy on voices never heard.
+    "Without" is the same run with potentials that are forgotten and without over-relaxation.
     """
+    from ucmkd_fast import Distiller, distiller
     from ucmkd_fast.data import WarmStart
     from ucmkd_fast.demo.settings import WIDTH as width
     from ucmkd_fast.demo.task import load_speech, split_voices, train_teacher
     from ucmkd_fast.models import speech_cnn
 
-    bank = train_teacher().train
-    labelled = split_voices(load_speech(None if audio is None else Path(audio)), 5, 0).labelled
-    options = {"reg": REG, "tol": 1e-3, "max_iter": 2000, "objective": "regularized", "grad": "envelope"}
-    counts: dict[str, list[int]] = {}
-    for name, share in (("whole bank", len(bank.x)), ("a third of it, drawn anew", len(bank.x) // 3)):
-        torch.manual_seed(0)
-        student = speech_cnn(10, width, mels=labelled.x.shape[2])
-        optimiser = torch.optim.AdamW(student.parameters(), 1e-3)
-        start = WarmStart(len(bank.x), len(labelled.x), **options)
-        counts[f"{name}, cold"], counts[f"{name}, warm"] = [], []
-        for _ in range(100):
-            rows, columns = torch.randperm(len(labelled.x)), torch.randperm(len(bank.x))[:share]
-            z = student.encode(labelled.x[rows])
-            cold = uk.sinkhorn_loss(z.detach(), bank.x[columns], return_result=True, **options)
-            loss = start(z, rows, bank.x[columns], columns)
-            if not abs(loss - cold.value_regularized) <= 1e-2 * abs(cold.value_regularized):
-                raise Disagreement(f"warm {loss.item():.6f}, cold {cold.value_regularized.item():.6f}")
-            counts[f"{name}, cold"].append(int(cold.n_iter))
-            counts[f"{name}, warm"].append(int(start.last_n_iter))
-            optimiser.zero_grad()
-            (loss + torch.nn.functional.cross_entropy(student.head(z), labelled.labels[rows])).backward()
-            optimiser.step()
-    means = {f"mean iterations, {name}": sum(v) / len(v) for name, v in counts.items()}
-    return Row({"what": "warm", "N": len(labelled.x), "bank": len(bank.x), "steps": 100}, [], means)
+    class Cold(WarmStart):
+        """Forgets."""
+
+        def _start(self, kept, rows, count, feature):
+            return super()._start(torch.zeros_like(kept), rows, count, feature)
+
+        def _may_relax(self, feature):
+            return False
+
+    trained = train_teacher()
+    voices = split_voices(load_speech(None if audio is None else Path(audio)), 5, 0)
+    everything = len(trained.train.x)
+    rows = []
+    for students, bank in ((50, everything), (50, everything // 3), (25, everything), (25, everything // 3)):
+        case = {
+            "what": "warm",
+            "student's in a step": f"{students} of 50",
+            "bank's": f"{bank} of {everything}",
+        }
+        extra: dict[str, Any] = {}
+        for name, kind in (("without", Cold), ("with", WarmStart)):
+            torch.manual_seed(0)
+            student = speech_cnn(10, width, mels=voices.labelled.x.shape[2])
+            settings = {
+                "epochs": 20,
+                "steps_per_epoch": 5,
+                "batch_size": students,
+                "teacher_batch_size": bank,
+            }
+            with mock.patch.object(distiller, "WarmStart", kind):
+                one = Distiller(
+                    student, trained.model, "joint", warm_start=1e-3, optimizer="adamw", lr=1e-3, diagnose=False,
+                    method_options={"reg": REG, "max_iter": 2000}, **settings,
+                )  # fmt: skip
+                history = one.fit(voices.labelled, trained.train).history
+            extra[f"iterations {name}"] = round(sum(e["fa_iterations"] for e in history) / len(history), 1)
+            extra[f"last FA {name}"] = round(history[-1]["fa"], 4)
+            extra[f"accuracy {name}"] = round(one.evaluate(voices.test)["accuracy"], 3)
+        extra["share of the iterations"] = round(extra["iterations with"] / extra["iterations without"], 2)
+        rows.append(Row(case, [], extra))
+        print(table(rows[-1:]), flush=True)
+    return rows
+
+
+#: What the processes run that the measurements start.
+WORKERS: dict[str, Any] = {
+    "one-panel": lambda sizes: one_panel(*sizes),
+    "one-process": one_process,
+    "weak-rank": lambda sizes: weak_rank(*sizes),
+}
 
 
 def main() -> None:
@@ -233,27 +322,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["batch", "panels", "processes", "warm", "one-panel", "one-process"])
+    parser.add_argument("what", choices=["batch", "panels", "weak", "processes", "warm", *WORKERS])
     parser.add_argument("--sizes", type=int, nargs="+")
+    parser.add_argument("--rows", type=int, default=1000, help="of each process, for weak")
     parser.add_argument("--audio", help="recordings for warm, as `ucmkd demo --audio`")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.what == "one-panel":
-        return one_panel(arguments.sizes[0])
-    if arguments.what == "one-process":
-        return one_process(arguments.sizes)
+    if arguments.what in WORKERS:
+        return WORKERS[arguments.what](arguments.sizes)
     if arguments.what == "batch":
         rows = [batch()]
         print(table(rows))
     elif arguments.what == "warm":
-        rows = [warm(arguments.audio)]
-        print(table(rows))
+        rows = warm(arguments.audio)
     elif arguments.what == "panels":
         rows = panels(arguments.sizes or [2000, 6000, 20000])
+    elif arguments.what == "weak":
+        rows = weak(arguments.rows)
     else:
         rows = processes(arguments.sizes or [1000, 2000, 4000])
     if arguments.json:
-        write(arguments.json, f"large {arguments.what}", rows)
+        save(arguments.json, f"large {arguments.what}", [asdict(row) for row in rows])
     return None
 
 

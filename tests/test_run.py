@@ -1,9 +1,14 @@
 """One run from one YAML file: what it refuses, what it keeps, and that it goes on."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from digit_runs import run_settings
 from safetensors.torch import load_file
@@ -197,3 +202,25 @@ def test_weights_of_a_run_load_by_hand_and_curves_are_there_unasked(ucmkd, setti
     assert not (tmp_path / "out" / "teacher").exists()  # ce has none
     assert "head.weight" in load_file(tmp_path / "out" / "last.safetensors")
     assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))
+
+
+def test_distill_under_torchrun_shares_the_batch_over_two_processes(settings, place, tmp_path):
+    """FA is one problem of all processes' rows, and one student comes out."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings | {"output": str(tmp_path / "run")}))
+    worker = Path(__file__).with_name("distill_worker.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(worker), str(tmp_path), str(file)], capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        said = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert said == {"status": 0, "seen": [[8, 8, 2]]}  # 16 and 16 in all
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["accuracy"] >= 0 and (tmp_path / "run" / "last.safetensors").is_file()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["processes"] == 2
