@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ RANK_CASES: dict[str, dict[str, Any]] = {
     "kd": {"method": "kd"},
     "feature": {"method": "feature"},
     "joint": {"method": "joint"},
+    "joint, warm": {"method": "joint", "warm_start": 1e-4},
     "ucmkd": {"method": "ucmkd", "method_options": {"n1": 2}},
     "ucmkd without FA": {"method": "ucmkd", "method_options": {"n1": 0}},
     "published code": {"method": "ucmkd", "preset": "published-code"},
@@ -97,6 +99,7 @@ RANK_CASES: dict[str, dict[str, Any]] = {
 SHARED_CASES: dict[str, dict[str, Any]] = {
     "joint, shared": {"method": "joint", "shared_from": 1},
     "ucmkd, shared": {"method": "ucmkd", "shared_from": 1, "method_options": {"n1": 2}},
+    "joint, shared, warm": {"method": "joint", "shared_from": 1, "warm_start": 1e-4},
 }
 RANK_SETTINGS: dict[str, Any] = {
     "epochs": 3,
@@ -142,9 +145,21 @@ def ranks(folder: Path) -> None:
         shutil.rmtree(list_checkpoints(run / "checkpoints")[0])
     torch.distributed.barrier()
     found["resumed"] = in_step(run, resume=True)
+    found["from one process"] = from_one_process(folder / "alone")
     found["c2kd"] = teacher_in_step(rank)
     torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def from_one_process(run: Path) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    """Goes on from the checkpoint of a run of one process."""
+    trained = student()
+    distiller = Distiller(trained, teacher(), "joint", warm_start=1e-4, **RANK_SETTINGS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, resume=run)
+    assert any("of 1 processes and goes on with 2" in str(one.message) for one in said)
+    return weights(trained), result.history
 
 
 def teacher_in_step(rank: int) -> tuple[torch.Tensor, list[dict[str, float]]]:

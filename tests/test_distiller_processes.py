@@ -1,5 +1,7 @@
 """Several processes: two gloo ranks train as one process does on the samples of both."""
 
+import shutil
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,6 +9,7 @@ from distiller_problem import STUDENT_TRAIN, STUDENT_VAL, TEACHER_TRAIN, student
 from distiller_worker import RANK_CASES, RANK_SETTINGS, SHARED_CASES, run_case, run_workers
 
 from ucmkd_fast.distiller import Distiller
+from ucmkd_fast.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +17,11 @@ def two_ranks(tmp_path_factory):
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("ranks")
+    alone = Distiller(
+        student(), teacher(), "joint", output_dir=folder / "alone", warm_start=1e-4, **RANK_SETTINGS
+    )
+    alone.fit(STUDENT_TRAIN, TEACHER_TRAIN)
+    shutil.rmtree(list_checkpoints(folder / "alone" / "checkpoints")[0])
     run_workers("ranks", folder, processes=2)
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -52,6 +60,15 @@ def test_another_number_of_processes_goes_on_and_says_what_is_lost(two_ranks, tm
     with pytest.warns(UserWarning, match="the checkpoint is of 2 processes and goes on with 1"):
         result = one.fit(STUDENT_TRAIN, TEACHER_TRAIN, STUDENT_VAL, resume=two_ranks[0] / "run")
     assert len(result.history) == RANK_SETTINGS["epochs"]
+
+
+def test_two_processes_go_on_with_the_run_of_one(two_ranks):
+    """Their own dropout aside, the student is that of the uninterrupted run; potentials come along."""
+    (first, history), (second, _) = (rank["from one process"] for rank in two_ranks[1])
+    want, expected = run_case({"method": "joint", "warm_start": 1e-4})
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, want, rtol=0, atol=1e-5)
+    assert [e["fa_iterations"] for e in history] == [e["fa_iterations"] for e in expected]
 
 
 def test_bf16(tmp_path):

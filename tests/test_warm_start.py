@@ -43,6 +43,31 @@ def test_batches_of_any_size_and_precision():
     assert warm.bank.ne(0).all() and warm.student.ne(0).all()
 
 
+def test_new_company_is_over_relaxed_and_gives_the_same_gradient():
+    options = {"reg": 0.02, "tol": 1e-6, "max_iter": 5000, "grad": "implicit"}
+    bank, x = torch.randn(80, 6), torch.randn(60, 6)
+    warm, plain, relaxed = WarmStart(80, 60, **options), 0, 0
+    for _ in range(4):
+        rows, columns = torch.randperm(60)[:20], torch.randperm(80)[:30]
+        z = x[rows].requires_grad_()
+        cold = uk.sinkhorn_loss(bank[columns], z, return_result=True, **options)
+        got = warm(z, rows, bank[columns], columns)
+        assert torch.allclose(got, cold.value, rtol=1e-4)
+        (g,), (w,) = torch.autograd.grad(got, z), torch.autograd.grad(cold.value, z)
+        assert (g - w).abs().max() < 1e-2 * w.abs().max()
+        plain, relaxed = plain + int(cold.n_iter), relaxed + int(warm.last_n_iter)
+    assert relaxed < 0.75 * plain
+
+
+def test_potentials_go_into_the_state_dict():
+    first, second = (WarmStart(9, 5, **OPTIONS) for _ in range(2))
+    z, bank, rows, columns = torch.randn(5, 3), torch.randn(9, 3), torch.arange(5), torch.arange(9)
+    first(z, rows, bank, columns)
+    second.load_state_dict(first.state_dict())
+    second(z, rows, bank, columns)
+    assert second.last_n_iter == 1
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="tol > 0"):
         WarmStart(5, 5, reg=0.1)

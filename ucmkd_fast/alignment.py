@@ -30,17 +30,36 @@ class Transport(NamedTuple):
 SHARED_FROM = 1 << 24
 
 
-def feature_alignment(step: Step, feature: Tensor, teacher_feature: Tensor, transport: Transport) -> Tensor:
+def feature_alignment(
+    step: Step, batch: Batch, feature: Tensor, teacher_feature: Tensor, transport: Transport
+) -> Tensor:
     """FA: entropic transport cost between features (n, D) and (m, D) of all processes."""
     options: dict[str, Any] = transport._asdict()
     size = 1 if step.group is None else dist.get_world_size(step.group)
     elements = len(feature) * len(teacher_feature) * size * size
-    if size > 1 and elements >= SHARED_FROM and feature.device.type == "cpu":
-        loss = cast("Tensor", sinkhorn_loss(feature, teacher_feature, group=step.group, **options))
-        # Its gradient is the global loss's; the factor undoes the average over processes that comes later.
-        return loss.detach() + size * (loss - loss.detach())
-    rows = step.gather_rows(feature), step.gather_rows(teacher_feature)
-    return cast("Tensor", sinkhorn_loss(*rows, **options))  # a SinkhornResult only where asked for
+    shared = size > 1 and elements >= SHARED_FROM and feature.device.type == "cpu"
+    if not shared:
+        feature, teacher_feature = step.gather_rows(feature), step.gather_rows(teacher_feature)
+    if step.warm_start is not None:
+        rows, teacher_rows = _indices(batch)
+        if not shared:
+            rows, teacher_rows = step.gather_rows(rows), step.gather_rows(teacher_rows)
+        loss = step.warm_start(
+            feature, rows, teacher_feature, teacher_rows, group=step.group if shared else None
+        )
+    else:
+        group = {"group": step.group} if shared else {}
+        loss = cast("Tensor", sinkhorn_loss(feature, teacher_feature, **group, **options))
+    # A shared loss's gradient is the global one's; the factor undoes the average over processes that comes later.
+    return loss.detach() + size * (loss - loss.detach()) if shared else loss
+
+
+def _indices(batch: Batch) -> tuple[Tensor, Tensor]:
+    if batch.rows is None or batch.teacher_rows is None:
+        raise ValueError(
+            "a warm start needs to know which samples are in the batch: batch.rows and batch.teacher_rows"
+        )
+    return batch.rows, batch.teacher_rows
 
 
 @torch.no_grad()

@@ -37,6 +37,9 @@ class TrainConfig:
     teacher_batch_size: int | None = None  # None: batch_size
     unlabelled_batch_size: int | None = None  # None: batch_size; of methods that use unlabelled samples
     draw: str | None = None  # "independent" | "class-matched" | "paired"; None: what the method needs
+    # Marginal error at which FA's iterations stop; they start from potentials that are kept for every sample. None: FA
+    # starts from nothing and runs as many as the method says.
+    warm_start: float | None = None
     clip_norm: float | None = 5.0  # of the student's outer gradient; None: no clipping
     seed: int = 0
     mixed_precision: str | None = None  # "no" | "bf16"; None: what `accelerate launch` says, else "no"
@@ -252,6 +255,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "teacher_batch_size": optional(integer(1)),
     "unlabelled_batch_size": optional(integer(1)),
     "draw": optional(one_of("independent", "class-matched", "paired")),
+    "warm_start": optional(number(0, above=True)),
     "clip_norm": optional(number(0, above=True)),
     "seed": integer(0, 2**31 - 1),  # NumPy's seeds end at 2^32, and each process adds its rank
     "mixed_precision": optional(_precision),

@@ -17,7 +17,16 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from .config import TrainConfig
-from .data import UNLABELLED, Batch, FeatureBank, LabelledData, TensorData, UnpairedLoader, balanced_rows
+from .data import (
+    UNLABELLED,
+    Batch,
+    FeatureBank,
+    LabelledData,
+    TensorData,
+    UnpairedLoader,
+    WarmStart,
+    balanced_rows,
+)
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
@@ -111,6 +120,11 @@ class Distiller:
         self._saved_settings = settings
         logs = ProjectConfiguration(logging_dir=str(self.run.path / "logs")) if self.run else None
         check_trackers(config.trackers, has_folder=self.run is not None)
+        if config.warm_start is not None and self.method.warm_transport is None:
+            raise ValueError(
+                f"warm_start keeps the potentials of FA between whole batches, which method {method!r} with these "
+                "options does not compute: leave it out ('feature', 'joint' and 'ucmkd' of order 1 do)"
+            )
         if config.keep_weights_every is not None and self.run is None:
             raise ValueError("keep_weights_every writes files: it needs an output_dir")
         self.accelerator = make_accelerator(
@@ -168,6 +182,7 @@ class Distiller:
         student_val = None if student_val is None else _as_data(student_val)
         unlabelled = None if student_unlabelled is None else _as_unlabelled(student_unlabelled)
         self._check_data(student_train, teacher_train, student_val, unlabelled)
+        self._step.warm_start = self._warm_start(student_train, teacher_train)
         loader = self._loader(student_train, teacher_train, unlabelled)
         identity = self._identity(student_train, teacher_train, student_val, unlabelled)
         saved = self._open_run(identity, resume, overwrite)
@@ -225,11 +240,25 @@ class Distiller:
         )
 
     def _models(self) -> dict[str, nn.Module]:
-        """Everything that learns, by its name in a checkpoint."""
+        """Everything that changes from step to step, by its name in a checkpoint."""
         models: dict[str, nn.Module] = {"student": self.student, "method": self.method}
         if isinstance(self.teacher, TrainedTeacher):
             models["teacher"] = self.teacher.model
+        if self._step.warm_start is not None:
+            models["potentials"] = self._step.warm_start
         return models
+
+    def _warm_start(
+        self, student_train: LabelledData, teacher_train: LabelledData | None
+    ) -> WarmStart | None:
+        """Potentials of all samples, 0 at first; None where the run does not keep them."""
+        if self.config.warm_start is None or teacher_train is None:
+            return None
+        options = self.method.warm_transport._asdict()
+        kept = WarmStart(
+            len(teacher_train), len(student_train), tol=self.config.warm_start, grad="implicit", **options
+        )
+        return kept.to(self.accelerator.device)
 
     def _example(
         self,
@@ -282,6 +311,8 @@ class Distiller:
             set_learning_rate(optimizers[0], self._step.learning_rate)
             self._last_batch = batch.to(device)
             parts = self.method.backward(self._step, self._last_batch)
+            if self._step.warm_start is not None:
+                parts["fa_iterations"] = self._step.warm_start.last_n_iter.float()
             if clip is not None:
                 parts["grad_norm"] = nn.utils.clip_grad_norm_(self._trained, clip)
             for optimizer in optimizers:

@@ -184,7 +184,7 @@ class BilevelStep:
     def _feature_loss(self, step: Step, batch: Batch, target: Tensor, parts: Parts) -> Tensor:
         with step.autocast():
             feature = self.student.encode(batch.x)
-            fa = feature_alignment(step, feature, target, self.options.transport)
+            fa = feature_alignment(step, batch, feature, target, self.options.transport)
         parts.setdefault("fa", fa.detach())
         return fa
 

@@ -19,6 +19,8 @@ class Batch:
     teacher_feature: Tensor | None = None  # (m, D) cached teacher features
     teacher_y: Tensor | None = None  # (m,) labels of the teacher's samples
     unlabelled_x: Tensor | None = None  # (u, ...) student inputs without labels
+    rows: Tensor | None = None  # (n,) int64, which samples of the student's data these are
+    teacher_rows: Tensor | None = None  # (m,) of the teacher's
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""

@@ -123,11 +123,13 @@ class UnpairedLoader:
     def batch_at(self, epoch: int, step: int) -> Batch:
         """This process's share of one batch."""
         rows = self._student.take(epoch, step * self.batch_size, self.batch_size)
-        x, y = self.student_data.drawn_batch(self._share(rows), (self.seed, _STUDENT, epoch, step))
-        batch = Batch(x=x, y=y)
+        mine = self._share(rows)
+        x, y = self.student_data.drawn_batch(mine, (self.seed, _STUDENT, epoch, step))
+        batch = Batch(x=x, y=y, rows=mine)
         if self.teacher_data is not None:
             teacher_rows = self._share(self._teacher_rows(epoch, step, rows))
             key = (self.seed, _TEACHER, epoch, step)
+            batch.teacher_rows = teacher_rows
             samples, batch.teacher_y = self.teacher_data.drawn_batch(teacher_rows, key)
             if self.teacher_data.holds_features:
                 batch.teacher_feature = samples

@@ -40,6 +40,8 @@ class Step:
     gather_rows: Callable[[Tensor], Tensor] = field(default=lambda rows: rows)
     # The processes that share a batch, for ops that work on their shares; None on one process.
     group: Any = None
+    # Keeps FA's potentials from step to step (`data.WarmStart`), where the run asks for it.
+    warm_start: Any = None
     # Share of the training's steps that are done, from 0; read only by options that follow it.
     progress: float = 1.0
     # The student's learning rate at this step; read only by options that follow it.
@@ -158,6 +160,8 @@ class Method(nn.Module):
     required_draw: tuple[str, ...] = ()
     needs_equal_widths: bool = False  # of features: True where student and teacher features meet
     uses_unlabelled: bool = False  # samples of the student's modality without labels
+    # How FA between whole batches is computed (an `alignment.Transport`), where its potentials may be kept.
+    warm_transport: Any = None
     bank_size: int = 0  # teacher's samples, of all classes together, that the loop hands over once
 
     def setup(

@@ -50,7 +50,7 @@ class Joint(LossMethod):
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
         self.la_weight = number_at_least_zero("la_weight", la_weight)
         self.kappa = kappa_mode(kappa)
-        self.transport = transport(metric, reg, max_iter)
+        self.transport = self.warm_transport = transport(metric, reg, max_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class Joint(LossMethod):
         feature = step.student.encode(batch.x)
         logits, teacher_logits = step.student.head(feature), teacher.head(feature)
         ce = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
-        fa = feature_alignment(step, feature, teacher.features(batch), self.transport)
+        fa = feature_alignment(step, batch, feature, teacher.features(batch), self.transport)
         la = label_transport_loss(
             logits, teacher_logits, batch.y, kappa=self.kappa, label_smoothing=self.label_smoothing
         )

@@ -134,6 +134,8 @@ class UCMKD(Method):
             encoder_passes=encoder_passes,
             order=order,
         )
+        # The fixed point's gradient, which a warm start needs, cannot be differentiated again.
+        self.warm_transport = self.options.transport if order == 1 else None
         self._bilevel: BilevelStep | None = None
 
     def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
