@@ -242,16 +242,22 @@ PYBIND11_MODULE(_C, m) {
       },
       Unlocked());
 
+  using sinkhorn::LossSettings;
+  py::class_<LossSettings>(m, "SinkhornLossSettings", "What many calls share.")
+      .def(py::init([](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol, bool relax,
+                       int grad) {
+        return LossSettings{f64, metric, regularized, reg, max_iter, tol, relax, static_cast<sinkhorn::Grad>(grad)};
+      }));
   m.def(
       "sinkhorn_loss_and_gradient",
-      [](const Problem& p, int grad, Address value, Address dual, Address dx, Address dy) {
-        return by_type(p.f64, [&](auto t) {
+      [](const LossSettings& settings, int64_t n, int64_t d, int64_t m, Address x, Address y, Address a, Address b,
+         Address init_f, Address init_g, Address loss, Address dx, Address dy) {
+        Problem p{};
+        p.n = n, p.d = d, p.m = m, p.x = to<void>(x), p.y = to<void>(y), p.a = to<void>(a), p.b = to<void>(b);
+        p.init_f = to<void>(init_f), p.init_g = to<void>(init_g);
+        return by_type(settings.f64, [&](auto t) {
           using T = decltype(t);
-          bool converged = true;
-          const char* refused =
-              sinkhorn::loss_and_gradient<T>(p, static_cast<sinkhorn::Grad>(grad), to<T>(value), to<T>(dual),
-                                             to<T>(dx), to<T>(dy), &converged);
-          return std::make_pair(refused, converged);
+          return sinkhorn::loss_and_gradient<T>(settings, p, to<T>(loss), to<T>(dx), to<T>(dy));
         });
       },
       Unlocked());

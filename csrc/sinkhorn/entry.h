@@ -105,10 +105,22 @@ const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f
 template <class T>
 bool loss_backward(const Problem&, Grad, const Upstream&, T* grad_a, T* grad_b, T* dx, T* dy);
 
-// Both in one call: of the value or, where dual is not null, of the dual value; no gradient of the masses.
-// The cost, its scales and `saved` are work space of the call: those pointers of the problem are not read.
+// What a loss between features runs with.
+struct LossSettings {
+  bool f64;
+  int metric;        // cost::Metric
+  bool regularized;  // the dual value, else <P, C>
+  double reg;
+  int64_t max_iter;
+  double tol;
+  bool relax;
+  Grad grad;
+};
+
+// Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init` are
+// read. Null, "not converged" (`implicit`), or as `loss_forward`.
 template <class T>
-const char* loss_and_gradient(Problem, Grad, T* value, T* dual, T* dx, T* dy, bool* converged);
+const char* loss_and_gradient(const LossSettings&, Problem, T* loss, T* dx, T* dy);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -62,28 +62,31 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
 }
 
 template <class T>
-const char* loss_and_gradient(Problem p, Grad grad, T* value, T* dual, T* dx, T* dy, bool* converged) {
-  const int64_t head = padded(p.n * p.m + p.n + p.m);
-  Scratch<T> memory(head + saved_size(p.n, p.m, p.max_iter, p.history) + p.n + p.m + 1);
-  T* cost = memory.data();
+const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* dx, T* dy) {
+  p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
+  p.metric = s.metric, p.history = s.grad == Grad::kUnrolled;
+  const int64_t head = padded(p.n * p.m + p.n + p.m), saved = saved_size(p.n, p.m, p.max_iter, p.history);
+  Scratch<T> memory(head + saved + p.n + p.m + 2);
+  T *cost = memory.data(), *uniform = cost + head + saved, *one = uniform + p.n + p.m, *other = one + 1;
   p.cost = cost, p.scale_x = cost + p.n * p.m, p.scale_y = cost + p.n * p.m + p.n, p.saved = cost + head;
-  T* one = cost + head + saved_size(p.n, p.m, p.max_iter, p.history);
   *one = 1;
   Upstream up{one, nullptr, nullptr};
-  if (dual && grad != Grad::kEnvelope) up = upstream_of_dual(p, one + 1);
-  const char* refused = nullptr;
+  if (s.regularized && s.grad != Grad::kEnvelope) up = upstream_of_dual(p, uniform);
+  const char* problem = nullptr;
   auto both = [&] {
-    refused = loss_forward<T>(p, true, true, nullptr, nullptr, value, dual);
-    if (!refused) *converged = loss_backward<T>(p, grad, up, nullptr, nullptr, dx, dy);
+    problem = loss_forward<T>(p, true, true, nullptr, nullptr, s.regularized ? other : loss,
+                              s.regularized ? loss : nullptr);
+    if (problem) return;
+    if (!loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy)) problem = "not converged";
   };
   with_team(tasks_for(p.n, p.m), both);
-  return refused;
+  return problem;
 }
 
 #define UK_INSTANTIATE(T)                                                                \
   template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*);      \
   template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*); \
-  template const char* loss_and_gradient<T>(Problem, Grad, T*, T*, T*, T*, bool*);
+  template const char* loss_and_gradient<T>(const LossSettings&, Problem, T*, T*, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -20,10 +20,13 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def direct(*tensors: Tensor | None) -> bool:
     """Whether the eager Functions may run on these tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    for t in tensors:
+        if t is not None and type(t) not in _PLAIN:
+            return False
     return (
-        not torch.compiler.is_compiling()
-        and all(t is None or type(t) in _PLAIN for t in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_function_stack() == 0
     )
@@ -31,8 +34,10 @@ def direct(*tensors: Tensor | None) -> bool:
 
 def recorded(*tensors: Tensor | None) -> bool:
     """Whether autograd would record a call on these tensors; forward mode counts, so that a Function refuses it."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
     return forward_ad._current_level >= 0
 
 
@@ -143,16 +148,19 @@ class SmallSinkhornLoss(torch.autograd.Function):
     def forward(ctx: Any, x, y, a, b, init_f, init_g, options):  # noqa: D102
         need_x, need_y = ctx.needs_input_grad[:2]
         loss, dx, dy = _loss.with_gradient(x, y, a, b, init_f, init_g, options, need_x, need_y)
-        ctx.save_for_backward(x, y, a, b, init_f, init_g, dx, dy)
+        ctx.save_for_backward(x, y, dx, dy, a, b, init_f, init_g)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        x, y, a, b, init_f, init_g, dx, dy = ctx.saved_tensors
+        x, y, dx, dy, *given = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, ctx.options)
-        dx, dy = (d if d is None else (d * upstream).to(z.dtype) for d, z in ((dx, x), (dy, y)))
+            return _differentiable_gradients(x, y, *given, upstream, ctx.options)
+        if dx is not None:
+            dx = (dx * upstream).to(x.dtype)
+        if dy is not None:
+            dy = (dy * upstream).to(y.dtype)
         return dx, dy, None, None, None, None, None
 
 

@@ -7,6 +7,7 @@ aligned place on what `_solve.saved_size` counts. For large problems torch's BLA
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,17 @@ class LossOptions(NamedTuple):
     dtype: torch.dtype  # of the cost
     regularized: bool  # the dual value instead of <P, C>
     solver: Options
+    native: Any  # the same as `with_gradient` hands it over
+
+
+@functools.lru_cache(maxsize=256)
+def loss_options(metric: str, dtype: torch.dtype, regularized: bool, solver: Options) -> LossOptions:
+    """One object for every call with the same options: in a small call, making it would be felt."""
+    native = _C.SinkhornLossSettings(
+        dtype is torch.float64, METRIC_CODES[metric], regularized, solver.reg, solver.max_iter, solver.tol,
+        solver.accelerate == "relax", GRAD_CODES[solver.grad],
+    )  # fmt: skip
+    return LossOptions(metric, dtype, regularized, solver, native)
 
 
 class Classes(NamedTuple):
@@ -42,16 +54,13 @@ class Classes(NamedTuple):
     grad: Tensor | None = None  # (N, K), written by the backward
 
 
-def _problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool, classes=None) -> Any:
-    """``kept`` as said above, or None for a call that brings its own."""
+def _problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool, classes) -> Any:
     (n, d), m = x.shape, len(y)
     solver = options.solver
-    cost = scale_x = scale_y = saved = 0
-    if kept is not None:
-        cost, size = kept.data_ptr(), kept.element_size()
-        scale_x = cost + size * n * m
-        scale_y = scale_x + size * n
-        saved = cost + size * _solve._padded(n * m + n + m)
+    cost, size = kept.data_ptr(), kept.element_size()
+    scale_x = cost + size * n * m
+    scale_y = scale_x + size * n
+    saved = cost + size * _solve._padded(n * m + n + m)
     problem = _C.SinkhornProblem(
         options.dtype is torch.float64, 1, n, m, solver.max_iter, solver.reg, solver.tol, cost, _address(a), True,
         _address(b), True, _address(init_f), _address(init_g), solver.accelerate == "relax", history, saved,
@@ -93,19 +102,17 @@ def with_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss () and its gradients of x (N, D) and y (M, D), in the cost's dtype."""
     x, y = plain(x, options.dtype), plain(y, options.dtype)
-    grad = options.solver.grad
-    problem = _problem(x, y, a, b, init_f, init_g, None, options, grad == "unrolled")
-    value = x.new_empty(1).squeeze_(0)
-    dual = torch.empty_like(value) if options.regularized else None
+    loss = x.new_empty(())
     dx, dy = torch.empty_like(x) if need_x else None, torch.empty_like(y) if need_y else None
-    refused, converged = _C.sinkhorn_loss_and_gradient(
-        problem, GRAD_CODES[grad], value.data_ptr(), _address(dual), _address(dx), _address(dy)
-    )
-    if refused is not None:
-        _raise(refused, x, y)
-    if not converged:
+    problem = _C.sinkhorn_loss_and_gradient(
+        options.native, *x.shape, len(y), x.data_ptr(), y.data_ptr(), _address(a), _address(b), _address(init_f),
+        _address(init_g), loss.data_ptr(), _address(dx), _address(dy),
+    )  # fmt: skip
+    if problem == "not converged":
         _solve._warn_not_converged()
-    return (value if dual is None else dual), dx, dy
+    elif problem is not None:
+        _raise(problem, x, y)
+    return loss, dx, dy
 
 
 def _raise(refused: str, x: Tensor, y: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..reference import sinkhorn as reference
 from . import _autograd, _loss, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
-from ._loss import LossOptions
+from ._loss import loss_options
 from ._solve import Options
 from .cost import METRICS
 from .result import SinkhornResult
@@ -20,7 +21,16 @@ GRADS = ("unrolled", "implicit", "envelope")
 ACCELERATE = ("relax",)
 
 
-def _check_options(reg, max_iter, tol, grad, accelerate) -> Options:
+def _check_options(*values: Any) -> Options:
+    """As `_checked_options`, which is asked once for the same values."""
+    try:
+        return _checked_options(*values)
+    except TypeError:  # also what cannot be looked up: the check itself says what is wrong with it
+        return _checked_options.__wrapped__(*values)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _checked_options(reg, max_iter, tol, grad, accelerate) -> Options:
     checks.choice("grad", grad, GRADS)
     if accelerate is not None:
         checks.choice("accelerate", accelerate, ACCELERATE)
@@ -317,7 +327,7 @@ def _has_kernels(x: Tensor) -> bool:
 def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
     if _has_kernels(x) and _autograd.direct(x, y, a, b):
         a, b = None if a is None else a.contiguous(), None if b is None else b.contiguous()
-        problem = (x, y, a, b, *init_fg, LossOptions(metric, dtype, regularized, options))
+        problem = (x, y, a, b, *init_fg, loss_options(metric, dtype, regularized, options))
         if not _autograd.recorded(x, y, a, b):
             return _loss.forward(*problem, False)[0]
         if _loss.one_call(x, y, a, b, metric):
@@ -390,8 +400,8 @@ def _class_aware(x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, optio
         class_cost, a, b, y_labels = (
             None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
         )
-        loss_options = LossOptions(metric, dtype, regularized, options)
-        return class_aware.ClassAwareLoss.apply(x, y, class_cost, a, b, y_labels, *init_fg, loss_options)
+        how = loss_options(metric, dtype, regularized, options)
+        return class_aware.ClassAwareLoss.apply(x, y, class_cost, a, b, y_labels, *init_fg, how)
     matrix = class_aware.cost_by_class(_cost_matrix(x, y, metric, dtype), class_cost, y_labels)
     outputs = _solve(matrix, a, b, init_fg, options)
     if wanted == "result":
