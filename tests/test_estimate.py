@@ -16,7 +16,7 @@ from ucmkd_fast.cli import main
 from ucmkd_fast.ops import memory, panel
 
 #: Two threads; caches at 40 GB/s, memory at 10.
-SOME = Ceilings(2, 1e11, 1e9, ((1e5, 4e10), (1e6, 3e10), (3e7, 1e10)), 4e9, 1e-4, 1e-4, 1e-4, 1e9)
+SOME = Ceilings(2, 1e11, 1e9, ((1e5, 4e10), (1e6, 3e10), (3e7, 1e10)), 1e-5, 5e-9, 4e9, 1e-4, 1e-4, 1e-4, 1e9)
 BASE = Size(300, 200, 64, 20)
 GROWING = {
     "n": (4, 64, 300, 1000, 4000, 20000, 10**5),

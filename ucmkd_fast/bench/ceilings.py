@@ -3,6 +3,7 @@
 flops         torch.mm
 exponentials  torch.exp, in the cache
 bandwidth     torch.sum, over what one thread reads: from the caches to memory
+problem, vector   many problems of 16 x 16 in one call: what each costs, and each row and column in an iteration
 call          a loss with its gradient of one pair, where nothing but the call is left
 all-reduce    gloo between two ranks of this process, over the loopback interface
 
@@ -25,7 +26,6 @@ import torch
 import torch.distributed as dist
 
 from ..data.cache import cache_dir
-from ..ops import memory
 from ..ops.sinkhorn import sinkhorn_loss
 from .harness import machine
 from .peers import with_gradient
@@ -47,9 +47,11 @@ class Ceilings:
     bandwidth: tuple[
         tuple[float, float], ...
     ]  # (bytes a thread reads, bytes a second of all threads), falling
+    problem: float  # seconds of a thread, one small problem of a batch, whatever its size
+    vector: float  # seconds of a thread, a row or column in an iteration, forward and back, beside the matrix
     fresh: float  # bytes a second, of memory that is new to the process
     call: float  # one call, forward and backward, of nothing
-    visit: float  # one visit of a panel, of nothing
+    visit: float  # one sweep that makes its cost, of nothing
     latency: float | None  # of one all-reduce of two ranks; None without gloo
     link: float | None  # bytes a second that each of two ranks sends in an all-reduce
     share: float = 1.0  # of the processors, that the measurement got
@@ -83,6 +85,17 @@ def _bandwidth(dtype: torch.dtype) -> tuple[tuple[float, float], ...]:
     return tuple((size, max(rate for _, rate in points[k:])) for k, (size, _) in enumerate(points))
 
 
+def _small(dtype: torch.dtype) -> tuple[float, float]:
+    batch, n, more = 64, 16, 40
+    x = torch.rand(batch, n, 1, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    times = []
+    for count in (1, 1 + more):  # so spread that every iteration runs
+        loss: Any = partial(sinkhorn_loss, metric="l1", reg=0.05, max_iter=count)
+        call = with_gradient(lambda x, y, loss=loss: loss(x, y).sum())
+        times.append(_fastest(partial(call, x, x * x)) * min(torch.get_num_threads(), batch) / batch)
+    return times[0], max(0.0, times[1] - times[0]) / more / (2 * n)
+
+
 def _call(dtype: torch.dtype) -> float:
     x, y = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
     call = with_gradient(lambda x, y: sinkhorn_loss(x, y, max_iter=1))
@@ -90,12 +103,12 @@ def _call(dtype: torch.dtype) -> float:
 
 
 def _visit(dtype: torch.dtype, exponentials: float) -> float:
-    n, iterations, budget = 1024, 2, 1 << 22
-    rows = memory.panel_rows(n, n, dtype.itemsize, budget)
+    n, iterations = 128, 10
     x, y = torch.ones(n, 1, dtype=dtype), torch.ones(n, 1, dtype=dtype)
+    budget = 4 * n * n
     call = with_gradient(lambda x, y: sinkhorn_loss(x, y, max_iter=iterations, memory_budget=budget))
-    visits = (2 * iterations + 3) * -(-n // rows)
-    return max(0.0, _fastest(lambda: call(x, y)) / visits - rows * n / exponentials)
+    sweeps = 2 * iterations + 3
+    return max(0.0, _fastest(lambda: call(x, y)) / sweeps - n * n / exponentials)
 
 
 def _all_reduce() -> tuple[float | None, float | None]:
@@ -135,7 +148,19 @@ def measure(dtype: torch.dtype) -> Ceilings:
     fresh = FRESH * 2 / _fastest(lambda: torch.empty(FRESH * 2, dtype=torch.uint8).fill_(1))
     call, visit = _call(dtype), _visit(dtype, exponentials)
     latency, link = _all_reduce()
-    return Ceilings(threads, flops, exponentials, _bandwidth(dtype), fresh, call, visit, latency, link, share)
+    return Ceilings(
+        threads,
+        flops,
+        exponentials,
+        _bandwidth(dtype),
+        *_small(dtype),
+        fresh,
+        call,
+        visit,
+        latency,
+        link,
+        share,
+    )
 
 
 def _identity() -> dict[str, Any]:

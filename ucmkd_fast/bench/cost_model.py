@@ -6,7 +6,8 @@ run where they stop changing anything or ``tol`` is reached, and a problem that 
 takes longer. ``E`` is N M below.
 
     dense     product 2 E D, one exponential an element, 2 T sweeps over the plan (each reads it where it lies, and
-              its rows a second time, from the nearest cache), weights 4 T E, product 2 E D; pages of large blocks
+              its rows a second time, from the nearest cache), T times what is done to rows and columns, weights 4 T E,
+              product 2 E D; pages of large blocks
     panels    2 T + 3 sweeps, each with a product 2 E D and one exponential an element; the same weights and product
     shared    as panels with N / P rows, products once where the cost fits; an all-reduce of M numbers a sweep
 """
@@ -34,6 +35,7 @@ REGIMES = {
 _BUILD, _LAST, _FINISH, _PANEL = 3, 2, 4, 2
 _SMALLEST = 8 * 1024  # elements of a sweep for each thread (kElementsPerTask of csrc/sinkhorn/tasks.h)
 _ROWS = 4  # of a block (kRows of csrc/sinkhorn/params.h)
+_PANEL_ROWS = 24  # of which a thread makes the cost at a time (kMostRows of csrc/sinkhorn/panel_entry.cpp)
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,11 @@ def _dense_vectors(size: Size) -> int:
 
 
 def _panel_memory(size: Size, rows: int, keep: bool) -> int:
-    """Two panels (or the kept cost and a panel), histories and their stacks; y of all processes, gathered."""
+    """A panel's weights and a BLAS's copy, rows at hand, the kept cost, y packed (and gathered), histories, stacks."""
     t, n, m = size.iterations, size.rows, size.m
-    vectors = 5 * t * (n + m) + n * size.d + (0 if size.devices == 1 else 2 * m * size.d)
-    return size.dtype.itemsize * ((n if keep else rows) * m + rows * m + vectors)
+    at_hand = min(rows, _PANEL_ROWS * torch.get_num_threads())
+    vectors = 5 * t * (n + m) + n * size.d + (1 if size.devices == 1 else 3) * m * size.d
+    return size.dtype.itemsize * ((n + at_hand if keep else at_hand) * m + 2 * rows * m + vectors)
 
 
 # Time
@@ -151,30 +154,33 @@ def _dense(size: Size, c: Ceilings) -> dict[str, float]:
         "products": (4 * elements * size.d + 4 * t * elements) / (c.flops * share),
         "exponentials": elements / (c.exponentials * share),
         "sweeps": 2 * t * (_read(matrix, matrix, workers, c) + _read(matrix, 0, workers, c)),
+        "vectors": t * (n + m) * c.vector,
         "passes": _read((_BUILD + _LAST + _FINISH) * matrix, 3 * matrix, workers, c),
     }
     if 2 * matrix > FRESH:  # the cost and the plan are one block, the weights another
         parts["fresh memory"] = 3 * matrix / c.fresh
+    if size.batch > 1:
+        parts["problem"] = c.problem
     rounds = max(1.0, size.batch * workers / c.threads)
     return {**{name: seconds * rounds for name, seconds in parts.items()}, "call": c.call}
 
 
 def _panels(size: Size, c: Ceilings, rows: int, keep: bool) -> dict[str, float]:
     n, m, t = size.rows, size.m, size.iterations
-    elements, visits = n * m, 2 * t + 3
-    panel = rows * m * size.dtype.itemsize
-    resident = elements * size.dtype.itemsize if keep else panel
-    products = 1 if keep else visits
-    workers = _workers(rows, m, c)
+    elements, sweeps = n * m, 2 * t + 3
+    bytes_ = elements * size.dtype.itemsize
+    products = 1 if keep else sweeps
+    workers = max(1.0, min(_workers(n, m, c), rows / _ROWS))
     share = workers / c.threads
+    at_hand = bytes_ if keep else min(rows, _PANEL_ROWS * workers) * m * size.dtype.itemsize
     parts = {
         "products": (2 * elements * size.d * (products + 1) + 4 * t * elements) / (c.flops * share),
-        "exponentials": visits * elements / (c.exponentials * share),
-        "sweeps": visits * _PANEL * _read(elements * size.dtype.itemsize, resident, workers, c),
-        "call": c.call + visits * math.ceil(n / rows) * c.visit,
+        "exponentials": sweeps * elements / (c.exponentials * share),
+        "passes": sweeps * _PANEL * _read(bytes_, at_hand, workers, c),
+        "call": c.call + (sweeps + math.ceil(n / rows)) * c.visit,
     }
     if size.devices > 1:
-        parts["all-reduce"] = visits * _all_reduce(m * size.dtype.itemsize, size.devices, c)
+        parts["all-reduce"] = sweeps * _all_reduce(m * size.dtype.itemsize, size.devices, c)
     return parts
 
 
