@@ -18,62 +18,85 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = {
     "sinkhorn": (
         "The Sinkhorn loss and its exact gradient",
-        "`sinkhorn_loss(x, y)` and its gradient with respect to x: float32, D = 512, cosine, 100 "
-        "iterations. Milliseconds, "
-        "the median of the rounds (fresh inputs each), the lowest and the highest of them, and how many "
-        "times as long as "
-        "ours. On Gaussian features the iterations reach a state in which nothing changes any more, bit "
-        "for bit, after "
-        "about ten: `ucmkd_fast` does not repeat those, and its gradient stops where only rounding is "
-        "left; the others "
-        "run all 100, with the same result. On clustered features with a small reg the iterations keep "
-        "moving.",
+        """
+`sinkhorn_loss(x, y)` and its gradient with respect to x: float32, D = 512, cosine, 100 iterations.
+Milliseconds, the median of the rounds (fresh inputs each), the lowest and the highest of them, and how many
+times as long as ours. On Gaussian features the iterations reach a state in which nothing changes any more, bit
+for bit, after about ten: `ucmkd_fast` does not repeat those, and its gradient stops where only rounding is
+left; the others run all 100, with the same result. On clustered features with a small reg the iterations keep
+moving. What the products, the exponentials and the iterations take at the speeds that the machine reaches is
+below each table (one iteration where they soon stop changing anything).
+        """,
     ),
     "converged": (
         "Run to a tolerance",
-        '`objective="regularized", grad="envelope", tol=1e-4` against GeomLoss (`p=2` on unit rows: the same cost; its '
-        "default scaling), loss and gradient. The marginal errors of both plans are summed over rows "
-        "and columns.",
+        """
+`objective="regularized", grad="envelope", tol=1e-4` against GeomLoss (`p=2` on unit rows: the same cost; its
+default scaling), loss and gradient. The marginal errors of both plans are summed over rows and columns.
+        """,
     ),
     "overhead": (
         "What surrounds the kernels",
-        "One pair of numbers, one iteration, against an `autograd.Function` that allocates its results "
-        "and computes nothing.",
+        """
+One pair of numbers, one iteration, against an `autograd.Function` that allocates its results and computes
+nothing.
+        """,
     ),
     "bandwidth": (
         "Bandwidth of a sweep",
-        "An iteration reads the kernel matrix once. Its time is the difference of 25 and 5 iterations "
-        "over 20; the ceiling "
-        "is `torch.sum` over a matrix of that size on the same threads in the same run.",
+        """
+An iteration reads the kernel matrix once. Its time is the difference of 25 and 5 iterations over 20; the
+ceiling is `torch.sum` over a matrix of that size on the same threads in the same run.
+
+Where the matrix comes from memory a sweep keeps up with the sum. While it fits the last-level cache the
+first-level one is the limit: a sweep needs a row twice, for its sum and for the columns, and four rows of 2048
+beside the two vectors are more than 32 KB, so about 2.5 cache lines move from the second level to the first for
+each line of the matrix, one in a plain sum. Tried on one thread at 2048: prefetching the next rows in either pass
+(-20 to +6 %), two rows at a time (-13 to +7 %), one (-18 to -7 %), both passes in one loop (slower).
+        """,
     ),
     "threads": (
         "Where a second thread pays",
-        "25 iterations on two threads and on one (below the threshold in csrc/sinkhorn/tasks.h both "
-        "run on one).",
+        """
+25 iterations on two threads and on one (below the threshold in csrc/sinkhorn/tasks.h both run on one).
+        """,
     ),
     "accuracy": (
         "Accuracy",
-        "float32 against float64, relative (gradient: largest error over largest entry), the worst over "
-        "shapes 64 x 64 and "
-        "130 x 257, features scaled by 0.001, 1 and 1000, and seeds; 60 iterations.",
+        """
+float32 against float64, relative (gradient: largest error over largest entry), the worst over shapes 64 x 64
+and 130 x 257, features scaled by 0.001, 1 and 1000, and seeds; 60 iterations.
+        """,
     ),
     "memory": (
         "Memory",
-        "Growth of the peak resident memory in one loss with its gradient (100 iterations), in a "
-        "process of its own, "
-        "over the size of one N x M matrix.",
+        """
+Growth of the peak resident memory in one loss with its gradient (100 iterations), in a process of its own, over
+the size of one N x M matrix. What autograd keeps for the backward is counted apart; a small problem makes its
+gradient along with the loss and keeps only that.
+        """,
     ),
-    "label_transport": ("Label losses", "Forward and backward, float32."),
+    "label_transport": (
+        "Label losses",
+        """
+Forward and backward, float32.
+        """,
+    ),
     "estimate": (
         "What is expected and what it takes",
-        "`ucmkd estimate`, from ceilings measured in the same run, against a loss and its gradient of x: "
-        "float32, clustered features, every iteration runs.",
+        """
+`ucmkd estimate`, from ceilings measured in the same run, against a loss and its gradient of x: float32,
+clustered features, every iteration runs.
+        """,
     ),
     "bilevel": (
         "A training step",
-        "Cached teacher features of 512, student MLP 768-1024-512, SGD; *without FA* leaves the "
-        "Sinkhorn term out. "
-        "The first row is the step of plain cross-entropy.",
+        """
+Cached teacher features of 512, student MLP 768-1024-512, SGD; *without FA* leaves the Sinkhorn term out. The
+first row is the step of plain cross-entropy. The published code's order needs two passes of the student forward
+and backward, the paper's three, plain cross-entropy and feature distillation one: what that alone makes of the
+ratio to `feature` stands beside it.
+        """,
     ),
 }
 
@@ -104,7 +127,9 @@ def timings(row: dict[str, Any]) -> list[str]:
 def section(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """A subject."""
     title, text = TEXT[name]
-    lines = [f"## {title}", "", text, ""]
+    lines = [f"## {title}", ""]
+    for paragraph in text.strip().split("\n\n"):
+        lines += [" ".join(paragraph.split()), ""]
     if all(not row["timings"] for row in rows):
         keys = [*rows[0]["case"], *dict.fromkeys(k for row in rows for k in row["extra"])]
         lines += ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
@@ -161,14 +186,11 @@ def main() -> None:
     lines = [
         "# Performance",
         "",
-        f"Measured on {about['threads']} shared cores of an AMD EPYC server ({about['level']} kernels), "
-        f"torch "
-        f"{about['torch']}, Python {about['python']}, {about['date']}, commit {', '.join(commits)}. "
-        f"Implementations are "
-        "timed in turn in the same rounds, after they agree. Other work ran on that machine now and "
-        "then: ratios say more "
-        "than milliseconds. `ucmkd bench` measures all of it on yours; this page is written by "
-        "`benchmarks/performance_page.py`.",
+        f"""Measured on {about["threads"]} shared cores of an AMD EPYC server ({about["level"]} kernels),
+torch {about["torch"]}, Python {about["python"]}, {about["date"]}, commit {", ".join(commits)}.
+Implementations are timed in turn in the same rounds, after they agree. Other work ran on that machine now and
+then: ratios say more than milliseconds. `ucmkd bench` measures all of it on yours; this page is written by
+`benchmarks/performance_page.py`.""",
         "",
     ]
     if "sinkhorn" in results:
