@@ -33,7 +33,10 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 YAML = {
     "billion laughs": (LAUGHS, "unfold to over"),
     "circle": ("a: &a [*a]\n", "an alias inside"),
-    "deep": ("[" * 5000, "nested too deeply"),
+    "deep": ("[" * 2**19, "nested too deeply"),
+    "deep in lines": ("".join(f"{' ' * k}a:\n" for k in range(1000)), "nested too deeply"),
+    "wide": ("[" + "a," * 21_000, "over 20000 values"),
+    "a number of base 60": ("a: 1" + ":1" * 2**14, "over 16384 characters"),  # read in the square of its length
     "huge": ("# " + "x" * 2**21, "larger than settings"),
     "an object": ("a: !!python/object/apply:os.system ['true']\n", "python/object"),
     "a bad date": ("a: 2024-13-45\n", "month"),

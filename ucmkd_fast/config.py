@@ -96,8 +96,36 @@ def check_keys(values: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ValueError(f"unknown {what} {key!r}; {hint}")
 
 
+#: No file of settings comes near these; a file made to take all memory or time goes beyond.
+_LARGEST_FILE, _MOST_VALUES, _DEEPEST, _LONGEST_VALUE = 2**20, 20_000, 50, 2**14
+
+
 class YamlLoader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, as YAML 1.2 does; PyYAML's own rules make it a string."""
+    """Reads ``1e-3`` as a number, as YAML 1.2 does; PyYAML's own rules make it a string.
+
+    Bounds depth, length and number of values as it reads: PyYAML's time grows with the square of the first two.
+    """
+
+    values = depth = 0
+
+    def fetch_flow_collection_start(self, token: type) -> None:
+        """An opening bracket."""
+        if self.flow_level >= _DEEPEST:
+            raise ValueError(f"nested too deeply, over {_DEEPEST} levels")
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A value with all that it holds."""
+        self.values, self.depth = self.values + 1, self.depth + 1
+        if self.values > _MOST_VALUES:
+            raise ValueError(f"over {_MOST_VALUES} values")
+        if self.depth > _DEEPEST:
+            raise ValueError(f"nested too deeply, over {_DEEPEST} levels")
+        if self.check_event(yaml.ScalarEvent) and len(self.peek_event().value) > _LONGEST_VALUE:
+            raise ValueError(f"a value of over {_LONGEST_VALUE} characters")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 YamlLoader.add_implicit_resolver(
@@ -105,16 +133,12 @@ YamlLoader.add_implicit_resolver(
 )
 
 
-#: No file of settings comes near these; a file made to fill the memory goes beyond.
-_LARGEST_FILE, _MOST_VALUES = 2**20, 100_000
-
-
 def read_yaml(path: str | Path) -> Any:
     """What a YAML file holds: plain values only, no objects, of bounded size.
 
     Raises:
         FileNotFoundError: the file cannot be read.
-        ValueError: not YAML, over 1 MiB, or aliases that unfold to over 100,000 values.
+        ValueError: not YAML, over 1 MiB, or what `parse_yaml` refuses.
     """
     try:
         with Path(path).open("rb") as file:
@@ -134,7 +158,8 @@ def parse_yaml(text: str) -> Any:
     """The plain value that a YAML text says.
 
     Raises:
-        ValueError: not YAML, or aliases that unfold to over 100,000 values.
+        ValueError: not YAML, over 20,000 values once aliases are followed, over 50 levels deep, or a value of over
+            16,384 characters.
     """
     loader = YamlLoader(text)
     try:
@@ -143,8 +168,6 @@ def parse_yaml(text: str) -> Any:
             return None
         _unfolded(node, {}, ())
         return loader.construct_document(node)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(str(error)) from error
     finally:
