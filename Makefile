@@ -4,11 +4,13 @@
 #   TORCH=torch==2.13.0        another torch (>= 2.10)
 #   TORCH_INDEX=https://...    another index to take torch from: PyTorch's own CPU builds are at
 #                              https://download.pytorch.org/whl/cpu
+#   LOCK=requirements/ci.txt   exactly these packages beside torch, by their hashes (requirements/lock.sh makes it)
 #   DEMO_ARGS="--audio DIR"    arguments of `ucmkd demo`
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+LOCK ?=
 DEMO_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -70,6 +72,7 @@ $(VENV)/torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(if $(LOCK),$(PIP) install --require-hashes --no-deps --requirement $(LOCK))
 	@touch $@
 
 # Editable: Python changes need no new install, native changes do.
