@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -32,7 +33,7 @@ from torch import nn
 
 from ucmkd_fast import alignment
 from ucmkd_fast.distiller import Distiller
-from ucmkd_fast.training.checkpoint import list_checkpoints
+from ucmkd_fast.training.checkpoint import list_checkpoints, write_checkpoint
 
 KILLED: dict[str, Any] = {
     "epochs": 30,
@@ -171,6 +172,25 @@ def teacher_in_step(rank: int) -> tuple[torch.Tensor, list[dict[str, float]]]:
     return torch.cat([weights(model) for model in (trained, taught, distiller.method)]), result.history
 
 
+def full(folder: Path) -> None:
+    """Ranks of a run whose second checkpoint finds no room, on rank 0 alone: what each says."""
+    rank, written = int(os.environ["RANK"]), []
+
+    def write(run: Path, step: int, *more: Any) -> Path:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(step)
+        return write_checkpoint(run, step, *more)
+
+    distiller = Distiller(student(), teacher(), "feature", output_dir=folder / "run", **RANK_SETTINGS)
+    with mock.patch("ucmkd_fast.distiller.write_checkpoint", write):
+        try:
+            distiller.fit(STUDENT_TRAIN, TEACHER_TRAIN, STUDENT_VAL)
+        except OSError as error:
+            print(f"rank {rank}: {error}")
+    torch.distributed.destroy_process_group()
+
+
 def _note_dtype(dtypes: list[torch.dtype], module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
     dtypes.append(output.dtype)
 
@@ -220,4 +240,4 @@ def run_workers(job: str, folder: Path, processes: int = 1) -> list[str]:
 
 
 if __name__ == "__main__":
-    {"killed": killed, "ranks": ranks, "bf16": bf16}[sys.argv[1]](Path(sys.argv[2]))
+    {"killed": killed, "ranks": ranks, "full": full, "bf16": bf16}[sys.argv[1]](Path(sys.argv[2]))

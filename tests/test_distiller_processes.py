@@ -71,5 +71,13 @@ def test_two_processes_go_on_with_the_run_of_one(two_ranks):
     assert [e["fa_iterations"] for e in history] == [e["fa_iterations"] for e in expected]
 
 
+def test_a_full_disk_on_one_rank_ends_all(two_ranks, tmp_path):
+    first, second = run_workers("full", tmp_path, processes=2)  # which gives up on a rank that waits for ever
+    assert first.startswith("rank 0:") and "No space left" in first
+    assert (
+        second == "rank 1: rank 0 could not write the run's files, see its message; this rank stops with it"
+    )
+
+
 def test_bf16(tmp_path):
     assert run_workers("bf16", tmp_path) == [f"all {len(RANK_CASES)}"]

@@ -36,7 +36,10 @@ YAML = {
     "deep": ("[" * 2**19, "nested too deeply"),
     "deep in lines": ("".join(f"{' ' * k}a:\n" for k in range(1000)), "nested too deeply"),
     "wide": ("[" + "a," * 21_000, "over 20000 values"),
-    "a number of base 60": ("a: 1" + ":1" * 2**14, "over 16384 characters"),  # read in the square of its length
+    "a number of base 60": (
+        "a: 1" + ":1" * 2**14,
+        "over 16384 characters",
+    ),  # read in the square of its length
     "huge": ("# " + "x" * 2**21, "larger than settings"),
     "an object": ("a: !!python/object/apply:os.system ['true']\n", "python/object"),
     "a bad date": ("a: 2024-13-45\n", "month"),

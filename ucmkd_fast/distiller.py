@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -37,6 +38,7 @@ from .training.distributed import (
     broadcast_model,
     gather_rows,
     make_accelerator,
+    on_first_rank,
     world,
 )
 from .training.method_settings import method_settings, settled_draw
@@ -189,8 +191,7 @@ class Distiller:
         optimizers = self._prepare(self._example(student_train, teacher_train, unlabelled))
         self._hand_over_bank(teacher_train)
         standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
-        self._write_best(standing)  # the file may be of an epoch that the checkpoint has not seen
-        self._keep_weights(standing.epoch)
+        self._record(standing, None)
 
         name, main = self.method_settings["name"], self.accelerator.is_main_process
         warned = False
@@ -221,9 +222,7 @@ class Distiller:
                 if not warned and self._alignable:
                     warned = warn_where_classes_are_mixed_up(standing.history, self._alignable)
                 self._keep_best(standing, validation)
-                self._keep_weights(standing.epoch)
-                if standing.epoch % config.checkpoint_every == 0 or standing.epoch == config.epochs:
-                    self._save(standing, optimizers)
+                self._record(standing, optimizers)
                 tracking.log(figures, standing.epoch)
                 bar.note(_line(figures))
                 _log.info("%s, epoch %d of %d: %s", name, standing.epoch, config.epochs, _line(figures))
@@ -438,7 +437,8 @@ class Distiller:
             self.run.check(source=source, overwrite=overwrite)
         saved = None if source is None else read_resume_point(source, identity)
         self.accelerator.wait_for_everyone()  # every rank has read before the first writes
-        if self.run is not None and self.accelerator.is_main_process:
+        run, settings = self.run, self._saved_settings or self._settings()
+        if run is not None:
             record = {
                 "identity": identity,
                 "versions": versions(),
@@ -447,7 +447,7 @@ class Distiller:
                 "device": str(self.accelerator.device),
                 "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
-            self.run.begin(self._saved_settings or self._settings(), record, overwrite=overwrite)
+            self._write(lambda: run.begin(settings, record, overwrite=overwrite))
         return saved
 
     def _keep_best(self, standing: Standing, validation: dict[str, Any]) -> None:
@@ -458,40 +458,48 @@ class Distiller:
             return
         standing.best_epoch, standing.best_accuracy = standing.epoch, validation["accuracy"]
         standing.best_weights = snapshot(self.student.state_dict())
-        self._write_best(standing)
 
-    def _write_best(self, standing: Standing) -> None:
-        if self.run is not None and self.accelerator.is_main_process and standing.best_weights is not None:
-            about = {"epoch": str(standing.best_epoch), "val_accuracy": repr(standing.best_accuracy)}
-            write_weights(self.run.best, standing.best_weights, {"format": "pt", **about})
+    def _write(self, action: Callable[[], object]) -> None:
+        """Write to the run's folder, on the main process; where that fails, every process stops."""
+        on_first_rank(action, self.accelerator.device)
 
-    def _keep_weights(self, epoch: int) -> None:
-        """Write the student of an epoch that is to stay; the first weights are epoch 0."""
-        every = self.config.keep_weights_every
-        if self.run is None or every is None or epoch % every or not self.accelerator.is_main_process:
-            return
-        path = self.run.weights_at(epoch)
-        path.parent.mkdir(exist_ok=True)
-        write_weights(path, snapshot(self.student.state_dict()), {"format": "pt", "epoch": str(epoch)})
+    def _record(self, standing: Standing, optimizers: list[torch.optim.Optimizer] | None) -> None:
+        """Write the best student where it is new, a student that is to stay, and a checkpoint where one is due.
 
-    def _save(self, standing: Standing, optimizers: list[torch.optim.Optimizer]) -> None:
+        Before the first epoch, without optimisers, there is no checkpoint, and the best student is written whatever
+        its epoch: the file may be of one that the checkpoint has not seen.
+        """
         if self.run is None:
             return
-        state = capture(standing, self._models(), optimizers, self.accelerator.device)
-        if self.accelerator.is_main_process:
-            write_checkpoint(self.run.checkpoints, standing.step, state)
-        self.accelerator.wait_for_everyone()
+        run, epoch, config = self.run, standing.epoch, self.config
+        state = None
+        if optimizers is not None and (epoch % config.checkpoint_every == 0 or epoch == config.epochs):
+            state = capture(standing, self._models(), optimizers, self.accelerator.device)  # of all ranks
+
+        def write() -> None:
+            if standing.best_weights is not None and (optimizers is None or standing.best_epoch == epoch):
+                about = {"epoch": str(standing.best_epoch), "val_accuracy": repr(standing.best_accuracy)}
+                write_weights(run.best, standing.best_weights, {"format": "pt", **about})
+            if config.keep_weights_every is not None and epoch % config.keep_weights_every == 0:
+                path = run.weights_at(epoch)  # the first weights are epoch 0
+                path.parent.mkdir(exist_ok=True)
+                write_weights(
+                    path, snapshot(self.student.state_dict()), {"format": "pt", "epoch": str(epoch)}
+                )
+            if state is not None:
+                write_checkpoint(run.checkpoints, standing.step, state)
+
+        self._write(write)
 
     def _finish(self, standing: Standing) -> FitResult:
         """Give the student the weights that were asked for, in eval mode, and say where everything is."""
         best = standing.best_weights if self.config.restore_best else None
         path = None
         if self.run is not None:
-            path = self.run.best if best else self.run.last
-            if self.accelerator.is_main_process:
-                about = {"format": "pt", "epoch": str(standing.epoch)}
-                write_weights(self.run.last, snapshot(self.student.state_dict()), about)
-            self.accelerator.wait_for_everyone()
+            last = self.run.last
+            path = self.run.best if best else last
+            about = {"format": "pt", "epoch": str(standing.epoch)}
+            self._write(lambda: write_weights(last, snapshot(self.student.state_dict()), about))
         if best:
             self.student.load_state_dict(best)
         for model in self._models().values():

@@ -79,6 +79,28 @@ def world() -> World:
     return World(0, 1)
 
 
+def on_first_rank(action: Callable[[], object], device: torch.device) -> None:
+    """Run ``action`` on rank 0 while the others wait; where it fails there, no rank goes on.
+
+    Raises:
+        OSError: on the other ranks, where the action failed; rank 0 raises what it raised.
+    """
+    rank, size = world()
+    error: Exception | None = None
+    if rank == 0:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    if size > 1:
+        failed = torch.tensor(float(error is not None), device=device)
+        dist.broadcast(failed, src=0)
+        if failed and rank > 0:
+            raise OSError("rank 0 could not write the run's files, see its message; this rank stops with it")
+    if error is not None:
+        raise error
+
+
 def gather(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of equal shape on every rank, stacked: (ranks, ...), on the CPU."""
     rows = [torch.empty_like(tensor, device=device) for _ in range(world().size)]
