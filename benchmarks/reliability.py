@@ -113,7 +113,7 @@ def tried(results: Path, tests: Report) -> list[tuple[str, int, int]]:
                 int(failed[0]) if failed else 0,
             )
         )
-    if found := _found(r"(\d+) of (\d+) answers as wanted", results / "races.log"):
+    if found := _found(r"(\d+) of (\d+) answers", results / "races.log"):
         rows.append(
             ("calls of the entry functions on ThreadSanitizer", int(found[1]), int(found[1]) - int(found[0]))
         )
@@ -180,8 +180,6 @@ of threads. What another number of threads, another machine or a free-threaded P
 ## Found by fuzzing and properties, and mended
 
 * Costs near the largest number of their type, whose differences overflow, gave NaN: refused.
-* Work space was measured by one question for the number of threads and used by another, so that a change in between
-  could have written behind it (with a torch whose number of threads is shared by all threads): asked once.
 * A wav header that claims 4 GB made that much memory be asked for: bounded by the file's size.
 * YAML aliases that unfold without bound, brackets and numbers whose reading takes the square of their length, and
   `.npy` headers beyond their file: bounded.

@@ -14,6 +14,7 @@ import torch
 import ucmkd_fast as uk
 from ucmkd_fast import _native
 from ucmkd_fast._native import _C
+from ucmkd_fast.reference.sinkhorn import cost as reference_cost
 
 INFO = _C.build_info()
 ROOT = Path(__file__).parents[1]
@@ -112,9 +113,63 @@ def test_torchs_threads_are_used_and_respected(threads):
         results.append(loss_and_gradient())
         again = loss_and_gradient()
         assert torch.equal(again[0], results[-1][0]) and torch.equal(again[1], results[-1][1])
-    for loss, grad in results[1:]:
-        assert torch.allclose(loss, results[0][0], rtol=1e-6)
-        assert torch.allclose(grad, results[0][1], rtol=1e-4, atol=1e-8)
+
+
+# What docs/sinkhorn.md states: of the loss, and of the largest entry of the gradient.
+BOUNDS = {torch.float32: (1e-6, 2e-4), torch.float64: (1e-13, 1e-11)}
+
+
+def share_of_bounds(got, want) -> float:
+    """The larger of both differences over what is allowed; NaN is infinitely far."""
+    of_loss, of_gradient = BOUNDS[want[0].dtype]
+    shares = (
+        (got[0] / want[0] - 1).abs() / of_loss,
+        (got[1] - want[1]).abs().max() / want[1].abs().max() / of_gradient,
+    )
+    return max(float(share.nan_to_num(float("inf"))) for share in shares)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "chordal", "l2", "l1", "sqeuclidean"])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_another_number_of_threads_moves_little(threads, dtype, metric, record_property):
+    """At reg of a hundredth of a cost's mean."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 16, generator=generator).to(dtype) for n in (257, 330))
+    reg = 0.01 * reference_cost(x, y, metric).mean().item()
+    results = []
+    for count in (1, 2, 3, 4, 7):
+        torch.set_num_threads(count)
+        leaf = x.clone().requires_grad_()
+        loss = uk.sinkhorn_loss(leaf, y, metric=metric, reg=reg, max_iter=20)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    worst = max(share_of_bounds(result, results[0]) for result in results[1:])
+    record_property("share_of_bound", worst)
+    assert worst <= 1
+
+
+def test_the_number_of_threads_may_change_between_calls_of_others(threads):
+    """Four Python threads that set it all the time, while each makes calls."""
+    want = loss_and_gradient()
+    shares = []
+
+    def work(seed):
+        for call in range(25):
+            torch.set_num_threads(1 + (call + seed) % 4)
+            shares.append(share_of_bounds(loss_and_gradient(), want))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(shares) == 100 and max(shares) <= 1
+
+
+def test_the_module_relies_on_the_interpreter_lock():
+    """As the documentation says: a free-threaded Python switches the lock on when it imports the module."""
+    assert "mod_gil_not_used" not in (ROOT / "csrc" / "bind.cpp").read_text()
+    assert getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def test_several_python_threads_at_once(threads):
@@ -138,16 +193,19 @@ def test_several_python_threads_at_once(threads):
 
 @pytest.mark.long
 def test_eight_threads_a_thousand_calls_each(threads, record_property):
-    """Both ops, forward and backward, on shared inputs: every answer has the bits of the first."""
+    """Both ops, forward and backward, on shared inputs: every answer has the bits of the first.
+
+    150 x 150 is large enough for two tasks a sweep.
+    """
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(2)
-    x, y = (torch.randn(40, 16, generator=generator) for _ in range(2))
-    logits = torch.randn(40, 10, generator=generator)
-    target = torch.randint(10, (40,), generator=generator)
+    x, y = (torch.randn(150, 16, generator=generator) for _ in range(2))
+    logits = torch.randn(150, 10, generator=generator)
+    target = torch.randint(10, (150,), generator=generator)
 
     def both():
         leaf, scores = x.clone().requires_grad_(), logits.clone().requires_grad_()
-        loss = uk.sinkhorn_loss(leaf, y, max_iter=20) + uk.label_transport_loss(scores, logits, target)
+        loss = uk.sinkhorn_loss(leaf, y, max_iter=5) + uk.label_transport_loss(scores, logits, target)
         loss.backward()
         return torch.cat([loss.detach().reshape(1), leaf.grad.flatten(), scores.grad.flatten()])
 
