@@ -107,7 +107,6 @@ py::dict build_info() {
   }
   const char* error;
   const Level* chosen = level(&error);
-  info["version"] = UCMKD_VERSION;
   info["cpu_levels_built"] = built;
   info["cpu_levels_usable"] = usable;
   info["cpu_level"] = chosen ? py::object(py::str(chosen->name)) : py::object(py::none());
@@ -221,11 +220,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "sinkhorn_loss_forward",
       [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
-         Address dual) {
+         Address dual, Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           return sinkhorn::loss_forward<T>(p, own_products, save_plan, to<T>(f), to<T>(g), to<T>(value),
-                                           to<T>(dual));
+                                           to<T>(dual), to<T>(marginal_error), to<int64_t>(n_iter));
         });
       },
       Unlocked());
@@ -251,13 +250,15 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "sinkhorn_loss_and_gradient",
       [](const LossSettings& settings, int64_t n, int64_t d, int64_t m, Address x, Address y, Address a, Address b,
-         Address init_f, Address init_g, Address loss, Address dx, Address dy) {
+         Address init_f, Address init_g, Address loss, Address marginal_error, Address n_iter, Address dx,
+         Address dy) {
         Problem p{};
         p.n = n, p.d = d, p.m = m, p.x = to<void>(x), p.y = to<void>(y), p.a = to<void>(a), p.b = to<void>(b);
         p.init_f = to<void>(init_f), p.init_g = to<void>(init_g);
         return by_type(settings.f64, [&](auto t) {
           using T = decltype(t);
-          return sinkhorn::loss_and_gradient<T>(settings, p, to<T>(loss), to<T>(dx), to<T>(dy));
+          return sinkhorn::loss_and_gradient<T>(settings, p, to<T>(loss), to<T>(marginal_error), to<int64_t>(n_iter),
+                                                to<T>(dx), to<T>(dy));
         });
       },
       Unlocked());

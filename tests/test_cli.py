@@ -1,8 +1,9 @@
 """The command line: what it answers, and how it fails."""
 
 import json
+import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 import pytest
 from speech_folders import write_folder
@@ -151,9 +152,27 @@ def test_ctrl_c_and_our_own_mistakes(capsys, monkeypatch):
 
 
 def test_commands_import_what_they_need_when_they_need_it():
-    import subprocess
-
     code = "import sys, ucmkd_fast.cli; print([m for m in ('accelerate', 'sklearn', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert cli.app.info.name == "ucmkd"
+
+
+def test_the_shell_can_complete(monkeypatch, capsys):
+    for shell in ("bash", "zsh", "fish"):
+        monkeypatch.setenv("_UCMKD_COMPLETE", f"source_{shell}")
+        assert status() == 0 and "_UCMKD_COMPLETE" in capsys.readouterr().out
+    monkeypatch.setenv("_UCMKD_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "ucmkd d")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    status()
+    assert set(capsys.readouterr().out.split()) == {"demo", "distill", "doctor"}
+
+
+def test_the_version_is_the_installed_one(tmp_path):
+    """And the module is the same command."""
+    assert __version__ == version("ucmkd-fast")
+    done = subprocess.run(
+        [sys.executable, "-m", "ucmkd_fast", "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == f"ucmkd-fast {version('ucmkd-fast')}\n"

@@ -51,8 +51,12 @@ def test_the_command_says_what_remains(settings, tmp_path, capsys):
     assert not end.value.code
     assert "plus: " in capsys.readouterr().out
     page = (tmp_path / "out" / "table.md").read_text()
-    line = next(row for row in page.splitlines() if row.startswith("* plus: ") and " over ce (" in row)
+    (line,) = (row for row in page.splitlines() if row.startswith("* plus: "))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     runs = {(r["method"], r["seed"]): r["accuracy"] for r in results["runs"]}
     wins = sum(runs["plus", seed] > runs["ce", seed] for seed in (0, 1))
-    assert f"over ce ({wins} of 2 seeds)" in line
+    gain = sum(runs["plus", seed] - runs["ce", seed] for seed in (0, 1))
+    assert (f"Of that, above ce at {wins} of 2 seeds, " in line) == (gain > 0)
+    assert ("remain over plus, permuted" in line) == (gain > 0)
+    # A method without a gain is compared with each of its controls instead: never both.
+    assert ("plus, real against permuted teacher" in page) == (gain <= 0)

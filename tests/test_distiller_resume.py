@@ -197,9 +197,10 @@ def test_tensorboard_has_the_curves_once_also_after_a_resume(tmp_path):
     result, _ = fit(distiller(tmp_path, **options), resume=True)
     events = accumulator.EventAccumulator(str(tmp_path / "logs" / "ucmkd"))
     events.Reload()
-    losses = events.Scalars("loss")
-    assert [event.step for event in losses] == list(range(1, EPOCHS + 1))
+    losses = events.Scalars("epoch/loss")
+    assert [event.step for event in losses] == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
     assert [event.value for event in losses] == pytest.approx([epoch["loss"] for epoch in result.history])
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, STEPS * EPOCHS + 1))
 
 
 def test_no_run_is_overwritten_unasked(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -347,16 +345,3 @@ def test_frozen_teacher():
     first.sum().backward()
     assert z.grad.abs().sum() > 0
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-
-
-def test_examples_of_the_page_run(capsys):
-    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
-    names: dict = {}
-    try:
-        for block in blocks:
-            exec(compile(block, "docs/methods.md", "exec"), names)
-    finally:
-        registry._REGISTRY.pop("norm-matching", None)
-    assert len(blocks) == 5 and capsys.readouterr().out.startswith("tensor(")
-    assert all(f"\n## `{name}`" in page for name in available_methods())

@@ -297,3 +297,57 @@ def test_a_large_problem_in_blocks_of_rows(metric, grad, case, monkeypatch):
         if w.dim() == 1:  # defined up to a constant
             g, w = g - g.mean(), w - w.mean()
         assert relative(g, w) < 1e-6
+
+
+WAYS = {
+    "small": {},
+    "stopped": {"tol": 1e-3},
+    "regularized": {"objective": "regularized"},
+    "panels": {"memory_budget": 4_000},
+    "by class": {"class_cost": torch.rand(20, 3), "y_labels": torch.arange(30) % 3},
+    "ragged": {"offsets": (torch.tensor([0, 8, 20]), torch.tensor([0, 9, 30]))},
+    "large": {"large": True},
+}
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_convergence_is_that_of_the_result_on_every_way(way, gradient):
+    options = {"reg": 0.05, "max_iter": 40, **WAYS[way]}
+    width = 1200 if options.pop("large", False) else 8  # torch's matrix products from there on
+    torch.manual_seed(0)
+    scale = 40 if width > 8 else 1
+    x = torch.randn(20 * scale, width, requires_grad=gradient)
+    y = torch.randn(30 * scale, width)
+    told = uk.Convergence()
+    assert told.marginal_error.isnan() and told.n_iter == 0
+    loss = uk.sinkhorn_loss(x, y, **options, convergence=told)
+    wanted = uk.sinkhorn_loss(x, y, **options, return_result=True)
+    torch.testing.assert_close(told.marginal_error, wanted.marginal_error, rtol=1e-3, atol=2e-6)
+    assert torch.equal(told.n_iter, wanted.n_iter) and not told.marginal_error.requires_grad
+    plain = uk.sinkhorn_loss(x, y, **options)
+    assert torch.equal(loss, plain)
+    if gradient:
+        first, second = (torch.autograd.grad(value.sum(), x)[0] for value in (loss, plain))
+        assert torch.equal(first, second)
+
+
+def test_convergence_of_a_divergence_and_of_a_batch_is_that_between_x_and_y():
+    x, y = torch.randn(3, 20, 8), torch.randn(3, 30, 8)
+    told = uk.Convergence()
+    uk.sinkhorn_loss(x, y, objective="divergence", tol=1e-4, convergence=told)
+    wanted = uk.sinkhorn_loss(x, y, tol=1e-4, return_result=True)
+    assert torch.equal(told.n_iter, wanted.n_iter) and told.marginal_error.shape == (3,)
+    uk.sinkhorn_loss(x[0], y[0], objective="divergence", tol=1e-4, convergence=told)
+    assert told.n_iter == wanted.n_iter[0]
+
+
+def test_convergence_of_transport_class_by_class_is_that_of_the_whole_plan():
+    torch.manual_seed(0)
+    x, y, k = torch.randn(20, 8), torch.randn(30, 8), torch.arange(30) % 3
+    options = {"classes": 3, "reg": 0.02, "max_iter": 5}
+    told = uk.Convergence()
+    uk.class_conditional_loss(x, y, k[:20], k, **options, convergence=told)
+    whole = uk.class_conditional_loss(x, y, k[:20], k, **options, return_result=True)
+    assert whole.marginal_error > 1e-3 and told.n_iter == 5
+    torch.testing.assert_close(told.marginal_error, whole.marginal_error, rtol=1e-3, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
@@ -10,15 +11,17 @@ from .losses import FeatureAlignmentLoss, LabelTransportLoss
 from .ops.class_conditional import class_conditional_loss
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
-from .ops.sinkhorn import SinkhornResult, sinkhorn, sinkhorn_loss
+from .ops.result import Convergence, SinkhornResult
+from .ops.sinkhorn import sinkhorn, sinkhorn_loss
 
 if TYPE_CHECKING:
     from . import compat
     from .distiller import Distiller
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
+    "Convergence",
     "Distiller",
     "FeatureAlignmentLoss",
     "LabelTransportLoss",
@@ -34,6 +37,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """On first use: the loop imports accelerate, which those who only want the losses need not wait for."""
+    if name == "__version__":
+        return version("ucmkd-fast")
     if name == "Distiller":
         from .distiller import Distiller
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops.class_conditional import class_conditional_loss
+from .ops.result import Convergence
 from .ops.sinkhorn import sinkhorn_loss
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ SHARED_FROM = 1 << 24
 def feature_alignment(
     step: Step, batch: Batch, feature: Tensor, teacher_feature: Tensor, transport: Transport
 ) -> Tensor:
-    """FA: entropic transport cost between features (n, D) and (m, D) of all processes."""
-    options: dict[str, Any] = transport._asdict()
+    """FA: entropic transport cost between features (n, D) and (m, D) of all processes; notes how it converged."""
+    convergence = Convergence()
+    options: dict[str, Any] = {**transport._asdict(), "convergence": convergence}
     size = 1 if step.group is None else dist.get_world_size(step.group)
     elements = len(feature) * len(teacher_feature) * size * size
     shared = size > 1 and elements >= SHARED_FROM and feature.device.type == "cpu"
@@ -47,9 +49,11 @@ def feature_alignment(
         loss = step.warm_start(
             feature, rows, teacher_feature, teacher_rows, group=step.group if shared else None
         )
+        convergence.take(step.warm_start.last_marginal_error, step.warm_start.last_n_iter)
     else:
         group = {"group": step.group} if shared else {}
         loss = cast("Tensor", sinkhorn_loss(feature, teacher_feature, **group, **options))
+    _note_convergence(step, convergence)
     # A shared loss's gradient is the global one's; the factor undoes the average over processes that comes later.
     return loss.detach() + size * (loss - loss.detach()) if shared else loss
 
@@ -62,15 +66,30 @@ def _indices(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.rows, batch.teacher_rows
 
 
+def _note_convergence(step: Step, convergence: Convergence) -> None:
+    step.note("marginal_error", convergence.marginal_error)
+    step.note("fa_iterations", convergence.n_iter)
+
+
+#: Bins of the histogram of kappa over [0, 1], where steps are watched.
+KAPPA_BINS = 20
+
+
 @torch.no_grad()
-def teacher_reading(teacher_logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+def teacher_reading(step: Step, teacher_logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     """How well the teacher's head reads student features: mean kappa = p_T(y | z), and accuracy.
 
-    Near 1/K and chance level, LA carries nothing.
+    Near 1/K and chance level, LA carries nothing. Where steps are watched, the shares of the samples in
+    equal bins of kappa are noted, ``kappa_histogram`` (KAPPA_BINS,).
     """
     teacher_logits = teacher_logits.detach()
+    kappa = F.cross_entropy(teacher_logits, y, reduction="none").neg_().exp_()
+    if step.watched:
+        place = (kappa * KAPPA_BINS).long().clamp_(max=KAPPA_BINS - 1)
+        bins = place[:, None] == torch.arange(KAPPA_BINS, device=place.device)
+        step.note("kappa_histogram", bins.float().mean(0))
     return {
-        "kappa": F.cross_entropy(teacher_logits, y, reduction="none").neg_().exp_().mean(),
+        "kappa": kappa.mean(),
         "teacher_head_accuracy": (teacher_logits.argmax(-1) == y).float().mean(),
     }
 
@@ -87,16 +106,18 @@ def class_conditional_alignment(
         raise ValueError(
             "alignment class by class needs the labels of the teacher's samples: batch.teacher_y"
         )
-    return class_conditional_loss(
+    convergence = Convergence()
+    loss = class_conditional_loss(
         step.gather_rows(feature),
         step.gather_rows(step.required_teacher.features(batch)),
         step.gather_rows(batch.y),
         step.gather_rows(batch.teacher_y),
         classes=classes,
-        metric=transport.metric,
-        reg=transport.reg,
-        max_iter=transport.max_iter,
+        **transport._asdict(),
+        convergence=convergence,
     )
+    _note_convergence(step, convergence)
+    return loss
 
 
 class TeacherBank(NamedTuple):
@@ -121,7 +142,7 @@ def labelling_transport(
     C_ij = d(z_i, b_j) - log p(k_j | x_i). Its second part is the cross-entropy of the plan's soft
     labels, which are never formed: their gradient is the plan summed by class.
     """
-    return _labelling(step.gather_rows(feature), -step.gather_rows(log_p), bank, transport)
+    return _labelling(step, step.gather_rows(feature), -step.gather_rows(log_p), bank, transport)
 
 
 def labelling_plan(
@@ -135,24 +156,27 @@ def labelling_plan(
     feature, log_p = step.gather_rows(feature), step.gather_rows(log_p)
     with torch.enable_grad():
         z, class_cost = feature.detach().requires_grad_(), (-log_p).detach().requires_grad_()
-        loss = _labelling(z, class_cost, bank, transport)
+        loss = _labelling(step, z, class_cost, bank, transport)
         pull, soft = torch.autograd.grad(loss, (z, class_cost))
     change = ((feature - z.detach()) * pull).sum() - ((log_p + class_cost.detach()) * soft).sum()  # 0
     return loss.detach() + change, len(soft) * soft
 
 
-def _labelling(feature: Tensor, class_cost: Tensor, bank: TeacherBank, transport: Transport) -> Tensor:
+def _labelling(
+    step: Step, feature: Tensor, class_cost: Tensor, bank: TeacherBank, transport: Transport
+) -> Tensor:
+    convergence = Convergence()
     loss = sinkhorn_loss(
         feature,
         bank.feature,
         b=bank.mass,
-        metric=transport.metric,
-        reg=transport.reg,
-        max_iter=transport.max_iter,
+        **transport._asdict(),
         grad="envelope",
         class_cost=class_cost,
         y_labels=bank.labels,
+        convergence=convergence,
     )
+    step.note("labelling_marginal_error", convergence.marginal_error)
     return cast("Tensor", loss)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 #: Keys that change what is shown or kept, never the weights that a run ends with.
-BOOKKEEPING = frozenset({"diagnose", "trackers", "checkpoint_every", "keep_weights_every", "progress"})
+BOOKKEEPING = frozenset(
+    {"diagnose", "trackers", "log_every", "checkpoint_every", "keep_weights_every", "progress"}
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class TrainConfig:
     seed: int = 0
     mixed_precision: str | None = None  # "no" | "bf16"; None: what `accelerate launch` says, else "no"
     restore_best: bool = True  # after `fit` the student holds the best weights on validation, not the last
-    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", ...: accelerate's names
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", "mlflow", "trackio", ...: accelerate's names
+    log_every: int = 50  # steps whose figures wait on the device until trackers get them
     checkpoint_every: int = 1  # epochs
     diagnose: bool = True  # once an epoch, look whether alignment aligns the right classes
     keep_weights_every: int | None = None  # epochs whose student stays, for a report's curves; None: none
@@ -284,6 +287,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mixed_precision": optional(_precision),
     "restore_best": flag,
     "trackers": _names,
+    "log_every": integer(1),
     "checkpoint_every": integer(1),
     "diagnose": flag,
     "keep_weights_every": optional(integer(1)),

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
+from .bilevel.temporary_point import joint_norm
 from .config import TrainConfig
 from .data import (
     UNLABELLED,
@@ -31,7 +32,7 @@ from .data import (
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
-from .training.diagnosis import can_diagnose, diagnose, warn_where_classes_are_mixed_up
+from .training.diagnosis import Diagnosis, can_diagnose, diagnose
 from .training.distributed import (
     average,
     average_buffers,
@@ -194,16 +195,25 @@ class Distiller:
         self._record(standing, None)
 
         name, main = self.method_settings["name"], self.accelerator.is_main_process
-        warned = False
         total = config.epochs * len(loader)
+        self._step.watched = bool(config.trackers)
+        diagnosis = None
+        if self._alignable and config.diagnose and main:
+            diagnosis = Diagnosis(self.method, self._alignable, config.batch_size, config.epochs)
         with (
-            Tracking(self.accelerator, standing.epoch + 1) as tracking,
+            Tracking(
+                self.accelerator,
+                active=self._step.watched,
+                done=standing.step,
+                every=config.log_every,
+                samples=config.batch_size,
+            ) as tracking,
             ProgressBar(name, total, standing.step, visible=config.progress and main) as bar,
         ):
             while standing.epoch < config.epochs:
                 started = time.perf_counter()
                 loader.set_epoch(standing.epoch)
-                means = self._train_epoch(loader, optimizers, standing.epoch, bar)
+                means = self._train_epoch(loader, optimizers, standing.epoch, bar, tracking)
                 if world().size > 1:
                     for model in self._models().values():
                         average_buffers(model)
@@ -219,11 +229,11 @@ class Distiller:
                 if validation:
                     figures |= {"val_accuracy": validation["accuracy"], "val_loss": validation["loss"]}
                 standing.history.append(figures)
-                if not warned and self._alignable:
-                    warned = warn_where_classes_are_mixed_up(standing.history, self._alignable)
+                if diagnosis is not None:
+                    diagnosis.look(standing.history)
                 self._keep_best(standing, validation)
                 self._record(standing, optimizers)
-                tracking.log(figures, standing.epoch)
+                tracking.epoch(figures)
                 bar.note(_line(figures))
                 _log.info("%s, epoch %d of %d: %s", name, standing.epoch, config.epochs, _line(figures))
         return self._finish(standing)
@@ -299,24 +309,32 @@ class Distiller:
         self.method.receive_bank(bank.x.to(device), bank.labels.to(device))
 
     def _train_epoch(
-        self, loader: UnpairedLoader, optimizers: list[torch.optim.Optimizer], epoch: int, bar: ProgressBar
+        self,
+        loader: UnpairedLoader,
+        optimizers: list[torch.optim.Optimizer],
+        epoch: int,
+        bar: ProgressBar,
+        tracking: Tracking,
     ) -> dict[str, float]:
         """One pass, ``epoch`` counted from 0; the means of the figures of its steps."""
         meter, device, clip = Meter(), self.accelerator.device, self.config.clip_norm
         scheduled = learning_rate(self.config, epoch)
+        tracking.begin()
         for i, batch in enumerate(loader):
             self._step.progress = (epoch * len(loader) + i) / (self.config.epochs * len(loader))
             self._step.learning_rate = self.method.learning_rate(scheduled, epoch, i)
             set_learning_rate(optimizers[0], self._step.learning_rate)
             self._last_batch = batch.to(device)
-            parts = self.method.backward(self._step, self._last_batch)
-            if self._step.warm_start is not None:
-                parts["fa_iterations"] = self._step.warm_start.last_n_iter.float()
+            self._step.notes.clear()
+            parts = {**self.method.backward(self._step, self._last_batch), **self._step.notes}
             if clip is not None:
                 parts["grad_norm"] = nn.utils.clip_grad_norm_(self._trained, clip)
+            elif self._step.watched:
+                parts["grad_norm"] = joint_norm([p.grad for p in self._trained if p.grad is not None])
             for optimizer in optimizers:
                 optimizer.step()
-            meter.add(parts)
+            tracking.step(parts)
+            meter.add({name: value for name, value in parts.items() if not value.dim()})
             bar.advance()
         means = meter.means()
         if not all(math.isfinite(means[name]) for name in ("loss", "grad_norm") if name in means):
@@ -330,7 +348,7 @@ class Distiller:
         """How well the alignment does on the epoch's last batch; empty where that cannot be said."""
         if not (self.config.diagnose and self._alignable):
             return {}
-        figures = diagnose(self._step, self._last_batch)
+        figures = diagnose(self._step, self._last_batch, self.method.marginal_fa)
         return dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
 
     def _loader(

@@ -96,9 +96,10 @@ void gradient_rows(const Problem&, Grad, const Upstream&, int64_t begin, int64_t
                    const T* col_sum, const Gradients<T>& out);
 
 // With features, batch 1: the scales are made here, and the inner products where `own_products`.
-// "x" or "y" names features that hold NaN, inf or a row whose square overflows.
+// "x" or "y" names features that hold NaN, inf or a row whose square overflows. Null pointers as in `forward`.
 template <class T>
-const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual);
+const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual,
+                         T* marginal_error, int64_t* n_iter);
 
 // The gradients of x (n, d), y (m, d), a (n,) and b (m,), each where it is not null; false where `implicit`
 // did not converge.
@@ -120,7 +121,8 @@ struct LossSettings {
 // Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init` are
 // read. Null, "not converged" (`implicit`), or as `loss_forward`.
 template <class T>
-const char* loss_and_gradient(const LossSettings&, Problem, T* loss, T* dx, T* dy);
+const char* loss_and_gradient(const LossSettings&, Problem, T* loss, T* marginal_error, int64_t* n_iter, T* dx,
+                              T* dy);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -36,14 +36,15 @@ Upstream upstream_of_dual(const Problem& p, T* work) {
 }  // namespace
 
 template <class T>
-const char* loss_forward(const Problem& p, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual) {
+const char* loss_forward(const Problem& p, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual,
+                         T* marginal_error, int64_t* n_iter) {
   if (const char* refused = cost::scales<T>(features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
                                             static_cast<T*>(const_cast<void*>(p.scale_y))))
     return refused;
   if (own_products && static_cast<cost::Metric>(p.metric) != cost::Metric::kL1)
     kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
                                 static_cast<T*>(p.cost), product_tasks(p.n, p.m, p.d)});
-  return forward<T>(p, save_plan, f, g, value, dual, nullptr, nullptr);
+  return forward<T>(p, save_plan, f, g, value, dual, marginal_error, n_iter);
 }
 
 template <class T>
@@ -62,7 +63,8 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
 }
 
 template <class T>
-const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* dx, T* dy) {
+const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* marginal_error, int64_t* n_iter, T* dx,
+                              T* dy) {
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   p.metric = s.metric, p.history = s.grad == Grad::kUnrolled;
   const int64_t head = padded(p.n * p.m + p.n + p.m), saved = saved_size(p.n, p.m, p.max_iter, p.history);
@@ -75,7 +77,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* dx, 
   const char* problem = nullptr;
   auto both = [&] {
     problem = loss_forward<T>(p, true, true, nullptr, nullptr, s.regularized ? other : loss,
-                              s.regularized ? loss : nullptr);
+                              s.regularized ? loss : nullptr, marginal_error, n_iter);
     if (problem) return;
     if (!loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy)) problem = "not converged";
   };
@@ -83,10 +85,10 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* dx, 
   return problem;
 }
 
-#define UK_INSTANTIATE(T)                                                                \
-  template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*);      \
-  template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*); \
-  template const char* loss_and_gradient<T>(const LossSettings&, Problem, T*, T*, T*);
+#define UK_INSTANTIATE(T)                                                                         \
+  template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*, T*, int64_t*); \
+  template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*);          \
+  template const char* loss_and_gradient<T>(const LossSettings&, Problem, T*, T*, int64_t*, T*, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -86,8 +86,8 @@ Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   const Problem p = problem_of(s, in, cost, saved, scale_x, scale_y);
   Buffer<T> f(s.n), g(s.m), value(1), dual(1), one(1, 1);
   Answer<T> answer;
-  if (const char* sentence =
-          loss_forward<T>(p, true, true, f.data(), g.data(), value.data(), dual.data())) {
+  if (const char* sentence = loss_forward<T>(p, true, true, f.data(), g.data(), value.data(), dual.data(),
+                                             nullptr, nullptr)) {
     answer.refused = sentence;
     return answer;
   }

@@ -80,15 +80,27 @@ class _Runner(nn.Module):
         return run(self.student)
 
 
-def descend(weights: dict[str, Tensor], loss: Tensor, rate: float, clip: float) -> dict[str, Tensor]:
-    """Weights after one SGD step on the loss, its gradient clipped to a joint norm; differentiable."""
+def descend(
+    weights: dict[str, Tensor],
+    loss: Tensor,
+    rate: float,
+    clip: float,
+    watch: Callable[[Tensor], None] | None = None,
+) -> dict[str, Tensor]:
+    """Weights after one SGD step on the loss, its gradient clipped to a joint norm; differentiable.
+
+    ``watch`` is told the norm before the clip.
+    """
     if not loss.requires_grad:  # all that it reaches is frozen
         return weights
     gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
     reached = [g for g in gradients if g is not None]
-    if not math.isinf(clip) and reached:
+    if reached and (watch is not None or not math.isinf(clip)):
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in reached]))
-        rate = rate * (clip / (norm + 1e-6)).clamp_max(1.0)
+        if watch is not None:
+            watch(norm)
+        if not math.isinf(clip):
+            rate = rate * (clip / (norm + 1e-6)).clamp_max(1.0)
     return {
         name: w if g is None else w - rate * g
         for (name, w), g in zip(weights.items(), gradients, strict=True)

@@ -9,7 +9,9 @@ gradient goes back through the inner steps as well, see `second_order`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +23,7 @@ from ..ops.label_transport import label_transport_loss
 from ..training.distributed import world
 from .second_order import FunctionalStudent, descend, write_gradients
 from .shared_pass import SharedPass
-from .temporary_point import FreshAdamW, TemporaryPoint, clear_gradients, clip_, sgd_step_
+from .temporary_point import FreshAdamW, TemporaryPoint, clear_gradients, clip_, joint_norm, sgd_step_
 
 if TYPE_CHECKING:
     from ..data.batch import Batch
@@ -104,12 +106,12 @@ class BilevelStep:
         parts: Parts = {}
         for _ in range(options.n1):
             fa = self._feature_loss(step, batch, target, parts)
-            self._sgd_step(step, fa, lr * options.lambda1)
+            self._sgd_step(step, "fa", fa, lr * options.lambda1)
         for _ in range(options.n2):
             with step.autocast():
                 feature = self.student.encode(batch.x)
-                la = self._label_loss(feature, teacher.head(feature), batch, parts)
-            self._sgd_step(step, la, lr * options.lambda2)
+                la = self._label_loss(step, feature, teacher.head(feature), batch, parts)
+            self._sgd_step(step, "la", la, lr * options.lambda2)
         with step.autocast():
             ce = self._cross_entropy(self.student.encode(batch.x), batch)
         ce.backward()
@@ -129,15 +131,18 @@ class BilevelStep:
         def label_loss(student: Any) -> Tensor:
             with step.autocast():
                 feature = student.encode(batch.x)
-                return self._label_loss(feature, teacher.head(feature), batch, parts)
+                return self._label_loss(step, feature, teacher.head(feature), batch, parts)
+
+        def watch(name: str) -> Callable[[Tensor], None] | None:
+            return partial(step.note, f"inner_{name}_grad_norm") if step.watched else None
 
         with FunctionalStudent(self.student) as run:
             for _ in range(options.n1):
                 fa = run(weights, lambda _: self._feature_loss(step, batch, target, parts))
-                weights = descend(weights, fa, lr * options.lambda1, options.inner_clip)
+                weights = descend(weights, fa, lr * options.lambda1, options.inner_clip, watch("fa"))
             for _ in range(options.n2):
                 la = run(weights, label_loss)
-                weights = descend(weights, la, lr * options.lambda2, options.inner_clip)
+                weights = descend(weights, la, lr * options.lambda2, options.inner_clip, watch("la"))
             with step.autocast():
                 ce = run(weights, lambda student: self._cross_entropy(student.encode(batch.x), batch))
             write_gradients(ce, self._parameters)
@@ -151,7 +156,7 @@ class BilevelStep:
         parts: Parts = {}
         for i in range(options.n1):
             fa = self._feature_loss(step, batch, target, parts)
-            reached, gradients = self._gradients(step, fa)
+            reached, gradients = self._gradients(step, "fa", fa)
             tied = any(p in self._head_parameters for p in reached)  # LA moves these again
             self._adamw.step_(reached, gradients, last=i + 1 == options.n1 and not tied)
         shared = False
@@ -161,8 +166,8 @@ class BilevelStep:
                 with torch.no_grad(), step.autocast():
                     teacher_logits = teacher.head(feature)
             with step.autocast():
-                la = self._label_loss(feature.detach(), teacher_logits, batch, parts)
-            self._adamw.step_(*self._gradients(step, la), last=i + 1 == options.n2)
+                la = self._label_loss(step, feature.detach(), teacher_logits, batch, parts)
+            self._adamw.step_(*self._gradients(step, "la", la), last=i + 1 == options.n2)
         with step.autocast():
             ce = self._cross_entropy(feature if shared else student.encode(batch.x), batch)
         ce.backward()
@@ -188,14 +193,16 @@ class BilevelStep:
         parts.setdefault("fa", fa.detach())
         return fa
 
-    def _label_loss(self, feature: Tensor, teacher_logits: Tensor, batch: Batch, parts: Parts) -> Tensor:
+    def _label_loss(
+        self, step: Step, feature: Tensor, teacher_logits: Tensor, batch: Batch, parts: Parts
+    ) -> Tensor:
         options = self.options
         logits = self.student.head(feature)
         la = label_transport_loss(
             logits, teacher_logits, batch.y, kappa=options.kappa, label_smoothing=options.label_smoothing
         )
         if "la" not in parts:
-            parts.update(la=la.detach(), **teacher_reading(teacher_logits, batch.y))
+            parts.update(la=la.detach(), **teacher_reading(step, teacher_logits, batch.y))
         return la
 
     def _cross_entropy(self, feature: Tensor, batch: Batch) -> Tensor:
@@ -209,8 +216,11 @@ class BilevelStep:
             raise ValueError("inner_lr='outer' needs the outer learning rate: Step.learning_rate is None")
         return step.learning_rate
 
-    def _gradients(self, step: Step, loss: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that the loss reaches and its gradients there, averaged over processes."""
+    def _gradients(self, step: Step, name: str, loss: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters that the loss reaches and its gradients there, averaged over processes.
+
+        Where steps are watched, their norm, unclipped, is noted as that of the loss of this name.
+        """
         if not loss.requires_grad:  # all that it reaches is frozen
             return [], []
         loss.backward()
@@ -218,9 +228,11 @@ class BilevelStep:
         gradients = [p.grad for p in reached if p.grad is not None]
         clear_gradients(reached)
         step.reduce_gradients(gradients)
+        if step.watched and gradients:
+            step.note(f"inner_{name}_grad_norm", joint_norm(gradients))
         return reached, gradients
 
-    def _sgd_step(self, step: Step, loss: Tensor, lr: float) -> None:
-        reached, gradients = self._gradients(step, loss)
+    def _sgd_step(self, step: Step, name: str, loss: Tensor, lr: float) -> None:
+        reached, gradients = self._gradients(step, name, loss)
         clip_(gradients, self.options.inner_clip)
         sgd_step_(reached, gradients, lr)

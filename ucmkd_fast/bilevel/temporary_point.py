@@ -54,8 +54,15 @@ def clip_(gradients: list[Tensor], max_norm: float) -> None:
     """Scale gradients in place to a joint norm of at most ``max_norm``, without reading it on the host."""
     if math.isinf(max_norm) or not gradients:
         return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0))
+    torch._foreach_mul_(gradients, (max_norm / (joint_norm(gradients) + 1e-6)).clamp_max(1.0))
+
+
+@torch.no_grad()
+def joint_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all elements together, (); 0 of no tensors."""
+    if not tensors:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ..run.job import distill, finished, ready_teacher
 from ..run.sources import DataSpec, Parts, open_parts
 from ..run.teacher import load_teacher
 from ..training.checkpoint import write_text
-from ..training.diagnosis import ClassesMixedUp
+from ..training.diagnosis import CannotHelp
 from .experiment import Cell, Experiment
 from .pool import run_all
 from .results import Comparison, gather
@@ -130,7 +130,7 @@ def _do(work: _Work) -> dict[str, Any] | None:
     try:
         parts = _parts(json.dumps(config.student.data.plain()), config.seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ClassesMixedUp)  # the table says it of every method
+            warnings.simplefilter("ignore", CannotHelp)  # the table says it of every method
             return distill(config, work.folder, teacher_folder=work.teacher, parts=parts, resume=True)
     except FloatingPointError as error:  # an outcome of the method, not of the comparison
         result = {"config": config.identity(), "weights": None, DIVERGED: str(error)}

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..report.shares import shares, verdict_line
+from ..report.shares import remains, shares
 from ..report.words import against_baseline, against_control
 from .controls import SELF_TRAINING, is_control
 from .results import Block, Comparison, Row
@@ -61,38 +61,40 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
     if block.teacher is not None:
         paper = "" if block.paper_teacher is None else f" (paper: {block.paper_teacher:.2f} %)"
         said.append(f"The teacher, on its own modality: {100 * block.teacher:.1f} %{paper}.")
+    told = {}  # by method: what of its gain remains over its controls
     for row in block.rows:
         if row.diverged:
             runs = len(comparison.experiment.seeds)
             said.append(f"{row.label}: diverged at {row.diverged} of {runs} seeds, so it is not compared.")
         elif row.compared is not None and row.compared.difference is not None and not row.contender.control:
-            said.append(against_baseline(row.compared, baseline))
+            told[row.label] = _remains(block, row, baseline)
+            said.append(" ".join([against_baseline(row.compared, baseline), *told[row.label]]))
     for row in block.rows:
         real = _real(block, row)
-        if real is not None and real.compared is not None and row.compared is not None:
-            said.append(against_control(real.compared, row.compared, row.contender.control or ""))
-    return said + shares_of(block, baseline)
-
-
-def shares_of(block: Block, baseline: str) -> list[str]:
-    """For each method with a teacher: what of its gain remains over `kd`, its controls and self-training."""
-    there = {row.label: row.compared.accuracy for row in block.rows if row.compared is not None}
-    said = []
-    for row in block.rows:
-        if row.label not in there or row.label == baseline or is_control(row.contender):
+        if real is None or real.compared is None or row.compared is None or told.get(real.label):
             continue
-        against = [
-            other.label
-            for other in block.rows
-            if other.label in there
-            and other is not row
-            and (_real(block, other) is row or other.contender.method["name"] in ("kd", SELF_TRAINING))
-            and (_real(block, other) is row or other.contender.control is None)
-        ]
-        if baseline in there and any(is_control(o.contender) for o in block.rows if o.label in against):
-            over = {name: there[name] for name in (baseline, *against)}
-            said.append(verdict_line(row.label, shares(there[row.label], over)))
+        said.append(against_control(real.compared, row.compared, row.contender.control or ""))
     return said
+
+
+def _remains(block: Block, row: Row, baseline: str) -> list[str]:
+    """For a method with a gain: a sentence on what of it remains over `kd`, its controls and self-training."""
+    there = {other.label: other.compared.accuracy for other in block.rows if other.compared is not None}
+    if baseline not in there or is_control(row.contender):
+        return []
+    against = [
+        other
+        for other in block.rows
+        if other.label in there and other is not row and other.label != baseline
+        if _real(block, other) is row
+        or (other.contender.method["name"] in ("kd", SELF_TRAINING) and other.contender.control is None)
+    ]
+    over = {baseline: there[baseline]} | {other.label: there[other.label] for other in against}
+    gain, *others = shares(there[row.label], over)
+    if gain.difference.mean <= 0 or not any(is_control(other.contender) for other in against):
+        return []
+    seeds = f"{gain.wins} of {gain.difference.n} seeds"
+    return [f"Of that, above {baseline} at {seeds}, {remains(others)}."]
 
 
 def _real(block: Block, control: Row) -> Row | None:

@@ -44,7 +44,9 @@ class WarmStart(nn.Module):
         count_at_least_one("student_size", student_size)
         if not options.get("tol", 0) > 0:
             raise ValueError("a warm start needs tol > 0, at which the iterations may stop early, got none")
-        taken = {"init", "offsets", "group", "return_result", "class_cost", "y_labels"} & set(options)
+        taken = {"init", "offsets", "group", "return_result", "convergence", "class_cost", "y_labels"} & set(
+            options
+        )
         if taken or options.get("objective") == "divergence":
             raise ValueError(
                 f"expected options of one problem, got {', '.join(sorted(taken)) or 'divergence'}: "
@@ -56,6 +58,7 @@ class WarmStart(nn.Module):
             self.register_buffer(name, torch.zeros(size))
             self.register_buffer(f"last_{name}", torch.zeros(size))
         self.last_n_iter: Tensor | None = None
+        self.last_marginal_error: Tensor | None = None
 
     def forward(
         self, feature: Tensor, rows: Tensor, bank_feature: Tensor, bank_rows: Tensor, group: Any = None
@@ -87,7 +90,7 @@ class WarmStart(nn.Module):
         self.student[every] = f + self.reg * math.log(len(every))
         self.last_bank.zero_()[every_bank] = 1
         self.last_student.zero_()[every] = 1
-        self.last_n_iter = found.n_iter
+        self.last_n_iter, self.last_marginal_error = found.n_iter, found.marginal_error
         return found.value_regularized if self.regularized else found.value
 
     def _start(self, kept: Tensor, rows: Tensor, count: int, feature: Tensor) -> Tensor:

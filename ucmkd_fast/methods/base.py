@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..alignment import Transport
 from ..bilevel.temporary_point import clear_gradients
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
@@ -46,6 +47,14 @@ class Step:
     progress: float = 1.0
     # The student's learning rate at this step; read only by options that follow it.
     learning_rate: float | None = None
+    # Whether somebody watches step by step: then figures are noted that cost a pass over the weights.
+    watched: bool = False
+    # What a step noted beside the parts that it returns; the loop empties it before each step.
+    notes: dict[str, Tensor] = field(default_factory=dict)
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Keep a figure of this step, by the first of equal names: no inner step but the first is told of."""
+        self.notes.setdefault(name, value.detach())
 
     @property
     def required_teacher(self) -> FrozenTeacher:
@@ -159,6 +168,9 @@ class Method(nn.Module):
     # How teacher samples must be drawn, of "independent", "class-matched", "paired"; empty: any way.
     required_draw: tuple[str, ...] = ()
     needs_equal_widths: bool = False  # of features: True where student and teacher features meet
+    marginal_fa: Transport | None = (
+        None  # how FA is computed, of methods that move features whatever their class
+    )
     uses_unlabelled: bool = False  # samples of the student's modality without labels
     # How FA between whole batches is computed (an `alignment.Transport`), where its potentials may be kept.
     warm_transport: Any = None

@@ -40,7 +40,7 @@ class Feature(LossMethod):
     ):
         super().__init__()
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
-        self.transport = self.warm_transport = transport(metric, reg, max_iter)
+        self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
@@ -50,5 +50,5 @@ class Feature(LossMethod):
         ce = F.cross_entropy(step.student.head(feature), batch.y, label_smoothing=self.label_smoothing)
         fa = feature_alignment(step, batch, feature, teacher.features(batch), self.transport)
         with torch.no_grad():
-            reading = teacher_reading(teacher.head(feature), batch.y)
+            reading = teacher_reading(step, teacher.head(feature), batch.y)
         return {"loss": ce + self.fa_weight * fa, "ce": ce, "fa": fa, **reading}

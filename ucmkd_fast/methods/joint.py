@@ -50,7 +50,7 @@ class Joint(LossMethod):
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
         self.la_weight = number_at_least_zero("la_weight", la_weight)
         self.kappa = kappa_mode(kappa)
-        self.transport = self.warm_transport = transport(metric, reg, max_iter)
+        self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
@@ -64,4 +64,4 @@ class Joint(LossMethod):
             logits, teacher_logits, batch.y, kappa=self.kappa, label_smoothing=self.label_smoothing
         )
         loss = ce + self.fa_weight * fa + self.la_weight * la
-        return {"loss": loss, "ce": ce, "fa": fa, "la": la, **teacher_reading(teacher_logits, batch.y)}
+        return {"loss": loss, "ce": ce, "fa": fa, "la": la, **teacher_reading(step, teacher_logits, batch.y)}

@@ -55,5 +55,5 @@ class LabelAwareFA(LossMethod):
         ce = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
         fa = class_conditional_alignment(step, feature, batch, logits.shape[1], self.transport)
         with torch.no_grad():
-            reading = teacher_reading(teacher.head(feature), batch.y)
+            reading = teacher_reading(step, teacher.head(feature), batch.y)
         return {"loss": ce + self.fa_weight * fa, "ce": ce, "fa": fa, **reading}

@@ -134,6 +134,7 @@ class UCMKD(Method):
             encoder_passes=encoder_passes,
             order=order,
         )
+        self.marginal_fa = self.options.transport
         # The fixed point's gradient, which a warm start needs, cannot be differentiated again.
         self.warm_transport = self.options.transport if order == 1 else None
         self._bilevel: BilevelStep | None = None

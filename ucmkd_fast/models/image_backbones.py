@@ -7,6 +7,7 @@ spectrograms (n, channels, H, W), or clips (n, frames, channels, H, W).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,77 +35,13 @@ _VITS: dict[str, tuple[int, int, int, str]] = {
 }
 
 
-def resnet18(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ResNet-18, features of 512; see `_resnet`."""
-    return _resnet("resnet18", classes, width, channels, pretrained, source)
-
-
-def resnet34(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ResNet-34, features of 512; see `_resnet`."""
-    return _resnet("resnet34", classes, width, channels, pretrained, source)
-
-
-def resnet50(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ResNet-50 with bottlenecks, features of 2048; see `_resnet`."""
-    return _resnet("resnet50", classes, width, channels, pretrained, source)
-
-
-def vit_s(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    image_size: int | Sequence[int] = 224,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ViT-S/16, features of 384; see `_vit`."""
-    return _vit("vit_small", classes, width, channels, image_size, pretrained, source)
-
-
-def vit_b(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    image_size: int | Sequence[int] = 224,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ViT-B/16, features of 768; see `_vit`."""
-    return _vit("vit_base", classes, width, channels, image_size, pretrained, source)
-
-
-def vit_l(
-    classes: int,
-    width: int | None = None,
-    channels: int = 3,
-    image_size: int | Sequence[int] = 224,
-    pretrained: bool = False,
-    source: str | None = None,
-) -> nn.Module:
-    """ViT-L/16, features of 1024; see `_vit`."""
-    return _vit("vit_large", classes, width, channels, image_size, pretrained, source)
-
-
 def _resnet(
-    name: str, classes: int, width: int | None, channels: int, pretrained: bool, source: str | None
+    name: str,
+    classes: int,
+    width: int | None = None,
+    channels: int = 3,
+    pretrained: bool = False,
+    source: str | None = None,
 ) -> nn.Module:
     """A ResNet with five maps: its stem and its stages.
 
@@ -137,11 +74,11 @@ def _resnet(
 def _vit(
     name: str,
     classes: int,
-    width: int | None,
-    channels: int,
-    image_size: int | Sequence[int],
-    pretrained: bool,
-    source: str | None,
+    width: int | None = None,
+    channels: int = 3,
+    image_size: int | Sequence[int] = 224,
+    pretrained: bool = False,
+    source: str | None = None,
 ) -> nn.Module:
     """A Vision Transformer with patches of 16; the feature is its class token after the last norm.
 
@@ -171,6 +108,21 @@ def _vit(
     _fit_channels(net, channels)
     head = nn.Linear(_VITS[name][0], count_at_least_one("classes", classes))
     return with_width(FrameClassifier(_Encoder(net, take), head), width)
+
+
+def _named(build: Callable[..., nn.Module], key: str, what: str) -> Callable[..., nn.Module]:
+    """The builder of one network: ``build`` without its first argument, of the same signature otherwise."""
+    builder = partial(build, key)
+    builder.__doc__ = f"{what}; see `{build.__name__}`."
+    return builder
+
+
+resnet18 = _named(_resnet, "resnet18", "ResNet-18, features of 512")
+resnet34 = _named(_resnet, "resnet34", "ResNet-34, features of 512")
+resnet50 = _named(_resnet, "resnet50", "ResNet-50 with bottlenecks, features of 2048")
+vit_s = _named(_vit, "vit_small", "ViT-S/16, features of 384")
+vit_b = _named(_vit, "vit_base", "ViT-B/16, features of 768")
+vit_l = _named(_vit, "vit_large", "ViT-L/16, features of 1024")
 
 
 class _Encoder(nn.Module):

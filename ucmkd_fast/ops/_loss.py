@@ -19,6 +19,7 @@ from . import _loss_cuda, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
 from .cost import Features, check_scales, plain
 from .cost import backward as features_backward
+from .result import Convergence
 
 #: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
 #: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
@@ -33,6 +34,7 @@ class LossOptions(NamedTuple):
     regularized: bool  # the dual value instead of <P, C>
     solver: Options
     native: Any  # the same as `with_gradient` hands it over
+    convergence: Convergence | None = None  # to fill in
 
 
 @functools.lru_cache(maxsize=256)
@@ -104,15 +106,25 @@ def with_gradient(
     x, y = plain(x, options.dtype), plain(y, options.dtype)
     loss = x.new_empty(())
     dx, dy = torch.empty_like(x) if need_x else None, torch.empty_like(y) if need_y else None
+    error, n_iter = _to_fill_in(x, options)
     problem = _C.sinkhorn_loss_and_gradient(
         options.native, *x.shape, len(y), x.data_ptr(), y.data_ptr(), _address(a), _address(b), _address(init_f),
-        _address(init_g), loss.data_ptr(), _address(dx), _address(dy),
+        _address(init_g), loss.data_ptr(), _address(error), _address(n_iter), _address(dx), _address(dy),
     )  # fmt: skip
     if problem == "not converged":
         _solve._warn_not_converged()
     elif problem is not None:
         _raise(problem, x, y)
     return loss, dx, dy
+
+
+def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Where the marginal error and the iterations go, if somebody wants them."""
+    if options.convergence is None:
+        return None, None
+    error, n_iter = like.new_empty(()), torch.empty((), dtype=torch.int64)
+    options.convergence.take(error, n_iter)
+    return error, n_iter
 
 
 def _raise(refused: str, x: Tensor, y: Tensor) -> None:
@@ -148,9 +160,11 @@ def forward(
         if save and (a is not None or b is not None):
             f, g = x.new_empty(n), x.new_empty(m)
     problem = _problem(x, y, a, b, init_f, init_g, kept, options, history, classes)
+    error, n_iter = _to_fill_in(x, options)
     refused = _C.sinkhorn_loss_forward(
-        problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual)
-    )
+        problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual), _address(error),
+        _address(n_iter),
+    )  # fmt: skip
     if refused is not None:
         _raise(refused, x, y)
     return (value if dual is None else dual), f, g, kept

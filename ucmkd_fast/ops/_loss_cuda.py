@@ -45,7 +45,9 @@ def forward(
     if options.metric != "l1":
         torch.mm(x, y.t(), out=matrix)  # out=: autocast leaves it alone
     _solve_cuda.kernels.cuda_cost(_cost_call(x, y, kept, options.metric, classes))
-    value, dual, f, g, *_ = _solve_cuda.forward(matrix, a, b, init_f, solver, save, kept[head:])
+    value, dual, f, g, error, n_iter, _ = _solve_cuda.forward(matrix, a, b, init_f, solver, save, kept[head:])
+    if options.convergence is not None:
+        options.convergence.take(error, n_iter)
     return (dual if options.regularized else value), f, g, kept
 
 

@@ -108,9 +108,10 @@ def _class_by_class(x, y, x_labels, y_labels, classes: int, dtype, options: dict
     share = share / share.sum()
     order = [torch.argsort(labels, stable=True) for labels in (x_labels, y_labels)]
     starts = [torch.nn.functional.pad(count.cumsum(0), (1, 0)) for count in counts]
-    losses = cast(
-        "Tensor", sinkhorn_loss(x[order[0]], y[order[1]], offsets=(starts[0], starts[1]), **options)
-    )
+    told, options = options.get("convergence"), {**options, "offsets": (starts[0], starts[1])}
+    losses = cast("Tensor", sinkhorn_loss(x[order[0]], y[order[1]], **options))
+    if told is not None:  # of the plan as a whole: the classes' columns are apart
+        told.take((share * told.marginal_error).sum(), told.n_iter.max())
     loss = (share * losses).sum()
     if options.get("objective") == "regularized":
         loss = loss - float(options.get("reg", 0.1)) * torch.xlogy(share, share).sum()

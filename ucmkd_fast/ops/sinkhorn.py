@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
 from . import _autograd, _loss, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
-from ._loss import loss_options
+from ._loss import LossOptions, loss_options
 from ._solve import Options
 from .cost import METRICS
-from .result import SinkhornResult
+from .result import Convergence, SinkhornResult
 
 OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = ("unrolled", "implicit", "envelope")
@@ -196,6 +196,7 @@ def sinkhorn_loss(
     memory_budget: int | None = None,
     group: Any = None,
     return_result: bool = False,
+    convergence: Convergence | None = None,
 ) -> Tensor | SinkhornResult:
     """Entropic optimal transport between two sets of features: UCMKD's feature alignment (paper, FA).
 
@@ -231,6 +232,7 @@ def sinkhorn_loss(
             with respect to the local rows, not scaled (a trainer that averages gradients over processes multiplies
             this term by their number). All processes call forward and backward alike.
         return_result: give the `SinkhornResult` of the problem between x and y instead of the loss.
+        convergence: filled in with the marginal error and the iterations of the problem between x and y.
 
     Returns:
         The loss, () or (B,), float32 or float64; or the result (a `BatchResult` for batches).
@@ -265,26 +267,44 @@ def sinkhorn_loss(
                 "objective='divergence' compares x with itself, whose classes are not known: with class_cost use "
                 "'transport' or 'regularized'"
             )
+    settings = Settings(metric, dtype, objective != "transport", options, convergence)
     if offsets is not None or batch is not None:
         if memory_budget is not None or group is not None:
             raise ValueError("memory_budget and group are for one problem, got a batch")
-        settings = offsets, metric, dtype, objective, options, return_result
-        return _batch_loss(x, y, a, b, init_fg, by_class, *settings)
+        return _batch_loss(x, y, a, b, init_fg, by_class, offsets, objective, settings, return_result)
 
-    how = metric, dtype, options, memory_budget, group
+    how = memory_budget, group
     if objective != "divergence":
-        return _one_problem(x, y, a, b, init_fg, by_class, *how, "result" if return_result else objective)
-    between = _one_problem(x, y, a, b, init_fg, by_class, *how, "regularized")
-    none = None, None
-    within = [_one_problem(z, z, m, m, none, none, *how, "regularized") for z, m in ((x, a), (y, b))]
+        return _one_problem(x, y, a, b, init_fg, by_class, settings, *how, return_result)
+    between = _one_problem(x, y, a, b, init_fg, by_class, settings, *how)
+    none, alone = (None, None), settings._replace(convergence=None)
+    within = [_one_problem(z, z, m, m, none, none, alone, *how) for z, m in ((x, a), (y, b))]
     return between - (within[0] + within[1]) / 2
 
 
-def _one_problem(x, y, a, b, init_fg, by_class, metric, dtype, options, budget, group, wanted):
-    """The loss, "transport" or "regularized", or the "result"; by panels where the matrices do not fit."""
+class Settings(NamedTuple):
+    """What a loss runs with, once checked, on whatever way."""
+
+    metric: str
+    dtype: torch.dtype  # of the cost
+    regularized: bool
+    options: Options
+    convergence: Convergence | None = None  # to fill in
+
+
+def _for_kernels(settings: Settings) -> LossOptions:
+    *plain, convergence = settings
+    options = loss_options(*plain)
+    return options if convergence is None else options._replace(convergence=convergence)
+
+
+def _one_problem(x, y, a, b, init_fg, by_class, settings: Settings, budget, group, return_result=False):
+    """The loss, or the result; by panels where the matrices do not fit."""
     n, m = len(x), len(y)
+    metric, dtype, regularized, options, convergence = settings
     over = None
     if group is not None:
+        wanted = "result" if return_result else regularized
         over = _shards(x, y, a, b, by_class, f"{dtype} {metric} {options} {wanted}", group)
         m = over.total_columns
     streamed = memory.worth_asking(n, m, dtype.itemsize, budget) and _streamed(
@@ -292,17 +312,35 @@ def _one_problem(x, y, a, b, init_fg, by_class, metric, dtype, options, budget, 
     )
     if streamed or over is not None:
         rows = memory.panel_rows(n, m, dtype.itemsize, budget)
-        settings = metric, dtype, options, rows, not streamed, over
-        outputs = panel.solve(x, y, a, b, init_fg, by_class, *settings)
-        if wanted == "result":
+        how = metric, dtype, options, rows, not streamed, over
+        outputs = panel.solve(x, y, a, b, init_fg, by_class, *how)
+        _tell(convergence, outputs)
+        if return_result:
             return panel.PanelResult(outputs[0], outputs, options)
-        return outputs[int(wanted == "regularized")]
+        return outputs[int(regularized)]
     if by_class[0] is not None:
-        return _class_aware(x, y, *by_class, a, b, init_fg, metric, dtype, options, wanted)
-    if wanted == "result":
-        matrix = _cost_matrix(x, y, metric, dtype)
-        return SinkhornResult(matrix, _solve(matrix, a, b, init_fg, options), options)
-    return _one_loss(x, y, a, b, init_fg, metric, dtype, wanted == "regularized", options)
+        return _class_aware(x, y, by_class, a, b, init_fg, settings, return_result)
+    if not return_result and _has_kernels(x) and _autograd.direct(x, y, a, b):
+        return _one_loss(x, y, a, b, init_fg, settings)
+    matrix = _cost_matrix(x, y, metric, dtype)
+    outputs = _solve(matrix, a, b, init_fg, options)
+    _tell(convergence, outputs)
+    return SinkhornResult(matrix, outputs, options) if return_result else outputs[int(regularized)]
+
+
+def _one_loss(x, y, a, b, init_fg, settings: Settings) -> Tensor:
+    a, b = None if a is None else a.contiguous(), None if b is None else b.contiguous()
+    problem = (x, y, a, b, init_fg[0], init_fg[1], _for_kernels(settings))
+    if not _autograd.recorded(x, y, a, b):
+        return _loss.forward(*problem, False)[0]
+    if _loss.one_call(x, y, a, b, settings.metric):
+        return _autograd.SmallSinkhornLoss.apply(*problem)
+    return _autograd.SinkhornLoss.apply(*problem)
+
+
+def _tell(convergence: Convergence | None, outputs: tuple[Tensor, ...]) -> None:
+    if convergence is not None:
+        convergence.take(outputs[4], outputs[5])
 
 
 def _shards(x, y, a, b, by_class, settings: str, group) -> sharded.Shards:
@@ -324,27 +362,15 @@ def _has_kernels(x: Tensor) -> bool:
     return x.is_cpu or _solve_cuda.runs_on(x)
 
 
-def _one_loss(x, y, a, b, init_fg, metric, dtype, regularized, options) -> Tensor:
-    if _has_kernels(x) and _autograd.direct(x, y, a, b):
-        a, b = None if a is None else a.contiguous(), None if b is None else b.contiguous()
-        problem = (x, y, a, b, *init_fg, loss_options(metric, dtype, regularized, options))
-        if not _autograd.recorded(x, y, a, b):
-            return _loss.forward(*problem, False)[0]
-        if _loss.one_call(x, y, a, b, metric):
-            return _autograd.SmallSinkhornLoss.apply(*problem)
-        return _autograd.SinkhornLoss.apply(*problem)
-    return _solve(_cost_matrix(x, y, metric, dtype), a, b, init_fg, options)[int(regularized)]
-
-
-def _batch_loss(x, y, a, b, init_fg, by_class, offsets, metric, dtype, objective, options, return_result):
+def _batch_loss(x, y, a, b, init_fg, by_class, offsets, objective, settings: Settings, return_result):
     """The losses (B,) of a batch (B, N, D) or of a ragged list."""
+    metric, dtype, regularized, options, convergence = settings
     if x.dim() == 3:
         if offsets is not None:
             raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
         shape = torch.Size((*x.shape[:2], y.shape[1]))
         if x.device.type != "cpu" or not _autograd.direct(x, y, a, b, by_class[0]):
-            settings = metric, dtype, objective, options, return_result
-            return _composite_batch(x, y, a, b, init_fg, by_class, *settings)
+            return _composite_batch(x, y, a, b, init_fg, by_class, objective, settings, return_result)
         at = ragged.of_batch(*shape)
         a = a if a is None else a.expand(shape[:2]).reshape(-1)
         b = b if b is None else b.expand(shape[0], shape[2]).reshape(-1)
@@ -353,7 +379,7 @@ def _batch_loss(x, y, a, b, init_fg, by_class, offsets, metric, dtype, objective
             by_class = by_class[0].flatten(0, 1), by_class[1].flatten()
         x, y = x.flatten(0, 1), y.flatten(0, 1)
     else:
-        if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
+        if not _has_kernels(x):
             _warn_no_kernels(x.device)
         shape = None
         at = ragged.check_offsets(offsets, x.shape[0], y.shape[0])
@@ -362,10 +388,11 @@ def _batch_loss(x, y, a, b, init_fg, by_class, offsets, metric, dtype, objective
         return ragged.solve(x, y, a, b, init_fg, by_class, at, metric, dtype, options)
 
     outputs = solve(x, y, a, b, init_fg, by_class, at)
+    _tell(convergence, outputs)
     if return_result:
         return ragged.result(outputs, at, shape, options, by_class)
     if objective != "divergence":
-        return outputs[int(objective == "regularized")]
+        return outputs[int(regularized)]
     none = None, None
     within = [
         solve(z, z, m, m, none, none, ragged.Offsets(k, k))[1] for z, m, k in ((x, a, at.x), (y, b, at.y))
@@ -374,8 +401,9 @@ def _batch_loss(x, y, a, b, init_fg, by_class, offsets, metric, dtype, objective
     return torch.where(empty, 0, outputs[1] - (within[0] + within[1]) / 2)
 
 
-def _composite_batch(x, y, a, b, init_fg, by_class, metric, dtype, objective, options, return_result):
+def _composite_batch(x, y, a, b, init_fg, by_class, objective, settings: Settings, return_result):
     """A batch through its cost (B, N, M): under transforms and compilers, and on devices without kernels."""
+    metric, dtype, regularized, options, convergence = settings
 
     def solve(x, y, a, b, init_fg, by_class):
         matrix = reference.cost(x.to(dtype), y.to(dtype), metric)
@@ -384,27 +412,30 @@ def _composite_batch(x, y, a, b, init_fg, by_class, metric, dtype, objective, op
         return matrix, _solve(matrix, a, b, init_fg, options)
 
     matrix, outputs = solve(x, y, a, b, init_fg, by_class)
+    _tell(convergence, outputs)
     if return_result:
         classes = None if by_class[0] is None else (by_class[1], by_class[0].shape[-1])
         return SinkhornResult(matrix, outputs, options, classes)
     if objective != "divergence":
-        return outputs[int(objective == "regularized")]
+        return outputs[int(regularized)]
     none = None, None
     within = [solve(z, z, m, m, none, none)[1][1] for z, m in ((x, a), (y, b))]
     return outputs[1] - (within[0] + within[1]) / 2
 
 
-def _class_aware(x, y, class_cost, y_labels, a, b, init_fg, metric, dtype, options, wanted):
-    regularized = wanted == "regularized"
-    if wanted != "result" and _has_kernels(x) and _autograd.direct(x, y, class_cost, a, b, y_labels):
+def _class_aware(x, y, by_class, a, b, init_fg, settings: Settings, return_result):
+    class_cost, y_labels = by_class
+    metric, dtype, regularized, options, convergence = settings
+    if not return_result and _has_kernels(x) and _autograd.direct(x, y, class_cost, a, b, y_labels):
         class_cost, a, b, y_labels = (
             None if t is None else t.contiguous() for t in (class_cost, a, b, y_labels)
         )
-        how = loss_options(metric, dtype, regularized, options)
+        how = _for_kernels(settings)
         return class_aware.ClassAwareLoss.apply(x, y, class_cost, a, b, y_labels, *init_fg, how)
     matrix = class_aware.cost_by_class(_cost_matrix(x, y, metric, dtype), class_cost, y_labels)
     outputs = _solve(matrix, a, b, init_fg, options)
-    if wanted == "result":
+    _tell(convergence, outputs)
+    if return_result:
         return SinkhornResult(matrix, outputs, options, (y_labels, class_cost.shape[1]))
     return outputs[int(regularized)]
 

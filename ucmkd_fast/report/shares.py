@@ -63,15 +63,20 @@ def verdict_line(name: str, against: Sequence[Share]) -> str:
     gain = f"{name}: {_points(first)} over {first.over} ({first.wins} of {n} seeds)"
     if first.difference.mean <= 0:
         return f"{gain}: there is no gain to explain."
-    remains = [f"{_points(s)} remain over {s.over} ({s.wins} of {n} seeds)" for s in others]
-    unclear = [s.over for s in others if not s.clear]
     if not others:
-        end = "no control was run, so nothing says whose it is"
-    elif not unclear:
+        return f"{gain}; no control was run, so nothing says whose it is."
+    return f"{gain}; of that, {remains(others)}."
+
+
+def remains(others: Sequence[Share]) -> str:
+    """What is left of a gain over each control, and whether that shows a share of the teacher."""
+    left = [f"{_points(s)} remain over {s.over} ({s.wins} of {s.difference.n} seeds)" for s in others]
+    unclear = [s.over for s in others if not s.clear]
+    if not unclear:
         end = "the teacher's share is beyond two standard errors of chance over every control"
     else:
         end = f"less than two standard errors over {', '.join(unclear)}, so no share of the teacher is shown"
-    return f"{gain}; of that, {', '.join(remains)}: {end}." if others else f"{gain}; {end}."
+    return f"{', '.join(left)}: {end}"
 
 
 def _points(one: Share) -> str:
