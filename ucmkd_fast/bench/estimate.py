@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..ops.sinkhorn import sinkhorn_loss
 from . import cost_model, peers
-from .ceilings import Ceilings, ceilings
+from .ceilings import Ceilings, ceilings, measure
 from .cost_model import Size
 from .harness import Disagreement, Row, Timing, compare, peak_growth_mb, report_peak
 from .sinkhorn import clustered
@@ -109,7 +109,7 @@ def shared_row(size: Size) -> Row:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = cost_model.estimate(size, ceilings(torch.float32, recalibrate=True))
+        expected = cost_model.estimate(size, measure(torch.float32))  # not kept: of one thread
     finally:
         torch.set_num_threads(before)
     with tempfile.TemporaryDirectory() as folder:
