@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -297,3 +298,16 @@ def test_no_torch_header_in_csrc():
 def test_no_openmp_and_no_torch_is_linked():
     libraries = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
     assert "gomp" not in libraries and "omp.so" not in libraries and "torch" not in libraries
+
+
+def test_the_fuzzer_calls_every_entry_function():
+    """What bind.cpp calls, tests/native calls too: under the sanitizers, by fuzz.cpp or races.cpp or both."""
+    entries = set(
+        re.findall(
+            r"\b(?:sinkhorn|cost|label_transport)::(\w+)(?:<T>)?\(", (ROOT / "csrc" / "bind.cpp").read_text()
+        )
+    )
+    assert {"forward", "loss_backward", "ragged_forward", "panel_gradient", "l1_backward"} <= entries
+    calls = "".join(path.read_text() for path in (ROOT / "tests" / "native").glob("*.[hc]*"))
+    missing = {name for name in entries if not re.search(rf"\b{name}(?:<T>)?\(", calls)}
+    assert not missing, f"csrc/bind.cpp calls these, and no program of tests/native does: {sorted(missing)}"

@@ -12,10 +12,10 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// body(problem index, tasks inside the problem), over the problems when there are enough of them.
+// body(problem index, tasks inside the problem: 1 or `inside`), over the problems when there are enough of them.
+// `inside` is taken once a call, with the work space: the number of threads may change at any moment.
 template <class Body>
-void over_batch(const Problem& p, Body body) {
-  const int inside = tasks_for(p.n, p.m);
+void over_batch(const Problem& p, int inside, Body body) {
   const int threads = num_threads();
   if (p.batch > 1 && threads > 1 && (inside == 1 || p.batch >= threads) &&
       p.batch * p.n * p.m >= 2 * kElementsPerTask) {
@@ -109,10 +109,11 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
     if (const char* refused = check_masses(at<T>(p.a, k * p.a_stride), p.n, at<T>(p.b, k * p.b_stride), p.m))
       return refused;
   if (const char* refused = check_classes<T>(p)) return refused;
-  WorkPool<T> work(p.batch, forward_work(p.n, p.m, tasks_for(p.n, p.m)));
+  const int inside = tasks_for(p.n, p.m);
+  WorkPool<T> work(p.batch, forward_work(p.n, p.m, inside));
   const cost::Features<T> features = features_of<T>(p);
   std::vector<Status> status(p.batch, Status::kOk);
-  over_batch(p, [&](int64_t k, int tasks) {
+  over_batch(p, inside, [&](int64_t k, int tasks) {
     const Saved<T> saved = saved_of<T>(p, k);
     Forward<T> call{};
     call.n = p.n, call.m = p.m, call.max_iter = p.max_iter;
@@ -207,10 +208,11 @@ void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum,
 template <class T>
 int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out,
                 int64_t* depth) {
-  const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
+  const int inside = tasks_for(p.n, p.m);
+  const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + p.n + p.m);
   const int64_t rows = 2 * p.max_iter;
-  over_batch(p, [&](int64_t k, int tasks) {
+  over_batch(p, inside, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
     call.left = left + k * rows * p.n, call.right = right + k * rows * p.m;
     call.work = work.of(k);
@@ -232,9 +234,10 @@ template <class T>
 void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, const Gradients<T>& out) {
   bool log_domain = false;
   for (int64_t k = 0; k < p.batch; ++k) log_domain |= depth[k] < 0;
-  const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
+  const int inside = tasks_for(p.n, p.m);
+  const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(log_domain ? p.batch : 0, own + p.n + p.m);
-  over_batch(p, [&](int64_t k, int tasks) {
+  over_batch(p, inside, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
     if (depth[k] >= 0) return finish_gradient<T>(p, call, nullptr, nullptr, false, out, k);
     call.grad_cost = out.cost + k * p.n * p.m;
@@ -250,10 +253,11 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
 
 template <class T>
 bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
-  const int64_t own = adjoint_work(p.n, p.m, tasks_for(p.n, p.m));
+  const int inside = tasks_for(p.n, p.m);
+  const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + padded(p.n) + padded(p.m) + p.n + p.m);
   std::vector<char> converged(p.batch);
-  over_batch(p, [&](int64_t k, int tasks) {
+  over_batch(p, inside, [&](int64_t k, int tasks) {
     const Adjoint<T> same = adjoint_call<T>(p, up, k, tasks);
     Implicit<T> call{};
     call.n = p.n, call.m = p.m, call.reg = same.reg, call.tolerance = same.tolerance;
@@ -280,7 +284,7 @@ bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
 
 template <class T>
 void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
-  over_batch(p, [&](int64_t k, int tasks) {
+  over_batch(p, tasks_for(p.n, p.m), [&](int64_t k, int tasks) {
     finish_gradient<T>(p, adjoint_call<T>(p, up, k, tasks), nullptr, nullptr, true, out, k);
   });
 }

@@ -1,5 +1,6 @@
-// One call of each entry function on buffers of exactly the stated sizes, outputs poisoned: what fuzz.cpp
-// and races.cpp share. Buffers start one element off any vector's alignment, as a user's view may.
+// Calls of the Sinkhorn entry functions for one problem or a batch of equal ones, on buffers of exactly the
+// stated sizes, outputs poisoned: what fuzz.cpp and races.cpp share with call_ragged.h, call_panel.h and
+// call_rest.h. Buffers start `shift` elements off any vector's alignment, as a user's view may.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -7,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "label_transport/entry.h"
+#include "core/levels.h"
+#include "cost/entry.h"
 #include "sinkhorn/entry.h"
 #include "sinkhorn/params.h"
 
@@ -19,6 +21,7 @@ class Buffer {
  public:
   // shift: elements before the first, 0 for what the library allocates itself.
   explicit Buffer(int64_t count, T fill = T(NAN), int64_t shift = 1) : count_(count), shift_(shift) {
+    if (count < 0) std::abort();
     block_ = static_cast<T*>(std::malloc((count + shift) * sizeof(T)));
     for (int64_t k = 0; k < count; ++k) data()[k] = fill;
   }
@@ -33,32 +36,43 @@ class Buffer {
   int64_t count_, shift_;
 };
 
+// Which gradients a call is asked for.
+enum Wanted : int { kX = 1, kY = 2, kA = 4, kB = 8, kAll = 15 };
+
 // A problem in a few numbers; `cost` (batch, n, m), or features x (n, d), y (m, d) where metric >= 0.
 struct Shape {
   int64_t batch, n, m, max_iter, d;
   double reg, tol;
   int metric;
   bool masses, shared_masses, init, relax, history;
+  int64_t classes = 0;  // of a term by class, with features
+  int64_t shift = 1;
+  int wanted = kAll;
 };
 
 template <class T>
 struct Inputs {
-  Buffer<T> cost, x, y, a, b, f, g;
+  Buffer<T> cost, x, y, a, b, f, g, class_cost;
+  Buffer<int64_t> label;
   explicit Inputs(const Shape& s)
-      : cost(s.batch * s.n * s.m, 0),
-        x(s.n * s.d, 0),
-        y(s.m * s.d, 0),
-        a((s.shared_masses ? 1 : s.batch) * s.n, T(1) / T(s.n)),
-        b((s.shared_masses ? 1 : s.batch) * s.m, T(1) / T(s.m)),
-        f(s.batch * s.n, 0),
-        g(s.batch * s.m, 0) {}
+      : cost(s.batch * s.n * s.m, 0, s.shift),
+        x(s.n * s.d, 0, s.shift),
+        y(s.m * s.d, 0, s.shift),
+        a((s.shared_masses ? 1 : s.batch) * s.n, T(1) / T(s.n), s.shift),
+        b((s.shared_masses ? 1 : s.batch) * s.m, T(1) / T(s.m), s.shift),
+        f(s.batch * s.n, 0, s.shift),
+        g(s.batch * s.m, 0, s.shift),
+        class_cost(s.n * s.classes, 0, s.shift),
+        label(s.m, 0, s.shift) {}
 };
 
 template <class T>
 struct Answer {
   std::string refused;  // or empty
   std::vector<T> value, dual, gradient;
-  void keep(Buffer<T>& values, std::vector<T>& into) { into.assign(values.data(), values.data() + values.count()); }
+  static void keep(Buffer<T>& values, std::vector<T>& into) {
+    into.insert(into.end(), values.data(), values.data() + values.count());
+  }
 };
 
 template <class T>
@@ -77,26 +91,70 @@ sinkhorn::Problem problem_of(const Shape& s, Inputs<T>& in, Buffer<T>& cost, Buf
   return p;
 }
 
+// x (n, d) against y (m, d): what a caller's BLAS makes where the library does not.
+template <class T>
+void products(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out) {
+  kernels<T>().product.inner({n, m, d, x, y, out, 1});
+}
+
+// The loss and its gradient in one call, of either value.
+template <class T>
+void solve_at_once(const Shape& s, Inputs<T>& in, const sinkhorn::Problem& p, Answer<T>& answer) {
+  using namespace sinkhorn;
+  Buffer<T> loss(1), error(1), dx(s.n * s.d), dy(s.m * s.d);
+  Buffer<int64_t> n_iter(1, -1);
+  Problem given{};
+  given.n = p.n, given.m = p.m, given.d = p.d, given.x = p.x, given.y = p.y;
+  given.a = p.a, given.b = p.b, given.init_f = p.init_f, given.init_g = p.init_g;
+  for (bool regularized : {false, true}) {
+    const Grad grad = s.history ? Grad::kUnrolled : Grad::kEnvelope;
+    const LossSettings settings{p.f64, p.metric, regularized, p.reg, p.max_iter, p.tol, p.relax, grad};
+    const char* problem =
+        loss_and_gradient<T>(settings, given, loss.data(), error.data(), n_iter.data(),
+                             s.wanted & kX ? dx.data() : nullptr, s.wanted & kY ? dy.data() : nullptr);
+    if (problem) answer.refused = problem;
+    answer.keep(loss, answer.value), answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
+  }
+}
+
 // From features: the loss, then the unrolled (or implicit) and the envelope gradients of its value.
 template <class T>
 Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   using namespace sinkhorn;
-  Buffer<T> cost(s.n * s.m), scale_x(s.n), scale_y(s.m);
+  Buffer<T> cost(s.n * s.m), scale_x(s.n), scale_y(s.m), distance(s.n * s.m), grad_class(s.n * s.classes);
   Buffer<T> saved(saved_size(s.n, s.m, s.max_iter, s.history), T(NAN), 0);
-  const Problem p = problem_of(s, in, cost, saved, scale_x, scale_y);
+  Problem p = problem_of(s, in, cost, saved, scale_x, scale_y);
+  if (s.classes) {
+    p.classes = {s.classes, in.class_cost.data(), in.label.data(), distance.data(), grad_class.data()};
+  }
   Buffer<T> f(s.n), g(s.m), value(1), dual(1), one(1, 1);
+  const bool own_products = s.d % 2;
+  if (!own_products) products(s.n, s.m, s.d, in.x.data(), in.y.data(), cost.data());
   Answer<T> answer;
-  if (const char* sentence = loss_forward<T>(p, true, true, f.data(), g.data(), value.data(), dual.data(),
-                                             nullptr, nullptr)) {
+  if (const char* sentence = loss_forward<T>(p, own_products, true, f.data(), g.data(), value.data(),
+                                             dual.data(), nullptr, nullptr)) {
     answer.refused = sentence;
     return answer;
   }
   Buffer<T> dx(s.n * s.d), dy(s.m * s.d), grad_a(s.n), grad_b(s.m);
   const Upstream up{one.data(), nullptr, nullptr};
-  loss_backward<T>(p, Grad::kEnvelope, up, nullptr, nullptr, dx.data(), dy.data());
-  loss_backward<T>(p, s.history ? Grad::kUnrolled : Grad::kImplicit, up, grad_a.data(), grad_b.data(),
-                   dx.data(), dy.data());
-  answer.keep(value, answer.value), answer.keep(dual, answer.dual), answer.keep(dx, answer.gradient);
+  auto wanted = [&](Wanted which, Buffer<T>& out) { return s.wanted & which ? out.data() : nullptr; };
+  for (Grad grad : {Grad::kEnvelope, s.history ? Grad::kUnrolled : Grad::kImplicit}) {
+    loss_backward<T>(p, grad, up, wanted(kA, grad_a), wanted(kB, grad_b), wanted(kX, dx), wanted(kY, dy));
+    answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
+  }
+  // The gradient of the cost a block of rows at a time, from sums that serve as row and column sums here.
+  Buffer<T> block(s.n * s.m, T(0.01)), rows(s.n), columns(s.m), ones(s.n + s.m, 1);
+  const Gradients<T> out{block.data(), nullptr, nullptr, rows.data(), columns.data()};
+  for (Grad grad : {Grad::kEnvelope, Grad::kUnrolled, Grad::kImplicit})
+    for (int64_t begin = 0, end; begin < s.n; begin = end) {
+      end = begin + (s.n + 2) / 3 < s.n ? begin + (s.n + 2) / 3 : s.n;
+      const T* sums = grad == Grad::kImplicit ? ones.data() : nullptr;
+      gradient_rows<T>(p, grad, up, begin, end, sums, sums, out);
+      answer.keep(columns, answer.gradient);
+    }
+  answer.keep(value, answer.value), answer.keep(dual, answer.dual);
+  if (!s.classes) solve_at_once(s, in, p, answer);
   return answer;
 }
 
