@@ -91,5 +91,6 @@ def student_config(settings: DemoSettings, seed: int) -> TrainConfig:
         clip_norm=5.0,
         seed=seed,
         restore_best=False,
+        diagnose=False,  # the table and the verdict say it
         progress=False,
     )
