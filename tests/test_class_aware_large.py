@@ -114,6 +114,17 @@ def test_panels_in_the_log_domain():
         close(g, w, 1e-7)
 
 
+def test_sums_by_class_without_the_plan():
+    (x, y, W), labels = problem(33, 26)
+    options = {"class_cost": W, "y_labels": labels, "return_result": True, "max_iter": 50}
+    want = uk.sinkhorn_loss(x, y, **options).plan_by_class()
+    result = uk.sinkhorn_loss(x, y, memory_budget=8000, grad="envelope", **options)
+    with pytest.raises(MemoryError, match="gradient of value_regularized"):
+        result.plan_by_class()
+    (got,) = torch.autograd.grad(result.value_regularized, W)
+    close(got, want, 1e-10)
+
+
 def ragged_problem(dtype=torch.float64):
     n, m = (torch.tensor([0, *(s[side] for s in SIZES)]).cumsum(0) for side in (0, 1))
     inputs, labels = problem(int(n[-1]), int(m[-1]), dtype=dtype, forbid=False)

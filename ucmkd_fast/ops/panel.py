@@ -96,6 +96,13 @@ class PanelResult(SinkhornResult):
             "potentials, exp((f_i + g - C_i) / reg)"
         )
 
+    def plan_by_class(self) -> Tensor:
+        """Refused, as `plan`; under ``grad="envelope"`` a gradient is the same."""
+        raise MemoryError(
+            "the plan (N, M) was asked for, but its cost did not fit memory_budget: with grad='envelope' its sums by "
+            "class are the gradient of value_regularized with respect to class_cost"
+        )
+
 
 def _bad_masses(a: Tensor, b: Tensor, over: Alone) -> str | None:
     """A sentence about the masses of the whole problem, or None."""
