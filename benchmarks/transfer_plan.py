@@ -1,0 +1,135 @@
+"""What does_it_help.py runs, as data: contenders by setting on ten seeds, and what is tried on validation data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transfer_tasks import SETTINGS
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, or a control of one."""
+
+    method: str
+    control: str | None = None  # "deranged" | "untrained"
+    options: dict[str, Any] = field(default_factory=dict)
+    teacher_head: str | None = None  # "prototypes": cosines to class means
+    unlabelled_batch: int | None = None  # None: as many as labelled samples are asked for
+    student: str = ""  # a change of `transfer_tasks.changed_student`
+
+
+PLUS = Contender("ucmkd-plus")
+SELF = "self-training (no teacher)"
+HARD = "self-training, alpha 0 (no teacher)"
+SEEDS = range(10)
+VALIDATION = range(200, 203)
+
+
+def plus(**options: Any) -> Contender:
+    """ucmkd-plus with other options."""
+    return Contender("ucmkd-plus", options=options)
+
+
+CONTENDERS = {
+    "ce": Contender("ce"),
+    "kd": Contender("kd"),
+    "prototype-kd": Contender("prototype-kd"),
+    "feature": Contender("feature"),
+    "label-aware-fa": Contender("label-aware-fa"),
+    "ucmkd": Contender("ucmkd"),
+    "ucmkd-plus": Contender("ucmkd-plus"),
+    "ucmkd-plus, unlabelled alpha 0": Contender("ucmkd-plus", options={"unlabelled_alpha": 0.0}),
+    "smoothing (no teacher)": Contender("ce", options={"label_smoothing": 0.3}),
+    SELF: Contender("self-training"),
+    HARD: Contender("self-training", options={"alpha": 0.0}),
+    "kd, deranged": Contender("kd", "deranged"),
+    "ucmkd-plus, deranged": Contender("ucmkd-plus", "deranged"),
+    "ucmkd-plus, untrained": Contender("ucmkd-plus", "untrained"),
+}
+FEW = [
+    "ce",
+    "kd",
+    "ucmkd",
+    "ucmkd-plus",
+    "ucmkd-plus, unlabelled alpha 0",
+    SELF,
+    HARD,
+    "ucmkd-plus, deranged",
+]
+PEN = [name for name in FEW if name != "ucmkd"]
+PLAN = {"a_2": FEW, "a_5": list(CONTENDERS), "i_5": FEW, "q_1": PEN, "q_2": PEN, "q_5": PEN, "p_2": PEN}
+
+# What is tried, and where. Every one runs with its deranged twin, beside ce and self-training.
+TRIALS: dict[str, tuple[Contender, tuple[str, ...]]] = {
+    "ucmkd-plus": (
+        PLUS,
+        (
+            "a_2", "a_5", "a_20", "b", "b_4", "c", "i_2", "i_5", "i_30",
+            "p_1", "p_2", "p_5", "q_1", "q_2", "q_5", "r_2", "t_5",
+        ),
+    ),
+    "ucmkd-plus, unlabelled alpha 0": (
+        plus(unlabelled_alpha=0.0),
+        ("a_2", "a_5", "i_1", "i_2", "i_30", "p_1", "p_2", "p_5", "q_1", "q_2", "q_5", "r_2"),
+    ),
+    "outputs on unlabelled without similarity of classes": (Contender("without-similarity"), ("q_2", "a_2")),
+    "unlabelled alpha 0.9": (plus(unlabelled_alpha=0.9), ("q_2", "p_2", "i_2")),
+    "features weigh 0.3": (Contender("lighter-features"), ("q_2", "p_2", "i_2")),
+    "features weigh 0.3, unlabelled alpha 0": (
+        Contender("lighter-features", options={"unlabelled_alpha": 0.0}), ("q_2", "p_2", "i_2"),
+    ),
+    "outputs alone (no FA, no pull, features weigh 0.3)": (
+        Contender("lighter-features", options={"fa_weight": 0.0, "move_weight": 0.0}), ("q_2", "a_2", "a_5"),
+    ),
+    "targets of class similarity (prototype head)": (replace(PLUS, teacher_head="prototypes"), ("q_2",)),
+    "predictions translated by class similarity": (Contender("translated"), ("q_2",)),
+    "adaptive class marginals": (Contender("adaptive-marginals"), ("q_2",)),
+    "chordal cost": (plus(metric="chordal"), ("q_2",)),
+    "chordal cost, unit features with a learned scale": (
+        replace(plus(metric="chordal"), student="unit features"), ("q_2",),
+    ),
+    "bank of 100": (plus(bank_size=100), ("q_2",)),
+    "bank of 1200": (plus(bank_size=1200), ("q_2",)),
+    "unlabelled batch of 32": (replace(PLUS, unlabelled_batch=32), ("q_2", "a_5")),
+    "starts with the teacher's head": (replace(PLUS, student="teacher's head"), ("q_2",)),
+    "the teacher's head, frozen": (replace(PLUS, student="teacher's head, frozen"), ("q_2",)),
+    "alpha 0.9 on both": (plus(alpha=0.9, unlabelled_alpha=0.9), ("q_2", "a_5")),
+    "alpha 1 on both": (plus(alpha=1.0, unlabelled_alpha=1.0), ("q_2", "a_5")),
+    "alpha 0.9 on both, temperature 2": (plus(alpha=0.9, unlabelled_alpha=0.9, temperature=2.0), ("a_5",)),
+    "temperature 8": (plus(temperature=8.0), ("q_2",)),
+    "move weight 3": (plus(move_weight=3.0), ("q_2",)),
+    "no class-conditional FA": (plus(fa_weight=0.0), ("q_2",)),
+    "no KD of labelled samples": (plus(alpha=0.0), ("q_2",)),
+    "ucmkd, order 1": (Contender("ucmkd"), ("q_2",)),
+    "ucmkd, order 2": (Contender("ucmkd", options={"order": 2}), ("q_2",)),
+}  # fmt: skip
+
+
+def trial_contenders() -> dict[str, Contender]:
+    """All by name, each with its deranged twin."""
+    out = {}
+    for name, (contender, _) in TRIALS.items():
+        out[name] = contender
+        out[f"{name}, deranged"] = replace(contender, control="deranged")
+    return out
+
+
+ALL = {**CONTENDERS, **trial_contenders()}
+
+
+def wanted_runs() -> list[tuple[str, str, int]]:
+    """Setting, name and seed of every run."""
+    return [(s, n, k) for k in SEEDS for s, names in PLAN.items() for n in names] + _wanted_trials()
+
+
+def _wanted_trials() -> list[tuple[str, str, int]]:
+    """Setting, name and seed of every run on validation seeds; students of speech, which are slow, come last."""
+    runs: dict[tuple[str, str, int], None] = {}
+    for name, (_, settings) in TRIALS.items():
+        for setting in settings:
+            for seed in VALIDATION:
+                for one in ("ce", SELF, name, f"{name}, deranged"):
+                    runs[setting, one, seed] = None
+    return sorted(runs, key=lambda run: SETTINGS[run[0]].own == "speech")

