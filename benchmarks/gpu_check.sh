@@ -39,6 +39,7 @@ step build env UCMKD_CUDA=ON UCMKD_CUDA_ARCHITECTURES="$arch" "$PYTHON" -m pip i
 [ -z "$failed" ] || fail "the build failed"
 step doctor "$PYTHON" -c 'from ucmkd_fast.cli import main; main()' doctor
 step device_tests timeout 150 "$PYTHON" -m pytest -q tests/test_cuda_device.py
+step op_tests timeout 90 "$PYTHON" -m pytest -q tests/test_device_ops.py -k cuda
 if command -v compute-sanitizer >/dev/null; then
   step memcheck timeout 100 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q -x \
     tests/test_cuda_device.py -k "(7x5-reg0.1 or 33x20-reg0.05) and zeros or refused"

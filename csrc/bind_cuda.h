@@ -30,14 +30,22 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(work), UK_FIELD(value), UK_FIELD(dual), UK_FIELD(marginal_error), UK_FIELD(n_iter_out);
   UK_FIELD(value_weight), UK_FIELD(grad_f), UK_FIELD(grad_g), UK_FIELD(df), UK_FIELD(dg), UK_FIELD(first);
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
-  UK_FIELD(tolerance), UK_FIELD(max_sweeps);
+  UK_FIELD(tolerance), UK_FIELD(max_sweeps), UK_FIELD(first_row), UK_FIELD(rows);
+#undef UK_FIELD
+  using sinkhorn::CudaPanel;
+  py::class_<CudaPanel> panel(m, "CudaPanel", py::module_local(), "One visit of a panel; it owns nothing.");
+  panel.def(py::init<>());
+#define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
+  UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
+  UK_FIELD(row_value), UK_FIELD(share);
 #undef UK_FIELD
   using cost::CudaCost;
   py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
   of_cost.def(py::init<>());
 #define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
-  UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(n), UK_FIELD(m), UK_FIELD(d);
-  UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale), UK_FIELD(cost), UK_FIELD(distance);
+  UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(batch), UK_FIELD(n);
+  UK_FIELD(m), UK_FIELD(d), UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale_x), UK_FIELD(scale_y);
+  UK_FIELD(cost), UK_FIELD(distance);
   UK_FIELD(class_cost), UK_FIELD(labels), UK_FIELD(grad_cost), UK_FIELD(order), UK_FIELD(starts);
   UK_FIELD(grad_class), UK_FIELD(sums), UK_FIELD(grad), UK_FIELD(of_y);
 #undef UK_FIELD
@@ -56,9 +64,17 @@ inline void bind_cuda(pybind11::module_& m) {
     check_launch(refused);
     return elements;
   });
+  m.def("cuda_sinkhorn_fits_block", [](const CudaCall& c) {
+    const char* refused;
+    const bool fits = sinkhorn::cuda_fits_block(c, &refused);
+    check_launch(refused);
+    return fits;
+  });
   m.def("cuda_sinkhorn_forward", [](const CudaCall& c) { check_launch(sinkhorn::cuda_forward(c)); });
   m.def("cuda_sinkhorn_adjoint", [](const CudaCall& c) { check_launch(sinkhorn::cuda_adjoint(c)); });
   m.def("cuda_sinkhorn_gradient", [](const CudaCall& c) { check_launch(sinkhorn::cuda_gradient(c)); });
+  m.def("cuda_panel", [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
+  m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
   m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });
   m.def("cuda_finish_gradient", [](const CudaCost& c) { check_launch(cost::cuda_finish_gradient(c)); });

@@ -1,4 +1,7 @@
-"""One process of a gloo group: its shards' losses and gradients, written to a file."""
+"""One process of a gloo group: its shards' losses and gradients, written to a file.
+
+As "model" with the kernels of a GPU, on their execution model.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from cuda_harness import model
 
 import ucmkd_fast as uk
+from ucmkd_fast.ops import _solve_cuda
 
 CASES = {
     "cosine": {},
@@ -58,6 +63,11 @@ def by_class_of(name: str):
     return classes() if name.startswith("class cost") else (None, None)
 
 
+def on_gpu(name: str) -> bool:
+    """Whether the kernels of a GPU do this case."""
+    return not name.startswith(("class cost", "relaxed"))
+
+
 def work(rank: int, size: int, folder: Path) -> None:
     counts = ROWS[size]
     group = dist.group.WORLD
@@ -70,6 +80,8 @@ def work(rank: int, size: int, folder: Path) -> None:
         ]
 
     for name, options in CASES.items():
+        if _solve_cuda.kernels is not None and _solve_cuda.device_type == "cpu" and not on_gpu(name):
+            continue
         parts = mine(whole(has_masses(name)))
         outcome[name] = gradients(parts, mine(by_class_of(name)), group=group, **options)
     result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)
@@ -91,6 +103,10 @@ def work(rank: int, size: int, folder: Path) -> None:
             group=group,
         ),
     }
+    if _solve_cuda.runs_on(bad):  # refused values are told when they are read, to every process
+        refused = uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group, return_result=True)
+        outcome["NaN"] = refused.value, refused.n_iter
+        refusals = {"alike": refusals["alike"]}
     for name, call in refusals.items():
         try:
             call()
@@ -120,5 +136,9 @@ if __name__ == "__main__":
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=20),
     )  # fmt: skip
-    die(rank, folder) if what == "die" else work(rank, size, folder)
+    if what == "model":
+        with model(order="random", seed=rank):
+            work(rank, size, folder)
+    else:
+        die(rank, folder) if what == "die" else work(rank, size, folder)
     dist.destroy_process_group()

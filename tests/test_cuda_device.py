@@ -9,7 +9,7 @@ from sinkhorn_cases import CASES, Case
 from test_sinkhorn import compare, distance, leaves
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops import _panel_cuda, _solve_cuda
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -151,6 +151,63 @@ def test_compiled_equals_eager(backend):
     got = torch.compile(both_losses, backend=backend, fullgraph=True)(leaf, y, logits, target)
     assert torch.allclose(got, want, rtol=1e-4)
     assert distance(torch.autograd.grad(got, leaf)[0], torch.autograd.grad(want, leaf)[0]) < 1e-3
+
+
+def panels(x, y, **options):
+    return uk.sinkhorn_loss(x, y, reg=0.1, max_iter=6, memory_budget=len(x) * len(y) * 8, **options)
+
+
+def test_panels_do_not_wait_and_can_be_captured():
+    x, y, _, _ = inputs(0, 300)
+    leaf = x.requires_grad_()
+    want = panels(leaf, y)
+    (grad,) = torch.autograd.grad(want, leaf)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(panels(leaf, y), leaf)
+        torch.autograd.grad(panels(leaf, y, tol=1e-3), leaf)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = panels(leaf, y)
+        (again,) = torch.autograd.grad(loss, leaf)
+    graph.replay()
+    assert torch.equal(loss, want) and torch.equal(again, grad)
+
+
+def test_launches_after_the_last_iteration_do_nothing(monkeypatch):
+    x, y, _, _ = inputs(0, 200)
+    leaf, found = x.requires_grad_(), []
+    for blind in (False, True):
+        if blind:
+            monkeypatch.setattr(_panel_cuda.Flag, "seen", lambda self: False)
+        loss = uk.sinkhorn_loss(leaf, y, max_iter=200, tol=1e-4, memory_budget=200 * 205 * 8)
+        found.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_gradient_that_does_not_converge_warns_later():
+    x, y, _, _ = inputs(0)
+    leaf = x.requires_grad_()
+    options = {"grad": "implicit", "reg": 1e-3, "max_iter": 2, "metric": "sqeuclidean"}
+    torch.autograd.grad(uk.sinkhorn_loss(leaf, y, **options), leaf)
+    torch.cuda.synchronize()
+    with pytest.warns(UserWarning, match="did not reach its tolerance"):
+        uk.sinkhorn_loss(leaf, y)
+
+
+def test_rows_of_one_process_over_nccl(tmp_path):
+    if not torch.distributed.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        x, y, _, _ = inputs(0)
+        got = uk.sinkhorn_loss(x, y, group=torch.distributed.group.WORLD)
+        assert distance(got, uk.sinkhorn_loss(x, y)) < 1e-5
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_streams_and_repeats_give_the_same_bits(regime):

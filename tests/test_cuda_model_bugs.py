@@ -36,8 +36,19 @@ BUGS = {
     ),
     "output not written": ("sinkhorn/forward.cu", "    p.g()[j] = g;\n", "", "block"),
     "gradient not written": (
-        "sinkhorn/gradient.cu", "    out[int64_t(i) * m + j] = poisoned",
-        "    if (i > 0) out[int64_t(i) * m + j] = poisoned", "block",
+        "sinkhorn/gradient.cu", "    out[int64_t(i - first_row) * m + j] = poisoned",
+        "    if (i > 0) out[int64_t(i - first_row) * m + j] = poisoned", "block",
+    ),
+    "rows of a panel not put together": (
+        "sinkhorn/panel.cu", "  cuda::sync_block();\n  if (threadIdx.x > 0) return;", "  if (threadIdx.x > 0) return;",
+        "panel",
+    ),
+    "rows of a panel left out": (
+        "sinkhorn/panel.cu", "r += int(call.groups)) {", "r += int(call.groups) + 1) {", "panel",
+    ),
+    "gradient of a panel at the rows of another": (
+        "sinkhorn/gradient.cu", "const int first_row = int(batch.first_row), end = first_row + int(batch.rows);",
+        "const int first_row = 0, end = first_row + int(batch.rows);", "panel",
     ),
     "barrier that some never reach": (
         "sinkhorn/team.cuh", "    cuda::sync_block();  // scratch may still",
@@ -48,6 +59,8 @@ BUGS = {
 
 def run(module, regime: str) -> None:
     """One problem in several orders of the threads; raises where anything is wrong."""
+    if regime == "panel":
+        return run_panels(module)
     C, a, b = leaves(Case(33, 20, 0.1, 1, "random"), torch.float64)
     want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=6)
     grads = gradients(want.value, (C, a, b))
@@ -56,6 +69,18 @@ def run(module, regime: str) -> None:
             got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=6)
             found = (got.value, *got.potentials, *gradients(got.value, (C, a, b)))
             for g, w in zip(found, (want.value, want.f, want.g, *grads), strict=True):
+                assert distance(g, w) < 1e-9
+
+
+def run_panels(module) -> None:
+    """Panels of 40 rows, more than the column pass has groups."""
+    x, y = (torch.randn(n, 4).double().requires_grad_() for n in (110, 5))
+    want = reference.sinkhorn_loss(x, y, max_iter=4)
+    wants = torch.autograd.grad(want, (x, y))
+    for order in ("forward", "reverse", "random"):
+        with model(order=order, seed=3, module=module, threads=96):
+            got = uk.sinkhorn_loss(x, y, max_iter=4, memory_budget=13000)
+            for g, w in zip((got, *torch.autograd.grad(got, (x, y))), (want, *wants), strict=True):
                 assert distance(g, w) < 1e-9
 
 
@@ -82,5 +107,5 @@ def test_barriers_that_do_nothing_are_caught(regime):
 
 
 def test_the_sound_kernels_pass():
-    for regime in ("block", "resident", "sweep"):
+    for regime in ("block", "resident", "sweep", "panel"):
         run(None, regime)

@@ -8,6 +8,7 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
+from ucmkd_fast.ops import _cost_cuda
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -93,20 +94,141 @@ def test_masses_init_and_fixed_point_of_features():
             assert distance(g, w) < 1e-7, grad
 
 
-def test_ragged_lists_run_problem_by_problem():
-    x, y = torch.randn(12, 4).double().requires_grad_(), torch.randn(15, 4).double().requires_grad_()
-    offsets = torch.tensor([0, 5, 5, 12]), torch.tensor([0, 6, 8, 15])
-    options = {"reg": 0.3, "max_iter": 9, "offsets": offsets}
-    want = uk.sinkhorn_loss(x, y, **options)
-    with model("block"):
+@pytest.mark.parametrize("budget", [None, 8000], ids=["one matrix", "panels"])
+def test_an_implicit_gradient_that_does_not_converge_warns(budget):
+    x, y = torch.randn(33, 4).requires_grad_(), torch.randn(22, 4)
+    with model(), pytest.warns(UserWarning, match="did not reach its tolerance"):
+        loss = uk.sinkhorn_loss(
+            x, y, grad="implicit", reg=1e-3, max_iter=2, metric="sqeuclidean", memory_budget=budget
+        )
+        torch.autograd.grad(loss, x)
+
+
+def no_composite_cost(*_):
+    raise AssertionError("the cost was made of differences (N, M, D)")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_batches_of_features_and_results_form_no_differences(metric, monkeypatch):
+    x, y = torch.randn(3, 9, 5).double().requires_grad_(), torch.randn(3, 7, 5).double().requires_grad_()
+    options = {"metric": metric, "objective": "divergence", "reg": 0.5, "max_iter": 8}
+    want = torch.stack([reference.sinkhorn_loss(*pair, **options) for pair in zip(x, y, strict=True)])
+    wants = torch.autograd.grad(want.sum(), (x, y))
+    monkeypatch.setattr(reference, "cost", no_composite_cost)
+    with model():
         got = uk.sinkhorn_loss(x, y, **options)
-        assert distance(got, want) < 1e-12
         grads = torch.autograd.grad(got.sum(), (x, y))
-    for g, w in zip(grads, torch.autograd.grad(want.sum(), (x, y)), strict=True):
-        assert distance(g, w) < 1e-9
+        options["objective"] = "transport"
+        one = uk.sinkhorn_loss(x[1], y[1], return_result=True, **options)
+        assert torch.equal(one.value, uk.sinkhorn_loss(x, y, **options)[1]) and one.plan().shape == (9, 7)
+    assert distance(got, want) < 1e-10
+    for g, w in zip(grads, wants, strict=True):
+        assert distance(g, w) < 1e-8
 
 
-def test_half_precision_features_and_overflow():
+@pytest.mark.long
+def test_compiled_costs_form_no_differences(monkeypatch):
+    x, y = torch.randn(9, 5).double().requires_grad_(), torch.randn(7, 5).double()
+    monkeypatch.setattr(reference, "cost", no_composite_cost)
+
+    def loss(x, y):
+        return uk.sinkhorn_loss(x, y, metric="l2", max_iter=6)
+
+    with model():
+        want = loss(x, y)
+        got = torch.compile(loss, backend="aot_eager", fullgraph=True)(x, y)
+        (grad,), (wanted,) = (torch.autograd.grad(z, x) for z in (got, want))
+    assert distance(got, want) < 1e-12 and distance(grad, wanted) < 1e-10
+
+
+RAGGED = {
+    "one launch": ((0, 5, 5, 12, 12, 20), (0, 6, 8, 15, 15, 22), 48 * 1024),
+    "too unlike": ((0, 1, 2, 3, 4, 20), (0, 1, 2, 3, 4, 22), 48 * 1024),
+    "too large for a block": ((0, 45, 56), (0, 50, 61), 16 * 1024),
+}
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
+@pytest.mark.parametrize("masses", [False, True])
+@pytest.mark.parametrize("name", RAGGED)
+def test_ragged_lists(name, masses, grad):
+    """Against the CPU's kernels; empty problems among them."""
+    *starts, shared = RAGGED[name]
+    tensors = [torch.randn(start[-1], 4).double() for start in starts]
+    if masses:
+        for start in starts:
+            parts = [(torch.rand(n).double() + 0.1).softmax(0) for n in torch.tensor(start).diff().tolist()]
+            tensors.append(torch.cat(parts))
+    for t in tensors:
+        t.requires_grad_()
+    options = {
+        "reg": 0.3,
+        "max_iter": 150 if grad == "implicit" else 9,
+        "grad": grad,
+        "objective": "regularized",
+    }
+    options["offsets"] = tuple(torch.tensor(start) for start in starts)
+    want = uk.sinkhorn_loss(*tensors, return_result=True, **options)
+    wants = torch.autograd.grad(want.value_regularized.sum(), tensors)
+    with model(shared=shared) as module:
+        before = module.launches()
+        got = uk.sinkhorn_loss(*tensors, return_result=True, **options)
+        launches = module.launches() - before
+        grads = torch.autograd.grad(got.value_regularized.sum(), tensors)
+    assert (
+        launches
+        == 3
+        * {  # scales, costs, iterations
+            "one launch": 1,
+            "too unlike": 5,
+            "too large for a block": 2,
+        }[name]
+    )
+    for g, w in ((got.value, want.value), (got.value_regularized, want.value_regularized)):
+        assert distance(g, w) < 1e-12
+    for g, w in zip((*got.potentials, *got.plans()), (*want.potentials, *want.plans()), strict=True):
+        assert torch.allclose(g, w, rtol=1e-10, atol=1e-12)
+    for g, w in zip(grads, wants, strict=True):
+        assert distance(g, w) < 1e-8
+
+
+def test_a_refused_problem_of_a_list_leaves_the_others_alone():
+    x, y = torch.randn(12, 4).double().requires_grad_(), torch.randn(12, 4).double()
+    offsets = torch.tensor([0, 4, 12]), torch.tensor([0, 5, 12])
+    bad = x.detach().clone()
+    bad[7] = torch.nan
+    bad.requires_grad_()
+    with model():
+        want = torch.autograd.grad(uk.sinkhorn_loss(x, y, offsets=offsets).sum(), x)[0]
+        loss = uk.sinkhorn_loss(bad, y, offsets=offsets)
+        (grad,) = torch.autograd.grad(loss.sum(), bad)
+    assert loss.isnan().tolist() == [False, True]
+    assert torch.equal(grad[:4], want[:4]) and grad[4:].isnan().any()
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_half_precision_is_read_as_it_is(metric, half, monkeypatch):
+    """As exact as the same features in float32: nothing is rounded but the gradients handed back."""
+    x, y = torch.randn(20, 33).to(half), torch.randn(17, 33).to(half)
+    x[1], y[2], x[3, 4] = 0, x[0], 3e-5  # a zero row, a pair at distance 0, a number below half's normal ones
+    ours, truth = [z.requires_grad_() for z in (x, y)], [z.detach().double().requires_grad_() for z in (x, y)]
+    seen = []
+    call = _cost_cuda.call
+    monkeypatch.setattr(_cost_cuda, "call", lambda x, *more: seen.append(x.dtype) or call(x, *more))
+    for objective in ("transport", "regularized"):
+        options = {"metric": metric, "objective": objective, "reg": 0.5, "max_iter": 12}
+        want = reference.sinkhorn_loss(*truth, **options)
+        with model(order="random"):
+            got = uk.sinkhorn_loss(*ours, **options)
+            grads = torch.autograd.grad(got, ours)
+        assert got.dtype == torch.float32 and distance(got, want) < 2e-6
+        for g, w in zip(grads, torch.autograd.grad(want, truth), strict=True):
+            assert g.dtype == half and distance(g, w) < 5e-3
+    assert set(seen) == {half}
+
+
+def test_half_precision_beside_float32_and_overflow():
     x = torch.randn(9, 5).bfloat16().requires_grad_()
     y = torch.randn(8, 5)
     with model():

@@ -35,7 +35,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """4 GB are free."""
-    monkeypatch.setattr(memory, "free_memory", lambda: 4 * 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda *_: 4 * 10**9)
 
 
 @pytest.mark.parametrize("name", GROWING)

@@ -9,6 +9,8 @@
 #include "cuda_model.h"
 #else
 #include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <type_traits>
@@ -38,6 +40,14 @@ __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return ::exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
 __device__ inline double log_of(double x) { return ::log(x); }
+// Features as they are read: half precision is computed in float.
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+__device__ inline float wide(float x) { return x; }
+__device__ inline double wide(double x) { return x; }
+__device__ inline float wide(Half x) { return __half2float(x); }
+__device__ inline float wide(BFloat16 x) { return __bfloat162float(x); }
+
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return ::sqrt(x); }
 

@@ -12,12 +12,13 @@ namespace {
 constexpr int kWarp = 32, kThreads = 256;
 constexpr int kTile = 16;  // of l1: kTile x kTile pairs a block, kTile features at a time
 
-template <class T>
+// F: the type of the features, T or a half-precision one that is widened as it is read.
+template <class T, class F>
 struct Call {
   Metric metric;
   int64_t n, m, d, classes;
-  const T *x, *y;            // (n, d), (m, d)
-  T* scale;                  // (n + m,)
+  const F *x, *y;            // (n, d), (m, d)
+  T *scale_x, *scale_y;      // (n,), (m,)
   T *cost, *distance;        // (n, m)
   const T* class_cost;       // (n, classes)
   const int64_t* labels;     // (m,)
@@ -27,6 +28,20 @@ struct Call {
   const T* sums;             // (n,) or (m,)
   T* grad;                   // (n, d) or (m, d)
   bool of_y;
+  int64_t blocks;            // of each problem
+  int64_t block;             // of this problem, once of_problem has set it
+
+  // The problem that this block works on; terms by class are for one problem.
+  __device__ Call of_problem() const {
+    const int64_t k = blockIdx.x / blocks, own = of_y ? m : n;
+    Call c = *this;
+    c.block = blockIdx.x % blocks;
+    c.x += k * n * d, c.y += k * m * d, c.scale_x += k * n, c.scale_y += k * m;
+    c.cost += k * n * m, c.grad_cost += k * n * m, c.sums += k * own, c.grad += k * own * d;
+    return c;
+  }
+  __device__ int64_t thread() const { return block * blockDim.x + threadIdx.x; }
+  __device__ int64_t threads() const { return blocks * blockDim.x; }
 };
 
 UK_HOST_DEVICE bool unit_rows(Metric metric) {
@@ -40,33 +55,39 @@ __device__ T warp_sum(T x) {
 }
 
 // A warp per row of x, then of y.
-template <class T>
-__global__ void scales_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+template <class T, class F>
+__global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t row = c.thread() / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (row >= c.n + c.m) return;  // the whole warp
-  const T* z = row < c.n ? c.x + row * c.d : c.y + (row - c.n) * c.d;
+  const bool of_x = row < c.n;
+  const F* z = of_x ? c.x + row * c.d : c.y + (row - c.n) * c.d;
   T square = 0;
-  for (int64_t k = lane; k < c.d; k += kWarp) square += z[k] * z[k];
+  for (int64_t k = lane; k < c.d; k += kWarp) {
+    const T e = cuda::wide(z[k]);
+    square += e * e;
+  }
   square = warp_sum(square);
-  if (lane == 0) c.scale[row] = !unit_rows(c.metric) ? square : square > 0 ? 1 / cuda::root(square) : square;
+  const T scale = !unit_rows(c.metric) ? square : square > 0 ? 1 / cuda::root(square) : square;
+  if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 
 // |p x - q y|^2, exactly 0 where both pairs are equal.
-template <class T>
-__device__ T squared_distance(const T* x, T p, const T* y, T q, int64_t d) {
+template <class T, class F>
+__device__ T squared_distance(const F* x, T p, const F* y, T q, int64_t d) {
   T total = 0;
   for (int64_t k = 0; k < d; ++k) {
-    const T e = (x[k] - y[k]) * p + y[k] * (p - q);
+    const T y_k = cuda::wide(y[k]), e = (cuda::wide(x[k]) - y_k) * p + y_k * (p - q);
     total += e * e;
   }
   return total;
 }
 
 // d(x_i, y_j) from <x_i, y_j>.
-template <class T>
-__device__ T distance(const Call<T>& c, int64_t i, int64_t j, T product) {
-  const T sx = c.scale[i], sy = c.scale[c.n + j];
+template <class T, class F>
+__device__ T distance(const Call<T, F>& c, int64_t i, int64_t j, T product) {
+  const T sx = c.scale_x[i], sy = c.scale_y[j];
   if (c.metric == Metric::kCosine) {
     const T cosine = 1 - product * sx * sy;
     return cosine < 0 ? T(0) : cosine;  // NaN stays
@@ -82,8 +103,8 @@ __device__ T distance(const Call<T>& c, int64_t i, int64_t j, T product) {
 }
 
 // The term by class is added; a distance that overflows becomes NaN: it is no forbidden pair.
-template <class T>
-__device__ void store_cost(const Call<T>& c, int64_t i, int64_t j, T d) {
+template <class T, class F>
+__device__ void store_cost(const Call<T, F>& c, int64_t i, int64_t j, T d) {
   const int64_t at = i * c.m + j;
   if (!(d < T(INFINITY))) d = T(NAN);
   if (c.distance) c.distance[at] = d;
@@ -94,25 +115,27 @@ __device__ void store_cost(const Call<T>& c, int64_t i, int64_t j, T d) {
   c.cost[at] = d;
 }
 
-template <class T>
-__global__ void cost_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t count = c.n * c.m, step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step)
+template <class T, class F>
+__global__ void cost_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t count = c.n * c.m;
+  for (int64_t at = c.thread(); at < count; at += c.threads())
     store_cost(c, at / c.m, at % c.m, distance(c, at / c.m, at % c.m, c.cost[at]));
 }
 
-template <class T>
-__global__ void l1_cost_kernel(const __grid_constant__ Call<T> c) {
+template <class T, class F>
+__global__ void l1_cost_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
   T* xs = reinterpret_cast<T*>(cuda::shared_memory());  // (kTile, kTile + 1), rows of x by features
   T* ys = xs + kTile * (kTile + 1);
   const int64_t across = (c.m + kTile - 1) / kTile;
-  const int64_t i0 = blockIdx.x / across * kTile, j0 = blockIdx.x % across * kTile;
+  const int64_t i0 = c.block / across * kTile, j0 = c.block % across * kTile;
   const int r = threadIdx.x / kTile, s = threadIdx.x % kTile;
   T total = 0;
   for (int64_t k0 = 0; k0 < c.d; k0 += kTile) {
     const int64_t k = k0 + s;
-    xs[r * (kTile + 1) + s] = i0 + r < c.n && k < c.d ? c.x[(i0 + r) * c.d + k] : T(0);
-    ys[r * (kTile + 1) + s] = j0 + r < c.m && k < c.d ? c.y[(j0 + r) * c.d + k] : T(0);
+    xs[r * (kTile + 1) + s] = i0 + r < c.n && k < c.d ? T(cuda::wide(c.x[(i0 + r) * c.d + k])) : T(0);
+    ys[r * (kTile + 1) + s] = j0 + r < c.m && k < c.d ? T(cuda::wide(c.y[(j0 + r) * c.d + k])) : T(0);
     cuda::sync_block();
     for (int e = 0; e < kTile; ++e) {
       const T difference = xs[r * (kTile + 1) + e] - ys[s * (kTile + 1) + e];
@@ -124,9 +147,10 @@ __global__ void l1_cost_kernel(const __grid_constant__ Call<T> c) {
 }
 
 // dC summed over the columns of each label, in their order: a thread per (row, label).
-template <class T>
-__global__ void class_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+template <class T, class F>
+__global__ void class_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t at = c.thread();
   if (at >= c.n * c.classes) return;
   const int64_t i = at / c.classes, label = at % c.classes;
   T total = 0;
@@ -135,14 +159,15 @@ __global__ void class_kernel(const __grid_constant__ Call<T> c) {
 }
 
 // dC -> W, in place (row.h, weigh_row).
-template <class T>
-__global__ void weigh_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t count = c.n * c.m, step = int64_t(gridDim.x) * blockDim.x;
+template <class T, class F>
+__global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t count = c.n * c.m;
   const T* distances = c.distance ? c.distance : c.cost;
   const bool unit = unit_rows(c.metric), divides = c.metric == Metric::kChordal || c.metric == Metric::kL2;
-  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
+  for (int64_t at = c.thread(); at < count; at += c.threads()) {
     T w = c.grad_cost[at];
-    if (unit) w *= c.scale[at / c.m] * c.scale[c.n + at % c.m];
+    if (unit) w *= c.scale_x[at / c.m] * c.scale_y[at % c.m];
     if (divides) w = distances[at] > 0 ? w / distances[at] : T(0);
     if (c.metric == Metric::kSqeuclidean) w *= 2;
     c.grad_cost[at] = w;
@@ -150,36 +175,38 @@ __global__ void weigh_kernel(const __grid_constant__ Call<T> c) {
 }
 
 // grad = W y -> x^ <x^, grad> - grad for unit rows, else sum x - grad: a warp per row. NaN in W stays.
-template <class T>
-__global__ void finish_gradient_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+template <class T, class F>
+__global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t row = c.thread() / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (row >= (c.of_y ? c.m : c.n)) return;  // the whole warp
-  const T* z = (c.of_y ? c.y : c.x) + row * c.d;
+  const F* z = (c.of_y ? c.y : c.x) + row * c.d;
   T* g = c.grad + row * c.d;
   T factor;
   if (unit_rows(c.metric)) {
-    const T scale = c.scale[c.of_y ? c.n + row : row];
+    const T scale = c.of_y ? c.scale_y[row] : c.scale_x[row];
     T along = 0;
-    for (int64_t k = lane; k < c.d; k += kWarp) along += z[k] * scale * g[k];
+    for (int64_t k = lane; k < c.d; k += kWarp) along += cuda::wide(z[k]) * scale * g[k];
     factor = warp_sum(along) * scale;
   } else {
     factor = c.sums[row];
   }
-  for (int64_t k = lane; k < c.d; k += kWarp) g[k] = factor * z[k] - g[k];
+  for (int64_t k = lane; k < c.d; k += kWarp) g[k] = factor * cuda::wide(z[k]) - g[k];
 }
 
 // dx_i = sum_j dC_ij sign(x_i - y_j), of y likewise: a thread per feature of a row.
-template <class T>
-__global__ void l1_gradient_kernel(const __grid_constant__ Call<T> c) {
-  const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+template <class T, class F>
+__global__ void l1_gradient_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t at = c.thread();
   if (at >= (c.of_y ? c.m : c.n) * c.d) return;
   const int64_t row = at / c.d, k = at % c.d, others = c.of_y ? c.n : c.m;
-  const T mine = (c.of_y ? c.y : c.x)[at];
-  const T* other = (c.of_y ? c.x : c.y) + k;
+  const T mine = cuda::wide((c.of_y ? c.y : c.x)[at]);
+  const F* other = (c.of_y ? c.x : c.y) + k;
   T total = 0;
   for (int64_t e = 0; e < others; ++e) {
-    const T w = c.grad_cost[c.of_y ? e * c.m + row : row * c.m + e], o = other[e * c.d];
+    const T w = c.grad_cost[c.of_y ? e * c.m + row : row * c.m + e], o = cuda::wide(other[e * c.d]);
     total += mine > o ? w : mine < o ? -w : T(0);
   }
   c.grad[at] = total;
@@ -190,65 +217,67 @@ T* to(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-template <class T>
-Call<T> typed(const CudaCost& c) {
-  return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<T>(c.x), to<T>(c.y), to<T>(c.scale),
-          to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels), to<T>(c.grad_cost),
-          to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.sums), to<T>(c.grad), c.of_y};
+template <class T, class F>
+Call<T, F> typed(const CudaCost& c) {
+  return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<F>(c.x), to<F>(c.y), to<T>(c.scale_x),
+          to<T>(c.scale_y), to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels),
+          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.sums),
+          to<T>(c.grad), c.of_y, 1, 0};
 }
 
-// body(float()) or body(double()) on the device of the call.
+// body(call) with the call in its types, on its device.
 template <class Body>
 const char* dispatch(const CudaCost& c, Body body) {
   const cuda::DeviceGuard guard(c.device);
   if (guard.error()) return guard.error();
-  return c.f64 ? body(double()) : body(float());
+  switch (static_cast<FeatureType>(c.feature_type)) {
+    case FeatureType::kHalf: return body(typed<float, cuda::Half>(c));
+    case FeatureType::kBFloat16: return body(typed<float, cuda::BFloat16>(c));
+    default: return c.f64 ? body(typed<double, double>(c)) : body(typed<float, float>(c));
+  }
 }
 
 int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 // Grid-strided kernels: enough blocks to fill any device.
 int64_t strided(int64_t threads) { return blocks_for(threads) < 4096 ? blocks_for(threads) : 4096; }
-cuda::Stream stream_of(const CudaCost& c) { return reinterpret_cast<cuda::Stream>(c.stream); }
+
+template <class T, class F>
+const char* start(const CudaCost& c, void (*kernel)(Call<T, F>), int64_t blocks, Call<T, F> call,
+                  int threads = kThreads, size_t shared = 0) {
+  call.blocks = blocks;
+  return cuda::launch(kernel, blocks * c.batch, 1, threads, shared, reinterpret_cast<cuda::Stream>(c.stream), call);
+}
 
 }  // namespace
 
+const char* cuda_scales(const CudaCost& c) {
+  return dispatch(c, [&](auto call) {
+    return start(c, scales_kernel, blocks_for((c.n + c.m) * kWarp), call);
+  });
+}
+
 const char* cuda_cost(const CudaCost& c) {
-  return dispatch(c, [&](auto t) {
-    using T = decltype(t);
-    const Call<T> call = typed<T>(c);
-    if (const char* refused = cuda::launch(scales_kernel<T>, blocks_for((c.n + c.m) * kWarp), 1, kThreads, 0,
-                                           stream_of(c), call))
-      return refused;
-    if (call.metric == Metric::kL1)
-      return cuda::launch(l1_cost_kernel<T>,
-                          (c.n + kTile - 1) / kTile * ((c.m + kTile - 1) / kTile), 1, kTile * kTile,
-                          2 * kTile * (kTile + 1) * sizeof(T), stream_of(c), call);
-    return cuda::launch(cost_kernel<T>, strided(c.n * c.m), 1, kThreads, 0, stream_of(c), call);
+  return dispatch(c, [&](auto call) {
+    if (call.metric != Metric::kL1) return start(c, cost_kernel, strided(c.n * c.m), call);
+    const int64_t tiles = (c.n + kTile - 1) / kTile * ((c.m + kTile - 1) / kTile);
+    const size_t shared = 2 * kTile * (kTile + 1) * sizeof(*call.cost);
+    return start(c, l1_cost_kernel, tiles, call, kTile * kTile, shared);
   });
 }
 
 const char* cuda_weigh(const CudaCost& c) {
-  return dispatch(c, [&](auto t) {
-    using T = decltype(t);
-    const Call<T> call = typed<T>(c);
+  return dispatch(c, [&](auto call) -> const char* {
     if (call.grad_class)
-      if (const char* refused = cuda::launch(class_kernel<T>, blocks_for(c.n * c.classes), 1, kThreads, 0,
-                                             stream_of(c), call))
-        return refused;
-    if (call.metric == Metric::kL1) return static_cast<const char*>(nullptr);
-    return cuda::launch(weigh_kernel<T>, strided(c.n * c.m), 1, kThreads, 0, stream_of(c), call);
+      if (const char* refused = start(c, class_kernel, blocks_for(c.n * c.classes), call)) return refused;
+    return call.metric == Metric::kL1 ? nullptr : start(c, weigh_kernel, strided(c.n * c.m), call);
   });
 }
 
 const char* cuda_finish_gradient(const CudaCost& c) {
-  return dispatch(c, [&](auto t) {
-    using T = decltype(t);
-    const Call<T> call = typed<T>(c);
+  return dispatch(c, [&](auto call) {
     const int64_t rows = c.of_y ? c.m : c.n;
-    if (call.metric == Metric::kL1)
-      return cuda::launch(l1_gradient_kernel<T>, blocks_for(rows * c.d), 1, kThreads, 0, stream_of(c), call);
-    return cuda::launch(finish_gradient_kernel<T>, blocks_for(rows * kWarp), 1, kThreads, 0, stream_of(c),
-                        call);
+    return call.metric == Metric::kL1 ? start(c, l1_gradient_kernel, blocks_for(rows * c.d), call)
+                                      : start(c, finish_gradient_kernel, blocks_for(rows * kWarp), call);
   });
 }
 

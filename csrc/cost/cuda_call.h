@@ -5,15 +5,20 @@
 namespace ucmkd {
 namespace cost {
 
+// Features of half precision go with a cost in float.
+enum class FeatureType : int { kAsCost = 0, kHalf = 1, kBFloat16 = 2 };
+
 struct CudaCost {
-  bool f64 = false;  // double, else float
+  bool f64 = false;      // the cost: double, else float
+  int feature_type = 0;  // FeatureType of x and y
   int device = 0;
   uintptr_t stream = 0;
   int metric = 0;  // Metric of features.h
+  int64_t batch = 1;  // problems, one after the other in every array; terms by class are for one
   int64_t n = 0, m = 0, d = 0, classes = 0;
   uintptr_t x = 0;      // (n, d)
   uintptr_t y = 0;      // (m, d)
-  uintptr_t scale = 0;  // (n + m,) of x, then of y, see features.h
+  uintptr_t scale_x = 0, scale_y = 0;  // (n,), (m,), see features.h
   uintptr_t cost = 0;   // (n, m) inner products, which become costs; read by the backward
   uintptr_t distance = 0;    // (n, m) or null: the cost without its term by class
   uintptr_t class_cost = 0;  // (n, classes)
@@ -29,7 +34,8 @@ struct CudaCost {
 };
 
 // Each returns null, or a sentence about what the driver refused.
-const char* cuda_cost(const CudaCost&);           // scales, then costs from the products
+const char* cuda_scales(const CudaCost&);         // of x and y
+const char* cuda_cost(const CudaCost&);           // costs from the products
 const char* cuda_weigh(const CudaCost&);          // grad_class, then the weights
 const char* cuda_finish_gradient(const CudaCost&);
 

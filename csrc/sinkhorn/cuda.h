@@ -30,7 +30,8 @@ struct DeviceProblem {
   T reg;
   int64_t max_iter;
   T tol;             // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  const T* cost;     // (batch, n, m)
+  const T* cost;     // (batch, n, m), or the rows of a panel (rows, m)
+  int64_t first_row, rows;  // which rows of the problem the cost holds: all, but for a panel
   const T* a;        // (batch or 1, n) or null: uniform
   int64_t a_stride;  // n or 0
   const T* b;        // (batch or 1, m) or null: uniform
@@ -123,7 +124,30 @@ struct GradientCall {
   const T* df;  // as in AdjointCall; not with plan_only
   const T* dg;
   const int64_t* first;
-  T* grad_cost;  // (batch, n, m)
+  T* grad_cost;  // as the cost
+};
+
+// What a visit of a panel does, see steps.cuh and panel.cu.
+enum class Sweep : int { kStart = 0, kIterate = 1, kPlan = 2, kBack = 3, kColumnMass = 4, kFixedPoint = 5 };
+
+template <class T>
+struct RowValue;  // steps.cuh
+
+template <class T>
+struct PanelCall {
+  Sweep sweep;
+  int64_t t;             // of the iteration
+  int64_t groups;        // threads that share the rows of a column
+  const int* stop;       // () or null: nothing is done where it is not 0
+  RowValue<T>* values;   // (rows,) from the row pass to the column pass
+  T* states;             // (groups, m) sums of two elements, added to
+  bool centre;           // of Value
+  T* row_value;          // (n,) <P_i, C_i>
+  T* df;                 // as in AdjointCall
+  const T* dg;
+  const T* share;        // (m,) of the fixed point
+  const int64_t* first;  // ()
+  T* grad_a;             // (n,)
 };
 
 // Each returns null, or a sentence about what the driver refused.
@@ -133,6 +157,8 @@ template <class T>
 const char* cuda_adjoint(const DeviceProblem<T>&, const AdjointCall<T>&, int device, cuda::Stream);
 template <class T>
 const char* cuda_gradient(const DeviceProblem<T>&, const GradientCall<T>&, int device, cuda::Stream);
+template <class T>
+const char* cuda_panel(const DeviceProblem<T>&, const PanelCall<T>&, int device, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -13,6 +13,7 @@ struct CudaCall {
   int regime = 0;  // Regime
   int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
   double reg = 1, tol = 0;
+  int64_t first_row = 0, rows = 0;  // that the cost holds; 0 rows: all
   bool history = false;
   uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0, n_iter = 0,
             flags = 0, work = 0;
@@ -26,12 +27,22 @@ struct CudaCall {
   int64_t max_sweeps = 0;
 };
 
+// One visit of a panel, beside the call of the problem.
+struct CudaPanel {
+  int sweep = 0;  // Sweep
+  int64_t t = 0, groups = 1;
+  uintptr_t stop = 0, values = 0, states = 0, row_value = 0, share = 0;
+};
+
 // Each returns null, or a sentence about what the driver refused.
 const char* cuda_forward(const CudaCall&);
 const char* cuda_adjoint(const CudaCall&);
 const char* cuda_gradient(const CudaCall&);
+const char* cuda_panel(const CudaCall&, const CudaPanel&);
 // Elements of work space for the whole batch, or -1 and a sentence in *error.
 int64_t cuda_work(const CudaCall&, const char** error);
+// Whether one problem of this size fits the shared memory of a block; false and a sentence in *error.
+bool cuda_fits_block(const CudaCall&, const char** error);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

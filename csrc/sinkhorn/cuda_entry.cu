@@ -10,12 +10,15 @@ T* to(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+const char* properties_of(const CudaCall& c, DeviceProperties* properties) {
+  const int most = max_threads(c.f64 ? 8 : 4);
+  properties->max_threads = cuda::thread_limit() < most ? cuda::thread_limit() : most;
+  return cuda::device_properties(c.device, &properties->multiprocessors, &properties->shared_per_block);
+}
+
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
-  const char* refused =
-      cuda::device_properties(c.device, &properties.multiprocessors, &properties.shared_per_block);
-  const int most = max_threads(c.f64 ? 8 : 4);
-  properties.max_threads = cuda::thread_limit() < most ? cuda::thread_limit() : most;
+  const char* refused = properties_of(c, &properties);
   if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties);
   return refused;
 }
@@ -24,6 +27,7 @@ template <class T>
 DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
   DeviceProblem<T> p{};
   p.n = c.n, p.m = c.m, p.batch = c.batch, p.reg = T(c.reg), p.max_iter = c.max_iter, p.tol = T(c.tol);
+  p.first_row = c.first_row, p.rows = c.rows ? c.rows : c.n;
   p.cost = to<T>(c.cost), p.a = to<T>(c.a), p.a_stride = c.a_stride, p.b = to<T>(c.b), p.b_stride = c.b_stride;
   p.init_f = to<T>(c.init_f), p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
   p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
@@ -48,6 +52,12 @@ int64_t cuda_work(const CudaCall& c, const char** error) {
   Plan plan;
   *error = plan_of(c, &plan);
   return *error ? -1 : plan.work * c.batch;
+}
+
+bool cuda_fits_block(const CudaCall& c, const char** error) {
+  DeviceProperties properties;
+  *error = properties_of(c, &properties);
+  return !*error && choose_regime(c.n, c.m, 1, c.f64 ? 8 : 4, properties) == Regime::kBlock;
 }
 
 const char* cuda_forward(const CudaCall& c) {
@@ -79,6 +89,19 @@ const char* cuda_gradient(const CudaCall& c) {
     call.grad_cost = to<T>(c.grad_cost);
     return cuda_gradient<T>(problem<T>(c, plan), call, c.device, stream_of(c));
   });
+}
+
+const char* cuda_panel(const CudaCall& c, const CudaPanel& visit) {
+  auto run = [&](auto t) {
+    using T = decltype(t);
+    PanelCall<T> call{};
+    call.sweep = Sweep(visit.sweep), call.t = visit.t, call.groups = visit.groups, call.stop = to<int>(visit.stop);
+    call.values = to<RowValue<T>>(visit.values), call.states = to<T>(visit.states);
+    call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
+    call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);
+    return cuda_panel<T>(problem<T>(c, Plan{}), call, c.device, stream_of(c));
+  };
+  return c.f64 ? run(double()) : run(float());
 }
 
 }  // namespace sinkhorn

@@ -41,21 +41,24 @@ __device__ inline T ratio(T now, T last, T inverse_reg, bool* in_range) {
   return cuda::exp_of(power);
 }
 
-// One tile of kTileRows x kTileCols.  Block: a tile of a problem.
+// One tile of kTileRows x kTileCols.  Block: a tile of a problem, or of the panel that the cost holds. Rows are
+// those of the problem, but in the cost and its gradient.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
                                                             const __grid_constant__ GradientCall<T> call) {
   const int tiles_across = int((batch.m + kTileCols - 1) / kTileCols);
-  const int tiles = int((batch.n + kTileRows - 1) / kTileRows) * tiles_across;
+  const int tiles = int((batch.rows + kTileRows - 1) / kTileRows) * tiles_across;
   const int64_t k = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
   const One<T> p{batch, k};
   const int n = int(p.n()), m = int(p.m()), tid = threadIdx.x;
-  const int row0 = tile / tiles_across * kTileRows, col0 = tile % tiles_across * kTileCols;
+  const int first_row = int(batch.first_row), end = first_row + int(batch.rows);
+  const int row0 = first_row + tile / tiles_across * kTileRows, col0 = tile % tiles_across * kTileCols;
   const int j = col0 + tid % kTileCols, row = row0 + tid / kTileCols;
   const T inverse_reg = 1 / p.reg(), weight = call.value_weight ? call.value_weight[k] : T(0);
   const int64_t rows = call.implicit ? 1 : p.all.max_iter;
   const T *df = call.df + k * rows * n, *dg = call.dg + k * rows * m;
+  const T* cost = p.cost();
   T* out = call.grad_cost + k * int64_t(n) * m;
   Ratios<T>& shared = *reinterpret_cast<Ratios<T>*>(cuda::shared_memory());
 
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
       bool in_range = true;
       if (at < kTileRows) {
         const int i = row0 + at;
-        const bool there = i < n;
+        const bool there = i < end;
         const T now = there ? ratio(f_at(t)[i], p.f()[i], inverse_reg, &in_range) : T(0);
         shared.x[d][at] = there ? now * df[(t - 1) * n + i] * inverse_or_zero(p.mass_a(i)) : T(0);
         shared.before[d][at] = there ? ratio(f_at(t - 1)[i], p.f()[i], inverse_reg, &in_range) : T(0);
@@ -103,8 +106,8 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
       const T g = g_at(t)[j], log_g = p.log_g_at(t)[j], dg_j = dg[(t - 1) * m + j];
       for (int q = 0; q < kPerThread; ++q) {
         const int i = row + q * kRowStep;
-        if (i >= n) break;
-        const T c = p.cost()[int64_t(i) * m + j];
+        if (i >= end) break;
+        const T c = cost[int64_t(i - first_row) * m + j];
         outside_sum[q] += cuda::exp_of((g - c) * inverse_reg - p.log_f_at(t)[i]) * df[(t - 1) * n + i] +
                           cuda::exp_of((f_at(t - 1)[i] - c) * inverse_reg - log_g) * dg_j;
       }
@@ -115,13 +118,13 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
 #pragma unroll
   for (int q = 0; q < kPerThread; ++q) {
     const int i = row + q * kRowStep;
-    if (i >= n) break;
-    const T c = p.cost()[int64_t(i) * m + j];
+    if (i >= end) break;
+    const T c = cost[int64_t(i - first_row) * m + j];
     const T plan = cuda::exp_of(exponent(p.f()[i], p.g()[j], c, inverse_reg));
     T of_plan = weight;
     if (!call.plan_only) of_plan += in_range_sum[q] - weight * (c - p.alpha()[i]) * inverse_reg;
     const T d = (plan > 0 ? plan * of_plan : T(0)) + outside_sum[q];
-    out[int64_t(i) * m + j] = poisoned ? T(NAN) : d;
+    out[int64_t(i - first_row) * m + j] = poisoned ? T(NAN) : d;
   }
 }
 
@@ -132,7 +135,7 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
                           cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
-  const int64_t tiles = (p.n + kTileRows - 1) / kTileRows * ((p.m + kTileCols - 1) / kTileCols);
+  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows * ((p.m + kTileCols - 1) / kTileCols);
   return cuda::launch(gradient_kernel<T>, tiles * p.batch, 1, kThreads, sizeof(Ratios<T>), stream, p, call);
 }
 template const char* cuda_gradient<float>(const DeviceProblem<float>&, const GradientCall<float>&, int,

@@ -11,35 +11,10 @@
 #pragma once
 #include "core/launch.cuh"
 #include "sinkhorn/regime.h"
-#include "sinkhorn/step.h"
+#include "sinkhorn/steps.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
-
-constexpr int kWarp = 32;
-
-// What a row hands to the columns.
-template <class T>
-struct RowValue {
-  T potential, weight, shift;
-};
-
-template <class A>
-__device__ A warp_merge(A acc);
-
-template <class T>
-__device__ inline LogSum<T> other_lane(const LogSum<T>& a, int mask) {
-  return {cuda::shuffle_xor(a.top, mask), cuda::shuffle_xor(a.sum, mask)};
-}
-template <class T>
-__device__ inline Sum<T> other_lane(const Sum<T>& a, int mask) {
-  return {cuda::shuffle_xor(a.sum, mask)};
-}
-template <class A>
-__device__ inline A warp_merge(A acc) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) acc.merge(other_lane(acc, mask));
-  return acc;
-}
 
 template <class T, bool kGrid>
 struct Team {

@@ -71,6 +71,28 @@ inline float exp_of(float x) { return expf(x); }
 inline double exp_of(double x) { return ::exp(x); }
 inline float log_of(float x) { return logf(x); }
 inline double log_of(double x) { return ::log(x); }
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+inline float wide(float x) { return x; }
+inline double wide(double x) { return x; }
+inline float wide(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float wide(Half x) {
+  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                     : exponent     ? ldexpf(1024 + fraction, exponent - 25)
+                                    : ldexpf(fraction, -24);
+  return x.bits >> 15 ? -size : size;
+}
+
 inline float root(float x) { return sqrtf(x); }
 inline double root(double x) { return ::sqrt(x); }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _loss, _solve, _solve_cuda, cost
+from . import _cost_cuda, _loss, _solve, _solve_cuda, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -352,8 +352,10 @@ sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _back
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
 def cost_forward(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """The cost matrix (N, M), and the scales of the features (N + M,) for the backward."""
+    """The cost matrix (N, M), and the scales of the features (N + M,) for the backward; on a GPU of batches too."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if _solve_cuda.runs_on(x):
+        return _cost_cuda.forward(x, y, metric, dtype)
     matrix, features = cost.products(x, y, metric, dtype)
     cost.finish(features, matrix)
     return matrix, features.scale
@@ -361,9 +363,9 @@ def cost_forward(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 @cost_forward.register_fake
 def _(x, y, metric):
-    n, m = x.shape[0], y.shape[0]
+    lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty((n, m), dtype=dtype), x.new_empty((n + m,), dtype=dtype)
+    return x.new_empty((*lead, n, m), dtype=dtype), x.new_empty((lead.numel() * (n + m),), dtype=dtype)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_backward", mutates_args=())
@@ -371,6 +373,8 @@ def cost_backward(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both feature sets, in the cost's dtype."""
+    if _solve_cuda.runs_on(x):
+        return _cost_cuda.backward(x, y, scale, matrix, grad_cost, metric)
     wide_x, wide_y = (z.to(matrix.dtype).contiguous() for z in (x, y))
     features = cost.Features(wide_x, wide_y, scale, metric)
     # The gradient may be shared by autograd: work on a copy.

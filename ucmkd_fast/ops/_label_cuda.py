@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _solve_cuda
-from ._solve_cuda import _address, _stream, empty
+from ._solve_cuda import _address, _stream
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
     Raises ValueError for bad input under UCMKD_CHECK=1, which waits for the device.
     """
     n, k = student.shape
-    loss = empty(student, n)
+    loss = _solve_cuda.empty(student, n)
     call = _solve_cuda.kernels.CudaLabel()
     call.f64, call.device, call.stream = (
         student.dtype == torch.float64, student.device.index or 0, _stream(student),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C, METRIC_CODES
-from . import _loss_cuda, _solve, _solve_cuda
+from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
 from .cost import Features, check_scales, plain
 from .cost import backward as features_backward
@@ -112,7 +112,7 @@ def with_gradient(
         _address(init_g), loss.data_ptr(), _address(error), _address(n_iter), _address(dx), _address(dy),
     )  # fmt: skip
     if problem == "not converged":
-        _solve._warn_not_converged()
+        _not_converged.warn()
     elif problem is not None:
         _raise(problem, x, y)
     return loss, dx, dy
@@ -203,7 +203,7 @@ def backward(
         problem, GRAD_CODES[solver.grad], _address(up.value), _address(up.f), _address(up.g), _address(grad_a),
         _address(grad_b), _address(dx), _address(dy),
     ):  # fmt: skip
-        _solve._warn_not_converged()
+        _not_converged.warn()
     if a is b is None:
         return dx, dy, None, None
     if solver.grad == "envelope":
@@ -244,7 +244,7 @@ def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOpti
             return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
     elif solver.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, *addresses, 0, *masses, *_two(sums, n)):
-            _solve._warn_not_converged()
+            _not_converged.warn()
     call = problem, GRAD_CODES[solver.grad], addresses[0]
     dx, dy = _in_blocks(features, call, sums, product, needs)
     if solver.grad == "envelope":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._native import _C
-from . import _solve_cuda
+from . import _not_converged, _solve_cuda
 
 GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}  # Grad of csrc/sinkhorn/entry.h
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
@@ -140,14 +139,6 @@ def _plus(grad: Tensor | None, direct: Tensor | None) -> Tensor | None:
     return grad if grad is None or direct is None else grad.add_(direct)
 
 
-def _warn_not_converged() -> None:
-    warnings.warn(
-        "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
-        "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
-        stacklevel=3,
-    )
-
-
 def problem_of(cost, a, b, init_f, init_g, saved, options: Options) -> Any:
     """The native problem of a backward on a given cost; on a CUDA device, what is needed to make one."""
     if _solve_cuda.runs_on(cost):
@@ -181,7 +172,7 @@ def backward(
     if options.grad == "implicit":
         grad_cost = torch.empty_like(cost)
         if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *_NO_WEIGHTS):
-            _warn_not_converged()
+            _not_converged.warn()
     else:
         grad_cost = _unrolled(problem, cost, up_addresses, masses, options.max_iter)
     grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
+from . import _not_converged
 
 # The module with the kernels' entries. Tests put the execution model here, which runs them on CPU tensors.
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
@@ -21,17 +22,26 @@ regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 
 REFUSALS = {
     1: "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf",
-    2: "every row and column with mass needs a pair of finite cost with mass, got one that has none",
     4: "masses must be finite and >= 0, got a negative one, NaN or inf",
     8: "masses must not all be 0, got an all-zero vector",
     16: "a and b must have equal sums (each is 1 where it is not given), got sums that differ",
     64: "the distances between x and y must stay in range, got one that overflows",
+    2: "every row and column with mass needs a pair of finite cost with mass, got one that has none",  # may follow
 }
+
+_NOT_CONVERGED = 32  # kFlagNotConverged of csrc/sinkhorn/cuda.h
 
 
 def runs_on(tensor: Tensor) -> bool:
     """Whether the kernels of this module take this tensor."""
     return kernels is not None and tensor.device.type == device_type
+
+
+def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a problem (N, M) fits the shared memory of one block (`shared_of_block` of csrc/sinkhorn/regime.h)."""
+    call = kernels.CudaSinkhorn()
+    call.f64, call.device, call.n, call.m = dtype == torch.float64, device.index or 0, n, m
+    return bool(kernels.cuda_sinkhorn_fits_block(call))
 
 
 def refusal(n_iter: Tensor) -> str | None:
@@ -59,7 +69,7 @@ def _even(size: int) -> int:
     return (size + 1) // 2 * 2
 
 
-class _Saved:
+class Saved:
     """Where things lie in the block that the backward needs; sizes in elements of the cost's dtype."""
 
     def __init__(self, batch: int, n: int, m: int, max_iter: int, history: bool):
@@ -76,35 +86,41 @@ class _Saved:
 
 def saved_size(batch: int, n: int, m: int, max_iter: int, history: bool) -> int:
     """Elements of the block; works with symbolic sizes."""
-    return _Saved(batch, n, m, max_iter, history).size
+    return Saved(batch, n, m, max_iter, history).size
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _call(cost, a, b, init_f, f, g, saved, options, history):
-    """The part of a call that forward and backward share, and its work space (to be kept alive)."""
-    if options.accelerate is not None:
-        raise NotImplementedError(
-            f"accelerate={options.accelerate!r} is not built for CUDA tensors: leave it out there"
-        )
-    n, m = cost.shape[-2:]
-    batch = cost.shape[0] if cost.dim() == 3 else 1
-    at, size, base = _Saved(batch, n, m, options.max_iter, history), cost.element_size(), saved.data_ptr()
+def call_of(batch, n, m, a, b, init_f, f, g, saved, options, history):
+    """The part that every call of a problem shares."""
+    at, size, base = Saved(batch, n, m, options.max_iter, history), saved.element_size(), saved.data_ptr()
     call = kernels.CudaSinkhorn()
-    call.f64 = cost.dtype == torch.float64
-    call.device = cost.device.index or 0
-    call.stream, call.regime = _stream(cost), regime
+    call.f64 = saved.dtype == torch.float64
+    call.device = saved.device.index or 0
+    call.stream, call.regime = _stream(saved), regime
     call.n, call.m, call.batch, call.max_iter = n, m, batch, options.max_iter
     call.reg, call.tol, call.history = options.reg, options.tol, history
-    call.cost, call.a, call.b, call.init_f = (_address(t) for t in (cost, a, b, init_f))
+    call.a, call.b, call.init_f = (_address(t) for t in (a, b, init_f))
     call.a_stride = n if a is not None and a.dim() == 2 else 0
     call.b_stride = m if b is not None and b.dim() == 2 else 0
     call.f, call.g = f.data_ptr(), g.data_ptr()
     call.hist_f, call.hist_g, call.alpha = (base + size * k for k in (at.hist_f, at.hist_g, at.alpha))
     call.log_f, call.log_g = base + size * at.log_f, base + size * at.log_g
     call.n_iter, call.flags = base + size * at.n_iter, base + size * at.flags
+    return call
+
+
+def _call(cost, a, b, init_f, f, g, saved, options, history):
+    """The call on a cost, and its work space (to be kept alive)."""
+    if options.accelerate is not None:
+        raise NotImplementedError(
+            f"accelerate={options.accelerate!r} is not built for CUDA tensors: leave it out there"
+        )
+    batch = cost.shape[0] if cost.dim() == 3 else 1
+    call = call_of(batch, *cost.shape[-2:], a, b, init_f, f, g, saved, options, history)
+    call.cost = cost.data_ptr()
     work = empty(cost, kernels.cuda_sinkhorn_work(call))
     call.work = work.data_ptr()
     return call, work
@@ -112,6 +128,7 @@ def _call(cost, a, b, init_f, f, g, saved, options, history):
 
 def forward(cost, a, b, init_f, options, save: bool, saved: Tensor | None = None) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`; ``saved`` is made where not given."""
+    _not_converged.tell()
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     batch = lead[0] if lead else 1
     history = save and options.grad == "unrolled"
@@ -164,5 +181,9 @@ def backward(
         call.tolerance = adjoint_tolerance(cost.dtype, options.tol)
         call.max_sweeps = max(1000, 10 * options.max_iter)
         kernels.cuda_sinkhorn_adjoint(call)
+        if implicit:
+            at = Saved(batch, n, m, options.max_iter, history).flags
+            flags = saved[at : at + batch].view(torch.int32)[:batch]
+            _not_converged.report((flags & _NOT_CONVERGED).any())
     kernels.cuda_sinkhorn_gradient(call)
     return grad_cost, grad_a, grad_b

@@ -1,4 +1,7 @@
-"""`sinkhorn_loss` without the cost matrix: autograd, refusals and the result around `panel_sweeps`."""
+"""`sinkhorn_loss` without the cost matrix: autograd, refusals and the result.
+
+The sweeps are in `panel_sweeps`, on a GPU in `_panel_cuda`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, class_aware, cost
+from . import _autograd, _panel_cuda, _solve_cuda, class_aware, cost
 from ._loss import Classes
 from ._solve import Options
 from .panel_sweeps import Alone, Panels, Problem
@@ -20,27 +23,16 @@ class PanelSinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, y, class_cost, a, b, y_labels, init_f, metric, dtype, options, rows, keep, over):  # noqa: D102
         needs = any(ctx.needs_input_grad[:5])
-        wide_x = x.detach().to(dtype).contiguous()
-        wide_y = over.gather(y.detach()).to(dtype).contiguous()
-        try:
-            features, refused = cost.scaled(wide_x, wide_y, metric), None
-        except ValueError as error:
-            refused = str(error)
-        over.refuse(refused)
-        total = float(over.add(torch.tensor(float(len(x)), dtype=torch.float64)))
-        mass_a = wide_x.new_full((len(x),), 1 / total) if a is None else a.detach().contiguous()
-        every_b = None if b is None else over.gather(b.detach())
-        mass_b = wide_y.new_full((len(wide_y),), 1 / len(wide_y)) if every_b is None else every_b
-        over.refuse(_bad_masses(mass_a, mass_b, over))
-        classes = None
-        if class_cost is not None:
-            over.refuse(class_aware.bad_values(class_cost.detach(), y_labels))
-            classes = Classes(class_cost.detach().contiguous(), over.gather(y_labels))
-        panels = Panels(features, options.reg, rows, keep, classes)
-        problem = Problem(features, mass_a, mass_b, panels, options, over)
+        problem: Any
+        if _solve_cuda.runs_on(x):
+            mass_a, mass_b = (t if t is None else t.detach() for t in (a, b))
+            how = metric, dtype, options, rows, keep, over
+            problem = _panel_cuda.Problem(x.detach(), y.detach(), mass_a, mass_b, *how)
+        else:
+            problem = _problem(x, y, class_cost, a, b, y_labels, metric, dtype, options, rows, keep, over)
         s = problem.solve(init_f, needs and options.grad == "unrolled")
-        f, g = s.f, over.mine(s.g[: len(wide_y)]).clone()
-        n_iter = torch.tensor(s.n_iter)
+        f, g = s.f, over.mine(s.g[: over.total_columns(len(y))]).clone()
+        n_iter = torch.as_tensor(s.n_iter)
         ctx.mark_non_differentiable(f, g, s.marginal_error, n_iter)
         ctx.set_materialize_grads(False)
         if needs:
@@ -59,13 +51,34 @@ class PanelSinkhorn(torch.autograd.Function):
             )
         need_x, need_y, need_classes, need_a, need_b = ctx.needs_input_grad[:5]
         problem, _ = ctx.problem, ctx.saved_tensors
-        weight, dual = (0.0 if up is None else float(up) for up in (up_value, up_dual))
-        need = need_x, problem.over.anywhere(need_y), need_classes
-        dx, dy, d_classes, da, db = problem.gradient(ctx.solved, weight, dual, need)
+        need = need_x, problem.over.wants_y(need_y), need_classes
+        dx, dy, d_classes, da, db = problem.gradient(ctx.solved, up_value, up_dual, need)
         dx = None if dx is None else dx.to(ctx.dtypes[0])
         dy = None if dy is None or not need_y else problem.over.mine(dy).to(ctx.dtypes[1])
-        db = problem.over.mine(db[: len(problem.features.y)]) if need_b else None
+        db = problem.over.mine(db) if need_b else None
         return dx, dy, d_classes, da if need_a else None, db, *[None] * 8
+
+
+def _problem(x, y, class_cost, a, b, y_labels, metric, dtype, options, rows, keep, over) -> Problem:
+    """The problem on the CPU, once every process has looked at its part."""
+    wide_x = x.detach().to(dtype).contiguous()
+    wide_y = over.gather(y.detach()).to(dtype).contiguous()
+    try:
+        features, refused = cost.scaled(wide_x, wide_y, metric), None
+    except ValueError as error:
+        refused = str(error)
+    over.refuse(refused)
+    total = over.total_rows(len(x))
+    mass_a = wide_x.new_full((len(x),), 1 / total) if a is None else a.detach().contiguous()
+    every_b = None if b is None else over.gather(b.detach())
+    mass_b = wide_y.new_full((len(wide_y),), 1 / len(wide_y)) if every_b is None else every_b
+    over.refuse(_bad_masses(mass_a, mass_b, over))
+    classes = None
+    if class_cost is not None:
+        over.refuse(class_aware.bad_values(class_cost.detach(), y_labels))
+        classes = Classes(class_cost.detach().contiguous(), over.gather(y_labels))
+    panels = Panels(features, options.reg, rows, keep, classes)
+    return Problem(features, mass_a, mass_b, panels, options, over)
 
 
 @torch.compiler.disable
@@ -78,9 +91,17 @@ def solve(
             "costs made panel by panel or spread over processes are not built for functorch transforms and dispatch "
             "modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
-    if x.device.type != "cpu":
+    if _solve_cuda.runs_on(x):
+        for name, given in (("class_cost", by_class[0]), ("accelerate", options.accelerate)):
+            if given is not None:
+                raise NotImplementedError(
+                    f"{name} is not built for CUDA tensors whose cost is made panel by panel or spread over processes: "
+                    "leave it out, or raise memory_budget"
+                )
+    elif x.device.type != "cpu":
         raise NotImplementedError(
-            f"costs made panel by panel or spread over processes are built for CPU tensors, got {x.device}"
+            "costs made panel by panel or spread over processes need kernels for the tensors' device, this build has "
+            f"none for {x.device.type}"
         )
     settings = metric, dtype, options, rows, keep, over or Alone()
     return PanelSinkhorn.apply(x, y, by_class[0], a, b, by_class[1], init_fg[0], *settings)

@@ -10,7 +10,6 @@ sum over the processes behind each sweep (`sharded.Shards`).
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import cost
+from . import _not_converged, cost
 from ._loss import Classes
 from ._solve import Options, _address, _padded
 
@@ -28,6 +27,16 @@ _SAFE = {torch.float32: 20.0, torch.float64: 200.0}  # log of how far a column s
 
 class Alone:
     """All rows are here."""
+
+    alone = True
+
+    def total_rows(self, rows: int) -> int:
+        """Rows of x in all processes; ``rows`` are here."""
+        return rows
+
+    def total_columns(self, columns: int) -> int:
+        """Rows of y in all processes; ``columns`` are here."""
+        return columns
 
     def add(self, vector: Tensor) -> Tensor:
         """The sum over processes, in place."""
@@ -45,8 +54,8 @@ class Alone:
         """This process's share of what `gather` returned."""
         return rows
 
-    def anywhere(self, needed: bool) -> bool:
-        """Whether any process needs it."""
+    def wants_y(self, needed: bool) -> bool:
+        """Whether any process needs the gradient of y; this one where ``needed``."""
         return needed
 
     def refuse(self, problem: str | None) -> None:
@@ -138,7 +147,39 @@ class Relaxation:
         self.best = min(self.best, now)
 
 
-class Problem:
+class Vectors:
+    """Masses and options of a problem, and what is made from vectors alone, on any device."""
+
+    def __init__(self, a: Tensor, b: Tensor, options: Options, over: Alone):
+        self.a, self.b, self.options, self.over = a, b, options, over
+        self.reg = options.reg
+
+    def of_values(self, f: Tensor, g: Tensor, row_value: Tensor) -> tuple[Tensor, Tensor]:
+        """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
+        wide = [z.double() for z in (self.a, self.b, f, g)]
+        a, b, f, g = wide
+        free_f, free_g = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((a, f), (b, g)))
+        here = self.over.add(torch.stack([row_value.double().sum(), (free_f * a).sum(), a.sum()]))
+        value, dual_f, sum_a = here
+        dual = dual_f + (free_g * b).sum() - self.reg * (sum_a - sum_a * b.sum())
+        return value.to(self.a.dtype), dual.to(self.a.dtype)
+
+    def direct(self, s: Any, dual: float | Tensor) -> tuple[Tensor, Tensor]:
+        """What the dual value gives the masses at constant potentials."""
+        sum_a = self.over.add(self.a.double().sum()).to(self.a.dtype)
+        sum_b = self.b.double().sum().to(self.a.dtype)
+        reg = self.reg
+        on_a = torch.where(self.a > 0, s.f - reg * self.a.log() - 2 * reg + reg * sum_b, 0)
+        on_b = torch.where(self.b > 0, s.g - reg * self.b.log() - reg + reg * sum_a, 0)
+        return dual * on_a, dual * on_b
+
+    def envelope_masses(self, s: Any, dual: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the dual value where the plan is a constant: the potentials without the masses."""
+        free = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((self.a, s.f), (self.b, s.g)))
+        return tuple(dual * z for z in free)  # type: ignore[return-value]
+
+
+class Problem(Vectors):
     """This process's rows against all columns, with the sweeps over them."""
 
     def __init__(
@@ -187,7 +228,7 @@ class Problem:
     def solve(self, init_f: Tensor | None, history: bool) -> Solved:
         """The iterations of `sinkhorn`, and the first sweep back."""
         a, b, options = self.a, self.b, self.options
-        total = float(self.over.add(torch.tensor(float(len(a)), dtype=torch.float64)))
+        total = self.over.total_rows(len(a))
         start = a.new_full(a.shape, -self.reg * math.log(total)) if init_f is None else init_f
         f = torch.where(a > 0, start, -torch.inf)
         g = sums = self.columns(f)
@@ -210,7 +251,7 @@ class Problem:
         alpha, row_value, first = torch.empty_like(a), torch.empty_like(a), torch.zeros_like(g)
         _C.panel_plan(self.panels.all(), *map(_address, (f, g, alpha, row_value, first)))
         self.over.add(first)
-        value, dual = self._values(f, g, row_value)
+        value, dual = self.of_values(f, g, row_value)
         empty = a.new_empty(0)
         stacks = (torch.stack(hist_f), torch.stack(hist_g)) if history else (empty, empty)
         return Solved(value, dual, f, g, error, n_iter, sums, alpha, first, *stacks)
@@ -235,24 +276,17 @@ class Problem:
             else None
         )
 
-    def _values(self, f: Tensor, g: Tensor, row_value: Tensor) -> tuple[Tensor, Tensor]:
-        """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
-        wide = [z.double() for z in (self.a, self.b, f, g)]
-        a, b, f, g = wide
-        free_f, free_g = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((a, f), (b, g)))
-        here = self.over.add(torch.stack([row_value.double().sum(), (free_f * a).sum(), a.sum()]))
-        value, dual_f, sum_a = here
-        dual = dual_f + (free_g * b).sum() - self.reg * (sum_a - sum_a * b.sum())
-        return value.to(self.a.dtype), dual.to(self.a.dtype)
-
     # Backward
 
     def gradient(
-        self, s: Solved, weight: float, dual: float, need: tuple[bool, bool, bool]
+        self, s: Solved, up_value: Tensor | None, up_dual: Tensor | None, need: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of ``weight`` <P, C> + ``dual`` dual value: of x, y, W (where needed), a (N,), b (padded M,)."""
+        """Gradients of ``up_value`` <P, C> + ``up_dual`` dual value: of x, y, W (where needed), a (N,), b (M,)."""
+        weight, dual = (0.0 if up is None else float(up) for up in (up_value, up_dual))
+        m = len(self.features.y)
         if self.options.grad == "envelope":
-            return *self._features(s, weight + dual, need, alpha=False), *self._envelope_masses(s, dual)
+            grad_a, grad_b = self.envelope_masses(s, dual)
+            return *self._features(s, weight + dual, need, alpha=False), grad_a, grad_b[:m]
         if self.options.grad == "implicit":
             parts = self._implicit(s, weight, dual)
         elif self._in_range(s):
@@ -260,8 +294,8 @@ class Problem:
         else:
             parts = self._log_domain(s, weight, dual)
         grad_a, grad_b, z = parts
-        direct_a, direct_b = self._direct(s, dual)
-        return *self._features(s, weight, need, **z), grad_a + direct_a, grad_b + direct_b
+        direct_a, direct_b = self.direct(s, dual)
+        return *self._features(s, weight, need, **z), grad_a + direct_a, (grad_b + direct_b)[:m]
 
     def _inverse_masses(self) -> tuple[Tensor, Tensor]:
         return tuple(torch.where(m > 0, 1 / m, 0) for m in (self.a, self.b))  # type: ignore[return-value]
@@ -329,11 +363,7 @@ class Problem:
             du, dv = self.adjoint(s, sigma, ia)
             row_sum, grad_a = row_sum - du * ia, grad_a + du * ia
         else:
-            warnings.warn(
-                "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly "
-                "at this reg; raise reg, or use grad='unrolled', which is exact for the iterations that ran",
-                stacklevel=2,
-            )
+            _not_converged.warn()
         return grad_a, grad_b, {"sums": (row_sum, col_sum)}
 
     def _log_domain(self, s: Solved, weight: float, dual: float):
@@ -358,19 +388,6 @@ class Problem:
         g = s.hist_g[s.n_iter - depth : s.n_iter].flip(0)
         stacks = [torch.stack(z) for z in (before, at_f, share_f, share_g)]
         return grad_a, grad_b, {"history": (*stacks[:3], g.contiguous(), stacks[3])}
-
-    def _direct(self, s: Solved, dual: float) -> tuple[Tensor, Tensor]:
-        """What the dual value gives the masses at constant potentials."""
-        sum_a = self.over.add(self.a.double().sum()).to(self.a.dtype)
-        sum_b = self.b.double().sum().to(self.a.dtype)
-        reg = self.reg
-        on_a = torch.where(self.a > 0, s.f - reg * self.a.log() - 2 * reg + reg * sum_b, 0)
-        on_b = torch.where(self.b > 0, s.g - reg * self.b.log() - reg + reg * sum_a, 0)
-        return dual * on_a, dual * on_b
-
-    def _envelope_masses(self, s: Solved, dual: float) -> tuple[Tensor, Tensor]:
-        free = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((self.a, s.f), (self.b, s.g)))
-        return tuple(dual * z for z in free)  # type: ignore[return-value]
 
     def _features(
         self, s: Solved, weight: float, need: tuple[bool, bool, bool], *, alpha: bool = True,

@@ -6,7 +6,6 @@ A batch is a ragged list whose problems have one size. The kernels take the whol
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference import sinkhorn as reference
-from . import _autograd, _solve_cuda, class_aware, cost
+from . import _autograd, _not_converged, _solve_cuda, class_aware, cost
 from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
 
@@ -134,11 +133,7 @@ class RaggedSinkhorn(torch.autograd.Function):
             table, GRAD_CODES[options.grad], *map(_address, (up_value, up_f, up_g, dx, dy, da, db))
         )
         if not converged:
-            warnings.warn(
-                "the implicit gradient of sinkhorn did not reach its tolerance in some problem of the batch: raise "
-                "reg, or use grad='unrolled', which is exact for the iterations that ran",
-                stacklevel=2,
-            )
+            _not_converged.warn()
         if need_a:
             da = _sum(da, direct_a, a)
         if need_b:
@@ -273,50 +268,104 @@ def reference_outputs(
 @torch.compiler.disable
 def solve(
     x, y, a, b, init_fg, by_class, offsets: Offsets, metric: str, dtype, options: Options
-) -> tuple[Tensor, ...]:
-    """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by whatever runs on these tensors."""
+) -> tuple[Any, ...]:
+    """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by whatever runs on these tensors.
+
+    The costs are flat, padded to ``_C.padded`` each; by the kernels of a GPU a list of matrices.
+    """
     if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
             "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
             "sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
-        return _one_by_one(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
+        return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
     if x.device.type != "cpu":
         return _on_device(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
     a, b, class_cost, y_labels = (None if t is None else t.contiguous() for t in (a, b, *by_class))
     return RaggedSinkhorn.apply(x, y, class_cost, a, b, y_labels, *init_fg, offsets, metric, dtype, options)
 
 
-def _one_by_one(
-    x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options
-) -> tuple[Tensor, ...]:
-    """As `solve`, by the kernels of a GPU, problem by problem."""
+# Padded elements for each true one, up to which a list is one batch: beyond, every problem is a launch.
+_PADDING = 4
 
-    def part(t, at):
-        return t if t is None else t[at].contiguous()
 
-    parts: list[tuple[Tensor, ...]] = []
-    costs = []
-    for k in range(len(offsets.x) - 1):
-        rows, columns = offsets.rows(k)
-        matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype)
-        costs.append(
-            torch.nn.functional.pad(
-                matrix.detach().reshape(-1), (0, _C.padded(matrix.numel()) - matrix.numel())
-            )
+def _on_gpu(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options) -> tuple[Any, ...]:
+    """As `solve`, by the kernels of a GPU: one launch for all problems where each fits a block, else one for each.
+
+    A problem without rows on one side has nothing to transport.
+    """
+    n, m = offsets.counts
+    live = ((n > 0) & (m > 0)).nonzero()[:, 0]
+    parts = [live]
+    if len(live):
+        most = int(n[live].max()), int(m[live].max())
+        padded = len(live) * most[0] * most[1] <= _PADDING * int((n[live] * m[live]).sum())
+        if not (padded and _solve_cuda.fits_block(*most, dtype, x.device)):
+            parts = list(live.split(1))
+    batch = len(n)
+    value, dual, error = (x.new_zeros(batch, dtype=dtype) for _ in range(3))
+    n_iter = x.new_zeros(batch, dtype=torch.int64)
+    f, g = (x.new_full((len(z),), -torch.inf, dtype=dtype) for z in (x, y))
+    costs = [x.new_zeros(sizes, dtype=dtype) for sizes in zip(n.tolist(), m.tolist(), strict=True)]
+    for chosen in parts if len(live) else []:
+        rows, columns = _Rows(offsets.x, chosen, x.device), _Rows(offsets.y, chosen, x.device)
+        found, matrix = _one_launch(x, y, a, b, init_fg, by_class, rows, columns, metric, dtype, options)
+        at = chosen.to(x.device, non_blocking=True)
+        value, dual, error, n_iter = (
+            whole.index_copy(0, at, part)
+            for whole, part in zip((value, dual, error, n_iter), (*found[:2], *found[4:]), strict=True)
         )
-        if matrix.numel():
-            masses = part(a, rows), part(b, columns)
-            start = part(init_fg[0], rows), part(init_fg[1], columns)
-            parts.append(_autograd.Sinkhorn.apply(matrix.contiguous(), *masses, *start, options))
-            continue
-        nothing = x.new_zeros((), dtype=dtype)
-        f, g = (x.new_full((size,), -torch.inf, dtype=dtype) for size in matrix.shape)
-        parts.append((nothing, nothing, f, g, nothing, x.new_zeros((), dtype=torch.int64)))
-    value, dual, f, g, error, n_iter = zip(*parts, strict=True)
-    stacked = (torch.stack(z) for z in (error, n_iter))
-    return torch.stack(value), torch.stack(dual), torch.cat(f), torch.cat(g), *stacked, torch.cat(costs)
+        f, g = rows.put_back(f, found[2]), columns.put_back(g, found[3])
+        for place, k in enumerate(chosen.tolist()):
+            costs[k] = matrix[place, : int(n[k]), : int(m[k])]
+    return value, dual, f, g, error, n_iter, costs
+
+
+class _Rows:
+    """Rows of some problems (B', most), the shorter ones padded."""
+
+    def __init__(self, starts: Tensor, chosen: Tensor, device: torch.device):
+        counts = starts.diff()[chosen]
+        place = torch.arange(int(counts.max()))
+        inside = place < counts[:, None]
+        at = torch.where(inside, starts[chosen][:, None] + place, 0)
+        found = inside.flatten().nonzero()[:, 0]  # on the CPU: nothing waits for the device
+        everything = inside, at, counts[:, None], found, at.flatten()[found]
+        self.inside, self.at, self.counts, self._found, self._true = (
+            t.to(device, non_blocking=True) for t in everything
+        )
+
+    def take(self, flat: Tensor) -> Tensor:
+        """Rows of ``flat``, zeros where there are none; what comes back for those is dropped, NaN as well."""
+        inside = self.inside if flat.dim() == 1 else self.inside[..., None]
+        return torch.where(inside, flat[self.at], 0)
+
+    def put_back(self, flat: Tensor, rows: Tensor) -> Tensor:
+        """``flat`` with the true rows of (B', most) where they came from."""
+        return flat.index_copy(0, self._true, rows.flatten()[self._found])
+
+
+def _one_launch(x, y, a, b, init_fg, by_class, rows: _Rows, columns: _Rows, metric, dtype, options):
+    """(value, dual, f, g, marginal_error, n_iter) and the costs of some problems as a batch.
+
+    Rows and columns beside a problem have no mass and take no part.
+    """
+    masses = [
+        each.inside.to(dtype) / each.counts if mass is None else each.take(mass)
+        for mass, each in ((a, rows), (b, columns))
+    ]
+    init = [None if z is None else each.take(z) for z, each in zip(init_fg, (rows, columns), strict=True)]
+    if init[0] is None:  # as if each problem came alone
+        init[0] = (-options.reg * rows.counts.to(dtype).log()).expand(rows.inside.shape).contiguous()
+        init[1] = masses[1].new_zeros(masses[1].shape)
+    matrix = _autograd.cost_transformed(rows.take(x), columns.take(y), metric)[0]
+    if by_class[0] is not None:
+        matrix = class_aware.cost_by_class(
+            matrix, rows.take(by_class[0]), columns.take(by_class[1])
+        ).contiguous()
+    found = _autograd.Sinkhorn.apply(matrix, *(z.contiguous() for z in masses), *init, options)
+    return found, matrix.detach()
 
 
 def _on_device(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
@@ -337,18 +386,18 @@ def _on_device(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, o
     return *outputs, torch.stack(errors), n_iter, torch.cat(costs)
 
 
-def result(
-    outputs: tuple[Tensor, ...], offsets: Offsets, shape: torch.Size | None, options: Options, by_class
-):
+def result(outputs: tuple[Any, ...], offsets: Offsets, shape: torch.Size | None, options: Options, by_class):
     """The `BatchResult`; ``shape`` (B, N, M) where the batch is not ragged."""
     *outputs6, costs = outputs
     if shape is not None:
         outputs6[2], outputs6[3] = outputs6[2].view(shape[0], shape[1]), outputs6[3].view(shape[0], shape[2])
     counts = offsets.counts
-    sizes = [_C.padded(n * m) for n, m in zip(*(c.tolist() for c in counts), strict=True)]
-    matrices = [
-        block[: n * m].view(n, m)
-        for block, n, m in zip(costs.split(sizes), *(c.tolist() for c in counts), strict=True)
-    ]
+    matrices = costs
+    if isinstance(costs, Tensor):
+        sizes = [_C.padded(n * m) for n, m in zip(*(c.tolist() for c in counts), strict=True)]
+        matrices = [
+            block[: n * m].view(n, m)
+            for block, n, m in zip(costs.split(sizes), *(c.tolist() for c in counts), strict=True)
+        ]
     classes = None if by_class[0] is None else (by_class[1], by_class[0].shape[-1])
     return BatchResult(matrices, tuple(outputs6), options, shape is None, classes)

@@ -6,6 +6,7 @@ leaves, sums over the columns (M,), is added up by one all-reduce. Nothing of si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from .panel_sweeps import Alone
 class Shards(Alone):
     """This process's rows among those of a group; every process calls the same methods in the same order."""
 
-    def __init__(self, group: Any, m: int, settings: str):
+    alone = False
+
+    def __init__(self, group: Any, n: int, m: int, wants_y: bool, settings: str):
         self._group, self._rank = group, dist.get_rank(group)
         everyone: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyone, (m, settings), group=group)
-        self._counts = [count for count, _ in everyone]
-        different = sorted({theirs for _, theirs in everyone})
+        dist.all_gather_object(everyone, (n, m, wants_y, settings), group=group)
+        rows, self._counts, wanted, theirs = zip(*everyone, strict=True)
+        self._rows, self._wants_y = sum(rows), any(wanted)
+        different = sorted(set(theirs))
         if len(different) > 1:
             raise ValueError(
                 "every process of the group must call sinkhorn_loss alike, got " + " and ".join(different)
@@ -31,8 +35,11 @@ class Shards(Alone):
         if not sum(self._counts):
             raise ValueError("y must have at least one row in some process of the group, got none")
 
-    @property
-    def total_columns(self) -> int:
+    def total_rows(self, rows: int) -> int:
+        """Rows of x in all processes."""
+        return self._rows
+
+    def total_columns(self, columns: int) -> int:
         """Rows of y in all processes."""
         return sum(self._counts)
 
@@ -54,17 +61,17 @@ class Shards(Alone):
         """This process's part of rows of all."""
         return rows.split(self._counts)[self._rank]
 
-    def anywhere(self, needed: bool) -> bool:
-        """Whether any process needs it."""
-        return bool(self.greatest(torch.tensor(float(needed))))
+    def wants_y(self, needed: bool) -> bool:
+        """Whether y of some process takes part in autograd: it was asked once, in the forward call."""
+        return self._wants_y
 
     def refuse(self, problem: str | None) -> None:
-        """Raise ValueError on every process where one has a problem, so that none waits for another."""
-        if self.anywhere(problem is not None):
+        """Raise ValueError on every process where one has a problem, so that none waits for another; on the CPU."""
+        if self.greatest(torch.tensor(float(problem is not None))):
             raise ValueError(problem or "another process of the group refused its part of the input")
 
 
-def _gather(rows: Tensor, counts: list[int], group: Any) -> Tensor:
+def _gather(rows: Tensor, counts: Sequence[int], group: Any) -> Tensor:
     mine = rows.new_zeros((max(counts), *rows.shape[1:]))
     mine[: len(rows)] = rows
     parts = [torch.empty_like(mine) for _ in counts]

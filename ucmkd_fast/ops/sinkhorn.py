@@ -306,12 +306,12 @@ def _one_problem(x, y, a, b, init_fg, by_class, settings: Settings, budget, grou
     if group is not None:
         wanted = "result" if return_result else regularized
         over = _shards(x, y, a, b, by_class, f"{dtype} {metric} {options} {wanted}", group)
-        m = over.total_columns
+        m = over.total_columns(m)
     streamed = memory.worth_asking(n, m, dtype.itemsize, budget) and _streamed(
         (x, y, a, b, by_class[0]), m, dtype, budget
     )
     if streamed or over is not None:
-        rows = memory.panel_rows(n, m, dtype.itemsize, budget)
+        rows = memory.panel_rows(n, m, dtype.itemsize, budget, x.device)
         how = metric, dtype, options, rows, not streamed, over
         outputs = panel.solve(x, y, a, b, init_fg, by_class, *how)
         _tell(convergence, outputs)
@@ -346,16 +346,17 @@ def _tell(convergence: Convergence | None, outputs: tuple[Tensor, ...]) -> None:
 def _shards(x, y, a, b, by_class, settings: str, group) -> sharded.Shards:
     given = "".join(name for name, t in zip("ab", (a, b), strict=True) if t is not None)
     classes = "" if by_class[0] is None else f"K {by_class[0].shape[1]}"
-    return sharded.Shards(group, len(y), f"xy{given} {classes} {x.shape[1]} {settings}")
+    wants_y = torch.is_grad_enabled() and y.requires_grad
+    return sharded.Shards(group, len(x), len(y), wants_y, f"xy{given} {classes} {x.shape[1]} {settings}")
 
 
 def _streamed(tensors, columns: int, dtype: torch.dtype, budget: int | None) -> bool:
-    """Whether the matrices do not fit; on a device only a given budget is asked about."""
+    """Whether the matrices do not fit; without kernels for the device only a given budget is asked about."""
     x = tensors[0]
-    if x.device.type != "cpu" and budget is None:
+    if not _has_kernels(x) and budget is None:
         return False
     gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return memory.needs_panels(len(x), columns, dtype.itemsize, gradient, budget)
+    return memory.needs_panels(len(x), columns, dtype.itemsize, gradient, budget, x.device)
 
 
 def _has_kernels(x: Tensor) -> bool:
@@ -369,7 +370,7 @@ def _batch_loss(x, y, a, b, init_fg, by_class, offsets, objective, settings: Set
         if offsets is not None:
             raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
         shape = torch.Size((*x.shape[:2], y.shape[1]))
-        if x.device.type != "cpu" or not _autograd.direct(x, y, a, b, by_class[0]):
+        if x.device.type != "cpu" or _solve_cuda.runs_on(x) or not _autograd.direct(x, y, a, b, by_class[0]):
             return _composite_batch(x, y, a, b, init_fg, by_class, objective, settings, return_result)
         at = ragged.of_batch(*shape)
         a = a if a is None else a.expand(shape[:2]).reshape(-1)
@@ -402,11 +403,11 @@ def _batch_loss(x, y, a, b, init_fg, by_class, offsets, objective, settings: Set
 
 
 def _composite_batch(x, y, a, b, init_fg, by_class, objective, settings: Settings, return_result):
-    """A batch through its cost (B, N, M): under transforms and compilers, and on devices without kernels."""
+    """A batch through its cost (B, N, M): on GPUs, under transforms and compilers."""
     metric, dtype, regularized, options, convergence = settings
 
     def solve(x, y, a, b, init_fg, by_class):
-        matrix = reference.cost(x.to(dtype), y.to(dtype), metric)
+        matrix = _cost_matrix(x, y, metric, dtype)
         if by_class[0] is not None:
             matrix = class_aware.cost_by_class(matrix, *by_class)
         return matrix, _solve(matrix, a, b, init_fg, options)
@@ -441,6 +442,7 @@ def _class_aware(x, y, by_class, a, b, init_fg, settings: Settings, return_resul
 
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:
-    if x.device.type == "cpu":
+    """The cost (N, M), on a GPU of a batch too, as one op with a gradient: never (N, M, D) where kernels run."""
+    if _solve_cuda.runs_on(x) or (x.device.type == "cpu" and x.dim() == 2):
         return _autograd.cost_transformed(x, y, metric)[0]
     return reference.cost(x.to(dtype), y.to(dtype), metric)

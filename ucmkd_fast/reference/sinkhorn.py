@@ -38,7 +38,7 @@ def _safe_norm(z: Tensor) -> Tensor:
 def normalise(z: Tensor) -> Tensor:
     """Rows of z (N, D) at unit norm; a zero row stays zero and gets gradient 0."""
     norm = _safe_norm(z)
-    return torch.where(norm[..., None] > 0, z / torch.where(norm > 0, norm, 1)[..., None], 0)
+    return torch.where(norm[..., None] == 0, 0, z / torch.where(norm == 0, 1, norm)[..., None])
 
 
 def cost(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:

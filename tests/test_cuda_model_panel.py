@@ -1,0 +1,168 @@
+"""Costs made panel by panel by the CUDA kernels, on the execution model: against the reference and the dense path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_harness import ORDERS, build, model
+from test_panel import BAD, METRICS, budget, close, problem, reg_of
+
+import ucmkd_fast as uk
+from ucmkd_fast.ops import _panel_cuda
+from ucmkd_fast.ops.panel import PanelResult
+from ucmkd_fast.reference import sinkhorn as reference
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def by_panels(monkeypatch):
+    """Each test must have run on the panels of this way."""
+    runs = []
+    solve = _panel_cuda.Problem.solve
+    monkeypatch.setattr(_panel_cuda.Problem, "solve", lambda *args: runs.append(1) or solve(*args))
+    yield runs
+    assert runs
+
+
+@pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_agrees_with_the_reference(metric, objective):
+    tensors = problem(torch.float64, "zeros")
+    options = {"metric": metric, "objective": objective, "reg": reg_of(metric), "max_iter": 12}
+    want = reference.sinkhorn_loss(*tensors, **options)
+    wants = torch.autograd.grad(want, tensors)
+    order = list(ORDERS)[METRICS.index(metric) % 3]
+    with model(order=order, seed=3, threads=96):
+        got = uk.sinkhorn_loss(*tensors, memory_budget=budget(torch.float64), **options)
+        grads = torch.autograd.grad(got, tensors)
+        close(got, want, 1e-11)
+        for g, w in zip(grads, wants, strict=True):
+            close(g, w, 1e-8)
+        low = [t.detach().float().requires_grad_() for t in tensors]
+        got = uk.sinkhorn_loss(*low, memory_budget=budget(torch.float32), **options)
+        grads = torch.autograd.grad(got, low)
+    close(got, want, 2e-5)
+    for g, w in zip(grads, wants, strict=True):
+        close(g, w, 1e-3)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
+@pytest.mark.parametrize("objective", ["transport", "regularized"])
+def test_agrees_with_the_dense_path(grad, objective):
+    tensors = problem(torch.float64, "random", 20, 15, 5)
+    wanted = tensors[:2] if (grad, objective) == ("envelope", "transport") else tensors
+    if len(wanted) == 2:
+        tensors = [*wanted, *(t.detach() for t in tensors[2:])]
+    options = {"grad": grad, "objective": objective, "max_iter": 150, "tol": 1e-9, "reg": 0.3}
+    want = uk.sinkhorn_loss(*tensors, **options)
+    wants = torch.autograd.grad(want, wanted)
+    with model():
+        got = uk.sinkhorn_loss(*tensors, memory_budget=4000, **options)
+        grads = torch.autograd.grad(got, wanted)
+    close(got, want, 1e-10)
+    for g, w in zip(grads, wants, strict=True):
+        close(g, w, 1e-6)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+def test_launches_after_the_last_iteration_do_nothing(grad, monkeypatch):
+    """A host that never learns of the flag launches everything: the same result to the last bit."""
+    x, y, *_ = problem(torch.float64, None, 15, 12, 4)
+    options = {
+        "grad": grad,
+        "max_iter": 60,
+        "tol": 1e-4,
+        "reg": 0.5,
+        "memory_budget": 4000,
+        "return_result": True,
+    }
+    found = []
+    for blind in (False, True):
+        if blind:
+            monkeypatch.setattr(_panel_cuda.Flag, "seen", lambda self: False)
+        with model() as module:
+            before = module.launches()
+            result = uk.sinkhorn_loss(x, y, **options)
+            grads = torch.autograd.grad(result.value, (x, y))
+            found.append((result.value, *result.potentials, result.n_iter, result.marginal_error, *grads))
+            launches = module.launches() - before
+        assert 1 < result.n_iter < 60 and (launches > 1000) is blind
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_ranges_that_plain_sums_do_not_reach(scale):
+    x, y, a, b = problem(torch.float64, "zeros", 21, 17)
+    x.data *= scale
+    options = {"metric": "sqeuclidean", "objective": "regularized", "reg": 1.0, "max_iter": 15}
+    want = reference.sinkhorn_loss(x, y, a, b, **options)
+    wants = torch.autograd.grad(want, (x, y, a, b))
+    with model(order="reverse"):
+        low = [t.detach().float().requires_grad_() for t in (x, y, a, b)]
+        got = uk.sinkhorn_loss(*low, memory_budget=4000, **options)
+        close(got, want, 1e-5)
+        for g, w in zip(torch.autograd.grad(got, low), wants, strict=True):
+            close(g, w, 5e-3)
+
+
+def test_results_and_warm_starts():
+    x, y, *_ = problem(torch.float64, None, 20, 15, 5)
+    options = {"return_result": True, "max_iter": 300, "tol": 1e-8, "reg": 0.5}
+    dense = uk.sinkhorn_loss(x, y, **options)
+    with model():
+        got = uk.sinkhorn_loss(x, y, memory_budget=4000, **options)
+        assert isinstance(got, PanelResult) and got.n_iter == dense.n_iter and bool(got.converged)
+        again = uk.sinkhorn_loss(x, y, memory_budget=4000, init=got.potentials, **options)
+    assert again.n_iter == 1
+    for mine, theirs in zip(got.potentials, dense.potentials, strict=True):
+        close(mine, theirs, 1e-9)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_half_precision(half):
+    x, y = (z.detach().to(half).requires_grad_() for z in problem(torch.float32)[:2])
+    full = [z.detach().double().requires_grad_() for z in (x, y)]
+    want = reference.sinkhorn_loss(*full, max_iter=10)
+    wants = torch.autograd.grad(want, full)
+    with model():
+        got = uk.sinkhorn_loss(x, y, max_iter=10, memory_budget=7000)
+        close(got, want, 1e-5)
+        for g, w in zip(torch.autograd.grad(got, (x, y)), wants, strict=True):
+            assert g.dtype == half
+            close(g, w, 1e-2)
+
+
+REFUSED = {
+    "equal sums": lambda z: (z, z, 2 * torch.ones(53) / 53, None),
+    "negative": lambda z: (z, z, None, -torch.ones(53) / 53),
+    "all be 0": lambda z: (z, z, torch.zeros(53), torch.zeros(53)),
+    "overflows": lambda z: (z * torch.nan, z, None, None),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_input_gives_nan_and_says_why_when_it_is_read(words):
+    x, y, a, b = REFUSED[words](torch.randn(53, 2))
+    leaf = x.clone().requires_grad_()
+    with model():
+        result = uk.sinkhorn_loss(leaf, y, a, b, max_iter=3, memory_budget=7000, return_result=True)
+        assert result.value.isnan() and torch.autograd.grad(result.value, leaf)[0].isnan().all()
+        with pytest.raises(ValueError, match=words):
+            result.check()
+
+
+@pytest.mark.parametrize("name", ["relax", "twice", "functorch"])
+def test_what_is_not_built_is_refused(name, by_panels):
+    call, error, words = BAD[name]
+    by_panels.append(0)
+    with pytest.raises(error, match=words), model():
+        call(torch.randn(53, 1))
