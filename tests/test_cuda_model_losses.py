@@ -192,6 +192,27 @@ def test_ragged_lists(name, masses, grad):
         assert distance(g, w) < 1e-8
 
 
+def test_terms_by_class_in_lists_and_batches():
+    x, y = torch.randn(20, 4).double().requires_grad_(), torch.randn(20, 4).double()
+    W, labels = torch.rand(20, 3).double().requires_grad_(), torch.arange(20) % 3
+    offsets = torch.tensor([0, 8, 20]), torch.tensor([0, 9, 20])
+
+    def both():
+        ragged = uk.sinkhorn_loss(x, y, class_cost=W, y_labels=labels, offsets=offsets, reg=0.3, max_iter=8)
+        halves = (z.unflatten(0, (2, 10)) for z in (x, y, W, labels))
+        one, other, classes, which = halves
+        batch = uk.sinkhorn_loss(one, other, class_cost=classes, y_labels=which, reg=0.3, max_iter=8)
+        return torch.cat([ragged, batch])
+
+    want = both()
+    wants = torch.autograd.grad(want.sum(), (x, W))
+    with model():
+        got = both()
+        grads = torch.autograd.grad(got.sum(), (x, W))
+    for g, w in zip((got, *grads), (want, *wants), strict=True):
+        assert distance(g, w) < 1e-9
+
+
 def test_a_refused_problem_of_a_list_leaves_the_others_alone():
     x, y = torch.randn(12, 4).double().requires_grad_(), torch.randn(12, 4).double()
     offsets = torch.tensor([0, 4, 12]), torch.tensor([0, 5, 12])

@@ -160,8 +160,22 @@ def test_refused_input_gives_nan_and_says_why_when_it_is_read(words):
             result.check()
 
 
-@pytest.mark.parametrize("name", ["relax", "twice", "functorch"])
+NOT_BUILT = {
+    "accelerate": {"grad": "implicit", "accelerate": "relax"},
+    "class_cost": {"class_cost": torch.zeros(53, 2), "y_labels": torch.zeros(53, dtype=torch.int64)},
+}
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
 def test_what_is_not_built_is_refused(name, by_panels):
+    by_panels.append(0)
+    z = torch.randn(53, 2)
+    with pytest.raises(NotImplementedError, match=f"{name} is not built for CUDA"), model():
+        uk.sinkhorn_loss(z, z, memory_budget=7000, **NOT_BUILT[name])
+
+
+@pytest.mark.parametrize("name", ["twice", "functorch"])
+def test_second_derivatives_and_transforms_are_refused(name, by_panels):
     call, error, words = BAD[name]
     by_panels.append(0)
     with pytest.raises(error, match=words), model():
