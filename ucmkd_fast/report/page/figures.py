@@ -17,7 +17,10 @@ _TEACHER_ERROR, _FA, _LA = "#009E73", "#E69F00", "#CC79A7"
 DPI = 144  # of the pictures; the page shows an inch as 96 of its pixels
 _SHOWN = 300  # features of each modality in the plane
 _NOT_CURVES = ("epoch", "seconds", "lr", "val_loss")  # val_loss is drawn with loss
-_TITLES = {"fa": "FA", "la": "LA", "ce": "cross-entropy", "probe_fa": "probe FA"}  # other names are words
+_TITLES = {  # other names are words
+    "fa": "FA", "la": "LA", "ce": "cross-entropy", "fa_iterations": "FA iterations", "probe_fa": "probe FA",
+    "probe_fa_pull": "probe FA pull",
+}  # fmt: skip
 _NAMED = 25  # classes at most whose names are written along an axis
 
 
