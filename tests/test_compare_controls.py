@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 from digit_runs import run_settings
 from speech_folders import write_folder
@@ -12,6 +13,8 @@ from speech_folders import write_folder
 from ucmkd_fast.cli import main
 from ucmkd_fast.compare import Experiment
 from ucmkd_fast.compare.controls import with_controls
+from ucmkd_fast.data import UNLABELLED, LabelledData
+from ucmkd_fast.run.controls import relabelled
 
 
 @pytest.fixture
@@ -60,3 +63,25 @@ def test_the_command_says_what_remains(settings, tmp_path, capsys):
     assert ("remain over plus, permuted" in line) == (gain > 0)
     # A method without a gain is compared with each of its controls instead: never both.
     assert ("plus, real against permuted teacher" in page) == (gain <= 0)
+
+
+def test_other_labels_on_files_keep_names_and_augmentation():
+    class Drawn(LabelledData):
+        def __init__(self):
+            self.labels, self.classes, self.ids = (
+                torch.tensor([0, 1, UNLABELLED]),
+                ["a", "b"],
+                ["p", "q", "r"],
+            )
+            self.reads_files = True
+
+        def batch(self, indices):
+            return indices[:, None].float(), self.labels[indices]
+
+        def drawn_batch(self, indices, key):
+            return indices[:, None].float() + key[0], self.labels[indices]
+
+    data = relabelled(Drawn(), torch.tensor([1, 0]))
+    assert data.labels.tolist() == [1, 0, UNLABELLED] and data.ids == ["p", "q", "r"] and data.reads_files
+    x, y = data.drawn_batch(torch.tensor([0, 1]), (10,))
+    assert x.tolist() == [[10], [11]] and y.tolist() == [1, 0]

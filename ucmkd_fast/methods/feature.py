@@ -43,12 +43,18 @@ class Feature(LossMethod):
         self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
+    def alignment(self, step: Step, batch: Batch, feature: Tensor, classes: int) -> Tensor:
+        """FA () of the student's features (n, D)."""
+        target = step.required_teacher.features(batch)
+        return feature_alignment(step, batch, feature, target, self.transport)
+
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``ce``, ``fa``, and how the teacher's head reads the student's features."""
         teacher = step.required_teacher
         feature = step.student.encode(batch.x)
-        ce = F.cross_entropy(step.student.head(feature), batch.y, label_smoothing=self.label_smoothing)
-        fa = feature_alignment(step, batch, feature, teacher.features(batch), self.transport)
+        logits = step.student.head(feature)
+        ce = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
+        fa = self.alignment(step, batch, feature, logits.shape[1])
         with torch.no_grad():
             reading = teacher_reading(step, teacher.head(feature), batch.y)
         return {"loss": ce + self.fa_weight * fa, "ce": ce, "fa": fa, **reading}

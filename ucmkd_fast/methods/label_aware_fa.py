@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..alignment import class_conditional_alignment, teacher_reading
+from ..alignment import class_conditional_alignment
 from ..data.batch import Batch
-from ..ops.checks import number_at_least_zero
-from .base import LossMethod, Step, register
-from .checks import fraction, transport
+from .base import Step, register
+from .feature import Feature
 
 
 @register
-class LabelAwareFA(LossMethod):
+class LabelAwareFA(Feature):
     """CE(s, y) + fa_weight FA(z, z_T | y): as `feature`, but no mass moves between classes.
 
     Marginal transport matches clusters of features to whatever class is near; where that is the wrong
@@ -29,9 +26,8 @@ class LabelAwareFA(LossMethod):
         label_smoothing: of the cross-entropy, in [0, 1].
     """
 
-    name = "label-aware-fa"
+    name, published_name = "label-aware-fa", ""
     required_draw = ("class-matched", "paired")  # every class of the batch then has a teacher's sample
-    needs_equal_widths = True
 
     def __init__(
         self,
@@ -42,18 +38,11 @@ class LabelAwareFA(LossMethod):
         max_iter: int = 20,
         label_smoothing: float = 0.0,
     ):
-        super().__init__()
-        self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
-        self.transport = transport(metric, reg, max_iter)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        super().__init__(
+            fa_weight=fa_weight, metric=metric, reg=reg, max_iter=max_iter, label_smoothing=label_smoothing
+        )
+        self.warm_transport = self.marginal_fa = None  # there is no marginal problem
 
-    def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, ``ce``, ``fa``, and how the teacher's head reads the student's features."""
-        teacher = step.required_teacher
-        feature = step.student.encode(batch.x)
-        logits = step.student.head(feature)
-        ce = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
-        fa = class_conditional_alignment(step, feature, batch, logits.shape[1], self.transport)
-        with torch.no_grad():
-            reading = teacher_reading(step, teacher.head(feature), batch.y)
-        return {"loss": ce + self.fa_weight * fa, "ce": ce, "fa": fa, **reading}
+    def alignment(self, step: Step, batch: Batch, feature: Tensor, classes: int) -> Tensor:
+        """FA () of the student's features (n, D), class by class."""
+        return class_conditional_alignment(step, feature, batch, classes, self.transport)

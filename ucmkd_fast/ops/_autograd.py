@@ -154,9 +154,9 @@ class SmallSinkhornLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream):  # noqa: D102
-        x, y, dx, dy, *given = ctx.saved_tensors
+        x, y, dx, dy, a, b, init_f, init_g = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable_gradients(x, y, *given, upstream, ctx.options)
+            return _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, ctx.options)
         if dx is not None:
             dx = (dx * upstream).to(x.dtype)
         if dy is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,15 @@ class _Relabelled(LabelledData):
 
     def __init__(self, data: LabelledData, labels: Tensor):
         self.data, self.labels = data, labels
-        self.classes, self.groups, self.holds_features = data.classes, data.groups, data.holds_features
+        self.classes, self.groups, self.ids = data.classes, data.groups, data.ids
+        self.holds_features, self.reads_files = data.holds_features, data.reads_files
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.data[index][0], self.labels[index]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.data.batch(indices)[0], self.labels[indices]
+
+    def drawn_batch(self, indices: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As the data set draws it, augmented where that is."""
+        return self.data.drawn_batch(indices, key)[0], self.labels[indices]
