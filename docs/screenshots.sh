@@ -5,7 +5,7 @@ page=$1/report/index.html
 docs=$(dirname "$0")
 whole=$(mktemp -d)
 trap 'rm -rf "$whole"' EXIT
-"${CHROMIUM:-chromium}" --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,5200 \
+"${CHROMIUM:-chromium}" --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,6400 \
   --screenshot="$whole/page.png" "file://$(realpath "$page")" 2>/dev/null
 "${PYTHON:-python3}" - "$whole/page.png" "$docs" <<'PYTHON'
 import sys
