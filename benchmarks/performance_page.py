@@ -24,8 +24,9 @@ Milliseconds, the median of the rounds (fresh inputs each), the lowest and the h
 times as long as ours. On Gaussian features the iterations reach a state in which nothing changes any more, bit
 for bit, after about ten: `ucmkd_fast` does not repeat those, and its gradient stops where only rounding is
 left; the others run all 100, with the same result. On clustered features with a small reg the iterations keep
-moving. What the products, the exponentials and the iterations take at the speeds that the machine reaches is
-below each table (one iteration where they soon stop changing anything).
+moving. What
+the products, the exponentials and the sweeps forward take at the speeds that the machine reaches is below each table
+(one sweep where the iterations soon stop changing anything).
         """,
     ),
     "converged": (
@@ -58,7 +59,8 @@ each line of the matrix, one in a plain sum. Tried on one thread at 2048: prefet
     "threads": (
         "Where a second thread pays",
         """
-25 iterations on two threads and on one (below the threshold in csrc/sinkhorn/tasks.h both run on one).
+A loss with its gradient (100 iterations), and ten iterations by panels, on two threads and on one (below the
+threshold in csrc/sinkhorn/tasks.h both run on one).
         """,
     ),
     "accuracy": (
