@@ -132,19 +132,21 @@ def section(name: str, rows: list[dict[str, Any]]) -> list[str]:
     lines = [f"## {title}", ""]
     for paragraph in text.strip().split("\n\n"):
         lines += [" ".join(paragraph.split()), ""]
-    if all(not row["timings"] for row in rows):
-        keys = [*rows[0]["case"], *dict.fromkeys(k for row in rows for k in row["extra"])]
+    for row in rows:
+        if row["timings"]:
+            lines += timings(row)
+    rows = [row for row in rows if not row["timings"]]
+    if rows:
+        keys = list(dict.fromkeys(k for row in rows for k in (*row["case"], *row["extra"])))
         lines += ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
         for row in rows:
             values = row["case"] | row["extra"]
             lines.append("| " + " | ".join(str(values.get(k, "-")) for k in keys) + " |")
-        if name == "accuracy":
-            for part in ("loss", "gradient"):
-                worst = max(rows, key=lambda row: row["extra"][part])
-                lines += ["", f"Worst {part}: {worst['extra'][part]:.1e} ({case_of(worst)})."]
-        return [*lines, ""]
-    for row in rows:
-        lines += timings(row)
+        lines.append("")
+    if name == "accuracy":
+        for part in ("loss", "gradient"):
+            worst = max(rows, key=lambda row: row["extra"][part])
+            lines += [f"Worst {part}: {worst['extra'][part]:.1e} ({case_of(worst)}).", ""]
     return lines
 
 
