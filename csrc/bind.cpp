@@ -131,6 +131,7 @@ PYBIND11_MODULE(_C, m) {
   bind_cuda(m);
 #endif
   m.def("padded", &sinkhorn::padded);
+  m.def("is_one", [](bool f64, Address x) { return f64 ? *to<double>(x) == 1 : *to<float>(x) == 1; });
   m.def("exp", [](bool f64, const std::string& name, Address x, Address y, int64_t count) {
     int levels;
     const Level* const* all = built_levels(&levels);

@@ -14,6 +14,7 @@ from ucmkd_fast import distiller as loop
 from ucmkd_fast.config import TrainConfig
 from ucmkd_fast.data import FeatureBank, TensorData, UnpairedLoader
 from ucmkd_fast.distiller import Distiller
+from ucmkd_fast.training.data_sets import DataSets
 from ucmkd_fast.training.metrics import Meter
 from ucmkd_fast.training.schedule import learning_rate
 
@@ -84,7 +85,7 @@ def test_nothing_is_read_from_the_device_inside_a_step(monkeypatch):
     def count(method, steps):
         nonlocal reads
         distiller = Distiller(student(), teacher(), method, epochs=1, steps_per_epoch=steps, batch_size=16)
-        loader = distiller._loader(TensorData(*STUDENT_TRAIN), TensorData(*TEACHER_TRAIN))
+        loader = distiller._loader(DataSets.of(STUDENT_TRAIN, TEACHER_TRAIN, None, None))
         batches = list(loader)
 
         class Drawn:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,9 @@ from torch import nn
 from .bilevel.temporary_point import joint_norm
 from .config import TrainConfig
 from .data import (
-    UNLABELLED,
     Batch,
     FeatureBank,
     LabelledData,
-    TensorData,
     UnpairedLoader,
     WarmStart,
     balanced_rows,
@@ -32,6 +30,7 @@ from .data import (
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
+from .training.data_sets import DataSets, as_data
 from .training.diagnosis import Diagnosis, can_diagnose, diagnose
 from .training.distributed import (
     average,
@@ -43,11 +42,10 @@ from .training.distributed import (
     world,
 )
 from .training.method_settings import method_settings, settled_draw
-from .training.metrics import Meter, check_labels, evaluate, output_sizes
+from .training.metrics import Meter, evaluate
 from .training.progress import ProgressBar
 from .training.run_folder import (
     RunFolder,
-    digest,
     git_state,
     identity_of,
     latest_checkpoint,
@@ -180,17 +178,13 @@ class Distiller:
             FloatingPointError: the training diverged; checkpoints are of the epochs before.
         """
         config = self.config
-        student_train = _as_data(student_train)
-        teacher_train = None if teacher_train is None else _as_data(teacher_train)
-        student_val = None if student_val is None else _as_data(student_val)
-        unlabelled = None if student_unlabelled is None else _as_unlabelled(student_unlabelled)
-        self._check_data(student_train, teacher_train, student_val, unlabelled)
-        self._step.warm_start = self._warm_start(student_train, teacher_train)
-        loader = self._loader(student_train, teacher_train, unlabelled)
-        identity = self._identity(student_train, teacher_train, student_val, unlabelled)
-        saved = self._open_run(identity, resume, overwrite)
-        optimizers = self._prepare(self._example(student_train, teacher_train, unlabelled))
-        self._hand_over_bank(teacher_train)
+        data = DataSets.of(student_train, teacher_train, student_val, student_unlabelled)
+        self._check(data)
+        self._step.warm_start = self._warm_start(data)
+        loader = self._loader(data)
+        saved = self._open_run(self._identity(data), resume, overwrite)
+        optimizers = self._prepare(data.example(self.accelerator.device))
+        self._hand_over_bank(data.teacher_train)
         standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
         self._record(standing, None)
 
@@ -217,7 +211,7 @@ class Distiller:
                 if world().size > 1:
                     for model in self._models().values():
                         average_buffers(model)
-                validation = {} if student_val is None else self.evaluate(student_val)
+                validation = {} if data.student_val is None else self.evaluate(data.student_val)
 
                 standing.epoch += 1
                 standing.step += len(loader)
@@ -242,7 +236,7 @@ class Distiller:
         """Accuracy, loss, per-class accuracy and confusion of the student; see `metrics.evaluate`."""
         return evaluate(
             self.student,
-            _as_data(data),
+            as_data(data),
             device=self.accelerator.device,
             batch_size=self.config.batch_size,
             autocast=self._step.autocast,
@@ -257,34 +251,14 @@ class Distiller:
             models["potentials"] = self._step.warm_start
         return models
 
-    def _warm_start(
-        self, student_train: LabelledData, teacher_train: LabelledData | None
-    ) -> WarmStart | None:
+    def _warm_start(self, data: DataSets) -> WarmStart | None:
         """Potentials of all samples, 0 at first; None where the run does not keep them."""
-        if self.config.warm_start is None or teacher_train is None:
+        if self.config.warm_start is None or data.teacher_train is None:
             return None
         options = self.method.warm_transport._asdict()
-        kept = WarmStart(
-            len(teacher_train), len(student_train), tol=self.config.warm_start, grad="implicit", **options
-        )
+        sizes = len(data.teacher_train), len(data.student_train)
+        kept = WarmStart(*sizes, tol=self.config.warm_start, grad="implicit", **options)
         return kept.to(self.accelerator.device)
-
-    def _example(
-        self,
-        student_train: LabelledData,
-        teacher_train: LabelledData | None,
-        unlabelled: LabelledData | None,
-    ) -> Batch:
-        """The first sample of each modality, for `Method.setup`."""
-        first = torch.zeros(1, dtype=torch.int64)
-        example = Batch(*student_train.batch(first))
-        if teacher_train is not None:
-            x = teacher_train.batch(first)[0]
-            name = "teacher_feature" if teacher_train.holds_features else "teacher_x"
-            example = replace(example, **{name: x})
-        if unlabelled is not None:
-            example.unlabelled_x = unlabelled.batch(first)[0]
-        return example.to(self.accelerator.device)
 
     def _prepare(self, example: Batch) -> list[torch.optim.Optimizer]:
         """Set seeds, modes and equal weights on every rank; the optimisers, the student's first."""
@@ -351,17 +325,12 @@ class Distiller:
         figures = diagnose(self._step, self._last_batch, self.method.marginal_fa)
         return dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
 
-    def _loader(
-        self,
-        student_train: LabelledData,
-        teacher_train: LabelledData | None,
-        unlabelled: LabelledData | None = None,
-    ) -> UnpairedLoader:
+    def _loader(self, data: DataSets) -> UnpairedLoader:
         rank, size = world()
         config = self.config
         return UnpairedLoader(
-            student_train,
-            teacher_train if self.method.uses_teacher else None,
+            data.student_train,
+            data.teacher_train if self.method.uses_teacher else None,
             batch_size=config.batch_size,
             teacher_batch_size=config.teacher_batch_size,
             draw=config.draw or "independent",
@@ -369,73 +338,23 @@ class Distiller:
             rank=rank,
             world_size=size,
             steps_per_epoch=config.steps_per_epoch,
-            unlabelled=unlabelled,
+            unlabelled=data.unlabelled,
             unlabelled_batch_size=config.unlabelled_batch_size,
         )
 
-    def _check_data(
-        self,
-        student_train: LabelledData,
-        teacher_train: LabelledData | None,
-        student_val: LabelledData | None,
-        unlabelled: LabelledData | None,
-    ) -> None:
-        """Raise ValueError unless models, method and data fit each other, seen on one sample of each."""
-        device, name = self.accelerator.device, self.method_settings["name"]
-        self._alignable = 0  # classes, where both models' features can be compared
-        if not any(parameter.requires_grad for parameter in self.student.parameters()):
-            raise ValueError("the student must have a parameter that requires a gradient, found none")
-        width, classes = output_sizes(self.student, student_train, device)
-        for data in (student_train, student_val):
-            if data is not None:
-                check_labels(data, classes)
-        if self.method.uses_unlabelled and unlabelled is None:
-            raise ValueError(f"method {name!r} needs student_unlabelled, got None")
-        if unlabelled is not None:
-            if not self.method.uses_unlabelled:
-                raise ValueError(f"method {name!r} does not use student_unlabelled: leave it out")
-            output_sizes(self.student, unlabelled, device)
-        elif self.config.unlabelled_batch_size is not None:
-            raise ValueError(
-                f"unlabelled_batch_size={self.config.unlabelled_batch_size} needs student_unlabelled, got None"
-            )
-        if not self.method.uses_teacher or self.teacher is None:
-            return
-        if teacher_train is None:
-            raise ValueError(f"method {name!r} needs teacher_train, got None")
-        teacher_width, teacher_classes = output_sizes(self.teacher.model, teacher_train, device)
-        if classes != teacher_classes:
-            raise ValueError(
-                f"student and teacher must know the same classes: the student's head has {classes}, "
-                f"the teacher's {teacher_classes}"
-            )
-        check_labels(teacher_train, classes, all_labelled=False)
-        if can_diagnose(self._step, width, teacher_width):
-            self._alignable = classes
-        if self.method.needs_equal_widths and width != teacher_width:
-            raise ValueError(
-                f"method {name!r} compares features, so both encoders must give one width: the student's is "
-                f"{width}, the teacher's {teacher_width} (ucmkd_fast.models.with_width(student, {teacher_width}) "
-                "adds a projection)"
-            )
+    def _check(self, data: DataSets) -> None:
+        """Raise ValueError unless models, method and data fit each other."""
+        name, device = self.method_settings["name"], self.accelerator.device
+        width, teacher_width, classes = data.check(
+            self.student, self.teacher, self.method, name, self.config, device
+        )
+        alignable = teacher_width is not None and can_diagnose(self._step, width, teacher_width)
+        self._alignable = classes if alignable else 0
 
-    def _identity(
-        self,
-        student_train: LabelledData,
-        teacher_train: LabelledData | None,
-        student_val: LabelledData | None,
-        unlabelled: LabelledData | None,
-    ) -> dict[str, Any]:
+    def _identity(self, data: DataSets) -> dict[str, Any]:
         """What tells this run from others, see `run_folder.identity_of`."""
-        data = {"student_train": student_train, "teacher_train": teacher_train, "student_val": student_val}
-        described = {
-            role: None if one is None else {"samples": len(one.labels), "labels": digest([one.labels])}
-            for role, one in data.items()
-        }
-        if unlabelled is not None:
-            described["student_unlabelled"] = {"samples": len(unlabelled.labels)}
         head = {} if self.teacher is None else self._first_head or self.teacher.head.state_dict()
-        return identity_of(self._settings(), described, head)
+        return identity_of(self._settings(), data.described(), head)
 
     def _settings(self) -> dict[str, Any]:
         return {"method": self.method_settings, "train": self.config.to_dict()}
@@ -531,22 +450,6 @@ class Distiller:
             student_path=path,
             checkpoint_path=latest_checkpoint(self.run) if self.run else None,
         )
-
-
-def _as_data(data: Any) -> LabelledData:
-    """A data set; a pair of tensors (x, y) is made one."""
-    if isinstance(data, tuple) and len(data) == 2:
-        return TensorData(*data)
-    if isinstance(data, LabelledData):
-        return data
-    raise TypeError(f"data must be a LabelledData or a pair of tensors (x, y), got {type(data).__name__}")
-
-
-def _as_unlabelled(data: Any) -> LabelledData:
-    """A data set whose labels are not read; a tensor of samples is made one."""
-    if isinstance(data, torch.Tensor):
-        return TensorData(data, torch.full((len(data),), UNLABELLED))
-    return _as_data(data)
 
 
 def _line(figures: dict[str, Any]) -> str:

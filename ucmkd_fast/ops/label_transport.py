@@ -65,11 +65,15 @@ def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
+def _is_one(number: Tensor) -> bool:
+    return number.dtype in checks.FLOATS and _C.is_one(number.dtype == torch.float64, number.data_ptr())
+
+
 def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any) -> list[Tensor | None]:
     """Gradients that nobody else holds, times ``upstream`` (over ``divisor`` where there is one), in place."""
     if divisor is not None:
         upstream = upstream / divisor
-    elif upstream.dim() == 0 and upstream.is_cpu and float(upstream) == 1:
+    elif upstream.dim() == 0 and upstream.is_cpu and _is_one(upstream):
         return list(gradients)
     return [None if g is None else g.mul_(upstream) for g in gradients]
 
