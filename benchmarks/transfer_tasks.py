@@ -51,6 +51,7 @@ class Setting:
     def title(self) -> str:
         """In words."""
         unit = {"speech": "recordings", "images": "images", "pen": "pen strokes"}[self.own]
+        unit = unit.removesuffix("s") if self.labels == 1 else unit
         words = f"{self.labels} labelled {unit} a class, student of {self.own}, teacher of {self.other}"
         if self.speakers:
             words += "; {} speakers for training, {} for validation, {} for testing".format(*self.speakers)
