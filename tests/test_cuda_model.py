@@ -11,16 +11,10 @@ from test_sinkhorn import compare, distance, gradients, leaves
 import ucmkd_fast as uk
 from ucmkd_fast.reference import sinkhorn as reference
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The model is serial and the problems are small: torch's pool would only get in the way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with"),
+]
 
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}

@@ -13,18 +13,13 @@ from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with"),
+]
 
 LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def features(n: int, m: int, d: int, dtype: torch.dtype):

@@ -12,15 +12,10 @@ from ucmkd_fast.ops import _panel_cuda
 from ucmkd_fast.ops.panel import PanelResult
 from ucmkd_fast.reference import sinkhorn as reference
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with"),
+]
 
 
 @pytest.fixture(autouse=True)

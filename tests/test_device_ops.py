@@ -12,6 +12,8 @@ from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIMIT = {torch.float64: 1e-8, torch.float32: 5e-4}
 
 
@@ -23,15 +25,6 @@ def device(request):
         if _solve_cuda.kernels is None:
             pytest.skip("this build has no CUDA kernels")
     return request.param
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The problems are small: torch's pool would only get in the way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["f64", "f32"])

@@ -206,11 +206,16 @@ def backward(
         _not_converged.warn()
     if a is b is None:
         return dx, dy, None, None
-    if solver.grad == "envelope":
-        matrix = _kept_cost(kept, len(x), len(y))
+    matrix = _kept_cost(kept, len(x), len(y))
+    return dx, dy, *_mass_gradients(matrix, a, b, f, g, upstream, up, grad_a, grad_b, options)
+
+
+def _mass_gradients(matrix, a, b, f, g, upstream, up: _solve.Upstream, grad_a, grad_b, options: LossOptions):
+    """Of a and b: through the iterations (``grad_a``, ``grad_b``) and directly; the envelope has its own."""
+    if options.solver.grad == "envelope":
         dual = upstream if options.regularized else None
-        return dx, dy, *_solve._envelope_masses(matrix, a, b, f, g, dual, solver.reg)
-    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+        return _solve._envelope_masses(matrix, a, b, f, g, dual, options.solver.reg)
+    return _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
 
 
 def _of_outputs(upstream: Tensor, options: LossOptions) -> tuple[Tensor | None, ...]:
@@ -241,16 +246,14 @@ def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOpti
                 problem, *addresses, depths.data_ptr(), weights.data_ptr(), *masses, *_two(sums, n)
             )
             dx, dy = features_backward(features, weights, sums, needs[0], needs[1])
-            return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+            return dx, dy, *_mass_gradients(None, a, b, f, g, upstream, up, grad_a, grad_b, options)
     elif solver.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, *addresses, 0, *masses, *_two(sums, n)):
             _not_converged.warn()
     call = problem, GRAD_CODES[solver.grad], addresses[0]
     dx, dy = _in_blocks(features, call, sums, product, needs)
-    if solver.grad == "envelope":
-        dual = upstream if options.regularized else None
-        return dx, dy, *_solve._envelope_masses(_kept_cost(kept, n, m), a, b, f, g, dual, solver.reg)
-    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+    matrix = _kept_cost(kept, n, m)
+    return dx, dy, *_mass_gradients(matrix, a, b, f, g, upstream, up, grad_a, grad_b, options)
 
 
 def _two(sums: Tensor, n: int) -> tuple[int, int]:
@@ -297,12 +300,8 @@ def _in_blocks(features: Features, call, sums: Tensor, product, needs) -> tuple[
 
 def _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):
     """The same on the device."""
-    solver = options.solver
     up = _upstream(x, y, a, b, f, g, kept, upstream, options)
     dx, dy, grad_a, grad_b, matrix = _loss_cuda.backward(
         x, y, a, b, init_f, f, g, kept, up[:3], options, needs, classes
     )
-    if solver.grad == "envelope":
-        dual = upstream if options.regularized else None
-        return dx, dy, *_solve._envelope_masses(matrix, a, b, f, g, dual, solver.reg)
-    return dx, dy, _solve._plus(grad_a, up.direct_a), _solve._plus(grad_b, up.direct_b)
+    return dx, dy, *_mass_gradients(matrix, a, b, f, g, upstream, up, grad_a, grad_b, options)
