@@ -114,6 +114,30 @@ def test_panels_in_the_log_domain():
         close(g, w, 1e-7)
 
 
+@pytest.mark.parametrize("how", [{}, {"memory_budget": 7000}, "lists", "batch"], ids=str)
+def test_strided_inputs(how):
+    inputs, labels = problem(40, 36, dtype=torch.float32)
+    tensors = [*(t.detach() for t in (*inputs, *masses(40, 36))), labels]
+    tensors[3:5] = (t.float() for t in tensors[3:5])
+    if how == "lists":
+        how = {"offsets": (torch.tensor([0, 40]), torch.tensor([0, 36]))}
+    if how == "batch":
+        how, tensors = {}, [t[None] for t in tensors]
+
+    def loss(x, y, W, a, b, labels):
+        return uk.sinkhorn_loss(x, y, a, b, class_cost=W, y_labels=labels, max_iter=10, **how)
+
+    def strided(t):
+        wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), 1)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+
+    want = loss(*tensors)
+    for k, t in enumerate(tensors):
+        others = [strided(t) if j == k else other for j, other in enumerate(tensors)]
+        assert torch.equal(loss(*others), want)
+
+
 def test_sums_by_class_without_the_plan():
     (x, y, W), labels = problem(33, 26)
     options = {"class_cost": W, "y_labels": labels, "return_result": True, "max_iter": 50}

@@ -160,6 +160,8 @@ def panels(x, y, **options):
 def test_panels_do_not_wait_and_can_be_captured():
     x, y, _, _ = inputs(0, 300)
     leaf = x.requires_grad_()
+    W = torch.rand(len(x), 3, device=x.device, requires_grad=True)
+    labels = torch.arange(len(y), device=x.device) % 3
     want = panels(leaf, y)
     (grad,) = torch.autograd.grad(want, leaf)
     torch.cuda.synchronize()
@@ -167,6 +169,7 @@ def test_panels_do_not_wait_and_can_be_captured():
     try:
         torch.autograd.grad(panels(leaf, y), leaf)
         torch.autograd.grad(panels(leaf, y, tol=1e-3), leaf)
+        torch.autograd.grad(panels(leaf, y, class_cost=W, y_labels=labels, metric="l2"), (leaf, W))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import test_class_aware_large as by_class
 import torch
 from cuda_harness import ORDERS, build, model
 from test_panel import BAD, METRICS, budget, close, problem, reg_of
@@ -136,6 +137,73 @@ def test_half_precision(half):
             close(g, w, 1e-2)
 
 
+@pytest.mark.parametrize("objective", ["transport", "regularized"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_terms_by_class(metric, objective):
+    inputs, labels = by_class.problem(53, 37)
+    inputs += by_class.masses(53, 37)
+    options = {"metric": metric, "objective": objective, "reg": by_class.reg_of(metric), "max_iter": 10}
+
+    def loss(function, x, y, W, a, b, labels=labels, **more):
+        return function(x, y, a, b, class_cost=W, y_labels=labels, **options, **more)
+
+    want = loss(reference.sinkhorn_loss, *inputs)
+    wants = torch.autograd.grad(want, inputs)
+    strided = labels.repeat_interleave(2)[::2]
+    with model(order=list(ORDERS)[METRICS.index(metric) % 3], seed=5, threads=96):
+        for dtype, limit, grad_limit, room in (
+            (torch.float64, 1e-11, 1e-8, 14000),
+            (torch.float32, 2e-5, 1e-3, 7000),
+        ):
+            own = [t.detach().to(dtype).requires_grad_() for t in inputs]
+            got = loss(uk.sinkhorn_loss, *own, labels=strided, memory_budget=room)
+            close(got, want, limit)
+            for g, w in zip(torch.autograd.grad(got, own), wants, strict=True):
+                close(g, w, grad_limit)
+    assert wants[2][:, 2].abs().max() == 0 and wants[2][2, 1] == 0  # an absent class, a forbidden pair
+
+
+@pytest.mark.parametrize("grad", ["implicit", "envelope"])
+def test_terms_by_class_of_other_gradients(grad):
+    inputs, labels = by_class.problem(33, 26)
+    options = {
+        "metric": "l2",
+        "reg": 2.0,
+        "grad": grad,
+        "objective": "regularized",
+        "max_iter": 300,
+        "tol": 1e-9,
+    }
+    options |= {"class_cost": inputs[2], "y_labels": labels}
+    want = uk.sinkhorn_loss(*inputs[:2], **options)
+    wants = torch.autograd.grad(want, inputs)
+    with model():
+        got = uk.sinkhorn_loss(*inputs[:2], memory_budget=8000, **options)
+        grads = torch.autograd.grad(got, inputs)
+    close(got, want, 1e-9)
+    for g, w in zip(grads, wants, strict=True):
+        close(g, w, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "W", "labels"),
+    [
+        ("number or .inf", torch.full((53, 2), torch.nan), torch.zeros(53, dtype=torch.int64)),
+        ("number or .inf", torch.zeros(53, 2), torch.full((53,), 2)),
+        ("none", torch.tensor([[0.0, torch.inf]]).repeat(53, 1), torch.arange(53) % 2),  # columns
+        ("none", torch.full((53, 2), torch.inf), torch.arange(53) % 2),
+    ],
+)
+def test_refused_terms_by_class(words, W, labels):
+    z = torch.randn(53, 2, requires_grad=True)
+    options = {"class_cost": W, "y_labels": labels, "max_iter": 3, "return_result": True}
+    with model():
+        result = uk.sinkhorn_loss(z, z.detach(), memory_budget=7000, **options)
+        assert result.value.isnan() and torch.autograd.grad(result.value, z)[0].isnan().any()
+        with pytest.raises(ValueError, match=words):
+            result.check()
+
+
 REFUSED = {
     "equal sums": lambda z: (z, z, 2 * torch.ones(53) / 53, None),
     "negative": lambda z: (z, z, None, -torch.ones(53) / 53),
@@ -155,18 +223,11 @@ def test_refused_input_gives_nan_and_says_why_when_it_is_read(words):
             result.check()
 
 
-NOT_BUILT = {
-    "accelerate": {"grad": "implicit", "accelerate": "relax"},
-    "class_cost": {"class_cost": torch.zeros(53, 2), "y_labels": torch.zeros(53, dtype=torch.int64)},
-}
-
-
-@pytest.mark.parametrize("name", NOT_BUILT)
-def test_what_is_not_built_is_refused(name, by_panels):
+def test_accelerate_is_refused(by_panels):
     by_panels.append(0)
     z = torch.randn(53, 2)
-    with pytest.raises(NotImplementedError, match=f"{name} is not built for CUDA"), model():
-        uk.sinkhorn_loss(z, z, memory_budget=7000, **NOT_BUILT[name])
+    with pytest.raises(NotImplementedError, match="accelerate is not built for CUDA"), model():
+        uk.sinkhorn_loss(z, z, memory_budget=7000, grad="implicit", accelerate="relax")
 
 
 @pytest.mark.parametrize("name", ["twice", "functorch"])

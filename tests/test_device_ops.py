@@ -120,16 +120,19 @@ def test_ragged_lists(starts, device, dtype):
     agree(lambda *t: uk.sinkhorn_loss(*t, offsets=offsets, **options), loop, features(20, 20), device, dtype)
 
 
+@pytest.mark.parametrize("rows", [None, 4], ids=["one matrix", "panels"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_terms_by_class(metric, device, dtype):
+def test_terms_by_class(metric, rows, device, dtype):
     options = {"reg": 0.5, "max_iter": 10}
     labels = torch.arange(20) % 3
+    budget = None if rows is None else 8 * rows * 20 * dtype.itemsize
 
     def truth(x, y, W):
         return reference.sinkhorn(reference.cost(x, y, metric) + W[:, labels], **options).value
 
     def op(x, y, W):
-        return uk.sinkhorn_loss(x, y, class_cost=W, y_labels=labels.to(device), metric=metric, **options)
+        classes = {"class_cost": W, "y_labels": labels.to(device)}
+        return uk.sinkhorn_loss(x, y, metric=metric, memory_budget=budget, **classes, **options)
 
     agree(op, truth, [*features(14, 20), torch.rand(14, 4).double().requires_grad_()], device, dtype)
 

@@ -68,6 +68,19 @@ def gradient(c: Any, weights: Tensor, z: Tensor, other: Tensor, metric: str, of_
     return grad
 
 
+def by_label(classes: Any) -> tuple[Tensor, Tensor]:
+    """Columns (M,) sorted by their labels, and where each label begins among them (K + 1,)."""
+    labels, order = torch.sort(classes.labels, stable=True)
+    every = torch.arange(classes.cost.shape[1] + 1, device=labels.device)
+    return order, torch.searchsorted(labels, every)
+
+
+def to_classes(c: Any, sorted_labels: tuple[Tensor, Tensor], grad: Tensor) -> None:
+    """Let `cuda_weigh` of the call ``c`` write the gradient of W (N, K) too."""
+    c.order, c.starts = (t.data_ptr() for t in sorted_labels)
+    c.grad_class = grad.data_ptr()
+
+
 def finish(c: Any, sums: Tensor | None, grad: Tensor, of_y: bool) -> None:
     """The products of the weights with the features become the gradient, in place; l1 writes it."""
     c.sums, c.grad, c.of_y = _address(sums), grad.data_ptr(), of_y

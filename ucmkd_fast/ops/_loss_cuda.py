@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import _cost_cuda, _solve_cuda
@@ -67,11 +66,8 @@ def backward(
     call = _cost_call(x, y, kept, options.metric, classes)
     call.grad_cost = weights.data_ptr()
     if classes is not None and classes.grad is not None:
-        labels, order = torch.sort(classes.labels, stable=True)
-        every = torch.arange(classes.cost.shape[1] + 1, device=x.device)
-        starts = torch.searchsorted(labels, every)
-        call.order, call.starts = order.data_ptr(), starts.data_ptr()
-        call.grad_class = classes.grad.data_ptr()
+        sorted_labels = _cost_cuda.by_label(classes)
+        _cost_cuda.to_classes(call, sorted_labels, classes.grad)
     _solve_cuda.kernels.cuda_weigh(call)
     dx = _cost_cuda.gradient(call, weights, x, y, options.metric, False) if needs[0] else None
     dy = _cost_cuda.gradient(call, weights, y, x, options.metric, True) if needs[1] else None

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _cost_cuda, _not_converged, _solve_cuda
+from . import _cost_cuda, _not_converged, _solve_cuda, class_aware
+from ._loss import Classes
 from ._solve import Options
 from ._solve_cuda import Saved, _address, adjoint_tolerance, call_of
 from .panel_sweeps import Alone, Vectors
@@ -75,9 +76,18 @@ class Flag:
 class Panels:
     """The costs of x (N, D) against y (M, D), some rows at a time, in one buffer; or kept, each in its own."""
 
-    def __init__(self, x: Tensor, y: Tensor, metric: str, dtype: torch.dtype, rows: int, keep: bool):
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        metric: str,
+        dtype: torch.dtype,
+        rows: int,
+        keep: bool,
+        classes: Classes | None,
+    ):
         self.x, self.y = _cost_cuda.features(x, y, dtype)
-        self.metric, self.dtype, self.rows = metric, dtype, max(min(rows, len(x)), 1)
+        self.metric, self.dtype, self.rows, self.classes = metric, dtype, max(min(rows, len(x)), 1), classes
         self.scales = _solve_cuda.empty(x, len(x), dtype=dtype), _solve_cuda.empty(x, len(y), dtype=dtype)
         self._kept: dict[int, Tensor] | None = {} if keep else None
         self._buffer = None if keep else self.new()
@@ -87,10 +97,18 @@ class Panels:
         """Memory for a panel."""
         return _solve_cuda.empty(self.x, self.rows, len(self.y), dtype=self.dtype)
 
-    def call(self, rows: slice, matrix: Tensor) -> Any:
+    def call(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> Any:
         """The native call on the features of these rows."""
-        scales = self.scales[0][rows], self.scales[1]
-        return _cost_cuda.call(self.x[rows], self.y, self.metric, scales, matrix)
+        scales, classes = (self.scales[0][rows], self.scales[1]), None
+        if self.classes is not None:
+            classes = Classes(self.classes.cost[rows], self.classes.labels, distance)
+        return _cost_cuda.call(self.x[rows], self.y, self.metric, scales, matrix, classes)
+
+    def make(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> None:
+        """The cost of these rows, and without its term by class where ``distance`` is given."""
+        if self.metric != "l1":
+            _cost_cuda.product(self.x[rows], self.y, matrix)
+        _solve_cuda.kernels.cuda_cost(self.call(rows, matrix, distance))
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.x), self.rows):
@@ -100,9 +118,7 @@ class Panels:
                 continue
             memory = self.new() if self._buffer is None else self._buffer
             matrix = memory[: rows.stop - rows.start]
-            if self.metric != "l1":
-                _cost_cuda.product(self.x[rows], self.y, matrix)
-            _solve_cuda.kernels.cuda_cost(self.call(rows, matrix))
+            self.make(rows, matrix)
             if self._kept is not None:
                 self._kept[start] = matrix
             yield rows, matrix
@@ -112,16 +128,18 @@ class Problem(Vectors):
     """This process's rows against all columns, with the sweeps over them."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, dtype: torch.dtype,
-        options: Options, rows: int, keep: bool, over: Alone,
+        self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, classes: Classes | None, metric: str,
+        dtype: torch.dtype, options: Options, rows: int, keep: bool, over: Alone,
     ):  # fmt: skip
         y, b = over.gather(y), None if b is None else over.gather(b)
+        if classes is not None:
+            classes = Classes(classes.cost.contiguous(), over.gather(classes.labels).contiguous())
         self.n, self.m = len(x), len(y)
         uniform = x.new_full((1,), 1, dtype=dtype)
         a = (uniform / over.total_rows(self.n)).repeat(self.n) if a is None else a.contiguous()
         b = (uniform / self.m).repeat(self.m) if b is None else b.contiguous()
         super().__init__(a, b, options, over)
-        self.panels = Panels(x, y, metric, dtype, rows, keep)
+        self.panels = Panels(x, y, metric, dtype, rows, keep, classes)
         across = -(-self.m // 256)
         groups = max(1, min(32, self.panels.rows, _BLOCKS // across))
         self.states = _solve_cuda.empty(a, groups, self.m, 2)
@@ -166,11 +184,12 @@ class Problem(Vectors):
             else init_f
         )
         self.hist_f[0] = torch.where(self.a > 0, start, -torch.inf)
-        self.flags.copy_(self._mass_flags())
+        self.flags.copy_(self._mass_flags() + self._class_flags())
         self.n_iter.fill_(last)
         error, sums = self.b.new_zeros(()), torch.zeros_like(self.b)
         stop = Flag(self.a, self.over) if tol > 0 else None
         log_sums = self.sweep(START)
+        self._refuse_forbidden(log_sums)
         for t in range(1, last + 1):
             self._keep_g(t if history else 1, log_sums, stop)
             log_sums = self.sweep(ITERATE, t, stop)
@@ -218,6 +237,17 @@ class Problem(Vectors):
         differ = ~((sum_a - sum_b).abs() <= gap * (sum_a + sum_b))
         return (bad * 4 + none * 8 + differ * 16).to(torch.int32).view(1)
 
+    def _class_flags(self) -> int | Tensor:
+        """The same for the term by class."""
+        if self.panels.classes is None:
+            return 0
+        return class_aware.has_bad_values(*self.panels.classes[:2]).to(torch.int32)
+
+    def _refuse_forbidden(self, log_sums: Tensor) -> None:
+        """A column all of whose pairs are forbidden; rows are looked at by the sweeps."""
+        if self.panels.classes is not None:
+            self.flags |= 2 * ((self.b > 0) & (log_sums == -torch.inf)).any().to(torch.int32)
+
     def _keep_g(self, t: int, log_sums: Tensor, stop: Flag | None) -> None:
         """The half-step of the columns; its potentials and log-sums go where iteration t keeps them."""
         g = torch.where(self.b > 0, self.reg * (self.b.log() - log_sums), -torch.inf)
@@ -250,13 +280,13 @@ class Problem(Vectors):
     def gradient(
         self, s: Solved, up_value: Tensor | None, up_dual: Tensor | None, need: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of ``up_value`` <P, C> + ``up_dual`` dual value: of x, y (where needed), no W, a (N,), b (M,)."""
+        """Gradients of ``up_value`` <P, C> + ``up_dual`` dual value: of x, y, W (where needed), a (N,), b (M,)."""
         none = self.a.new_zeros(())
         weight, dual = (none if up is None else up for up in (up_value, up_dual))
         grad = self.options.grad
         self.call.implicit, self.call.plan_only = grad == "implicit", grad == "envelope"
         if grad == "envelope":
-            return *self._features(weight + dual, need), None, *self.envelope_masses(s, dual)
+            return *self._features(weight + dual, need), *self.envelope_masses(s, dual)
         # The dual value pulls f by a and g by b.
         last = weight / self.reg * s.first + dual * (self.b - s.sums)
         grad_a = weight * self.alpha + self.reg * dual * (self.a > 0)
@@ -265,7 +295,7 @@ class Problem(Vectors):
         df, dg, grad_b = run(last, dual * self.a, grad_a, least)
         self.call.df, self.call.dg = df.data_ptr(), dg.data_ptr()
         direct_a, direct_b = self.direct(s, dual)
-        return *self._features(weight, need), None, grad_a + direct_a, grad_b + direct_b
+        return *self._features(weight, need), grad_a + direct_a, grad_b + direct_b
 
     def _unrolled(self, last: Tensor, df_last: Tensor, grad_a: Tensor, least: Tensor) -> tuple[Tensor, ...]:
         """The adjoints df (T, N), dg (T, M) of every half-step, t from n_iter down; see csrc/sinkhorn/adjoint.cu."""
@@ -323,8 +353,8 @@ class Problem(Vectors):
         _not_converged.report(done.raised == 0)
         return df, dg, grad_b
 
-    def _features(self, weight: Tensor, need: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        """DC panel by panel, and from it the gradients of x and y."""
+    def _features(self, weight: Tensor, need: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        """DC panel by panel, and from it the gradients of x, y and W."""
         p, kernels = self.panels, _solve_cuda.kernels
         weight = weight.contiguous()
         self.call.value_weight = weight.data_ptr()
@@ -332,32 +362,50 @@ class Problem(Vectors):
         dx = _solve_cuda.empty(x, *x.shape) if need[0] else None
         dy = torch.zeros_like(y) if need[1] else None
         row_sums, col_sums = _solve_cuda.empty(self.a, self.n), torch.zeros_like(self.b)
-        memory = p.new()
+        by_label = d_classes = None
+        if p.classes is not None and need[2]:
+            by_label = _cost_cuda.by_label(p.classes)
+            d_classes = _solve_cuda.empty(p.classes.cost, *p.classes.cost.shape)
+        apart = p.classes is not None and p.metric in class_aware.READS_DISTANCE
+        memory, distances = p.new(), p.new() if apart else None
         for rows, matrix in p:
             weights = memory[: rows.stop - rows.start]
+            distance = None if distances is None else distances[: rows.stop - rows.start]
+            if distance is not None:
+                p.make(rows, weights, distance)  # the cost beside it is overwritten
             self._at(rows, matrix)
             self.call.grad_cost = weights.data_ptr()
             kernels.cuda_sinkhorn_gradient(self.call)
-            call = p.call(rows, matrix)
+            call = p.call(rows, matrix, distance)
             call.grad_cost = weights.data_ptr()
+            if by_label is not None and d_classes is not None:
+                _cost_cuda.to_classes(call, by_label, d_classes[rows])
             kernels.cuda_weigh(call)
-            if p.metric == "l1":
+            self._weigh(call, weights, rows, (x, y), (dx, dy))
+            if p.metric != "l1":
                 if dx is not None:
-                    _cost_cuda.finish(call, None, dx[rows], False)
+                    torch.sum(weights, 1, out=row_sums[rows])
                 if dy is not None:
-                    part = _solve_cuda.empty(y, *y.shape)
-                    _cost_cuda.finish(call, None, part, True)
-                    dy += part
-                continue
-            if dx is not None:
-                torch.mm(weights, y, out=dx[rows])
-                torch.sum(weights, 1, out=row_sums[rows])
-            if dy is not None:
-                torch.addmm(dy, weights.t(), x[rows], out=dy)
-                col_sums += weights.sum(0)
+                    col_sums += weights.sum(0)
         if p.metric != "l1":
             call = p.call(slice(0, self.n), row_sums)
             for grad, sums, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
                 if grad is not None and len(grad):
                     _cost_cuda.finish(call, sums, grad, of_y)
-        return dx, None if dy is None else self.over.add(dy)
+        return dx, None if dy is None else self.over.add(dy), d_classes
+
+    def _weigh(self, call: Any, weights: Tensor, rows: slice, features, grads) -> None:
+        """The panel's products with x and y; l1 takes signs in their place."""
+        (x, y), (dx, dy) = features, grads
+        if self.panels.metric != "l1":
+            if dx is not None:
+                torch.mm(weights, y, out=dx[rows])
+            if dy is not None:
+                torch.addmm(dy, weights.t(), x[rows], out=dy)
+            return
+        if dx is not None:
+            _cost_cuda.finish(call, None, dx[rows], False)
+        if dy is not None:
+            part = _solve_cuda.empty(y, *y.shape)
+            _cost_cuda.finish(call, None, part, True)
+            dy += part

@@ -51,11 +51,24 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
 
 def bad_values(class_cost: Tensor, y_labels: Tensor) -> str | None:
     """A sentence about the values of W (..., N, K) or labels (..., M), as the kernels', or None."""
-    if bool(((y_labels < 0) | (y_labels >= class_cost.shape[-1])).any()):
+    if bool(_outside(class_cost, y_labels)):
         return "y_labels must be columns of class_cost, from 0 to K - 1, got one outside"
-    if bool(((class_cost != class_cost) | (class_cost == -torch.inf)).any()):
+    if bool(_no_cost(class_cost)):
         return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
     return None
+
+
+def has_bad_values(class_cost: Tensor, y_labels: Tensor) -> Tensor:
+    """Whether `bad_values` has anything to say, () bool, without reading it."""
+    return _outside(class_cost, y_labels) | _no_cost(class_cost)
+
+
+def _outside(class_cost: Tensor, y_labels: Tensor) -> Tensor:
+    return ((y_labels < 0) | (y_labels >= class_cost.shape[-1])).any()
+
+
+def _no_cost(class_cost: Tensor) -> Tensor:
+    return ((class_cost != class_cost) | (class_cost == -torch.inf)).any()
 
 
 def cost_by_class(matrix: Tensor, class_cost: Tensor, y_labels: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ class PanelSinkhorn(torch.autograd.Function):
         needs = any(ctx.needs_input_grad[:5])
         problem: Any
         if _solve_cuda.runs_on(x):
-            mass_a, mass_b = (t if t is None else t.detach() for t in (a, b))
+            mass_a, mass_b, w = (t if t is None else t.detach() for t in (a, b, class_cost))
+            classes = None if w is None else Classes(w, y_labels)
             how = metric, dtype, options, rows, keep, over
-            problem = _panel_cuda.Problem(x.detach(), y.detach(), mass_a, mass_b, *how)
+            problem = _panel_cuda.Problem(x.detach(), y.detach(), mass_a, mass_b, classes, *how)
         else:
             problem = _problem(x, y, class_cost, a, b, y_labels, metric, dtype, options, rows, keep, over)
         s = problem.solve(init_f, needs and options.grad == "unrolled")
@@ -76,7 +77,7 @@ def _problem(x, y, class_cost, a, b, y_labels, metric, dtype, options, rows, kee
     classes = None
     if class_cost is not None:
         over.refuse(class_aware.bad_values(class_cost.detach(), y_labels))
-        classes = Classes(class_cost.detach().contiguous(), over.gather(y_labels))
+        classes = Classes(class_cost.detach().contiguous(), over.gather(y_labels).contiguous())
     panels = Panels(features, options.reg, rows, keep, classes)
     return Problem(features, mass_a, mass_b, panels, options, over)
 
@@ -92,12 +93,11 @@ def solve(
             "modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
     if _solve_cuda.runs_on(x):
-        for name, given in (("class_cost", by_class[0]), ("accelerate", options.accelerate)):
-            if given is not None:
-                raise NotImplementedError(
-                    f"{name} is not built for CUDA tensors whose cost is made panel by panel or spread over processes: "
-                    "leave it out, or raise memory_budget"
-                )
+        if options.accelerate is not None:
+            raise NotImplementedError(
+                "accelerate is not built for CUDA tensors whose cost is made panel by panel or spread over processes: "
+                "leave it out, or raise memory_budget"
+            )
     elif x.device.type != "cpu":
         raise NotImplementedError(
             "costs made panel by panel or spread over processes need kernels for the tensors' device, this build has "
