@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_harness import ORDERS, REGIMES, build, model
 from sinkhorn_cases import CASES, Case
-from test_sinkhorn import compare, distance, gradients, leaves
+from test_sinkhorn import compare, distance, gradients, half_precision, leaves
 
 import ucmkd_fast as uk
 from ucmkd_fast.reference import sinkhorn as reference
@@ -28,6 +28,13 @@ def test_every_regime_agrees_with_the_reference(case, regime, dtype):
     order = list(ORDERS)[(CASES.index(case) + REGIME_IDS.index(regime)) % len(ORDERS)]
     with model(regime, order, seed=CASES.index(case)):
         compare(case, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_half_precision(regime, dtype):
+    with model(regime):
+        half_precision(dtype, (3, 7, 9) if regime == "block" else (33, 20))
 
 
 def test_results_do_not_depend_on_the_order_of_threads():

@@ -313,6 +313,24 @@ def test_compiled_equals_eager(batch):
     assert torch.allclose(compiled, eager) and torch.allclose(got, want)
 
 
+def half_precision(dtype, shape):
+    """A cost in half precision is solved in float32; its gradient is rounded once, at the end."""
+    cost = torch.rand(*shape).to(dtype).requires_grad_()
+    a = torch.rand(shape[-2]).add(0.1).softmax(0).requires_grad_()
+    wide = cost.detach().float().requires_grad_()
+    got, want = (uk.sinkhorn(c, a, reg=0.05, max_iter=20) for c in (cost, wide))
+    assert got.value.dtype == torch.float32 and torch.equal(got.value, want.value)
+    assert torch.equal(got.plan(), want.plan())
+    (g, ga), (w, wa) = (torch.autograd.grad(r.value.sum(), (c, a)) for r, c in ((got, cost), (want, wide)))
+    assert g.dtype == dtype and torch.equal(g, w.to(dtype)) and torch.equal(ga, wa)
+
+
+@pytest.mark.parametrize("shape", [(33, 20), (3, 7, 9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_half_precision(dtype, shape):
+    half_precision(dtype, shape)
+
+
 def test_functorch_transforms():
     C = torch.rand(6, 5).double()
     want = torch.autograd.grad(uk.sinkhorn(leaf := C.clone().requires_grad_()).value, leaf)[0]
@@ -328,7 +346,8 @@ def overflowing(most: float):
 BAD = {
     "not a tensor": (lambda: uk.sinkhorn([[1.0]]), TypeError, "torch.Tensor"),
     "integers": (lambda: uk.sinkhorn(torch.ones(2, 2, dtype=torch.int64)), TypeError, "int64"),
-    "half": (lambda: uk.sinkhorn(torch.ones(2, 2, dtype=torch.float16)), TypeError, "float16"),
+    "complex": (lambda: uk.sinkhorn(torch.ones(2, 2, dtype=torch.complex64)), TypeError, "complex64"),
+    "half mass": (lambda: uk.sinkhorn(torch.ones(2, 2).half(), torch.ones(2).half() / 2), TypeError, "float16"),
     "one dimension": (lambda: uk.sinkhorn(torch.ones(3)), ValueError, "shape"),
     "empty": (lambda: uk.sinkhorn(torch.ones(0, 3)), ValueError, "at least one row"),
     "NaN": (lambda: uk.sinkhorn(torch.tensor([[1.0, math.nan]])), ValueError, "NaN"),

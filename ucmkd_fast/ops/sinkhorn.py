@@ -123,8 +123,9 @@ def sinkhorn(
     order of POT's ``sinkhorn`` (Cuturi 2013, "Sinkhorn Distances", in the log domain).
 
     Args:
-        cost: (N, M), or a batch (B, N, M); float32 or float64; may be negative, +inf forbids a pair.
-        a: (N,) or (B, N) masses >= 0 of the rows; None is 1 / N. Zero masses take no part.
+        cost: (N, M), or a batch (B, N, M); float32, float64, or half precision (then solved in float32, its gradient
+            of the same half precision); may be negative, +inf forbids a pair.
+        a: (N,) or (B, N) masses >= 0 of the rows, float32 or float64; None is 1 / N. Zero masses take no part.
         b: (M,) or (B, M) masses >= 0 of the columns, of the same sum; None is 1 / M.
         reg: entropic regularisation, in units of cost.
         max_iter: iterations at most.
@@ -139,10 +140,12 @@ def sinkhorn(
         A `SinkhornResult`.
 
     Raises:
-        TypeError: something is not a tensor, or not of float32 or float64, or dtypes differ.
+        TypeError: something is not a tensor of floats, or dtypes differ.
         ValueError: shapes, devices or values outside what is said above.
     """
-    checks.tensor("cost", cost, "(N, M) or (B, N, M)", 2, 3)
+    checks.tensor("cost", cost, "(N, M) or (B, N, M)", 2, 3, half=True)
+    if cost.dtype in checks.HALVES:
+        cost = cost.float()
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
     options = _check_options(reg, max_iter, tol, grad, accelerate)
