@@ -25,7 +25,7 @@ inline void bind_cuda(pybind11::module_& m) {
 #define UK_FIELD(name) call.def_readwrite(#name, &CudaCall::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(regime), UK_FIELD(n), UK_FIELD(m);
   UK_FIELD(batch), UK_FIELD(max_iter), UK_FIELD(a_stride), UK_FIELD(b_stride), UK_FIELD(reg), UK_FIELD(tol);
-  UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f), UK_FIELD(hist_f);
+  UK_FIELD(relax), UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f), UK_FIELD(hist_f);
   UK_FIELD(hist_g), UK_FIELD(log_f), UK_FIELD(log_g), UK_FIELD(f), UK_FIELD(g), UK_FIELD(alpha), UK_FIELD(n_iter), UK_FIELD(flags);
   UK_FIELD(work), UK_FIELD(value), UK_FIELD(dual), UK_FIELD(marginal_error), UK_FIELD(n_iter_out);
   UK_FIELD(value_weight), UK_FIELD(grad_f), UK_FIELD(grad_g), UK_FIELD(df), UK_FIELD(dg), UK_FIELD(first);
@@ -37,7 +37,7 @@ inline void bind_cuda(pybind11::module_& m) {
   panel.def(py::init<>());
 #define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
   UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
-  UK_FIELD(row_value), UK_FIELD(share);
+  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed);
 #undef UK_FIELD
   using cost::CudaCost;
   py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");

@@ -63,11 +63,6 @@ def by_class_of(name: str):
     return classes() if name.startswith("class cost") else (None, None)
 
 
-def on_gpu(name: str) -> bool:
-    """Whether the kernels of a GPU do this case."""
-    return name != "relaxed"
-
-
 def work(rank: int, size: int, folder: Path) -> None:
     counts = ROWS[size]
     group = dist.group.WORLD
@@ -80,8 +75,6 @@ def work(rank: int, size: int, folder: Path) -> None:
         ]
 
     for name, options in CASES.items():
-        if _solve_cuda.kernels is not None and _solve_cuda.device_type == "cpu" and not on_gpu(name):
-            continue
         parts = mine(whole(has_masses(name)))
         outcome[name] = gradients(parts, mine(by_class_of(name)), group=group, **options)
     result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)

@@ -37,6 +37,28 @@ def test_half_precision(regime, dtype):
         half_precision(dtype, (3, 7, 9) if regime == "block" else (33, 20))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("regime", REGIME_IDS)
+def test_over_relaxation_takes_the_steps_that_the_cpu_takes(regime, dtype):
+    """Iteration by iteration: a relaxed run of T iterations ends with a plain one."""
+    C, a, b = (t.to(DTYPES[dtype]) for t in Case(33, 20, 0.02, 1, "zeros", "features").tensors())
+    options = {"reg": 0.02, "grad": "implicit", "accelerate": "relax"}
+    for max_iter, tol in ((3, 0.0), (4, 0.0), (5, 0.0), (30, 0.0), (2000, 1e-5)):
+        want = uk.sinkhorn(C, a, b, max_iter=max_iter, tol=tol, **options)
+        with model(regime):
+            got = uk.sinkhorn(C, a, b, max_iter=max_iter, tol=tol, **options)
+        assert abs(int(got.n_iter) - int(want.n_iter)) <= (1 if dtype == "f32" else 0)
+        assert distance(got.plan(), want.plan()) < (1e-9 if dtype == "f64" else 1e-3)
+        assert torch.allclose(got.plan().sum(1), a, atol=1e-6)
+    plain = uk.sinkhorn(C, a, b, reg=0.02, max_iter=2000, tol=1e-5)
+    assert got.n_iter < 0.7 * plain.n_iter
+    leaf, options = C.requires_grad_(), {**options, "max_iter": 2000, "tol": 1e-5}
+    (want,) = torch.autograd.grad(uk.sinkhorn(leaf, a, b, **options).value, leaf)
+    with model(regime):
+        (grad,) = torch.autograd.grad(uk.sinkhorn(leaf, a, b, **options).value, leaf)
+    assert distance(grad, want) < (1e-6 if dtype == "f64" else 1e-2)
+
+
 def test_results_do_not_depend_on_the_order_of_threads():
     C, a, b = leaves(Case(33, 20, 0.05, 1, "zeros", "forbidden"), torch.float32)
     for regime in REGIMES:

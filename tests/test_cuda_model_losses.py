@@ -309,8 +309,3 @@ def test_refused_labels_and_logits(monkeypatch):
             uk.label_transport_loss(logits, logits, target)
         with pytest.raises(ValueError, match="NaN"):
             uk.label_transport_loss(bad, logits, target % 4)
-
-
-def test_what_the_kernels_cannot_honour_is_refused():
-    with pytest.raises(NotImplementedError, match="accelerate='relax' is not built for CUDA"), model():
-        uk.sinkhorn(torch.rand(4, 3), grad="envelope", accelerate="relax")

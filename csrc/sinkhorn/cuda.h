@@ -37,6 +37,7 @@ struct DeviceProblem {
   const T* b;        // (batch or 1, m) or null: uniform
   int64_t b_stride;  // m or 0
   const T* init_f;   // (batch, n) or null: f_0 = -reg log n
+  bool relax;        // over-relaxed iterations; not with history
   bool history;      // every iteration is kept, else the last one
   T* hist_f;         // (batch, history ? max_iter + 1 : 1, n)
   T* hist_g;         // (batch, history ? max_iter : 1, m)
@@ -139,6 +140,7 @@ struct PanelCall {
   int64_t t;             // of the iteration
   int64_t groups;        // threads that share the rows of a column
   const int* stop;       // () or null: nothing is done where it is not 0
+  const int* relaxed;    // () or null: the iteration is over-relaxed where it is not 0
   RowValue<T>* values;   // (rows,) from the row pass to the column pass
   T* states;             // (groups, m) sums of two elements, added to
   bool centre;           // of Value

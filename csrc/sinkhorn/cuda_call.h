@@ -14,7 +14,7 @@ struct CudaCall {
   int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
   double reg = 1, tol = 0;
   int64_t first_row = 0, rows = 0;  // that the cost holds; 0 rows: all
-  bool history = false;
+  bool relax = false, history = false;
   uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0, n_iter = 0,
             flags = 0, work = 0;
   // forward
@@ -31,7 +31,7 @@ struct CudaCall {
 struct CudaPanel {
   int sweep = 0;  // Sweep
   int64_t t = 0, groups = 1;
-  uintptr_t stop = 0, values = 0, states = 0, row_value = 0, share = 0;
+  uintptr_t stop = 0, relaxed = 0, values = 0, states = 0, row_value = 0, share = 0;
 };
 
 // Each returns null, or a sentence about what the driver refused.

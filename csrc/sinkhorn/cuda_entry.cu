@@ -29,7 +29,7 @@ DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
   p.n = c.n, p.m = c.m, p.batch = c.batch, p.reg = T(c.reg), p.max_iter = c.max_iter, p.tol = T(c.tol);
   p.first_row = c.first_row, p.rows = c.rows ? c.rows : c.n;
   p.cost = to<T>(c.cost), p.a = to<T>(c.a), p.a_stride = c.a_stride, p.b = to<T>(c.b), p.b_stride = c.b_stride;
-  p.init_f = to<T>(c.init_f), p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
+  p.init_f = to<T>(c.init_f), p.relax = c.relax, p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
   p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
   p.f = to<T>(c.f), p.g = to<T>(c.g), p.alpha = to<T>(c.alpha), p.n_iter = to<int64_t>(c.n_iter);
   p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan;
@@ -96,6 +96,7 @@ const char* cuda_panel(const CudaCall& c, const CudaPanel& visit) {
     using T = decltype(t);
     PanelCall<T> call{};
     call.sweep = Sweep(visit.sweep), call.t = visit.t, call.groups = visit.groups, call.stop = to<int>(visit.stop);
+    call.relaxed = to<int>(visit.relaxed);
     call.values = to<RowValue<T>>(visit.values), call.states = to<T>(visit.states);
     call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
     call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);

@@ -8,12 +8,11 @@
 // leaves, the iteration is done again in the log domain and K is rebuilt around its outcome; where
 // columns of the new K underflow, the next iteration is a log-domain one too, and so on.
 //
-// Over-relaxation (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp Algorithm for Regularized Optimal
-// Transport") moves every half-step omega times as far; omega = 3/2 costs one square root an element. The
-// rows of P are then not exact, so an iteration that could be the last is a plain one.
+// Over-relaxation (relaxation.h) costs one square root an element.
 #include "core/shelf.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
+#include "sinkhorn/relaxation.h"
 #include "sinkhorn/sweep.h"
 
 namespace ucmkd {
@@ -59,7 +58,7 @@ class Run {
     for (t = 1; t <= p.max_iter; ++t) {
       T* swap = u;
       u = u_before, u_before = swap;
-      relaxed = p.relax && t > kPlainFirst && t < p.max_iter && !nearly_done;
+      relaxed = relaxation.begin(t);
       const bool scaled = scaling_iteration();
       if (!scaled && !log_iteration()) return;
       record();
@@ -67,7 +66,7 @@ class Run {
       if (p.tol > 0 || t == p.max_iter) {
         p.marginal_error = column_error();
         if (p.marginal_error <= p.tol && !relaxed) break;
-        if (p.relax) watch(p.marginal_error);
+        relaxation.watch(p.marginal_error);
       }
     }
     p.n_iter = t < p.max_iter ? t : p.max_iter;
@@ -125,13 +124,6 @@ class Run {
       return y;
     });
     return in_range(r, a, np, least, greatest);
-  }
-
-  // Relaxation is given up where it does not converge, and pauses where the next iteration may be the last.
-  void watch(T error) {
-    nearly_done = error <= p.tol || given_up;
-    if (relaxed && error > 100 * best_error) nearly_done = given_up = true;
-    if (error < best_error) best_error = error;
   }
 
   // The same iteration from f_(t-1) in the log domain, then K rebuilt around its outcome.
@@ -260,9 +252,8 @@ class Run {
   const int64_t n, m, np, mp;
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
-  static constexpr int64_t kPlainFirst = 3;  // iterations before relaxation starts
-  bool relaxed = false, nearly_done = false, given_up = false;
-  T best_error = Lanes<T>::kMax;
+  sinkhorn::Relaxation relaxation{p.relax, p.tol, p.max_iter};
+  bool relaxed = false;
   const T greatest = exp_of(safe_log<T>()), least = 1 / greatest;
   int64_t t = 0;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G

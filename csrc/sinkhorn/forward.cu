@@ -5,6 +5,7 @@
 //
 // L_(t+1) also gives the marginal error after iteration t: (P'1)_j = exp(g_t,j / reg + L_(t+1),j).
 #include "sinkhorn/cuda.h"
+#include "sinkhorn/relaxation.h"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
@@ -51,16 +52,20 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
   // g_(t+1) from the log-sums, and how far iteration t was from the columns' masses.
   int64_t t = 1;
   double error = 0;
+  Relaxation relaxation(p.all.relax, p.all.tol, p.all.max_iter);
   for (;; ++t) {
+    const bool relaxed = relaxation.begin(t);
     T *g = p.g_at(t), *log_g = p.log_g_at(t);
     team.template columns<LogSum<T>>([&](int j, const LogSum<T>& sums) {
-      const T mass = p.mass_b(j), log_sum = sums.value(), next = half_step(mass, log_sum, p.reg());
+      const T mass = p.mass_b(j), log_sum = sums.value();
+      T next = half_step(mass, log_sum, p.reg());
       log_g[j] = mass > 0 ? log_sum : T(INFINITY);
       if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+      if (relaxed) next = over_relaxed(next, g[j]);
       g[j] = next;
     });
     team.sync();
-    Iterate<T> iterate{p, g, p.f_at(t), p.log_f_at(t), inverse_reg};
+    Iterate<T> iterate{p, g, p.f_at(t), p.log_f_at(t), inverse_reg, relaxed};
     team.sweep(iterate);
     if (p.all.tol > 0 || t == p.all.max_iter) {
       double mine = 0;
@@ -70,8 +75,9 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
         const T share = cuda::exp_of(g[j] * inverse_reg + sums.value());
         mine += magnitude(double(share) - double(mass));
       });
-      error = team.total(mine);
-      if (t == p.all.max_iter || error <= p.all.tol) break;  // the same on every thread
+      error = team.total(mine);  // the same on every thread
+      if (t == p.all.max_iter || (error <= p.all.tol && !relaxed)) break;
+      relaxation.watch(error);
     }
   }
 

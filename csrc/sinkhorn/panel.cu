@@ -31,7 +31,7 @@ __device__ Start<T> make(const Start<T>*, const One<T>& p, const PanelCall<T>&) 
 }
 template <class T>
 __device__ Iterate<T> make(const Iterate<T>*, const One<T>& p, const PanelCall<T>& c) {
-  return {p, p.g_at(c.t), p.f_at(c.t), p.log_f_at(c.t), 1 / p.reg()};
+  return {p, p.g_at(c.t), p.f_at(c.t), p.log_f_at(c.t), 1 / p.reg(), c.relaxed && *c.relaxed};
 }
 template <class T>
 __device__ Value<T> make(const Value<T>*, const One<T>& p, const PanelCall<T>& c) {

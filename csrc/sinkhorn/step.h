@@ -70,6 +70,12 @@ UK_HOST_DEVICE T half_step(T mass, T log_sum, T reg) {
   return mass > 0 ? reg * (cuda::log_of(mass) - log_sum) : -T(INFINITY);
 }
 
+// A half-step that goes half as far again (relaxation.h); -inf stays.
+template <class T>
+UK_HOST_DEVICE T over_relaxed(T next, T before) {
+  return next > -T(INFINITY) ? next + (next - before) / 2 : next;
+}
+
 // Potential without its log-mass.
 template <class T>
 UK_HOST_DEVICE T without_mass(T potential, T mass, T reg) {

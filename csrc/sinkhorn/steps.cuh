@@ -37,7 +37,7 @@ __device__ inline A warp_merge(A acc) {
 
 // ---- The iterations
 
-// f from g, and the log-sums of the columns from f.
+// f from g, and the log-sums of the columns from f. Over-relaxed, f_(t-1) is where f_t goes: no history then.
 template <class T>
 struct Iterate {
   using Row = LogSum<T>;
@@ -49,12 +49,15 @@ struct Iterate {
   T* f;        // f_t (n,)
   T* log_f;    // (n,)
   T inverse_reg;
+  bool relaxed;
   __device__ RowValue<T> given(int) const { return {0, 0, 0}; }
   __device__ void row(Row& acc, const RowValue<T>&, int j, T c) const { acc.add((g[j] - c) * inverse_reg); }
   __device__ RowValue<T> finish(int i, const Row& acc) const {
-    const T mass = p.mass_a(i), log_sum = acc.value(), next = half_step(mass, log_sum, p.reg());
+    const T mass = p.mass_a(i), log_sum = acc.value();
+    T next = half_step(mass, log_sum, p.reg());
     log_f[i] = mass > 0 ? log_sum : T(INFINITY);
     if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+    if (relaxed) next = over_relaxed(next, f[i]);
     f[i] = next;
     return {next, 0, 0};
   }

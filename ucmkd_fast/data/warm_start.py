@@ -100,7 +100,7 @@ class WarmStart(nn.Module):
 
     def _may_relax(self, feature: Tensor) -> bool:
         plain = "accelerate" not in self.options and self.options.get("grad", "unrolled") != "unrolled"
-        # On a GPU it is not built, and looking would wait for the device.
+        # On a GPU, looking at the samples would wait for the device.
         return plain and feature.device.type == "cpu"
 
     def _same_company(self, rows: Tensor, bank_rows: Tensor) -> bool:

@@ -73,6 +73,36 @@ class Flag:
         return False
 
 
+class Relaxation:
+    """`Relaxation` of csrc/sinkhorn/step.h on the device, where it is known whether an iteration is over-relaxed."""
+
+    def __init__(self, like: Tensor, options: Options):
+        self._tol, self._last = options.tol, options.max_iter
+        self._wanted = options.accelerate == "relax"
+        self.relaxed, self._pauses, self._given_up = like.new_zeros(3, 1, dtype=torch.int32)
+        self._best = like.new_full((), torch.inf)
+
+    def begin(self, t: int) -> None:
+        """Iteration t comes."""
+        if self._wanted and 3 < t < self._last:
+            torch.sub(1, self._pauses, out=self.relaxed)
+        else:
+            self.relaxed.zero_()
+
+    def half_step(self, g: Tensor, before: Tensor) -> Tensor:
+        """G (M,), which goes half as far again where the iteration is over-relaxed."""
+        if not self._wanted:
+            return g
+        return torch.where((self.relaxed > 0) & (g > -torch.inf), g + (g - before) / 2, g)
+
+    def watch(self, error: Tensor) -> None:
+        """The marginal error () behind the iteration."""
+        if self._wanted:
+            self._given_up |= self.relaxed * (error > 100 * self._best)
+            self._pauses.copy_(self._given_up | (error <= self._tol))
+            self._best.copy_(torch.minimum(self._best, error))
+
+
 class Panels:
     """The costs of x (N, D) against y (M, D), some rows at a time, in one buffer; or kept, each in its own."""
 
@@ -188,10 +218,13 @@ class Problem(Vectors):
         self.n_iter.fill_(last)
         error, sums = self.b.new_zeros(()), torch.zeros_like(self.b)
         stop = Flag(self.a, self.over) if tol > 0 else None
+        relaxation = Relaxation(self.a, self.options)
+        self.visit.relaxed = relaxation.relaxed.data_ptr()
         log_sums = self.sweep(START)
         self._refuse_forbidden(log_sums)
         for t in range(1, last + 1):
-            self._keep_g(t if history else 1, log_sums, stop)
+            relaxation.begin(t)
+            self._keep_g(t if history else 1, log_sums, stop, relaxation)
             log_sums = self.sweep(ITERATE, t, stop)
             if stop is None and t < last:
                 continue
@@ -204,7 +237,8 @@ class Problem(Vectors):
             ended = stop.raised[0] > 0
             error, sums = torch.where(ended, error, found), torch.where(ended, sums, reached)
             self.n_iter.copy_(torch.where(ended, self.n_iter, t))
-            stop.raised |= (found <= tol).to(torch.int32)
+            stop.raised |= (found <= tol) & (relaxation.relaxed == 0)
+            relaxation.watch(found)
             if t < last and stop.seen():
                 break
         self._take_last(history and tol > 0)
@@ -248,9 +282,10 @@ class Problem(Vectors):
         if self.panels.classes is not None:
             self.flags |= 2 * ((self.b > 0) & (log_sums == -torch.inf)).any().to(torch.int32)
 
-    def _keep_g(self, t: int, log_sums: Tensor, stop: Flag | None) -> None:
+    def _keep_g(self, t: int, log_sums: Tensor, stop: Flag | None, relaxation: Relaxation) -> None:
         """The half-step of the columns; its potentials and log-sums go where iteration t keeps them."""
         g = torch.where(self.b > 0, self.reg * (self.b.log() - log_sums), -torch.inf)
+        g = relaxation.half_step(g, self.hist_g[t - 1])  # without a history the last one is there
         log_g = torch.where(self.b > 0, log_sums, torch.inf)
         for place, new in ((self.hist_g[t - 1], g), (self.log_g[t - 1], log_g)):
             place.copy_(new if stop is None else torch.where(stop.raised > 0, place, new))

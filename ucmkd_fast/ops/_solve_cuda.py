@@ -102,6 +102,7 @@ def call_of(batch, n, m, a, b, init_f, f, g, saved, options, history):
     call.stream, call.regime = _stream(saved), regime
     call.n, call.m, call.batch, call.max_iter = n, m, batch, options.max_iter
     call.reg, call.tol, call.history = options.reg, options.tol, history
+    call.relax = options.accelerate == "relax"
     call.a, call.b, call.init_f = (_address(t) for t in (a, b, init_f))
     call.a_stride = n if a is not None and a.dim() == 2 else 0
     call.b_stride = m if b is not None and b.dim() == 2 else 0
@@ -114,10 +115,6 @@ def call_of(batch, n, m, a, b, init_f, f, g, saved, options, history):
 
 def _call(cost, a, b, init_f, f, g, saved, options, history):
     """The call on a cost, and its work space (to be kept alive)."""
-    if options.accelerate is not None:
-        raise NotImplementedError(
-            f"accelerate={options.accelerate!r} is not built for CUDA tensors: leave it out there"
-        )
     batch = cost.shape[0] if cost.dim() == 3 else 1
     call = call_of(batch, *cost.shape[-2:], a, b, init_f, f, g, saved, options, history)
     call.cost = cost.data_ptr()

@@ -92,13 +92,7 @@ def solve(
             "costs made panel by panel or spread over processes are not built for functorch transforms and dispatch "
             "modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
-    if _solve_cuda.runs_on(x):
-        if options.accelerate is not None:
-            raise NotImplementedError(
-                "accelerate is not built for CUDA tensors whose cost is made panel by panel or spread over processes: "
-                "leave it out, or raise memory_budget"
-            )
-    elif x.device.type != "cpu":
+    if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
         raise NotImplementedError(
             "costs made panel by panel or spread over processes need kernels for the tensors' device, this build has "
             f"none for {x.device.type}"
