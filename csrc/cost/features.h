@@ -65,6 +65,20 @@ struct Features {
   }
 };
 
+// Those of a call that has them on untyped pointers, under the same names: sinkhorn's Problem, PanelsOf.
+template <class T, class Untyped>
+static inline Features<T> features_of(const Untyped& p) {
+  return {static_cast<Metric>(p.metric),
+          p.n,
+          p.m,
+          p.d,
+          static_cast<const T*>(p.x),
+          static_cast<const T*>(p.y),
+          static_cast<const T*>(p.scale_x),
+          static_cast<const T*>(p.scale_y),
+          p.classes.template typed<T>()};
+}
+
 // Whether the gradient divides by a distance that the cost, with its term by class, no longer shows.
 template <class T>
 static inline bool reads_distance(const Features<T>& f) {

@@ -111,7 +111,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
   if (const char* refused = check_classes<T>(p)) return refused;
   const int inside = tasks_for(p.n, p.m);
   WorkPool<T> work(p.batch, forward_work(p.n, p.m, inside));
-  const cost::Features<T> features = features_of<T>(p);
+  const cost::Features<T> features = cost::features_of<T>(p);
   std::vector<Status> status(p.batch, Status::kOk);
   over_batch(p, inside, [&](int64_t k, int tasks) {
     const Saved<T> saved = saved_of<T>(p, k);
@@ -188,7 +188,7 @@ void finish_rows(const Problem& p, const Adjoint<T>& call, int64_t begin, int64_
   last.tasks = call.tasks, last.grad_cost = out.cost;
   last.weight_rows = out.weight_rows, last.weight_cols = out.weight_cols;
   if (p.metric < 0) return kernels<T>().sinkhorn.gradient(last);
-  const cost::Features<T> features = features_of<T>(p).from(begin);
+  const cost::Features<T> features = cost::features_of<T>(p).from(begin);
   Scratch<T> work(call.tasks * p.m);
   last.features = &features, last.work = work.data();
   kernels<T>().sinkhorn.gradient(last);
@@ -246,8 +246,8 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
     kernels<T>().sinkhorn.adjoint_log(call);
     if (p.metric < 0) return;
     Scratch<T> columns(tasks * p.m);
-    kernels<T>().cost.weigh(features_of<T>(p), call.cost, call.grad_cost, out.weight_rows, out.weight_cols,
-                            columns.data(), tasks);
+    kernels<T>().cost.weigh(cost::features_of<T>(p), call.cost, call.grad_cost, out.weight_rows,
+                            out.weight_cols, columns.data(), tasks);
   });
 }
 

@@ -32,20 +32,6 @@ struct Problem {
   cost::ClassTerm classes;  // with features
 };
 
-// The features of a problem that has some.
-template <class T>
-cost::Features<T> features_of(const Problem& p) {
-  return {static_cast<cost::Metric>(p.metric),
-          p.n,
-          p.m,
-          p.d,
-          static_cast<const T*>(p.x),
-          static_cast<const T*>(p.y),
-          static_cast<const T*>(p.scale_x),
-          static_cast<const T*>(p.scale_y),
-          p.classes.typed<T>()};
-}
-
 struct Upstream {
   const void* value;  // (batch,) or null: 0
   const void* f;      // (batch, n) or null

@@ -38,8 +38,9 @@ Upstream upstream_of_dual(const Problem& p, T* work) {
 template <class T>
 const char* loss_forward(const Problem& p, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual,
                          T* marginal_error, int64_t* n_iter) {
-  if (const char* refused = cost::scales<T>(features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
-                                            static_cast<T*>(const_cast<void*>(p.scale_y))))
+  if (const char* refused =
+          cost::scales<T>(cost::features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
+                          static_cast<T*>(const_cast<void*>(p.scale_y))))
     return refused;
   if (own_products && static_cast<cost::Metric>(p.metric) != cost::Metric::kL1)
     kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
@@ -56,7 +57,7 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
   if (grad == Grad::kUnrolled) unrolled<T>(p, up, out);
   if (grad == Grad::kImplicit) converged = implicit<T>(p, up, out);
   if (grad == Grad::kEnvelope) envelope<T>(p, up, out);
-  const cost::Features<T> features = features_of<T>(p);
+  const cost::Features<T> features = cost::features_of<T>(p);
   if (dx) cost::gradient<T>(features, weights, row_sum, false, dx);
   if (dy) cost::gradient<T>(features, weights, col_sum, true, dy);
   return converged;

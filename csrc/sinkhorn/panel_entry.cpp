@@ -25,15 +25,7 @@ class Sweep {
   static Panels<T> of(const PanelsOf& p) {
     Panels<T> s{};
     s.n = p.n, s.m = p.m, s.reg = T(p.reg);
-    s.features = {static_cast<cost::Metric>(p.metric),
-                  p.n,
-                  p.m,
-                  p.d,
-                  static_cast<const T*>(p.x),
-                  static_cast<const T*>(p.y),
-                  static_cast<const T*>(p.scale_x),
-                  static_cast<const T*>(p.scale_y),
-                  p.classes.typed<T>()};
+    s.features = cost::features_of<T>(p);
     s.packed = static_cast<const T*>(p.packed), s.kept = static_cast<T*>(p.kept), s.made = p.made;
     const int64_t room = p.room / kRows < 1 ? 1 : p.room / kRows;
     s.tasks = tasks_for(p.n, p.m);
