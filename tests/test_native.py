@@ -301,13 +301,11 @@ def test_no_openmp_and_no_torch_is_linked():
 
 
 def test_the_fuzzer_calls_every_entry_function():
-    """What bind.cpp calls, tests/native calls too: under the sanitizers, by fuzz.cpp or races.cpp or both."""
-    entries = set(
-        re.findall(
-            r"\b(?:sinkhorn|cost|label_transport)::(\w+)(?:<T>)?\(", (ROOT / "csrc" / "bind.cpp").read_text()
-        )
-    )
+    """What bind*.h call for the CPU, tests/native calls too: under the sanitizers, by fuzz.cpp or races.cpp or both."""
+    bindings = [path for path in (ROOT / "csrc").glob("bind*") if path.name != "bind_cuda.h"]
+    call = re.compile(r"\b(?:sinkhorn|cost|label_transport)::(\w+)(?:<T>|<decltype\(t\)>)?\(")
+    entries = {name for path in bindings for name in call.findall(path.read_text())}
     assert {"forward", "loss_backward", "ragged_forward", "panel_gradient", "l1_backward"} <= entries
     calls = "".join(path.read_text() for path in (ROOT / "tests" / "native").glob("*.[hc]*"))
     missing = {name for name in entries if not re.search(rf"\b{name}(?:<T>)?\(", calls)}
-    assert not missing, f"csrc/bind.cpp calls these, and no program of tests/native does: {sorted(missing)}"
+    assert not missing, f"csrc/bind*.h call these, and no program of tests/native does: {sorted(missing)}"

@@ -1,4 +1,4 @@
-"""The compiled module (csrc/bind.cpp): addresses and sizes in, numbers out. Called by ops/ alone."""
+"""The compiled module (csrc/bind.cpp, bind_*.h): addresses and sizes in, numbers out. Called by ops/ alone."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-// Costs from features and back, on untyped pointers: what bind.cpp calls.
+// Costs from features and back, on untyped pointers: what bind_cost.h calls.
 #pragma once
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-// Batches of problems on untyped pointers: what bind.cpp calls. Sizes are as in params.h, with a
+// Batches of problems on untyped pointers: what bind_sinkhorn.h calls. Sizes are as in params.h, with a
 // leading batch dimension; masses may be shared by the batch (stride 0).
 #pragma once
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// Sweeps over panels on untyped pointers: what bind.cpp calls; the kernels are in panel.h.
+// Sweeps over panels on untyped pointers: what bind_panel.h calls; the kernels are in panel.h.
 #pragma once
 #include "sinkhorn/panel.h"
 

@@ -1,4 +1,4 @@
-// Many problems of different sizes between features in one call: what bind.cpp calls.
+// Many problems of different sizes between features in one call: what bind_ragged.h calls.
 //
 // Problem k is rows [x_offsets[k], x_offsets[k + 1]) of x against rows [y_offsets[k], y_offsets[k + 1]) of y.
 // One without rows on a side has nothing to transport: its loss and its gradients are 0.

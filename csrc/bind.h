@@ -1,0 +1,49 @@
+// What the bindings share. Pointers and sizes arrive as integers, by position; a null pointer is 0. `f64`
+// chooses double, else float.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <stdint.h>
+
+namespace ucmkd {
+
+namespace py = pybind11;
+
+// Of a binding that runs a kernel: the interpreter lock is released meanwhile.
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+// A pointer from Python: becomes one of whatever type is asked for, but no number.
+struct Address {
+  uintptr_t number;
+
+  template <class T>
+  operator T*() const {
+    return reinterpret_cast<T*>(number);
+  }
+};
+
+// Calls body(double()) or body(float()): the argument is there for its type.
+template <class Body>
+auto by_type(bool f64, Body body) {
+  return f64 ? body(double()) : body(float());
+}
+
+}  // namespace ucmkd
+
+namespace pybind11 {
+namespace detail {
+
+template <>
+struct type_caster<ucmkd::Address> {
+  using Number = make_caster<uintptr_t>;
+  PYBIND11_TYPE_CASTER(ucmkd::Address, Number::name);
+
+  bool load(handle source, bool convert) {
+    Number number;
+    if (!number.load(source, convert)) return false;
+    value.number = cast_op<uintptr_t>(number);
+    return true;
+  }
+};
+
+}  // namespace detail
+}  // namespace pybind11

@@ -1,0 +1,56 @@
+// The Python entries of many problems of different sizes in one call.
+#pragma once
+#include <utility>
+
+#include "bind.h"
+#include "bind_cost.h"
+#include "sinkhorn/ragged.h"
+
+namespace ucmkd {
+
+inline void bind_ragged(py::module_& module) {
+  using sinkhorn::Ragged;
+  py::class_<Ragged>(module, "SinkhornRagged", "Addresses and sizes of a ragged batch; it owns nothing.")
+      .def(py::init([](bool f64, int64_t batch, int64_t d, int64_t max_iter, double reg, double tol,
+                       bool relax, bool history, int metric, Address x_offsets, Address y_offsets, Address x,
+                       Address y, Address scale_x, Address scale_y, Address a, Address b, Address init_f,
+                       Address init_g) {
+        Ragged r{};
+        r.f64 = f64, r.batch = batch, r.d = d, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
+        r.relax = relax, r.history = history, r.metric = metric;
+        r.x_offsets = x_offsets, r.y_offsets = y_offsets;
+        r.x = x, r.y = y, r.scale_x = scale_x, r.scale_y = scale_y;
+        r.a = a, r.b = b, r.init_f = init_f, r.init_g = init_g;
+        return r;
+      }))
+      .def("sizes",
+           [](const Ragged& r) {
+             const auto sizes = sinkhorn::ragged_sizes(r);
+             return std::make_pair(sizes.cost, sizes.saved);
+           })
+      .def("cost_offset", &sinkhorn::ragged_cost_offset)
+      .def("set_classes", &set_classes<Ragged>)
+      .def("memory", [](Ragged& r, Address cost, Address saved) { r.cost = cost, r.saved = saved; });
+  module.def(
+      "sinkhorn_ragged_forward",
+      [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual,
+         Address marginal_error, Address n_iter) {
+        return by_type(r.f64, [&](auto t) {
+          return sinkhorn::ragged_forward<decltype(t)>(r, save_plan,
+                                                       {f, g, value, dual, marginal_error, n_iter});
+        });
+      },
+      Unlocked());
+  module.def(
+      "sinkhorn_ragged_backward",
+      [](const Ragged& r, int grad, Address up_value, Address up_f, Address up_g, Address x, Address y,
+         Address a, Address b) {
+        return by_type(r.f64, [&](auto t) {
+          return sinkhorn::ragged_backward<decltype(t)>(r, static_cast<sinkhorn::Grad>(grad), up_value, up_f,
+                                                        up_g, {x, y, a, b});
+        });
+      },
+      Unlocked());
+}
+
+}  // namespace ucmkd
