@@ -3,6 +3,7 @@
 #include "bind.h"
 #include "bind_cost.h"
 #include "sinkhorn/panel_entry.h"
+#include "sinkhorn/relaxation.h"
 
 namespace ucmkd {
 
@@ -19,11 +20,19 @@ inline void bind_panel(py::module_& module) {
         return p;
       }))
       .def("set_classes", &set_classes<PanelsOf>);
+  using sinkhorn::Relaxation;
+  py::class_<Relaxation>(module, "SinkhornRelaxation", "Which iterations are over-relaxed.")
+      .def(py::init<bool, double, int64_t>())
+      .def("begin", &Relaxation::begin)
+      .def("watch", &Relaxation::watch);
   module.def("panels_columns", &product::packed_columns);
   module.def("panels_packed_size", &product::packed_size);
-  module.def("panels_pack", [](bool f64, int64_t m, int64_t d, Address y, Address packed) {
-    by_type(f64, [&](auto t) { sinkhorn::panels_pack<decltype(t)>(m, d, y, packed); });
-  });
+  module.def(
+      "panels_pack",
+      [](bool f64, int64_t m, int64_t d, Address y, Address packed) {
+        by_type(f64, [&](auto t) { sinkhorn::panels_pack<decltype(t)>(m, d, y, packed); });
+      },
+      Unlocked());
   module.def(
       "panel_columns",
       [](const PanelsOf& p, Address f, Address top, Address total) {

@@ -9,7 +9,9 @@ from cuda_harness import ORDERS, build, model
 from test_panel import BAD, METRICS, budget, close, problem, reg_of
 
 import ucmkd_fast as uk
+from ucmkd_fast._native import _C
 from ucmkd_fast.ops import _panel_cuda
+from ucmkd_fast.ops._solve import Options
 from ucmkd_fast.ops.panel import PanelResult
 from ucmkd_fast.reference import sinkhorn as reference
 
@@ -141,6 +143,26 @@ def test_over_relaxation_takes_fewer_iterations_to_the_same_loss(grad):
     want = uk.sinkhorn_loss(x, y, memory_budget=4000, **{**options, "max_iter": 5, "tol": 0.0})
     for mine, theirs in zip(few.potentials, want.potentials, strict=True):
         close(mine, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+@pytest.mark.parametrize("accelerate", [None, "relax"])
+def test_the_rule_of_relaxation_is_that_of_the_host(accelerate, tol, by_panels):
+    """Errors that fall, that come within the tolerance and leave it, and that grow a hundredfold."""
+    by_panels.append(0)
+    relaxed = 0
+    for seed in range(20):
+        errors = torch.logspace(0, -6, 40).double()
+        errors *= 10 ** torch.randn(40, generator=torch.Generator().manual_seed(seed)).double()
+        host = _C.SinkhornRelaxation(accelerate == "relax", tol, 40)
+        device = _panel_cuda.Relaxation(errors, Options(0.1, 40, tol, "implicit", accelerate))
+        for t, error in enumerate(errors, 1):
+            device.begin(t)
+            assert bool(device.relaxed) is host.begin(t)
+            relaxed += int(device.relaxed)
+            device.watch(error)
+            host.watch(float(error))
+    assert (0 < relaxed < 20 * 36) is (accelerate == "relax")
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])

@@ -122,31 +122,6 @@ class Solved(NamedTuple):
     hist_g: Tensor  # (T, padded M)
 
 
-class Relaxation:
-    """Which iterations are over-relaxed, as in csrc/sinkhorn/forward.cpp: no early one, none that could be the last."""
-
-    def __init__(self, options: Options):
-        self.tol, self.last = options.tol, options.max_iter
-        self.best, self.relaxed = math.inf, False
-        self.given_up = options.accelerate is None
-        self.nearly_done = self.given_up
-
-    def of(self, n_iter: int) -> bool:
-        """Whether this iteration is."""
-        self.relaxed = 3 < n_iter < self.last and not self.nearly_done
-        return self.relaxed
-
-    def watch(self, error: Tensor) -> None:
-        """Note the marginal error behind an iteration; give up where it grows a hundredfold."""
-        if self.given_up:
-            return
-        now = float(error)
-        self.nearly_done = now <= self.tol
-        if self.relaxed and now > 100 * self.best:
-            self.nearly_done = self.given_up = True
-        self.best = min(self.best, now)
-
-
 class Vectors:
     """Masses and options of a problem, and what is made from vectors alone, on any device."""
 
@@ -233,9 +208,9 @@ class Problem(Vectors):
         f = torch.where(a > 0, start, -torch.inf)
         g = sums = self.columns(f)
         hist_f, hist_g = [f], []
-        relaxation = Relaxation(options)
+        relaxation = _C.SinkhornRelaxation(options.accelerate == "relax", options.tol, options.max_iter)
         for n_iter in range(1, options.max_iter + 1):
-            relaxed = relaxation.of(n_iter)
+            relaxed = relaxation.begin(n_iter)
             if n_iter > 1:
                 g = self._next_columns(f, g, sums, relaxed)
             f, sums = self.iterate(f, g, relaxed)
@@ -247,7 +222,7 @@ class Problem(Vectors):
             error = (sums - b).abs().sum()
             if n_iter == options.max_iter or (error <= options.tol and not relaxed):
                 break
-            relaxation.watch(error)
+            relaxation.watch(float(error))
         alpha, row_value, first = torch.empty_like(a), torch.empty_like(a), torch.zeros_like(g)
         _C.panel_plan(self.panels.all(), *map(_address, (f, g, alpha, row_value, first)))
         self.over.add(first)
