@@ -16,9 +16,10 @@ from torch import Tensor
 
 from . import __version__, _native
 from .extras import OPTIONAL, installed
+from .ops.arguments import GRADS, OBJECTIVES
 from .ops.cost import METRICS
 from .ops.label_transport import KAPPAS, label_transport_loss
-from .ops.sinkhorn import GRADS, OBJECTIVES, sinkhorn_loss
+from .ops.sinkhorn import sinkhorn_loss
 from .reference.label_transport import label_transport_loss as reference_label_transport_loss
 from .reference.sinkhorn import sinkhorn_loss as reference_sinkhorn_loss
 

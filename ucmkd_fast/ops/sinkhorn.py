@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -13,59 +12,9 @@ from ..reference import sinkhorn as reference
 from . import _autograd, _loss, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
 from ._loss import LossOptions, loss_options
 from ._solve import Options
+from .arguments import OBJECTIVES, check_features, check_init, check_options, envelope_has_no_mass_gradient
 from .cost import METRICS
 from .result import Convergence, SinkhornResult
-
-OBJECTIVES = ("transport", "regularized", "divergence")
-GRADS = ("unrolled", "implicit", "envelope")
-ACCELERATE = ("relax",)
-
-
-def _check_options(*values: Any) -> Options:
-    """As `_checked_options`, which is asked once for the same values."""
-    try:
-        return _checked_options(*values)
-    except TypeError:  # also what cannot be looked up: the check itself says what is wrong with it
-        return _checked_options.__wrapped__(*values)
-
-
-@functools.lru_cache(maxsize=256, typed=True)
-def _checked_options(reg, max_iter, tol, grad, accelerate) -> Options:
-    checks.choice("grad", grad, GRADS)
-    if accelerate is not None:
-        checks.choice("accelerate", accelerate, ACCELERATE)
-        if grad == "unrolled":
-            raise ValueError(
-                f"accelerate={accelerate!r} needs grad='implicit' or 'envelope': 'unrolled' is the gradient of "
-                "plain iterations"
-            )
-    return Options(
-        checks.positive_number("reg", reg),
-        checks.count_at_least_one("max_iter", max_iter),
-        checks.number_at_least_zero("tol", tol),
-        grad,
-        accelerate,
-    )
-
-
-def _check_init(
-    init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Earlier potentials (f, g). The first half-step makes g from f: g only tells where to expect it."""
-    if init is None:
-        return None, None
-    if not (isinstance(init, (tuple, list)) and len(init) == 2):
-        raise TypeError(f"init must be a pair of potentials (f, g), got {type(init).__name__}")
-    for name, z, size in (("f", init[0], shape[-2]), ("g", init[1], shape[-1])):
-        wanted = (*shape[:-2], size)
-        checks.tensor(f"init {name}", z, str(wanted), len(wanted))
-        if tuple(z.shape) != wanted or z.dtype != dtype or z.device != device:
-            raise ValueError(
-                f"init {name} must have shape {wanted}, dtype {dtype} and device {device}, "
-                f"got {tuple(z.shape)}, {z.dtype} and {z.device}"
-            )
-    return init[0].detach().contiguous(), init[1].detach().contiguous()
-
 
 _warned: set[str] = set()
 
@@ -78,16 +27,6 @@ def _warn_no_kernels(device: torch.device) -> None:
             "much slower (install with nvcc at hand, or UCMKD_CUDA=ON, to build them)",
             stacklevel=4,
         )
-
-
-def _envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
-    if objective == "transport" and grad == "envelope":
-        for name, mass in (("a", a), ("b", b)):
-            if mass is not None and mass.requires_grad:
-                raise ValueError(
-                    f"grad='envelope' holds the plan constant, so objective='transport' has no gradient for {name}: "
-                    "use grad='unrolled' or 'implicit', or objective='regularized'"
-                )
 
 
 def _solve(cost, a, b, init_fg: Any, options: Options) -> tuple[Tensor, ...]:
@@ -148,35 +87,13 @@ def sinkhorn(
         cost = cost.float()
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
-    options = _check_options(reg, max_iter, tol, grad, accelerate)
+    options = check_options(reg, max_iter, tol, grad, accelerate)
     batch = cost.shape[0] if cost.dim() == 3 else None
     a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
     b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
-    init_fg = _check_init(init, cost.shape, cost.dtype, cost.device)
+    init_fg = check_init(init, cost.shape, cost.dtype, cost.device)
     return SinkhornResult(cost, _solve(cost, a, b, init_fg, options), options)
-
-
-def _check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
-    if checks.alike(x, y) and len(x) and len(y):
-        return x.dtype
-    checks.tensor("x", x, "(N, D) or (B, N, D)", 2, 3, half=True)
-    checks.tensor("y", y, "(M, D) or (B, M, D)", 2, 3, half=True)
-    if x.shape[:-2] != y.shape[:-2]:
-        raise ValueError(
-            "x and y must be both of one problem or batches of equally many, got shapes "
-            f"{tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    if x.shape[-1] != y.shape[-1]:
-        raise ValueError(
-            f"x and y must have the same width, got {tuple(x.shape)} and {tuple(y.shape)}: "
-            "project one of them to the other's width"
-        )
-    for name, z in (("x", x), ("y", y)):
-        if z.shape[-1] == 0 or (0 in z.shape and not shards):
-            raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(z.shape)}")
-    checks.same_device(x=x, y=y)
-    return checks.common_dtype(x=x, y=y)
 
 
 def sinkhorn_loss(
@@ -247,19 +164,19 @@ def sinkhorn_loss(
     """
     if group is not None:
         sharded.check_group(group)
-    dtype = _check_features(x, y, shards=group is not None)
+    dtype = check_features(x, y, shards=group is not None)
     checks.choice("metric", metric, METRICS)
     checks.choice("objective", objective, OBJECTIVES)
-    options = _check_options(reg, max_iter, tol, grad, accelerate)
+    options = check_options(reg, max_iter, tol, grad, accelerate)
     batch = x.shape[0] if x.dim() == 3 else None
     if a is not None or b is not None:
         a = checks.mass("a", a, x.shape[-2], batch, dtype)
         b = checks.mass("b", b, y.shape[-2], batch, dtype)
         checks.same_device(x=x, a=a, b=b)
-        _envelope_has_no_mass_gradient(objective, grad, a, b)
+        envelope_has_no_mass_gradient(objective, grad, a, b)
     init_fg: tuple[Any, Any] = None, None
     if init is not None:
-        init_fg = _check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
+        init_fg = check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
     if return_result and objective == "divergence":
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
     by_class = class_cost, y_labels
