@@ -39,6 +39,15 @@ def test_every_method_with_a_teacher_gets_its_controls(settings):
     assert len({c.train.seed for c in configs.values()}) == 1
 
 
+def test_a_head_of_the_teachers_gets_controls_too(settings):
+    settings["methods"] = {"ce": "ce", "head": {"name": "ce", "set": {"student.head": "teacher"}}}
+    methods = with_controls(settings)["methods"]
+    assert list(methods) == ["ce", "head", "head, permuted", "head, untrained", "self-training"]
+    configs = {c.contender.label: c.config for c in Experiment.read({**settings, "methods": methods}).cells()}
+    assert configs["head, permuted"].student.head == "teacher" and configs["ce"].student.head == "own"
+    assert configs["head, permuted"].needs_teacher and not configs["ce"].needs_teacher
+
+
 def test_self_training_needs_samples_without_labels(settings):
     del settings["base"]["student"]["data"]["labels_per_class"]
     del settings["methods"]["plus"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ucmkd_fast.data import UnpairedLoader, split_digits
-from ucmkd_fast.models import Classifier, check_model, digit_cnn, mlp, speech_cnn
+from ucmkd_fast.models import Classifier, check_model, digit_cnn, mlp, reuse_head, speech_cnn
 
 MODELS = [
     (lambda: digit_cnn(7, 32), (1, 8, 8)),
@@ -73,3 +73,21 @@ def test_the_digit_teacher_reads_handwriting():
     with torch.no_grad():
         accuracy = (model(test.x).argmax(1) == test.labels).float().mean()
     assert accuracy > 0.95
+
+
+def test_the_head_of_the_teacher_in_the_student():
+    teacher, student = digit_cnn(width=8), speech_cnn(width=8)
+    drawn = student.head.weight.clone()
+    assert reuse_head(student, teacher, frozen=True) is student
+    assert torch.equal(student.head.weight, teacher.head.weight) and not torch.equal(
+        student.head.weight, drawn
+    )
+    assert not any(p.requires_grad for p in student.head.parameters())
+    assert all(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        reuse_head(student, teacher).head.weight.zero_()
+    assert teacher.head.weight.abs().max() > 0 and student.head.weight.requires_grad
+    with pytest.raises(ValueError, match=r"\(10, 9\).*got.*\(10, 8\)"):
+        reuse_head(student, digit_cnn(width=9))
+    with pytest.raises(TypeError, match="teacher must have encode"):
+        reuse_head(student, torch.nn.Linear(8, 10))

@@ -74,6 +74,7 @@ def test_settings_read_back_to_an_equal_run(settings):
         ("teacher.control", "permutated", "did you mean 'permuted'?"),
         ("teacher.cache_features", "yes please", "must be true or false"),
         ("teacher", None, "method 'ucmkd' needs one"),
+        ("student.head", "techer", "did you mean 'teacher'?"),
         ("seed", "one", "seed must be an integer"),
         ("student", None, "expected student"),
         ("output", 3, "output must be a path"),
@@ -165,6 +166,25 @@ def test_pretrain_distill_eval_and_again(ucmkd, settings, tmp_path):
     assert status == 0 and json.loads(out)["config"]["method"]["lambda1"] == 0.5
     checkpoint = ("teacher.train=null", "teacher.checkpoint=out/teacher", "output=other")
     assert ucmkd("distill", "run.yaml", *checkpoint)[0] == 0
+
+
+@pytest.mark.parametrize("head", ["teacher", "teacher-frozen"])
+def test_a_student_that_starts_with_the_teachers_head(ucmkd, settings, tmp_path, head):
+    """Also where the method has no teacher; the weights load into a student of the settings."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings | {"method": "ce", "output": str(tmp_path / "out")}))
+    status, _, err = ucmkd("distill", file, f"student.head={head}", "train.lr=1e-30", "train.min_lr=0")
+    assert status == 0, err
+    found = [load_file(tmp_path / "out" / at / "last.safetensors")["head.weight"] for at in ("", "teacher")]
+    assert torch.equal(*found)
+    assert ucmkd("distill", file, f"student.head={head}", "output=more")[0] == 0
+    trained = load_file(tmp_path / "more" / "last.safetensors")["head.weight"]
+    assert torch.equal(trained, found[1]) is (head == "teacher-frozen")
+    assert ucmkd("eval", "more")[0] == 0
+    status, _, err = ucmkd("distill", file, f"student.head={head}", "teacher=null", "output=none")
+    assert status == 2 and f"student: head '{head}' needs a teacher" in err
+    status, _, err = ucmkd("distill", file, f"student.head={head}", "student.model.width=9", "output=wide")
+    assert status == 2 and "parameters of the teacher's" in err
 
 
 def test_errors_are_one_line(ucmkd, settings, tmp_path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..methods import method_class
-from ..run.sources import Named
 from .experiment import Contender, Experiment
 
 SELF_TRAINING = "self-training"
@@ -16,8 +14,9 @@ _TEACHERS = ("permuted", "untrained")
 def with_controls(values: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment's settings with controls added to its methods.
 
-    For each method with a teacher: the real one with its classes permuted, and an untrained one (where they
-    are not among the methods). Where every setting leaves samples without labels, `self-training` as well.
+    For each method that learns from a teacher, or starts with its head: the real one with its classes permuted,
+    and an untrained one (where they are not among the methods). Where every setting leaves samples without
+    labels, `self-training` as well.
 
     Args:
         values: as `Experiment.read` takes them.
@@ -27,10 +26,10 @@ def with_controls(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     experiment = Experiment.read(values)
     methods = dict(values["methods"])
+    taught = {cell.contender.label for cell in experiment.cells() if cell.config.learns_from_teacher}
     have = {(str(dict(c.method)), str(_others(c.changes)), c.control) for c in experiment.contenders}
     for contender in experiment.contenders:
-        named = Named.read(contender.method)
-        if contender.control is not None or not method_class(named.name).uses_teacher:
+        if contender.control is not None or contender.label not in taught:
             continue
         given = values["methods"][contender.label]
         given = {"name": given} if isinstance(given, str) else dict(given)

@@ -84,7 +84,7 @@ class UnpairedLoader:
             if draw != "independent" or teacher_batch_size is not None:
                 raise ValueError("draw and teacher_batch_size need teacher_data, got None")
             return
-        _check_same_classes(student_data, teacher_data)
+        check_same_classes(student_data, teacher_data)
         if draw == "independent":
             self._teacher = _Passes(teacher_data, self.seed, _TEACHER)
             asked = batch_size if teacher_batch_size is None else teacher_batch_size
@@ -239,7 +239,8 @@ def _rank(rank: int, world_size: int) -> tuple[int, int]:
     return rank, world_size
 
 
-def _check_same_classes(student: LabelledData, teacher: LabelledData) -> None:
+def check_same_classes(student: LabelledData, teacher: LabelledData) -> None:
+    """Raise ValueError where a label means one class to the student and another to the teacher."""
     for label, (own, other) in enumerate(zip(student.classes, teacher.classes, strict=False)):
         if own != other:
             raise ValueError(

@@ -6,6 +6,7 @@ from .layer import LayerEncoder, classifier_of_layer
 from .maps import MappedClassifier, encode_with_maps
 from .projector import Projected, with_width
 from .registry import build_model, model_keys, model_names
+from .reused_head import reuse_head
 
 __all__ = [
     "Classifier",
@@ -20,6 +21,7 @@ __all__ = [
     "mlp",
     "model_keys",
     "model_names",
+    "reuse_head",
     "speech_cnn",
     "with_width",
 ]

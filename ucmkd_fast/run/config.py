@@ -31,6 +31,7 @@ from .settings import at, load_settings, with_changes
 from .sources import DataSpec, Named, check_model_spec
 
 CONTROLS = ("permuted", "untrained")
+HEADS = ("own", "teacher", "teacher-frozen")
 
 _seed = integer(0, 2**31 - 1)
 
@@ -111,20 +112,30 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Who learns, and from what."""
+    """Who learns, and from what.
+
+    Attributes:
+        data: a data source.
+        model: a model.
+        head: its first weights: "own", drawn; "teacher", those of the teacher's head; "teacher-frozen", the same,
+            and they stay (`ucmkd_fast.models.reuse_head`).
+    """
 
     data: DataSpec
     model: Named
+    head: str = "own"
 
     @classmethod
     def read(cls, values: Any) -> StudentConfig:
         """From plain values."""
         _check_mapping(values, cls)
-        return cls(_data(values), _model(values))
+        head = values.get("head", "own")
+        one_of(*HEADS)("head", head)
+        return cls(_data(values), _model(values), head)
 
     def plain(self) -> dict[str, Any]:
         """What `read` reads back."""
-        return {"data": self.data.plain(), "model": self.model.plain()}
+        return {"data": self.data.plain(), "model": self.model.plain(), "head": self.head}
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,8 @@ class RunConfig:
             raise ValueError(f"teacher: method {named.name!r} needs one, there is none")
         with at("student"):
             student = StudentConfig.read(values["student"])
+            if student.head != "own" and teacher is None:
+                raise ValueError(f"head {student.head!r} needs a teacher, there is none")
         return cls(student, named, train, teacher, seed, output, measured)
 
     @classmethod
@@ -192,8 +205,13 @@ class RunConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher must be there: to teach, or to be measured against."""
-        return self.teacher is not None and (self.uses_teacher or self.measure_alignment)
+        """Whether a teacher must be there: to teach, to give its head, or to be measured against."""
+        return self.teacher is not None and (self.learns_from_teacher or self.measure_alignment)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether another teacher would make another student."""
+        return self.uses_teacher or self.student.head != "own"
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on, as JSON has them: not where it is kept, or what is shown."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import LabelledData
+from ..data.unpaired import check_same_classes
 from ..distiller import Distiller, FitResult
+from ..models import reuse_head
 from .config import RunConfig, preset_and_options
 from .files import read_result, write_result
 from .measure import alignment, features_of
@@ -105,6 +107,9 @@ def distill(
         teacher = load_teacher(config.teacher, teacher_folder, config.seed)
     taught = config.uses_teacher and teacher is not None
     student: Any = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
+    if teacher is not None and config.student.head != "own":
+        check_same_classes(parts.train, teacher.train)
+        reuse_head(student, teacher.model, frozen=config.student.head == "teacher-frozen")
     preset, options = preset_and_options(config.method)
     distiller = Distiller(
         student,
