@@ -23,6 +23,7 @@ inline void bind_panel(py::module_& module) {
   using sinkhorn::Relaxation;
   py::class_<Relaxation>(module, "SinkhornRelaxation", "Which iterations are over-relaxed.")
       .def(py::init<bool, double, int64_t>())
+      .def_readonly_static("plain_first", &Relaxation::kPlainFirst)
       .def("begin", &Relaxation::begin)
       .def("watch", &Relaxation::watch);
   module.def("panels_columns", &product::packed_columns);

@@ -22,7 +22,9 @@ CASES = {
     "l1 regularized": {"metric": "l1", "reg": 2.0, "objective": "regularized"},
     "divergence": {"metric": "l2", "reg": 2.0, "objective": "divergence"},
     "implicit": {"grad": "implicit", "max_iter": 200, "tol": 1e-6},
+    "stopped": {"max_iter": 200, "tol": 1e-6},
     "envelope": {"grad": "envelope", "objective": "regularized"},
+    "envelope masses": {"grad": "envelope", "objective": "regularized"},
     "log domain": {"metric": "sqeuclidean", "reg": 0.2, "max_iter": 30},
     "panels": {"memory_budget": 6000},
     "class cost": {"metric": "l2", "reg": 2.0},
@@ -39,6 +41,7 @@ def whole(masses: bool):
     rand = torch.Generator().manual_seed(1)
     x, y = (torch.randn(k, 7, generator=rand) for k in (41, 29))
     a, b = (torch.rand(k, generator=rand) + 0.1 for k in (41, 29))
+    a[20], b[7] = 0, 0
     return (x, y, a / a.sum(), b / b.sum()) if masses else (x, y, None, None)
 
 
@@ -56,7 +59,7 @@ def gradients(tensors, by_class=(None, None), **options):
 
 
 def has_masses(name: str) -> bool:
-    return name in ("l1 regularized", "log domain", "implicit")
+    return name in ("l1 regularized", "log domain", "implicit", "envelope masses")
 
 
 def by_class_of(name: str):

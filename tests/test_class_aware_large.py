@@ -250,6 +250,14 @@ def test_class_conditional_as_a_ragged_batch_equals_the_cost_with_infinities(obj
         uk.class_conditional_loss(x, y, torch.zeros_like(x_labels), torch.ones_like(y_labels), **options)
 
 
+def test_labels_that_change_before_the_backward_are_an_error():
+    (x, y, W), labels = problem(53, 37)
+    loss = uk.sinkhorn_loss(x, y, class_cost=W, y_labels=labels, memory_budget=14000)
+    labels.copy_(labels.flip(0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_refusals():
     (x, y, W), labels = problem(53, 37, dtype=torch.float32)
 
@@ -257,10 +265,16 @@ def test_refusals():
         return uk.sinkhorn_loss(x, y, class_cost=W, y_labels=labels, **options)
 
     halves = torch.tensor([0, 20, 53]), torch.tensor([0, 20, 37])
-    for how, where in (({"memory_budget": 7000}, ""), ({"offsets": halves}, "problem 0 of the batch: ")):
-        with pytest.raises(ValueError, match=f"{where}class_cost must be a number or"):
+    for how, where in (
+        ({}, ""),
+        ({"memory_budget": 7000}, ""),
+        ({"offsets": halves}, "problem 0 of the batch: "),
+    ):
+        with pytest.raises(ValueError, match=f"{where}class_cost must be a number or.*got NaN or -inf$"):
             call(W.detach() * torch.nan, **how)
-        with pytest.raises(ValueError, match=f"{where}y_labels must be columns of class_cost"):
+        with pytest.raises(
+            ValueError, match=f"{where}y_labels must be columns of class_cost.*got one outside$"
+        ):
             call(labels=labels + 9, **how)
         with pytest.raises(ValueError, match="every row and column with mass needs a pair"):
             call(torch.full_like(W, math.inf), **how)

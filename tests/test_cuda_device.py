@@ -162,22 +162,29 @@ def test_panels_do_not_wait_and_can_be_captured():
     leaf = x.requires_grad_()
     W = torch.rand(len(x), 3, device=x.device, requires_grad=True)
     labels = torch.arange(len(y), device=x.device) % 3
-    want = panels(leaf, y)
-    (grad,) = torch.autograd.grad(want, leaf)
+    panels(leaf, y)
     torch.cuda.synchronize()
+    ways = [
+        {},
+        {"tol": 1e-3},
+        {"class_cost": W, "y_labels": labels, "metric": "l2"},
+        {"accelerate": "relax", "grad": "envelope", "objective": "regularized", "tol": 1e-3},
+    ]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        torch.autograd.grad(panels(leaf, y), leaf)
-        torch.autograd.grad(panels(leaf, y, tol=1e-3), leaf)
-        torch.autograd.grad(panels(leaf, y, class_cost=W, y_labels=labels, metric="l2"), (leaf, W))
+        for options in ways:
+            torch.autograd.grad(panels(leaf, y, **options), leaf)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = panels(leaf, y)
-        (again,) = torch.autograd.grad(loss, leaf)
-    graph.replay()
-    assert torch.equal(loss, want) and torch.equal(again, grad)
+    for options in ways:
+        want = panels(leaf, y, **options)
+        (grad,) = torch.autograd.grad(want, leaf)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = panels(leaf, y, **options)
+            (again,) = torch.autograd.grad(loss, leaf)
+        graph.replay()
+        assert torch.equal(loss, want) and torch.equal(again, grad)
 
 
 def test_launches_after_the_last_iteration_do_nothing(monkeypatch):

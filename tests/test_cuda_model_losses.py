@@ -309,3 +309,23 @@ def test_refused_labels_and_logits(monkeypatch):
             uk.label_transport_loss(logits, logits, target)
         with pytest.raises(ValueError, match="NaN"):
             uk.label_transport_loss(bad, logits, target % 4)
+
+
+@pytest.mark.parametrize("result", [False, True], ids=["loss", "result"])
+@pytest.mark.parametrize("batch", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("fault", ["NaN", "label"])
+def test_refused_terms_by_class(fault, batch, result):
+    """Also of a class that does not occur; a label that is none reads no memory."""
+    z, W, labels = torch.randn(9, 4), torch.zeros(9, 3), torch.arange(9) % 2
+    if fault == "NaN":
+        W[4, 2] = torch.nan
+    else:
+        labels[3] = 10**6
+    if batch:
+        z, W, labels = z.expand(2, -1, -1), W.expand(2, -1, -1), labels.expand(2, -1)
+    with model():
+        got = uk.sinkhorn_loss(z, z, class_cost=W, y_labels=labels, return_result=result)
+        assert (got.value if result else got).isnan().all()
+        if result:
+            with pytest.raises(ValueError, match="class_cost"):
+                got.check()

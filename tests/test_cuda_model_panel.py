@@ -154,6 +154,7 @@ def test_the_rule_of_relaxation_is_that_of_the_host(accelerate, tol, by_panels):
     for seed in range(20):
         errors = torch.logspace(0, -6, 40).double()
         errors *= 10 ** torch.randn(40, generator=torch.Generator().manual_seed(seed)).double()
+        errors[7 + seed] = torch.nan
         host = _C.SinkhornRelaxation(accelerate == "relax", tol, 40)
         device = _panel_cuda.Relaxation(errors, Options(0.1, 40, tol, "implicit", accelerate))
         for t, error in enumerate(errors, 1):
@@ -163,6 +164,29 @@ def test_the_rule_of_relaxation_is_that_of_the_host(accelerate, tol, by_panels):
             device.watch(error)
             host.watch(float(error))
     assert (0 < relaxed < 20 * 36) is (accelerate == "relax")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "sqeuclidean"])
+def test_samples_without_mass_have_their_potential_as_the_envelope(metric):
+    """What the value would change by if they got some: on every way the same."""
+    tensors = problem(torch.float64, "zeros", 20, 15, 5)
+    options = {"metric": metric, "grad": "envelope", "objective": "regularized", "max_iter": 300, "reg": 0.5}
+    wants = torch.autograd.grad(uk.sinkhorn_loss(*tensors, **options), tensors[2:])
+    assert all((w[m == 0] != 0).all() and (m == 0).any() for w, m in zip(wants, tensors[2:], strict=True))
+    on_cpu = uk.sinkhorn_loss(*tensors, memory_budget=4000, **options)
+    for g, w in zip(torch.autograd.grad(on_cpu, tensors[2:]), wants, strict=True):
+        close(g, w, 1e-9)
+    with model():
+        got = uk.sinkhorn_loss(*tensors, memory_budget=4000, **options)
+        for g, w in zip(torch.autograd.grad(got, tensors[2:]), wants, strict=True):
+            close(g, w, 1e-9)
+
+
+def test_a_look_at_the_values_is_asked_for(monkeypatch):
+    monkeypatch.setenv("UCMKD_CHECK", "1")
+    z = torch.full((53, 2), torch.nan)
+    with model(), pytest.raises(ValueError, match="overflows"):
+        uk.sinkhorn_loss(z, z, memory_budget=7000)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])

@@ -62,11 +62,12 @@ def test_equals_one_process(ranks, name):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("size", ROWS)
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
-def test_the_kernels_of_a_gpu_equal_one_process(tmp_path):
-    """On their execution model: what two GPUs would compute, with gloo in the place of NCCL."""
-    build.load()  # once, not in both processes
-    ranks = outcomes("model", 2, tmp_path)
+def test_the_kernels_of_a_gpu_equal_one_process(size, tmp_path):
+    """On their execution model: what so many GPUs would compute, with gloo in the place of NCCL."""
+    build.load()  # once, not in every process
+    ranks = outcomes("model", size, tmp_path)
     for name in CASES:
         agrees_with_one_process(ranks, name)
     for outcome in ranks:

@@ -231,6 +231,20 @@ def test_over_relaxation_ends_at_the_same_point_in_fewer_iterations(masses, dtyp
     assert torch.allclose(exact, fast, rtol=1e-10)
 
 
+@pytest.mark.parametrize("tol", [0.0, 1e-6])
+def test_relaxed_iterations_of_a_range_that_plain_sums_do_not_reach(tol):
+    """There they are plain ones: a run that reaches the fixed point gets it, and tol = 0 is no stop."""
+    rand = torch.Generator().manual_seed(34)
+    C = torch.cdist(*(3 * torch.randn(k, 3, generator=rand).double() for k in (23, 37))).square()
+    options = {"reg": 0.1, "max_iter": 20000, "tol": tol, "grad": "envelope"}
+    plain = uk.sinkhorn(C, **options)
+    relaxed = uk.sinkhorn(C, accelerate="relax", **options)
+    assert relaxed.marginal_error <= max(tol, 1e-9) or relaxed.n_iter == 20000
+    assert distance(relaxed.value, plain.value) < 1e-4
+    if tol == 0:
+        assert relaxed.n_iter == 20000
+
+
 def test_batches_equal_the_loop():
     C = torch.rand(5, 20, 13).double().requires_grad_()
     a = (torch.rand(5, 20).double() + 0.1).softmax(1).requires_grad_()

@@ -60,12 +60,15 @@ class Run {
       u = u_before, u_before = swap;
       relaxed = relaxation.begin(t);
       const bool scaled = scaling_iteration();
-      if (!scaled && !log_iteration()) return;
+      if (!scaled) {
+        relaxation.cancel(), relaxed = false;
+        if (!log_iteration()) return;
+      }
       record();
       if (scaled && p.tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
-      if (p.tol > 0 || t == p.max_iter) {
+      if (p.tol > 0 || p.relax || t == p.max_iter) {
         p.marginal_error = column_error();
-        if (p.marginal_error <= p.tol && !relaxed) break;
+        if (p.tol > 0 && p.marginal_error <= p.tol && !relaxed) break;
         relaxation.watch(p.marginal_error);
       }
     }

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
     team.sync();
     Iterate<T> iterate{p, g, p.f_at(t), p.log_f_at(t), inverse_reg, relaxed};
     team.sweep(iterate);
-    if (p.all.tol > 0 || t == p.all.max_iter) {
+    if (p.all.tol > 0 || p.all.relax || t == p.all.max_iter) {
       double mine = 0;
       team.template columns<LogSum<T>>([&](int j, const LogSum<T>& sums) {
         const T mass = p.mass_b(j);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
         mine += magnitude(double(share) - double(mass));
       });
       error = team.total(mine);  // the same on every thread
-      if (t == p.all.max_iter || (error <= p.all.tol && !relaxed)) break;
+      if (t == p.all.max_iter || (p.all.tol > 0 && error <= p.all.tol && !relaxed)) break;
       relaxation.watch(error);
     }
   }

@@ -10,13 +10,18 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-// Which iterations are over-relaxed, on host and device alike.
+// Which iterations are over-relaxed, on host and device alike. Half-steps that a CPU has to make in the log domain
+// are plain ones all the same.
 class Relaxation {
  public:
+  static constexpr int64_t kPlainFirst = 3;
+
   UK_HOST_DEVICE Relaxation(bool wanted, double tol, int64_t last)
       : given_up_(!wanted), pauses_(!wanted), tol_(tol), last_(last) {}
   // Whether iteration t is: no early one, not the last, none behind one that came within the tolerance.
   UK_HOST_DEVICE bool begin(int64_t t) { return relaxed_ = t > kPlainFirst && t < last_ && !pauses_; }
+  // That iteration was a plain one after all.
+  UK_HOST_DEVICE void cancel() { relaxed_ = false; }
   // The marginal error behind that iteration. Where a relaxed one makes it grow a hundredfold, it was the last such.
   UK_HOST_DEVICE void watch(double error) {
     given_up_ |= relaxed_ && error > 100 * best_;
@@ -25,7 +30,6 @@ class Relaxation {
   }
 
  private:
-  static constexpr int64_t kPlainFirst = 3;
   bool relaxed_ = false, given_up_, pauses_;
   double best_ = HUGE_VAL, tol_;
   int64_t last_;

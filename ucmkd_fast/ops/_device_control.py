@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._native import _C
 from ._solve import Options
 from .panel_sweeps import Alone
 
@@ -42,30 +43,30 @@ class Flag:
 
 
 class Relaxation:
-    """`Relaxation` of csrc/sinkhorn/step.h on the device, where it is known whether an iteration is over-relaxed."""
+    """`Relaxation` of csrc/sinkhorn/relaxation.h on the device, which alone knows the errors."""
 
     def __init__(self, like: Tensor, options: Options):
         self._tol, self._last = options.tol, options.max_iter
-        self._wanted = options.accelerate == "relax"
+        self.wanted = options.accelerate == "relax"
         self.relaxed, self._pauses, self._given_up = like.new_zeros(3, 1, dtype=torch.int32)
         self._best = like.new_full((), torch.inf)
 
     def begin(self, t: int) -> None:
         """Iteration t comes."""
-        if self._wanted and 3 < t < self._last:
+        if self.wanted and _C.SinkhornRelaxation.plain_first < t < self._last:
             torch.sub(1, self._pauses, out=self.relaxed)
         else:
             self.relaxed.zero_()
 
     def half_step(self, g: Tensor, before: Tensor) -> Tensor:
         """G (M,), which goes half as far again where the iteration is over-relaxed."""
-        if not self._wanted:
+        if not self.wanted:
             return g
         return torch.where((self.relaxed > 0) & (g > -torch.inf), g + (g - before) / 2, g)
 
     def watch(self, error: Tensor) -> None:
         """The marginal error () behind the iteration."""
-        if self._wanted:
+        if self.wanted:
             self._given_up |= self.relaxed * (error > 100 * self._best)
             self._pauses.copy_(self._given_up | (error <= self._tol))
-            self._best.copy_(torch.minimum(self._best, error))
+            self._best.copy_(torch.fmin(self._best, error))

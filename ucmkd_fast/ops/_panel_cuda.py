@@ -74,23 +74,30 @@ class Panels:
             classes = Classes(self.classes.cost[rows], self.classes.labels, distance)
         return _cost_cuda.call(self.x[rows], self.y, self.metric, scales, matrix, classes)
 
-    def make(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> None:
-        """The cost of these rows, and without its term by class where ``distance`` is given."""
+    def _make(self, rows: slice, matrix: Tensor, distance: Tensor | None) -> None:
         if self.metric != "l1":
             _cost_cuda.product(self.x[rows], self.y, matrix)
         _solve_cuda.kernels.cuda_cost(self.call(rows, matrix, distance))
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+    def each(
+        self, distances: Tensor | None = None, spare: Tensor | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their costs (R, M); without the term by class also into ``distances``, if given.
+
+        ``spare`` is memory for a panel: of costs that are kept, the distances are made once more.
+        """
         for start in range(0, len(self.x), self.rows):
             rows = slice(start, min(start + self.rows, len(self.x)))
-            if self._kept is not None and start in self._kept:
-                yield rows, self._kept[start]
-                continue
-            memory = self.new() if self._buffer is None else self._buffer
-            matrix = memory[: rows.stop - rows.start]
-            self.make(rows, matrix)
-            if self._kept is not None:
-                self._kept[start] = matrix
+            distance = None if distances is None else distances[: rows.stop - start]
+            matrix = None if self._kept is None else self._kept.get(start)
+            if matrix is None:
+                memory = self.new() if self._buffer is None else self._buffer
+                matrix = memory[: rows.stop - start]
+                self._make(rows, matrix, distance)
+                if self._kept is not None:
+                    self._kept[start] = matrix
+            elif distance is not None and spare is not None:
+                self._make(rows, spare[: rows.stop - start], distance)
             yield rows, matrix
 
 
@@ -101,6 +108,7 @@ class Problem(Vectors):
         self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, classes: Classes | None, metric: str,
         dtype: torch.dtype, options: Options, rows: int, keep: bool, over: Alone,
     ):  # fmt: skip
+        self._given = a is not None, b is not None
         y, b = over.gather(y), None if b is None else over.gather(b)
         if classes is not None:
             classes = Classes(classes.cost.contiguous(), over.gather(classes.labels).contiguous())
@@ -127,7 +135,7 @@ class Problem(Vectors):
         self.states.zero_()
         if kind in _LOG_SUMS:
             self.states[..., 0].fill_(-torch.inf)
-        for rows, matrix in self.panels:
+        for rows, matrix in self.panels.each():
             self._at(rows, matrix)
             _solve_cuda.kernels.cuda_panel(self.call, self.visit)
         top, rest = self.states.unbind(-1)
@@ -147,18 +155,15 @@ class Problem(Vectors):
         """The iterations of `sinkhorn`, and the first sweep back."""
         _not_converged.tell()
         self._take_memory(history)
-        reg, tol, last = self.reg, self.options.tol, self.options.max_iter
-        start = (
-            torch.full_like(self.a, -reg * math.log(self.over.total_rows(self.n)))
-            if init_f is None
-            else init_f
-        )
+        tol, last = self.options.tol, self.options.max_iter
+        start = self._cold_start() if init_f is None else init_f
         self.hist_f[0] = torch.where(self.a > 0, start, -torch.inf)
         self.flags.copy_(self._mass_flags() + self._class_flags())
         self.n_iter.fill_(last)
         error, sums = self.b.new_zeros(()), torch.zeros_like(self.b)
         stop = Flag(self.a, self.over) if tol > 0 else None
         relaxation = Relaxation(self.a, self.options)
+        assert not (history and relaxation.wanted)  # it is the one place of a potential that it goes on from
         self.visit.relaxed = relaxation.relaxed.data_ptr()
         log_sums = self.sweep(START)
         self._refuse_forbidden(log_sums)
@@ -166,25 +171,31 @@ class Problem(Vectors):
             relaxation.begin(t)
             self._keep_g(t if history else 1, log_sums, stop, relaxation)
             log_sums = self.sweep(ITERATE, t, stop)
-            if stop is None and t < last:
+            if stop is None and not relaxation.wanted and t < last:
                 continue
             g = self.hist_g[t - 1 if history else 0]
-            reached = torch.where(self.b > 0, (g / reg + log_sums).exp(), 0)
+            reached = torch.where(self.b > 0, (g / self.reg + log_sums).exp(), 0)
             found = (reached - self.b).abs().sum(dtype=torch.float64).to(error.dtype)
+            relaxation.watch(found)
             if stop is None:
                 error, sums = found, reached
-                break
+                continue
             ended = stop.raised[0] > 0
             error, sums = torch.where(ended, error, found), torch.where(ended, sums, reached)
             self.n_iter.copy_(torch.where(ended, self.n_iter, t))
             stop.raised |= (found <= tol) & (relaxation.relaxed == 0)
-            relaxation.watch(found)
             if t < last and stop.seen():
                 break
+        self.visit.relaxed = 0
         self._take_last(history and tol > 0)
         first = self.sweep(PLAN)
         value, dual = self.of_values(self.f, self.g, self.row_value)
-        return self._solved(value, dual, error, sums, first)
+        solved = self._solved(value, dual, error, sums, first)
+        _solve_cuda.check(solved.n_iter)
+        return solved
+
+    def _cold_start(self) -> Tensor:
+        return torch.full_like(self.a, -self.reg * math.log(self.over.total_rows(self.n)))
 
     def _take_memory(self, history: bool) -> None:
         """What the backward needs, in one block (`_solve_cuda.Saved`), and views of it."""
@@ -192,7 +203,7 @@ class Problem(Vectors):
         at = Saved(1, n, m, self.options.max_iter, history)
         self.saved = _solve_cuda.empty(self.a, at.size)
         self.f, self.g, self.row_value = (_solve_cuda.empty(self.a, size) for size in (n, m, n))
-        self.hist_f = self.saved[at.hist_f :][: (steps + int(history)) * n].view(-1, n)
+        self.hist_f = self.saved[at.hist_f :][: (steps + int(history)) * n].view(steps + int(history), n)
         self.hist_g = self.saved[at.hist_g :][: steps * m].view(steps, m)
         self.log_g = self.saved[at.log_g :][: steps * m].view(steps, m)
         self.alpha = self.saved[at.alpha :][:n]
@@ -209,18 +220,20 @@ class Problem(Vectors):
         none = ~((sum_a > 0) & (sum_b > 0))
         gap = 1e-4 if self.a.dtype == torch.float32 else 1e-6
         differ = ~((sum_a - sum_b).abs() <= gap * (sum_a + sum_b))
-        return (bad * 4 + none * 8 + differ * 16).to(torch.int32).view(1)
+        flags = bad * _solve_cuda.BAD_MASS + none * _solve_cuda.NO_MASS + differ * _solve_cuda.SUMS
+        return flags.to(torch.int32).view(1)
 
     def _class_flags(self) -> int | Tensor:
         """The same for the term by class."""
         if self.panels.classes is None:
             return 0
-        return class_aware.has_bad_values(*self.panels.classes[:2]).to(torch.int32)
+        return _solve_cuda.BAD_COST * class_aware.has_bad_values(*self.panels.classes[:2]).to(torch.int32)
 
     def _refuse_forbidden(self, log_sums: Tensor) -> None:
         """A column all of whose pairs are forbidden; rows are looked at by the sweeps."""
         if self.panels.classes is not None:
-            self.flags |= 2 * ((self.b > 0) & (log_sums == -torch.inf)).any().to(torch.int32)
+            nowhere = ((self.b > 0) & (log_sums == -torch.inf)).any()
+            self.flags |= _solve_cuda.FORBIDDEN * nowhere.to(torch.int32)
 
     def _keep_g(self, t: int, log_sums: Tensor, stop: Flag | None, relaxation: Relaxation) -> None:
         """The half-step of the columns; its potentials and log-sums go where iteration t keeps them."""
@@ -271,6 +284,18 @@ class Problem(Vectors):
         self.call.df, self.call.dg = df.data_ptr(), dg.data_ptr()
         direct_a, direct_b = self.direct(s, dual)
         return *self._features(weight, need), grad_a + direct_a, grad_b + direct_b
+
+    def without_mass(self, s: Solved) -> tuple[Tensor, Tensor]:
+        """As of `Vectors`: of masses that were given, as nobody here knows whether one of them is 0."""
+        f, g, call = torch.zeros_like(self.a), torch.zeros_like(self.b), self.call
+        if self._given[1]:
+            call.hist_f = s.f.data_ptr()
+            g = -self.reg * self.sweep(START)
+        if self._given[0]:
+            ones, log_f = torch.ones_like(f), torch.empty_like(f)
+            call.a, call.hist_f, call.hist_g, call.log_f = map(_address, (ones, f, s.g, log_f))
+            self.sweep(ITERATE, 1)
+        return f, g
 
     def _unrolled(self, last: Tensor, df_last: Tensor, grad_a: Tensor, least: Tensor) -> tuple[Tensor, ...]:
         """The adjoints df (T, N), dg (T, M) of every half-step, t from n_iter down; see csrc/sinkhorn/adjoint.cu."""
@@ -343,11 +368,9 @@ class Problem(Vectors):
             d_classes = _solve_cuda.empty(p.classes.cost, *p.classes.cost.shape)
         apart = p.classes is not None and p.metric in class_aware.READS_DISTANCE
         memory, distances = p.new(), p.new() if apart else None
-        for rows, matrix in p:
+        for rows, matrix in p.each(distances, memory):
             weights = memory[: rows.stop - rows.start]
             distance = None if distances is None else distances[: rows.stop - rows.start]
-            if distance is not None:
-                p.make(rows, weights, distance)  # the cost beside it is overwritten
             self._at(rows, matrix)
             self.call.grad_cost = weights.data_ptr()
             kernels.cuda_sinkhorn_gradient(self.call)

@@ -20,16 +20,18 @@ kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
 device_type = "cuda"
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 
-REFUSALS = {
-    1: "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf",
-    4: "masses must be finite and >= 0, got a negative one, NaN or inf",
-    8: "masses must not all be 0, got an all-zero vector",
-    16: "a and b must have equal sums (each is 1 where it is not given), got sums that differ",
-    64: "the distances between x and y must stay in range, got one that overflows",
-    2: "every row and column with mass needs a pair of finite cost with mass, got one that has none",  # may follow
-}
+# Flag of csrc/sinkhorn/cuda.h
+BAD_COST, FORBIDDEN, BAD_MASS, NO_MASS, SUMS, NOT_CONVERGED, OVERFLOW = (1 << bit for bit in range(7))
 
-_NOT_CONVERGED = 32  # kFlagNotConverged of csrc/sinkhorn/cuda.h
+REFUSALS = {  # in the order in which they are told: what comes first may bring about the last
+    BAD_COST: "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf (or, with class_cost, a "
+    "label that is none of its columns)",
+    BAD_MASS: "masses must be finite and >= 0, got a negative one, NaN or inf",
+    NO_MASS: "masses must not all be 0, got an all-zero vector",
+    SUMS: "a and b must have equal sums (each is 1 where it is not given), got sums that differ",
+    OVERFLOW: "the distances between x and y must stay in range, got one that overflows",
+    FORBIDDEN: "every row and column with mass needs a pair of finite cost with mass, got one that has none",
+}
 
 
 def runs_on(tensor: Tensor) -> bool:
@@ -181,6 +183,6 @@ def backward(
         if implicit:
             at = Saved(batch, n, m, options.max_iter, history).flags
             flags = saved[at : at + batch].view(torch.int32)[:batch]
-            _not_converged.report((flags & _NOT_CONVERGED).any())
+            _not_converged.report((flags & NOT_CONVERGED).any())
     kernels.cuda_sinkhorn_gradient(call)
     return grad_cost, grad_a, grad_b

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _loss
+from . import _autograd, _loss, _solve_cuda
 
 # Their gradient divides by the distance, which the cost no longer shows.
 READS_DISTANCE = ("l2", "chordal")
@@ -63,6 +63,11 @@ def has_bad_values(class_cost: Tensor, y_labels: Tensor) -> Tensor:
     return _outside(class_cost, y_labels) | _no_cost(class_cost)
 
 
+def poisoned(class_cost: Tensor, y_labels: Tensor) -> Tensor:
+    """NaN everywhere where `bad_values` has anything to say, also of a class that does not occur."""
+    return torch.where(has_bad_values(class_cost, y_labels), torch.nan, class_cost)
+
+
 def _outside(class_cost: Tensor, y_labels: Tensor) -> Tensor:
     return ((y_labels < 0) | (y_labels >= class_cost.shape[-1])).any()
 
@@ -74,17 +79,21 @@ def _no_cost(class_cost: Tensor) -> Tensor:
 def cost_by_class(matrix: Tensor, class_cost: Tensor, y_labels: Tensor) -> Tensor:
     """Distances (..., N, M) and their term by class, as a composite: for compilers, transforms and results."""
     transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if not transformed and not matrix.is_cuda:  # on a GPU the look would wait for it
-        if refused := bad_values(class_cost, y_labels):
-            raise ValueError(refused)
+    if transformed or not matrix.is_cpu or _solve_cuda.runs_on(matrix):  # on a GPU the look would wait for it
+        class_cost = poisoned(class_cost, y_labels)
+    elif refused := bad_values(class_cost, y_labels):
+        raise ValueError(refused)
     return matrix + by_label(class_cost, y_labels)
 
 
 def by_label(class_cost: Tensor, y_labels: Tensor) -> Tensor:
-    """W[i, k_j] (..., N, M)."""
+    """W[i, k_j] (..., N, M); NaN for a label that is none, which on a GPU would end the process."""
+    classes = class_cost.shape[-1]
+    columns = torch.where((y_labels < 0) | (y_labels >= classes), classes, y_labels)
+    known = torch.nn.functional.pad(class_cost, (0, 1), value=torch.nan)
     if class_cost.dim() == 2:
-        return class_cost.index_select(1, y_labels)
-    return class_cost.gather(2, y_labels[:, None, :].expand(-1, class_cost.shape[1], -1))
+        return known.index_select(1, columns)
+    return known.gather(2, columns[:, None, :].expand(-1, class_cost.shape[1], -1))
 
 
 class ClassAwareLoss(torch.autograd.Function):
@@ -96,7 +105,8 @@ class ClassAwareLoss(torch.autograd.Function):
         distance = None
         if needs and options.metric in READS_DISTANCE:
             distance = class_cost.new_empty(len(x), len(y))
-        classes = _loss.Classes(class_cost, y_labels, distance)
+        looked_at = poisoned(class_cost, y_labels) if _solve_cuda.runs_on(x) else class_cost
+        classes = _loss.Classes(looked_at, y_labels, distance)
         loss, f, g, kept = _loss.forward(x, y, a, b, init_f, init_g, options, needs, classes)
         if needs:
             ctx.save_for_backward(x, y, class_cost, a, b, y_labels, init_f, init_g, f, g, kept, distance)

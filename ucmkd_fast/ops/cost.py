@@ -42,8 +42,8 @@ def _refuse(name: str, z: Tensor) -> None:
 
 
 def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:
-    """Raise for the set that the kernel named, if any."""
-    if refused is not None:
+    """Raise for the set that the kernel named, if any: "x" or "y"."""
+    if refused in ("x", "y"):
         _refuse(refused, x if refused == "x" else y)
 
 

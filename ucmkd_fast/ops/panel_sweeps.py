@@ -150,8 +150,13 @@ class Vectors:
 
     def envelope_masses(self, s: Any, dual: float | Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the dual value where the plan is a constant: the potentials without the masses."""
-        free = (torch.where(m > 0, z - self.reg * m.log(), 0) for m, z in ((self.a, s.f), (self.b, s.g)))
+        sides = zip((self.a, self.b), (s.f, s.g), self.without_mass(s), strict=True)
+        free = (torch.where(m > 0, z - self.reg * m.log(), z_0) for m, z, z_0 in sides)
         return tuple(dual * z for z in free)  # type: ignore[return-value]
+
+    def without_mass(self, s: Any) -> tuple[Tensor, Tensor]:
+        """Potentials (N,), (M,) of a sample without mass, from those of the others: each side's by one sweep."""
+        raise NotImplementedError
 
 
 class Problem(Vectors):
@@ -168,6 +173,10 @@ class Problem(Vectors):
 
     def columns(self, f: Tensor) -> Tensor:
         """G (padded M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
+        return torch.where(self.b > 0, self.reg * self.b.log() + self.free_columns(f), -torch.inf)
+
+    def free_columns(self, f: Tensor) -> Tensor:
+        """The same without the masses b, of every column."""
         top, total = torch.empty_like(self.b), torch.empty_like(self.b)
         good = _C.panel_columns(self.panels.all(), *map(_address, (f, top, total)))
         self.over.refuse(
@@ -176,8 +185,17 @@ class Problem(Vectors):
         highest = self.over.greatest(top.clone())
         total *= torch.where(top > -torch.inf, ((top - highest) / self.reg).exp(), 0)
         self.over.add(total)
-        g = self.reg * (self.b.log() - total.log()) - highest
-        return torch.where(self.b > 0, g, -torch.inf)
+        return -self.reg * total.log() - highest
+
+    def without_mass(self, s: Solved) -> tuple[Tensor, Tensor]:
+        """As of `Vectors`; where all have mass, nothing is made."""
+        f, g = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        if (self.a == 0).any():
+            f, ones, sums = torch.where(self.a > 0, s.f, 0), torch.ones_like(f), torch.zeros_like(g)
+            _C.panel_iterate(self.panels.all(), False, *map(_address, (ones, s.g, f, sums)))
+        if (self.b == 0)[: len(self.features.y)].any():
+            g = self.free_columns(s.f)
+        return f, g
 
     def iterate(self, f: Tensor, g: Tensor, relaxed: bool) -> tuple[Tensor, Tensor]:
         """F (N,) of g, and the column sums of the plan of both."""
@@ -220,7 +238,7 @@ class Problem(Vectors):
                 hist_f.append(f)
                 hist_g.append(g)
             error = (sums - b).abs().sum()
-            if n_iter == options.max_iter or (error <= options.tol and not relaxed):
+            if n_iter == options.max_iter or (0 < options.tol >= error and not relaxed):
                 break
             relaxation.watch(float(error))
         alpha, row_value, first = torch.empty_like(a), torch.empty_like(a), torch.zeros_like(g)
