@@ -2,6 +2,7 @@
 
     python benchmarks/does_it_help.py run --audio FSDD --out runs.jsonl [--jobs 2]    resumes where it stopped
     python benchmarks/does_it_help.py time --audio FSDD --out runs.jsonl              a step's time; idle machine
+    python benchmarks/does_it_help.py agree --audio FSDD --out runs.jsonl             do classes lie alike for both?
     python benchmarks/does_it_help.py page                                            the page from the results
 
 Each run is one line of JSON; `run` ends by writing docs/does-it-help.json, from which the page is made. The strokes
@@ -22,15 +23,17 @@ from typing import Any
 
 import torch
 import transfer_methods  # noqa: F401  registers them
+from transfer_agreement import measure as agreement
+from transfer_numbers import renamed_digits, teacher_of_names
 from transfer_page import write_page
-from transfer_plan import ALL, VALIDATION, wanted_runs
+from transfer_plan import ALL, PLAN, VALIDATION, wanted_runs
 from transfer_tasks import (
     SETTINGS,
     STUDENTS,
-    TEACHERS,
     TRAIN,
     PrototypeHead,
     changed_student,
+    new_teacher,
     parts_of,
     teacher_of,
 )
@@ -48,18 +51,21 @@ def run_one(setting: str, name: str, seed: int, audio: Path, folder: Path) -> di
     """One student, trained and measured."""
     contender, task = ALL[name], SETTINGS[setting]
     labelled, rest, val, test = parts_of(task, seed, audio)
-    teacher, bank, samples = teacher_of(task.other, audio, folder)
+    teacher, bank, samples = teacher_of(task.other, audio, folder, task.digits)
     if contender.teacher_head == "prototypes":
         teacher = Classifier(teacher.encoder, PrototypeHead(bank, scale=10.0))
-    if contender.control == "deranged":
-        renamed = derangement(10, seed)
+    if contender.control in ("deranged", "digits deranged"):
+        whole = contender.control == "deranged"
+        renamed = derangement(task.classes, seed) if whole else renamed_digits(derangement(10, seed))
         teacher, bank = permuted_model(teacher, renamed), relabelled(bank, renamed)
     elif contender.control == "untrained":
         torch.manual_seed(1000 + seed)
-        teacher = TEACHERS[task.other]().eval()
+        teacher = new_teacher(task.other, task.digits).eval()
         bank = FeatureBank.from_model(teacher, samples)
+    elif contender.control == "names":
+        teacher, bank = teacher_of_names(bank.x.shape[1])
     torch.manual_seed(seed)
-    student = changed_student(STUDENTS[task.own](), contender.student, teacher)
+    student = changed_student(STUDENTS[task.own](task.digits), contender.student, teacher)
     distiller = uk.Distiller(
         student, teacher, contender.method, method_options=contender.options, seed=seed,
         unlabelled_batch_size=contender.unlabelled_batch, **TRAIN,
@@ -95,8 +101,8 @@ def run(audio: Path, out: Path, jobs: int) -> None:
     todo = [(*w, audio, out.parent) for w in wanted if w not in have]
     print(f"{len(todo)} of {len(wanted)} runs to do")
     torch.set_num_threads(1)
-    for modality in {SETTINGS[setting].other for setting, *_ in wanted}:
-        teacher_of(modality, audio, out.parent)
+    for modality, digits in {(SETTINGS[s].other, SETTINGS[s].digits) for s, *_ in todo}:
+        teacher_of(modality, audio, out.parent, digits)
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool, out.open("a") as file:
         for done, result in enumerate(pool.imap_unordered(_work, todo), 1):
@@ -111,6 +117,12 @@ def run(audio: Path, out: Path, jobs: int) -> None:
 def step_times(audio: Path, folder: Path) -> None:
     """docs/does-it-help-time.json: wants an idle machine."""
     _write("does-it-help-time.json", [measure(*case, audio, folder) for case in CASES])
+
+
+def agreements(audio: Path, folder: Path) -> None:
+    """docs/does-it-help-agreement.json."""
+    torch.set_num_threads(1)
+    _write("does-it-help-agreement.json", [agreement(setting, audio, folder) for setting in PLAN])
 
 
 def _write(name: str, rows: list[dict[str, Any]]) -> None:
@@ -131,12 +143,17 @@ def main() -> None:
     timing = commands.add_parser("time")
     timing.add_argument("--audio", type=Path, required=True, help="as for run")
     timing.add_argument("--out", type=Path, required=True, help="as for run")
+    agreeing = commands.add_parser("agree")
+    agreeing.add_argument("--audio", type=Path, required=True, help="as for run")
+    agreeing.add_argument("--out", type=Path, required=True, help="as for run")
     commands.add_parser("page")
     asked = parser.parse_args()
     if asked.command == "run":
         run(asked.audio, asked.out, asked.jobs)
     elif asked.command == "time":
         step_times(asked.audio, asked.out.parent)
+    elif asked.command == "agree":
+        agreements(asked.audio, asked.out.parent)
     write_page(DOCS)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_plan import CONTENDERS, PLAN, SEEDS, SELF, TRIALS, VALIDATION
+from transfer_agreement import points
+from transfer_agreement import table as agreement_table
+from transfer_plan import CONFIRMED, CONTENDERS, HEADS, PLAN, SEEDS, SELF, TRIALS, UNSEEN, VALIDATION
 from transfer_tasks import SETTINGS
 from transfer_time import table as time_table
 
-from ucmkd_fast.report.shares import Share, share, shares, verdict_line
+from ucmkd_fast.report.shares import share, shares, verdict_line
 
 CONTROLS = ["ce", "kd", "ucmkd-plus, deranged", SELF]
 Runs = dict[str, list[dict[str, Any]]]  # by name, in the order of seeds
@@ -21,10 +23,15 @@ def write_page(docs: Path) -> None:
     """From the JSON files beside it."""
     results = json.loads((docs / "does-it-help.json").read_text())
     times = json.loads((docs / "does-it-help-time.json").read_text())
+    agreements = json.loads((docs / "does-it-help-agreement.json").read_text())
     path = docs / "does-it-help.md"
     text = path.read_text()
+    runs = {setting: _runs(results, setting, SEEDS) for setting in PLAN}
+    unseen = {setting: _runs(results, setting, UNSEEN) for setting in CONFIRMED}
     parts = {
-        "tables": "\n".join(_setting(setting, _runs(results, setting, SEEDS)) for setting in PLAN),
+        "agreement": agreement_table(agreements, {s: _accuracy(r) for s, r in runs.items()}),
+        "tables": "\n".join(_setting(setting, r) for setting, r in runs.items()),
+        "confirmed": "\n".join(_setting(s, r) + _on_all_seeds(s, runs[s], r) for s, r in unseen.items()),
         "further": _further(results),
         "time": time_table(times),
     }
@@ -49,11 +56,6 @@ def _accuracy(runs: Runs) -> dict[str, list[float]]:
     return {name: [r["accuracy"] for r in rows] for name, rows in runs.items()}
 
 
-def _points(one: Share) -> str:
-    d = one.difference
-    return f"{100 * d.mean:+.1f} ± {100 * d.standard_error:.1f}"
-
-
 def _setting(setting: str, runs: Runs) -> str:
     """A table of one setting on fresh seeds."""
     accuracy = _accuracy(runs)
@@ -70,12 +72,35 @@ def _setting(setting: str, runs: Runs) -> str:
         if name != "ce":
             one = share(accuracy[name], accuracy["ce"], "ce")
             low, high = (100 * v for v in one.interval)
-            to_ce = [_points(one), f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{one.difference.n}"]
+            to_ce = [points(one), f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{one.difference.n}"]
         cells = [f"{mean:.1f} ± {deviation:.1f}", *to_ce, *(own if taught else ["", ""])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    against = {name: accuracy[name] for name in CONTROLS}
-    lines += ["", verdict_line("ucmkd-plus", shares(accuracy["ucmkd-plus"], against)), ""]
+    for name, controls in _verdicts(setting, list(runs)):
+        against = {control: accuracy[control] for control in controls}
+        lines += ["", verdict_line(name, shares(accuracy[name], against))]
+    lines.append("")
     return "\n".join(lines) + "\n"
+
+
+def _on_all_seeds(setting: str, before: Runs, unseen: Runs) -> str:
+    """The verdicts on the seeds of both."""
+    accuracy = {name: _accuracy(before)[name] + rows for name, rows in _accuracy(unseen).items()}
+    lines = ["On all seeds, 0 to 19:", ""]
+    for name, controls in _verdicts(setting, list(unseen)):
+        against = {control: accuracy[control] for control in controls}
+        lines.append(f"* {verdict_line(name, shares(accuracy[name], against))}")
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(setting: str, names: list[str]) -> list[tuple[str, list[str]]]:
+    """Methods whose gain is explained, and what it is held against."""
+    deranged = {name: f"{name}, deranged" for name in names}
+    verdicts = [(name, ["ce", twin, SELF]) for name, twin in deranged.items() if twin in names]
+    if SETTINGS[setting].digits == 1:
+        verdicts = [v for v in verdicts if v[0] in HEADS]
+        if "ucmkd-plus" in names:
+            verdicts.insert(0, ("ucmkd-plus", CONTROLS))
+    return verdicts
 
 
 def _further(results: list[dict[str, Any]]) -> str:
@@ -87,7 +112,7 @@ def _further(results: list[dict[str, Any]]) -> str:
     for name, (_, settings) in TRIALS.items():
         for setting in settings:
             accuracy = _accuracy(_runs(results, setting, VALIDATION))
-            over = [_points(share(accuracy[name], accuracy[o], o)) for o in ("ce", SELF, f"{name}, deranged")]
+            over = [points(share(accuracy[name], accuracy[o], o)) for o in ("ce", SELF, f"{name}, deranged")]
             lines.append(f"| {name} | `{setting}` | {' | '.join(over)} |")
     used = dict.fromkeys(setting for _, settings in TRIALS.values() for setting in settings)
     described = [f"* `{setting}`: {SETTINGS[setting].title}." for setting in used]

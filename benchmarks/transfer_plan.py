@@ -13,7 +13,7 @@ class Contender:
     """A method, or a control of one."""
 
     method: str
-    control: str | None = None  # "deranged" | "untrained"
+    control: str | None = None  # "deranged" | "untrained"; of numbers "digits deranged" | "names"
     options: dict[str, Any] = field(default_factory=dict)
     teacher_head: str | None = None  # "prototypes": cosines to class means
     unlabelled_batch: int | None = None  # None: as many as labelled samples are asked for
@@ -23,6 +23,7 @@ class Contender:
 PLUS = Contender("ucmkd-plus")
 SELF = "self-training (no teacher)"
 HARD = "self-training, alpha 0 (no teacher)"
+FROZEN = "teacher's head, frozen"
 SEEDS = range(10)
 VALIDATION = range(200, 203)
 
@@ -45,9 +46,21 @@ CONTENDERS = {
     SELF: Contender("self-training"),
     HARD: Contender("self-training", options={"alpha": 0.0}),
     "kd, deranged": Contender("kd", "deranged"),
+    "kd, digits deranged": Contender("kd", "digits deranged"),
+    "kd from names (no teacher)": Contender("kd", "names"),
+    "label-aware-fa, deranged": Contender("label-aware-fa", "deranged"),
     "ucmkd-plus, deranged": Contender("ucmkd-plus", "deranged"),
     "ucmkd-plus, untrained": Contender("ucmkd-plus", "untrained"),
+    "ce, the teacher's head": Contender("ce", student=FROZEN),
+    "kd, the teacher's head": Contender("kd", student=FROZEN),
+    "self-training, the teacher's head": Contender("self-training", student=FROZEN),
+    "ucmkd-plus, the teacher's head": Contender("ucmkd-plus", student=FROZEN),
+    "ce, the teacher's head, deranged": Contender("ce", "deranged", student=FROZEN),
+    "kd, the teacher's head, deranged": Contender("kd", "deranged", student=FROZEN),
+    "self-training, the teacher's head, deranged": Contender("self-training", "deranged", student=FROZEN),
+    "ucmkd-plus, the teacher's head, deranged": Contender("ucmkd-plus", "deranged", student=FROZEN),
 }
+HEADS = [name for name in CONTENDERS if "the teacher's head" in name]
 FEW = [
     "ce",
     "kd",
@@ -57,9 +70,26 @@ FEW = [
     SELF,
     HARD,
     "ucmkd-plus, deranged",
+    *(name for name in HEADS if name.startswith(("self-training", "ucmkd-plus"))),
 ]
 PEN = [name for name in FEW if name != "ucmkd"]
-PLAN = {"a_2": FEW, "a_5": list(CONTENDERS), "i_5": FEW, "q_1": PEN, "q_2": PEN, "q_5": PEN, "p_2": PEN}
+OF_NUMBERS = ["kd, digits deranged", "kd from names (no teacher)", "label-aware-fa, deranged"]
+DIGITS = [name for name in CONTENDERS if name not in OF_NUMBERS]
+NUMBERS = [
+    "ce", "kd", "label-aware-fa", "ucmkd", "ucmkd-plus", "smoothing (no teacher)", SELF, HARD, "kd, deranged",
+    *OF_NUMBERS, "ucmkd-plus, deranged", *HEADS,
+]  # fmt: skip
+PLAN = {
+    "n_2": NUMBERS, "n_5": NUMBERS, "s_2": NUMBERS, "s_5": NUMBERS,
+    "a_2": FEW, "a_5": DIGITS, "i_5": FEW, "q_1": PEN, "q_2": PEN, "q_5": PEN, "p_2": PEN,
+}  # fmt: skip
+
+# What was chosen last, once more on seeds that nothing had been run on.
+UNSEEN = range(10, 20)
+CONFIRMED = {
+    setting: ["ce", "kd", SELF, *(name for name in HEADS if name.startswith(("self-training", "ucmkd-plus")))]
+    for setting in ("a_2", "a_5", "n_2", "s_2")
+}
 
 # What is tried, and where. Every one runs with its deranged twin, beside ce and self-training.
 TRIALS: dict[str, tuple[Contender, tuple[str, ...]]] = {
@@ -67,8 +97,18 @@ TRIALS: dict[str, tuple[Contender, tuple[str, ...]]] = {
         PLUS,
         (
             "a_2", "a_5", "a_20", "b", "b_4", "c", "i_2", "i_5", "i_30",
-            "p_1", "p_2", "p_5", "q_1", "q_2", "q_5", "r_2", "t_5",
+            "p_1", "p_2", "p_5", "q_1", "q_2", "q_5", "r_2", "t_5", "n_1", "n_2", "n_5", "s_2", "s_5",
         ),
+    ),
+    "kd": (Contender("kd"), ("n_1", "n_2", "n_5", "s_2", "s_5")),
+    "label-aware-fa": (Contender("label-aware-fa"), ("n_2", "s_2")),
+    "ce, the teacher's head": (CONTENDERS["ce, the teacher's head"], ("n_2", "n_5", "s_2", "a_5", "i_5")),
+    "kd, the teacher's head": (CONTENDERS["kd, the teacher's head"], ("n_2", "n_5", "s_2", "a_5", "i_5")),
+    "self-training, the teacher's head": (
+        CONTENDERS["self-training, the teacher's head"], ("n_2", "n_5", "s_2", "a_5", "i_5"),
+    ),
+    "kd, starts with the teacher's head": (
+        Contender("kd", student="teacher's head"), ("n_2", "n_5", "s_2", "a_5", "i_5"),
     ),
     "ucmkd-plus, unlabelled alpha 0": (
         plus(unlabelled_alpha=0.0),
@@ -95,7 +135,7 @@ TRIALS: dict[str, tuple[Contender, tuple[str, ...]]] = {
     "unlabelled batch of 32": (replace(PLUS, unlabelled_batch=32), ("q_2", "a_5")),
     "starts with the teacher's head": (replace(PLUS, student="teacher's head"), ("q_2",)),
     "the teacher's head, frozen": (replace(PLUS, student="teacher's head, frozen"), ("q_2",)),
-    "alpha 0.9 on both": (plus(alpha=0.9, unlabelled_alpha=0.9), ("q_2", "a_5")),
+    "alpha 0.9 on both": (plus(alpha=0.9, unlabelled_alpha=0.9), ("q_2", "a_5", "n_2", "s_2")),
     "alpha 1 on both": (plus(alpha=1.0, unlabelled_alpha=1.0), ("q_2", "a_5")),
     "alpha 0.9 on both, temperature 2": (plus(alpha=0.9, unlabelled_alpha=0.9, temperature=2.0), ("a_5",)),
     "temperature 8": (plus(temperature=8.0), ("q_2",)),
@@ -121,7 +161,14 @@ ALL = {**CONTENDERS, **trial_contenders()}
 
 def wanted_runs() -> list[tuple[str, str, int]]:
     """Setting, name and seed of every run."""
-    return [(s, n, k) for k in SEEDS for s, names in PLAN.items() for n in names] + _wanted_trials()
+    planned = [
+        (setting, name, seed)
+        for plan, seeds in ((PLAN, SEEDS), (CONFIRMED, UNSEEN))
+        for seed in seeds
+        for setting, names in plan.items()
+        for name in names
+    ]
+    return planned + _wanted_trials()
 
 
 def _wanted_trials() -> list[tuple[str, str, int]]:

@@ -1,8 +1,7 @@
-"""The tasks of does_it_help.py: modalities of digits, students, teachers, and settings as data."""
+"""The tasks of does_it_help.py: modalities of digits or numbers, students, teachers, and settings as data."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transfer_numbers import numbers
 
 import ucmkd_fast as uk
 from ucmkd_fast.data import (
@@ -24,9 +24,8 @@ from ucmkd_fast.data import (
     split_stratified,
     spoken_digits,
 )
-from ucmkd_fast.models import Classifier, digit_cnn, speech_cnn
+from ucmkd_fast.models import Classifier, digit_cnn, reuse_head, speech_cnn
 
-CLASSES = 10
 WIDTH = 64
 TRAIN = {
     "lr": 0.05, "momentum": 0.9, "epochs": 30, "steps_per_epoch": 5, "batch_size": 64, "clip_norm": 5.0,
@@ -46,6 +45,12 @@ class Setting:
         None  # in pool, validation and test, apart; None: all in every part
     )
     noise: float = 0.0  # share of the labels that are wrong
+    digits: int = 1  # 2: the hundred numbers of two digits
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return 10**self.digits
 
     @property
     def title(self) -> str:
@@ -53,6 +58,8 @@ class Setting:
         unit = {"speech": "recordings", "images": "images", "pen": "pen strokes"}[self.own]
         unit = unit.removesuffix("s") if self.labels == 1 else unit
         words = f"{self.labels} labelled {unit} a class, student of {self.own}, teacher of {self.other}"
+        if self.digits == 2:
+            words = f"numbers of two digits (100 classes), {words}"
         if self.speakers:
             words += "; {} speakers for training, {} for validation, {} for testing".format(*self.speakers)
         return words + (f"; {self.noise:.0%} of the labels are wrong" if self.noise else "")
@@ -77,38 +84,48 @@ SETTINGS = {
     "q_2": Setting("images", "pen", 2),
     "q_5": Setting("images", "pen", 5),
     "r_2": Setting("pen", "speech", 2),
+    "n_1": Setting("images", "speech", 1, digits=2),
+    "n_2": Setting("images", "speech", 2, digits=2),
+    "n_5": Setting("images", "speech", 5, digits=2),
+    "s_2": Setting("speech", "images", 2, digits=2),
+    "s_5": Setting("speech", "images", 5, digits=2),
 }
 
 
-def audio_student() -> Classifier:
-    """Two convolutions over log-mel spectrograms (1, 40, 48), without normalisation layers."""
+def audio_student(digits: int = 1) -> Classifier:
+    """Two convolutions over log-mel spectrograms (1, 40, 48 a digit), without normalisation layers."""
     encoder = nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten(), nn.Linear(32 * 12, WIDTH),
+        nn.AdaptiveAvgPool2d((4, 3 * digits)), nn.Flatten(), nn.Linear(32 * 12 * digits, WIDTH),
     )  # fmt: skip
-    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+    return Classifier(encoder, nn.Linear(WIDTH, 10**digits))
 
 
-def image_student() -> Classifier:
-    """Two convolutions over images (1, 8, 8), without normalisation layers."""
+def image_student(digits: int = 1) -> Classifier:
+    """Two convolutions over images (1, 8, 8 a digit), without normalisation layers."""
     encoder = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 16, WIDTH),
+        nn.Flatten(), nn.Linear(16 * 16 * digits, WIDTH),
     )  # fmt: skip
-    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+    return Classifier(encoder, nn.Linear(WIDTH, 10**digits))
 
 
-def pen_student() -> Classifier:
-    """Two convolutions over strokes of eight points (2, 8), without normalisation layers."""
+def pen_student(digits: int = 1) -> Classifier:
+    """Two convolutions over strokes of eight points (2, 8 a digit), without normalisation layers."""
     encoder = nn.Sequential(
         nn.Conv1d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 32, 3, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 8, WIDTH),
+        nn.Flatten(), nn.Linear(32 * 8 * digits, WIDTH),
     )  # fmt: skip
-    return Classifier(encoder, nn.Linear(WIDTH, CLASSES))
+    return Classifier(encoder, nn.Linear(WIDTH, 10**digits))
 
 
 STUDENTS = {"speech": audio_student, "images": image_student, "pen": pen_student}
 TEACHERS = {"speech": speech_cnn, "images": digit_cnn, "pen": pen_student}
+
+
+def new_teacher(modality: str, digits: int) -> Classifier:
+    """With first weights; of numbers, a network like a student's."""
+    return TEACHERS[modality]() if digits == 1 else STUDENTS[modality](digits)
 
 
 def pen_strokes() -> TensorData:
@@ -122,7 +139,7 @@ def pen_strokes() -> TensorData:
     table = np.loadtxt(Path(found.origin).parent / "data/balanced/raw/penbased.dat", delimiter=",")
     x = torch.from_numpy(table[:, :16]).float().view(-1, 8, 2).transpose(1, 2).contiguous()
     labels = torch.from_numpy(table[:, 16]).long()
-    return TensorData((x - 50) / 35, labels, [str(k) for k in range(CLASSES)])
+    return TensorData((x - 50) / 35, labels, [str(k) for k in range(10)])
 
 
 @cache
@@ -134,7 +151,9 @@ def data_of(modality: str, audio: Path) -> TensorData:
 
 
 @cache
-def teacher_of(modality: str, audio: Path, folder: Path) -> tuple[Classifier, FeatureBank, Any]:
+def teacher_of(
+    modality: str, audio: Path, folder: Path, digits: int = 1
+) -> tuple[Classifier, FeatureBank, Any]:
     """The trained teacher, the bank of its features, and the samples of the bank."""
     if modality == "text":
         from transfer_text import text_teacher
@@ -142,8 +161,13 @@ def teacher_of(modality: str, audio: Path, folder: Path) -> tuple[Classifier, Fe
         return *text_teacher(folder), None
     train, val, _ = split_stratified(data_of(modality, audio), (0.7, 0.15, 0.15), seed=0)
     torch.manual_seed(0)
-    model = TEACHERS[modality]()
-    path = folder / f"teacher_{modality}.pt"
+    model, path = new_teacher(modality, digits), folder / f"teacher_{modality}.pt"
+    if digits == 2:
+        train, val, path = (
+            numbers(train, 40, 1),
+            numbers(val, 10, 2),
+            folder / f"teacher_{modality}_numbers.pt",
+        )
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
@@ -159,13 +183,15 @@ def parts_of(setting: Setting, seed: int, audio: Path) -> tuple[TensorData, Any,
         pool, val, test = split_by_group(data, *setting.speakers, seed=seed)
     else:
         pool, val, test = split_stratified(data, (0.5, 0.15, 0.35), seed=seed)
+    if setting.digits == 2:
+        pool, val, test = (numbers(z, each, seed) for z, each in ((pool, 30), (val, 10), (test, 20)))
     labelled, rest = few_labels(pool, setting.labels, seed=seed)
     if setting.noise:
         random = np.random.default_rng(seed)
         wrong = torch.from_numpy(random.random(len(labelled)) < setting.noise)
-        moved = torch.from_numpy(random.integers(1, CLASSES, len(labelled)))
+        moved = torch.from_numpy(random.integers(1, setting.classes, len(labelled)))
         labelled = labelled.with_labels(
-            torch.where(wrong, (labelled.labels + moved) % CLASSES, labelled.labels)
+            torch.where(wrong, (labelled.labels + moved) % setting.classes, labelled.labels)
         )
     return labelled, rest, val, test
 
@@ -178,7 +204,7 @@ class PrototypeHead(nn.Module):
     def __init__(self, bank: FeatureBank, scale: float):
         super().__init__()
         unit, self.scale = F.normalize(bank.x), scale
-        means = torch.zeros(CLASSES, bank.x.shape[1]).index_add(0, bank.labels, unit)
+        means = torch.zeros(int(bank.labels.max()) + 1, bank.x.shape[1]).index_add(0, bank.labels, unit)
         self.register_buffer("prototypes", F.normalize(means))
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
@@ -203,6 +229,5 @@ def changed_student(student: Classifier, change: str, teacher: Classifier) -> Cl
     if change == "unit features":
         return Classifier(nn.Sequential(student.encoder, UnitFeatures()), student.head)
     if change in ("teacher's head", "teacher's head, frozen"):
-        student.head = copy.deepcopy(teacher.head)
-        student.head.requires_grad_(change == "teacher's head")
+        return reuse_head(student, teacher, frozen=change == "teacher's head, frozen")
     return student

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("does-it-help.md", "does-it-help.json", "does-it-help-time.json")
+NAMES = ("does-it-help.md", "does-it-help.json", "does-it-help-time.json", "does-it-help-agreement.json")
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ from ..run.files import DIVERGED
 from ..training.run_folder import git_state, versions
 from .experiment import Cell, Contender, Experiment
 
-FIGURES = ("val_accuracy", "loss", "fa", "la", "teacher_reads", "seconds_per_epoch", "seconds")
+FIGURES = (
+    "val_accuracy", "loss", "fa", "la", "teacher_reads", "class_agreement", "class_agreement_p", "seconds_per_epoch",
+    "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
     if block.teacher is not None:
         paper = "" if block.paper_teacher is None else f" (paper: {block.paper_teacher:.2f} %)"
         said.append(f"The teacher, on its own modality: {100 * block.teacher:.1f} %{paper}.")
+    said += _agreement(block, baseline)
     told = {}  # by method: what of its gain remains over its controls
     for row in block.rows:
         if row.diverged:
@@ -75,6 +76,20 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
             continue
         said.append(against_control(real.compared, row.compared, row.contender.control or ""))
     return said
+
+
+def _agreement(block: Block, baseline: str) -> list[str]:
+    """How alike classes lie for the baseline, where it has no teacher, and for the teacher."""
+    for row in block.rows:
+        if row.label == baseline and row.compared is not None and "class_agreement" in row.compared.figures:
+            method = row.compared
+            seen = sum(p <= 0.05 for p in method.figures["class_agreement_p"])
+            return [
+                f"Classes lie to each other in {baseline}'s features as in the teacher's with a rank correlation of "
+                f"{method.mean('class_agreement'):.2f}, beyond chance (p <= 0.05) at {seen} of {len(method.accuracy)} "
+                "seeds: the structure that a teacher could pass on."
+            ]
+    return []
 
 
 def _remains(block: Block, row: Row, baseline: str) -> list[str]:

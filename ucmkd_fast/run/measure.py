@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data import FeatureBank, LabelledData
 from ..ops.sinkhorn import sinkhorn_loss
+from ..report.agreement import LEAST_CLASSES, class_agreement
 from ..report.theory import BoundParts, bound_parts
 
 FA_METRIC, FA_REG, FA_ITER = "cosine", 0.1, 100  # of the FA that tables show, whatever the method trained on
@@ -28,7 +29,8 @@ def alignment(
 
     Returns:
         ``fa`` (cosine cost), ``la`` (nats), ``teacher_reads`` (accuracy of the teacher's head on student
-        features, 0 to 1); and the bound.
+        features, 0 to 1), of four classes or more ``class_agreement`` and ``class_agreement_p``
+        (`ucmkd_fast.report.class_agreement`); and the bound.
     """
     device = next(student_head.parameters()).device
     teacher_head = teacher_head.to(device)
@@ -40,7 +42,11 @@ def alignment(
     assert isinstance(fa, Tensor)
     read = teacher_head(x).argmax(1) == y
     reads = read.float().mean().item()
-    return {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}, bound
+    figures = {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}
+    if len(set(student.labels.tolist()) & set(teacher.labels.tolist())) >= LEAST_CLASSES:
+        agreement = class_agreement(student, teacher)
+        figures |= {"class_agreement": agreement.correlation, "class_agreement_p": agreement.p_value}
+    return figures, bound
 
 
 def draw(data: LabelledData, most: int) -> LabelledData:
