@@ -3,7 +3,8 @@
 #
 #   sh benchmarks/gpu_check.sh [folder for results, default runs/gpu]
 #
-# Needs Python with torch (a CUDA build), pytest, nvcc, pybind11, scikit-build-core, cmake and ninja; no network.
+# Needs Python with torch (a CUDA build), nvcc, pytest, pybind11, scikit-build-core, cmake, ninja and what the package itself
+# needs, for nothing is fetched: no network.
 # PYTHON names another interpreter. The package is built into it, editable, for this GPU's architecture only.
 set -eu
 cd "$(dirname "$0")/.."
@@ -19,6 +20,12 @@ fail() {
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   fail "torch finds no GPU here; without one the kernels are tested by tests/test_cuda_model*.py"
 command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ] || fail "nvcc is needed (PATH or CUDACXX)"
+
+missing=$("$PYTHON" -c '
+from importlib.util import find_spec
+needed = "pytest pybind11 scikit_build_core numpy scipy safetensors accelerate yaml rich typer".split()
+print(*(name for name in needed if find_spec(name) is None))')
+[ -z "$missing" ] || fail "$PYTHON lacks $missing"
 
 mkdir -p "$OUT"
 arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
