@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ucmkd_fast.compare.files import find_experiment, shipped_experiments
 from ucmkd_fast.compare.paper import paper_table
 from ucmkd_fast.compare.pool import run_all
 from ucmkd_fast.compare.results import gather
+from ucmkd_fast.compare.tables import sentences
 from ucmkd_fast.run.settings import load_settings, with_changes
 
 
@@ -151,6 +153,22 @@ def test_the_page_has_every_number_and_says_what_it_means(whole, place):
     assert page.count("| kd, permuted |") == 2 and "### two" in page and "## Tones" in page
     assert page.count("kd, real against permuted teacher (") == 2
     assert page.count("* slow: ") == 2 and "paired difference at the same seeds" in page
+
+
+@pytest.mark.parametrize(
+    ("p_values", "said"), [((0.001, 0.04), "2 of 2 seeds: structure"), ((0.04, 0.3), "1 of 2 seeds: little")]
+)
+def test_the_page_says_how_alike_classes_lie(whole, place, p_values, said):
+    """Of the baseline alone, which has no teacher."""
+    page = (place / "whole" / "table.md").read_text()
+    assert page.count("* Classes lie to each other in ce's features as in the teacher's") == 2
+    (block, *_), figures = whole.blocks, {"class_agreement": [0.4, 0.2], "class_agreement_p": p_values}
+    rows = [
+        replace(row, compared=replace(row.compared, figures=figures)) if row.label == "ce" else row
+        for row in block.rows
+    ]
+    (line,) = [one for one in sentences(whole, replace(block, rows=rows)) if one.startswith("Classes lie")]
+    assert "rank correlation of 0.30" in line and said in line
 
 
 def test_one_teacher_serves_all_and_a_run_is_a_run(whole, place):

@@ -83,11 +83,16 @@ def _agreement(block: Block, baseline: str) -> list[str]:
     for row in block.rows:
         if row.label == baseline and row.compared is not None and "class_agreement" in row.compared.figures:
             method = row.compared
-            seen = sum(p <= 0.05 for p in method.figures["class_agreement_p"])
+            seen, seeds = sum(p <= 0.05 for p in method.figures["class_agreement_p"]), len(method.accuracy)
+            what = (
+                "structure that a teacher can"
+                if 2 * seen > seeds
+                else "little structure that a teacher could"
+            )
             return [
                 f"Classes lie to each other in {baseline}'s features as in the teacher's with a rank correlation of "
-                f"{method.mean('class_agreement'):.2f}, beyond chance (p <= 0.05) at {seen} of {len(method.accuracy)} "
-                "seeds: the structure that a teacher could pass on."
+                f"{method.mean('class_agreement'):.2f}, beyond chance (p <= 0.05) at {seen} of {seeds} seeds: {what} "
+                "pass on."
             ]
     return []
 
