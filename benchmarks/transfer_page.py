@@ -40,7 +40,8 @@ def write_page(docs: Path) -> None:
         _, found, after = rest.partition(f"<!-- /{mark} -->\n")
         if not found:
             raise ValueError(f"{path}: expected the marks <!-- {mark} --> and <!-- /{mark} -->")
-        text = f"{before}<!-- {mark} -->\n{body}<!-- /{mark} -->\n{after}"
+        # Empty lines, or the site's Markdown takes the mark and what follows for one paragraph.
+        text = f"{before}<!-- {mark} -->\n\n{body.rstrip()}\n\n<!-- /{mark} -->\n{after}"
     path.write_text(text)
 
 
@@ -60,7 +61,8 @@ def _setting(setting: str, runs: Runs) -> str:
     """A table of one setting on fresh seeds."""
     accuracy = _accuracy(runs)
     lines = [
-        f"### `{setting}`: {SETTINGS[setting].title}\n",
+        f"### `{setting}`\n",
+        f"{SETTINGS[setting].title[0].upper()}{SETTINGS[setting].title[1:]}.\n",
         "| | accuracy % | to ce | 95 % interval | seeds above | FA | teacher's head reads % |",
         "|---|---|---|---|---|---|---|",
     ]

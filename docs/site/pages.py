@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "csrc/sinkhorn/README.md")
 LINK = re.compile(r"(?<=\])\((?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+COMMENT = re.compile(r"^<!-- .* -->$", re.MULTILINE)
 
 
 class NoHtml(Extension):
@@ -50,7 +51,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn links between files of the repository into links between pages of the site."""
+    """Turn links between files of the repository into links between pages of the site; comments are not for readers."""
+    markdown = COMMENT.sub("", markdown)
     here = PurePosixPath(page.file.src_uri).parent
 
     def in_site(link: re.Match[str]) -> str:
