@@ -37,9 +37,8 @@ class PanelSinkhorn(torch.autograd.Function):
         ctx.mark_non_differentiable(f, g, s.marginal_error, n_iter)
         ctx.set_materialize_grads(False)
         if needs:
-            ctx.save_for_backward(
-                x, y, class_cost, a, b, y_labels
-            )  # autograd then sees that nobody wrote to them
+            # Autograd then sees that nobody wrote to them.
+            ctx.save_for_backward(x, y, class_cost, a, b, y_labels)
             ctx.problem, ctx.dtypes = problem, (x.dtype, y.dtype)
             none = s.value.new_empty(0)  # an output of this Function here would be a cycle
             ctx.solved = s._replace(value=none, dual=none, marginal_error=none)

@@ -40,7 +40,7 @@ def class_agreement(
 
     A student that was trained on its own labels alone (``ce``), against the teacher: where they agree, classes have
     structure that both modalities share, and the teacher knows more of it than few labels tell. Where they do not,
-    no method here was seen to gain from the teacher what smoothing does not give (docs/does-it-help.md).
+    little was seen to be had from a teacher that smoothing does not give (docs/does-it-help.md).
 
     Args:
         student: features (n, D) with labels; those of the labelled training samples will do.
