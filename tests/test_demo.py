@@ -143,7 +143,15 @@ def test_numbers_do_not_depend_on_the_process(ran, task, key, seed):
     with one_thread():
         outcome, _ = train_student(task, contender, SETTINGS, seed)
     run = next(r for r in ran[0]["runs"] if r["key"] == key and r["seed"] == seed)
-    for name in ("accuracy", "val_accuracy", "fa", "la", "teacher_reads"):
+    for name in (
+        "accuracy",
+        "val_accuracy",
+        "fa",
+        "la",
+        "teacher_reads",
+        "class_agreement",
+        "class_agreement_p",
+    ):
         assert getattr(outcome, name) == run[name]
 
 
@@ -210,6 +218,7 @@ def made_up(gains, fa=0.9, reads=0.1, base=0.5):
     for contender in CONTENDERS:
         gain = gains.get(contender.key, [0.0, 0.01, -0.01, 0.0])
         figures = {"fa": [fa if contender.key == "feature" else 0.9] * 4, "teacher_reads": [reads] * 4}
+        figures |= {"class_agreement": [0.2] * 4, "class_agreement_p": [0.2, 0.01, 0.3, 0.4]}
         figures["fa"] = [value + 0.001 * i * i for i, value in enumerate(figures["fa"])]
         accuracy = [a + g for a, g in zip(base, gain, strict=True)] if contender.key != "ce" else base
         methods.append(
@@ -225,6 +234,8 @@ def test_sentences_follow_the_numbers():
     text = said({})
     assert text.count("no difference to ce seen") == 5
     assert "ucmkd (paper), real against permuted teacher (+0.0 ± 0.0 points): no difference seen" in text
+    assert "in ce's features as in the teacher's with a rank correlation of 0.20" in text
+    assert "at 1 of 4 seeds: little structure" in text
     assert "held in 32 of 32 runs" in text and "promises nothing" in text
 
     text = said({"kd": [0.05, 0.06, 0.055, 0.05], "ucmkd": [-0.2, -0.21, -0.2, -0.22]})

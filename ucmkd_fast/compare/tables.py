@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report.shares import remains, shares
-from ..report.words import against_baseline, against_control
+from ..report.words import against_baseline, against_control, how_alike_classes_lie
 from .controls import SELF_TRAINING, is_control
 from .results import Block, Comparison, Row
 
@@ -61,7 +61,9 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
     if block.teacher is not None:
         paper = "" if block.paper_teacher is None else f" (paper: {block.paper_teacher:.2f} %)"
         said.append(f"The teacher, on its own modality: {100 * block.teacher:.1f} %{paper}.")
-    said += _agreement(block, baseline)
+    for row in block.rows:
+        if row.label == baseline and row.compared is not None and "class_agreement" in row.compared.figures:
+            said.append(how_alike_classes_lie(row.compared))
     told = {}  # by method: what of its gain remains over its controls
     for row in block.rows:
         if row.diverged:
@@ -76,25 +78,6 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
             continue
         said.append(against_control(real.compared, row.compared, row.contender.control or ""))
     return said
-
-
-def _agreement(block: Block, baseline: str) -> list[str]:
-    """How alike classes lie for the baseline, where it has no teacher, and for the teacher."""
-    for row in block.rows:
-        if row.label == baseline and row.compared is not None and "class_agreement" in row.compared.figures:
-            method = row.compared
-            seen, seeds = sum(p <= 0.05 for p in method.figures["class_agreement_p"]), len(method.accuracy)
-            what = (
-                "structure that a teacher can"
-                if 2 * seen > seeds
-                else "little structure that a teacher could"
-            )
-            return [
-                f"Classes lie to each other in {baseline}'s features as in the teacher's with a rank correlation of "
-                f"{method.mean('class_agreement'):.2f}, beyond chance (p <= 0.05) at {seen} of {seeds} seeds: {what} "
-                "pass on."
-            ]
-    return []
 
 
 def _remains(block: Block, row: Row, baseline: str) -> list[str]:

@@ -70,7 +70,9 @@ def compared(outcomes: Sequence[Outcome]) -> list[Compared]:
     methods = []
     for contender in CONTENDERS:
         own = sorted((o for o in outcomes if o.key == contender.key), key=lambda o: o.seed)
-        names = ("val_accuracy", "fa", "la", "teacher_reads", "seconds_per_epoch")
+        names = (
+            "val_accuracy", "fa", "la", "teacher_reads", "class_agreement", "class_agreement_p", "seconds_per_epoch",
+        )  # fmt: skip
         methods.append(
             Compared(
                 contender.key,

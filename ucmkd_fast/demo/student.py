@@ -29,6 +29,10 @@ class Outcome:
     fa: float  # cosine cost, test features against the teacher's held-out ones
     la: float  # nats, test
     teacher_reads: float  # accuracy of the teacher's head on the student's test features
+    class_agreement: (
+        float  # rank correlation of the similarities of classes, test features against the teacher's
+    )
+    class_agreement_p: float  # of chance
     seconds_per_epoch: float  # median, on one thread
     bound: BoundParts
 

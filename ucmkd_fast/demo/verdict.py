@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..report import Compared
 from ..report.statistics import paired_difference
-from ..report.words import against_baseline, against_control
+from ..report.words import against_baseline, against_control, how_alike_classes_lie
 from .settings import BASELINE
 
 _LITTLE_ROOM = 0.9  # accuracy of the baseline above which no method has much to add
@@ -36,6 +36,7 @@ def sentences(methods: Sequence[Compared], classes: int) -> list[str]:
     said.append(against_control(by_key["ucmkd"], by_key["ucmkd_permuted"]))
     said.append(against_control(by_key["kd"], by_key["kd_permuted"]))
     said.append(_alignment(by_key["feature"], by_key["ce"], classes))
+    said.append(how_alike_classes_lie(by_key["ce"]))
     said.append(_theorem(methods, classes))
     return said
 

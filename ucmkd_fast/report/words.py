@@ -45,3 +45,13 @@ def against_control(method: Compared, control: Compared, teacher: str = "permute
     return (
         f"{method.label}, real against {teacher} teacher ({points(difference)}): {words[difference.verdict]}."
     )
+
+
+def how_alike_classes_lie(method: Compared) -> str:
+    """For a method without a teacher and for the teacher: whether there is structure to pass on."""
+    seen, seeds = sum(p <= 0.05 for p in method.figures["class_agreement_p"]), len(method.accuracy)
+    what = "structure that a teacher can" if 2 * seen > seeds else "little structure that a teacher could"
+    return (
+        f"Classes lie to each other in {method.key}'s features as in the teacher's with a rank correlation of "
+        f"{method.mean('class_agreement'):.2f}, beyond chance (p <= 0.05) at {seen} of {seeds} seeds: {what} pass on."
+    )
