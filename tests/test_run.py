@@ -53,6 +53,7 @@ def test_settings_read_back_to_an_equal_run(settings):
     config = RunConfig.read(settings)
     assert RunConfig.read(yaml.safe_load(yaml.safe_dump(config.plain()))) == config
     assert config.train.seed == config.seed == 0 and config.train.draw == "independent"
+    assert "head" not in config.identity()["student"]  # runs of before there was a choice are the same
 
 
 @pytest.mark.parametrize(

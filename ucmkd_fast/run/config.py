@@ -219,6 +219,8 @@ class RunConfig:
         del plain["output"]
         if not self.needs_teacher:
             plain["teacher"] = None
+        if self.student.head == "own":
+            del plain["student"]["head"]  # runs from before there was a choice stay what they are
         for train in (plain["train"], (plain["teacher"] or {}).get("train") or {}):
             for name in BOOKKEEPING:
                 train.pop(name, None)
