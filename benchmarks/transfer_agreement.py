@@ -14,7 +14,7 @@ from transfer_tasks import SETTINGS, STUDENTS, TRAIN, parts_of, teacher_of
 import ucmkd_fast as uk
 from ucmkd_fast.data import FeatureBank
 from ucmkd_fast.report import class_agreement
-from ucmkd_fast.report.shares import Share, share
+from ucmkd_fast.report.shares import share
 
 BEST = "self-training, the teacher's head"
 
@@ -46,15 +46,9 @@ def table(rows: list[dict[str, Any]], accuracy: dict[str, dict[str, list[float]]
     by_setting = {row["setting"]: row for row in rows}
     for setting in PLAN:
         row, there = by_setting[setting], accuracy[setting]
-        over = [points(share(there[BEST], there[other], other)) for other in (SELF, f"{BEST}, deranged")]
+        over = [share(there[BEST], there[other], other).points for other in (SELF, f"{BEST}, deranged")]
         seen = sum(p <= 0.05 for p in row["p_value"])
         mean, deviation = np.mean(row["correlation"]), np.std(row["correlation"], ddof=1)
         cells = [f"{mean:.2f} ± {deviation:.2f}", f"{seen}/{len(row['p_value'])}", *over]
         lines.append(f"| `{setting}` | {SETTINGS[setting].classes} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def points(one: Share) -> str:
-    """A paired difference ± its standard error, in points."""
-    d = one.difference
-    return f"{100 * d.mean:+.1f} ± {100 * d.standard_error:.1f}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_agreement import points
 from transfer_agreement import table as agreement_table
 from transfer_plan import CONFIRMED, CONTENDERS, HEADS, PLAN, SEEDS, SELF, TRIALS, UNSEEN, VALIDATION
 from transfer_tasks import SETTINGS
@@ -74,12 +73,11 @@ def _setting(setting: str, runs: Runs) -> str:
         if name != "ce":
             one = share(accuracy[name], accuracy["ce"], "ce")
             low, high = (100 * v for v in one.interval)
-            to_ce = [points(one), f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{one.difference.n}"]
+            to_ce = [one.points, f"{low:+.1f} to {high:+.1f}", f"{one.wins}/{one.difference.n}"]
         cells = [f"{mean:.1f} ± {deviation:.1f}", *to_ce, *(own if taught else ["", ""])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, controls in _verdicts(setting, list(runs)):
-        against = {control: accuracy[control] for control in controls}
-        lines += ["", verdict_line(name, shares(accuracy[name], against))]
+    for line in _verdicts(setting, accuracy):
+        lines += ["", line]
     lines.append("")
     return "\n".join(lines) + "\n"
 
@@ -87,22 +85,22 @@ def _setting(setting: str, runs: Runs) -> str:
 def _on_all_seeds(setting: str, before: Runs, unseen: Runs) -> str:
     """The verdicts on the seeds of both."""
     accuracy = {name: _accuracy(before)[name] + rows for name, rows in _accuracy(unseen).items()}
-    lines = ["On all seeds, 0 to 19:", ""]
-    for name, controls in _verdicts(setting, list(unseen)):
-        against = {control: accuracy[control] for control in controls}
-        lines.append(f"* {verdict_line(name, shares(accuracy[name], against))}")
+    lines = ["On all seeds, 0 to 19:", "", *(f"* {line}" for line in _verdicts(setting, accuracy))]
     return "\n".join(lines) + "\n"
 
 
-def _verdicts(setting: str, names: list[str]) -> list[tuple[str, list[str]]]:
-    """Methods whose gain is explained, and what it is held against."""
-    deranged = {name: f"{name}, deranged" for name in names}
-    verdicts = [(name, ["ce", twin, SELF]) for name, twin in deranged.items() if twin in names]
+def _verdicts(setting: str, accuracy: dict[str, list[float]]) -> list[str]:
+    """A sentence for each method whose gain is explained."""
+    deranged = {name: f"{name}, deranged" for name in accuracy}
+    held_against = {name: ["ce", twin, SELF] for name, twin in deranged.items() if twin in accuracy}
     if SETTINGS[setting].digits == 1:
-        verdicts = [v for v in verdicts if v[0] in HEADS]
-        if "ucmkd-plus" in names:
-            verdicts.insert(0, ("ucmkd-plus", CONTROLS))
-    return verdicts
+        held_against = {name: controls for name, controls in held_against.items() if name in HEADS}
+        if "ucmkd-plus" in accuracy:
+            held_against = {"ucmkd-plus": CONTROLS, **held_against}
+    return [
+        verdict_line(name, shares(accuracy[name], {control: accuracy[control] for control in controls}))
+        for name, controls in held_against.items()
+    ]
 
 
 def _further(results: list[dict[str, Any]]) -> str:
@@ -114,7 +112,7 @@ def _further(results: list[dict[str, Any]]) -> str:
     for name, (_, settings) in TRIALS.items():
         for setting in settings:
             accuracy = _accuracy(_runs(results, setting, VALIDATION))
-            over = [points(share(accuracy[name], accuracy[o], o)) for o in ("ce", SELF, f"{name}, deranged")]
+            over = [share(accuracy[name], accuracy[o], o).points for o in ("ce", SELF, f"{name}, deranged")]
             lines.append(f"| {name} | `{setting}` | {' | '.join(over)} |")
     used = dict.fromkeys(setting for _, settings in TRIALS.values() for setting in settings)
     described = [f"* `{setting}`: {SETTINGS[setting].title}." for setting in used]

@@ -58,17 +58,17 @@ class Run {
     for (t = 1; t <= p.max_iter; ++t) {
       T* swap = u;
       u = u_before, u_before = swap;
-      relaxed = relaxation.begin(t);
+      relaxation.begin(t);
       const bool scaled = scaling_iteration();
       if (!scaled) {
-        relaxation.cancel(), relaxed = false;
+        relaxation.cancel();
         if (!log_iteration()) return;
       }
       record();
       if (scaled && p.tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
       if (p.tol > 0 || p.relax || t == p.max_iter) {
         p.marginal_error = column_error();
-        if (p.tol > 0 && p.marginal_error <= p.tol && !relaxed) break;
+        if (p.tol > 0 && p.marginal_error <= p.tol && !relaxation.relaxed()) break;
         relaxation.watch(p.marginal_error);
       }
     }
@@ -110,12 +110,12 @@ class Run {
       const Vec<T> mass = load(b + j);
       store(v + j, mass > 0 ? mass / load(s + j) : Vec<T>{});
     }
-    if (relaxed)
+    if (relaxation.relaxed())
       for (int64_t j = 0; j < m; ++j)
         if (b[j] > 0) v[j] *= root(v[j] / v_before[j]);
     if (p.relax)
       for (int64_t j = 0; j < m; ++j) v_before[j] = v[j];
-    const T *masses = a, *before = relaxed ? u_before : nullptr;
+    const T *masses = a, *before = relaxation.relaxed() ? u_before : nullptr;
     T *sums = r, *scaling = u;
     sweep(p.plan, n, mp, v, s, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
       const Quad<T> mass = load4(masses + i);
@@ -256,7 +256,6 @@ class Run {
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
   sinkhorn::Relaxation relaxation{p.relax, p.tol, p.max_iter};
-  bool relaxed = false;
   const T greatest = exp_of(safe_log<T>()), least = 1 / greatest;
   int64_t t = 0;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G

@@ -20,6 +20,8 @@ class Relaxation {
       : given_up_(!wanted), pauses_(!wanted), tol_(tol), last_(last) {}
   // Whether iteration t is: no early one, not the last, none behind one that came within the tolerance.
   UK_HOST_DEVICE bool begin(int64_t t) { return relaxed_ = t > kPlainFirst && t < last_ && !pauses_; }
+  // As `begin` said of the last one.
+  UK_HOST_DEVICE bool relaxed() const { return relaxed_; }
   // That iteration was a plain one after all.
   UK_HOST_DEVICE void cancel() { relaxed_ = false; }
   // The marginal error behind that iteration. Where a relaxed one makes it grow a hundredfold, it was the last such.

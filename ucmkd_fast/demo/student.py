@@ -30,7 +30,7 @@ class Outcome:
     la: float  # nats, test
     teacher_reads: float  # accuracy of the teacher's head on the student's test features
     class_agreement: (
-        float  # rank correlation of the similarities of classes, test features against the teacher's
+        float  # of similarities of classes, test features against the teacher's (report/agreement.py)
     )
     class_agreement_p: float  # of chance
     seconds_per_epoch: float  # median, on one thread

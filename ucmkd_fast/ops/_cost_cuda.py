@@ -68,7 +68,7 @@ def gradient(c: Any, weights: Tensor, z: Tensor, other: Tensor, metric: str, of_
     return grad
 
 
-def by_label(classes: Any) -> tuple[Tensor, Tensor]:
+def sorted_columns(classes: Any) -> tuple[Tensor, Tensor]:
     """Columns (M,) sorted by their labels, and where each label begins among them (K + 1,)."""
     labels, order = torch.sort(classes.labels, stable=True)
     every = torch.arange(classes.cost.shape[1] + 1, device=labels.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
-from .cost import Features, check_scales, plain
+from .cost import Features, add_products, check_scales, finish_gradients, plain
 from .cost import backward as features_backward
 from .result import Convergence
 
@@ -287,14 +287,8 @@ def _in_blocks(features: Features, call, sums: Tensor, product, needs) -> tuple[
             *call, begin, rows.stop, *given, weights.data_ptr(), of_rows[rows].data_ptr(), part.data_ptr()
         )
         of_columns += part
-        if dx is not None:
-            torch.mm(weights, y, out=dx[rows])
-        if dy is not None:
-            torch.addmm(dy, weights.t(), x[rows], out=dy)
-    f64, sizes = x.dtype == torch.float64, features.sizes()
-    for grad, z, of_y in ((dx, of_rows, False), (dy, of_columns, True)):
-        if grad is not None:
-            _C.cost_finish_gradient(f64, *sizes, z.data_ptr(), of_y, grad.data_ptr())
+        add_products(weights, rows, x, y, dx, dy)
+    finish_gradients(features, of_rows, of_columns, dx, dy)
     return dx, dy
 
 

@@ -66,7 +66,7 @@ def backward(
     call = _cost_call(x, y, kept, options.metric, classes)
     call.grad_cost = weights.data_ptr()
     if classes is not None and classes.grad is not None:
-        sorted_labels = _cost_cuda.by_label(classes)
+        sorted_labels = _cost_cuda.sorted_columns(classes)
         _cost_cuda.to_classes(call, sorted_labels, classes.grad)
     _solve_cuda.kernels.cuda_weigh(call)
     dx = _cost_cuda.gradient(call, weights, x, y, options.metric, False) if needs[0] else None

@@ -10,14 +10,13 @@ and launches after it do nothing; the host looks at a copy of the flag that may 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _cost_cuda, _not_converged, _solve_cuda, class_aware
+from . import _cost_cuda, _not_converged, _solve_cuda, class_aware, cost
 from ._device_control import Flag, Relaxation
 from ._loss import Classes
 from ._solve import Options
@@ -81,8 +80,8 @@ class Panels:
 
     def each(
         self, distances: Tensor | None = None, spare: Tensor | None = None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their costs (R, M); without the term by class also into ``distances``, if given.
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Rows, their costs (R, M), and these without the term by class where there is memory for them.
 
         ``spare`` is memory for a panel: of costs that are kept, the distances are made once more.
         """
@@ -98,7 +97,7 @@ class Panels:
                     self._kept[start] = matrix
             elif distance is not None and spare is not None:
                 self._make(rows, spare[: rows.stop - start], distance)
-            yield rows, matrix
+            yield rows, matrix, distance
 
 
 class Problem(Vectors):
@@ -135,7 +134,7 @@ class Problem(Vectors):
         self.states.zero_()
         if kind in _LOG_SUMS:
             self.states[..., 0].fill_(-torch.inf)
-        for rows, matrix in self.panels.each():
+        for rows, matrix, _ in self.panels.each():
             self._at(rows, matrix)
             _solve_cuda.kernels.cuda_panel(self.call, self.visit)
         top, rest = self.states.unbind(-1)
@@ -156,8 +155,7 @@ class Problem(Vectors):
         _not_converged.tell()
         self._take_memory(history)
         tol, last = self.options.tol, self.options.max_iter
-        start = self._cold_start() if init_f is None else init_f
-        self.hist_f[0] = torch.where(self.a > 0, start, -torch.inf)
+        self.hist_f[0] = self.first_potential(init_f)
         self.flags.copy_(self._mass_flags() + self._class_flags())
         self.n_iter.fill_(last)
         error, sums = self.b.new_zeros(()), torch.zeros_like(self.b)
@@ -193,9 +191,6 @@ class Problem(Vectors):
         solved = self._solved(value, dual, error, sums, first)
         _solve_cuda.check(solved.n_iter)
         return solved
-
-    def _cold_start(self) -> Tensor:
-        return torch.full_like(self.a, -self.reg * math.log(self.over.total_rows(self.n)))
 
     def _take_memory(self, history: bool) -> None:
         """What the backward needs, in one block (`_solve_cuda.Saved`), and views of it."""
@@ -364,13 +359,12 @@ class Problem(Vectors):
         row_sums, col_sums = _solve_cuda.empty(self.a, self.n), torch.zeros_like(self.b)
         by_label = d_classes = None
         if p.classes is not None and need[2]:
-            by_label = _cost_cuda.by_label(p.classes)
+            by_label = _cost_cuda.sorted_columns(p.classes)
             d_classes = _solve_cuda.empty(p.classes.cost, *p.classes.cost.shape)
         apart = p.classes is not None and p.metric in class_aware.READS_DISTANCE
         memory, distances = p.new(), p.new() if apart else None
-        for rows, matrix in p.each(distances, memory):
+        for rows, matrix, distance in p.each(distances, memory):
             weights = memory[: rows.stop - rows.start]
-            distance = None if distances is None else distances[: rows.stop - rows.start]
             self._at(rows, matrix)
             self.call.grad_cost = weights.data_ptr()
             kernels.cuda_sinkhorn_gradient(self.call)
@@ -396,11 +390,7 @@ class Problem(Vectors):
         """The panel's products with x and y; l1 takes signs in their place."""
         (x, y), (dx, dy) = features, grads
         if self.panels.metric != "l1":
-            if dx is not None:
-                torch.mm(weights, y, out=dx[rows])
-            if dy is not None:
-                torch.addmm(dy, weights.t(), x[rows], out=dy)
-            return
+            return cost.add_products(weights, rows, x, y, dx, dy)
         if dx is not None:
             _cost_cuda.finish(call, None, dx[rows], False)
         if dy is not None:

@@ -51,7 +51,7 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
 
 def bad_values(class_cost: Tensor, y_labels: Tensor) -> str | None:
     """A sentence about the values of W (..., N, K) or labels (..., M), as the kernels', or None."""
-    if bool(_outside(class_cost, y_labels)):
+    if bool(_outside(class_cost, y_labels).any()):
         return "y_labels must be columns of class_cost, from 0 to K - 1, got one outside"
     if bool(_no_cost(class_cost)):
         return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
@@ -60,7 +60,7 @@ def bad_values(class_cost: Tensor, y_labels: Tensor) -> str | None:
 
 def has_bad_values(class_cost: Tensor, y_labels: Tensor) -> Tensor:
     """Whether `bad_values` has anything to say, () bool, without reading it."""
-    return _outside(class_cost, y_labels) | _no_cost(class_cost)
+    return _outside(class_cost, y_labels).any() | _no_cost(class_cost)
 
 
 def poisoned(class_cost: Tensor, y_labels: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def poisoned(class_cost: Tensor, y_labels: Tensor) -> Tensor:
 
 
 def _outside(class_cost: Tensor, y_labels: Tensor) -> Tensor:
-    return ((y_labels < 0) | (y_labels >= class_cost.shape[-1])).any()
+    return (y_labels < 0) | (y_labels >= class_cost.shape[-1])
 
 
 def _no_cost(class_cost: Tensor) -> Tensor:
@@ -88,8 +88,7 @@ def cost_by_class(matrix: Tensor, class_cost: Tensor, y_labels: Tensor) -> Tenso
 
 def by_label(class_cost: Tensor, y_labels: Tensor) -> Tensor:
     """W[i, k_j] (..., N, M); NaN for a label that is none, which on a GPU would end the process."""
-    classes = class_cost.shape[-1]
-    columns = torch.where((y_labels < 0) | (y_labels >= classes), classes, y_labels)
+    columns = torch.where(_outside(class_cost, y_labels), class_cost.shape[-1], y_labels)
     known = torch.nn.functional.pad(class_cost, (0, 1), value=torch.nan)
     if class_cost.dim() == 2:
         return known.index_select(1, columns)

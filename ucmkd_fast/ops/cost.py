@@ -97,6 +97,26 @@ def backward(
     return dx, dy
 
 
+def add_products(
+    weights: Tensor, rows: slice, x: Tensor, y: Tensor, dx: Tensor | None, dy: Tensor | None
+) -> None:
+    """From the weights (R, M) of some rows: W y into these rows of dx (N, D), W' x added to dy (M, D)."""
+    if dx is not None:  # out=: autocast leaves it alone
+        torch.mm(weights, y, out=dx[rows])
+    if dy is not None:
+        torch.addmm(dy, weights.t(), x[rows], out=dy)
+
+
+def finish_gradients(
+    features: Features, row_sums: Tensor, col_sums: Tensor, dx: Tensor | None, dy: Tensor | None
+) -> None:
+    """The products of all rows become the gradients, in place."""
+    f64, sizes = features.x.dtype == torch.float64, features.sizes()
+    for grad, sums, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
+        if grad is not None:
+            _C.cost_finish_gradient(f64, *sizes, sums.data_ptr(), of_y, grad.data_ptr())
+
+
 def _one_side(features: Features, weights: Tensor, sums: Tensor, of_y: bool) -> Tensor:
     x, y = (features.y, features.x) if of_y else (features.x, features.y)
     f64 = x.dtype == torch.float64

@@ -129,6 +129,12 @@ class Vectors:
         self.a, self.b, self.options, self.over = a, b, options, over
         self.reg = options.reg
 
+    def first_potential(self, init_f: Tensor | None) -> Tensor:
+        """F (N,) before the first iteration."""
+        if init_f is None:
+            init_f = torch.full_like(self.a, -self.reg * math.log(self.over.total_rows(len(self.a))))
+        return torch.where(self.a > 0, init_f, -torch.inf)
+
     def of_values(self, f: Tensor, g: Tensor, row_value: Tensor) -> tuple[Tensor, Tensor]:
         """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
         wide = [z.double() for z in (self.a, self.b, f, g)]
@@ -221,9 +227,7 @@ class Problem(Vectors):
     def solve(self, init_f: Tensor | None, history: bool) -> Solved:
         """The iterations of `sinkhorn`, and the first sweep back."""
         a, b, options = self.a, self.b, self.options
-        total = self.over.total_rows(len(a))
-        start = a.new_full(a.shape, -self.reg * math.log(total)) if init_f is None else init_f
-        f = torch.where(a > 0, start, -torch.inf)
+        f = self.first_potential(init_f)
         g = sums = self.columns(f)
         hist_f, hist_g = [f], []
         relaxation = _C.SinkhornRelaxation(options.accelerate == "relax", options.tol, options.max_iter)
@@ -408,21 +412,14 @@ class Problem(Vectors):
             )  # fmt: skip
             self._weigh(weights, rows, dx, dy)
         if metric != "l1":
-            f64, sizes = x.dtype == torch.float64, self.features.sizes()
-            for grad, sums_z, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
-                if grad is not None:
-                    _C.cost_finish_gradient(f64, *sizes, sums_z.data_ptr(), of_y, grad.data_ptr())
+            cost.finish_gradients(self.features, row_sums, col_sums, dx, dy)
         return dx, None if dy is None else self.over.add(dy), d_classes
 
     def _weigh(self, weights: Tensor, rows: slice, dx: Tensor | None, dy: Tensor | None) -> None:
         """The panel's products with x and y; l1 takes signs in their place."""
         x, y, _, metric = self.features
         if metric != "l1":
-            if dx is not None:
-                torch.mm(weights, y, out=dx[rows])
-            if dy is not None:
-                torch.addmm(dy, weights.t(), x[rows], out=dy)
-            return
+            return cost.add_products(weights, rows, x, y, dx, dy)
         n, m, d = rows.stop - rows.start, len(y), x.shape[1]
         f64 = x.dtype == torch.float64
         here, there, w = x[rows].data_ptr(), y.data_ptr(), weights.data_ptr()

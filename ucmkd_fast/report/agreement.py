@@ -51,19 +51,24 @@ def class_agreement(
     Raises:
         ValueError: fewer than four classes with samples on both sides.
     """
-    classes = int(max(student.labels.max(), teacher.labels.max())) + 1
-    both = torch.stack([torch.bincount(z.labels, minlength=classes) > 0 for z in (student, teacher)]).all(0)
+    both = shared_classes(student, teacher)
     count = int(both.sum())
     if count < LEAST_CLASSES:
         raise ValueError(
             f"expected at least {LEAST_CLASSES} classes with samples of both models, got {count}"
         )
-    ours, theirs = (_ranks(class_means(z.x.double(), z.labels, classes)[both]) for z in (student, teacher))
+    ours, theirs = (_ranks(class_means(z.x.double(), z.labels, len(both))[both]) for z in (student, teacher))
     found = (ours * theirs).sum()
     random = torch.Generator().manual_seed(seed)
     renamed = (torch.randperm(count, generator=random) for _ in range(permutations))
     as_well = sum(bool((ours * theirs[p][:, p]).sum() >= found - 1e-12) for p in renamed)
     return ClassAgreement(float(found / 2), (1 + as_well) / (1 + permutations), count)
+
+
+def shared_classes(student: FeatureBank, teacher: FeatureBank) -> Tensor:
+    """Which classes (K,) bool both have samples of."""
+    classes = int(max(student.labels.max(), teacher.labels.max())) + 1
+    return torch.stack([torch.bincount(z.labels, minlength=classes) > 0 for z in (student, teacher)]).all(0)
 
 
 def _ranks(means: Tensor) -> Tensor:

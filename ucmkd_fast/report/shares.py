@@ -27,6 +27,11 @@ class Share:
     wins: int
 
     @property
+    def points(self) -> str:
+        """The difference and its standard error, in points."""
+        return f"{100 * self.difference.mean:+.1f} ± {100 * self.difference.standard_error:.1f}"
+
+    @property
     def clear(self) -> bool:
         """Whether the mean is at least two standard errors above 0."""
         return self.difference.mean >= 2 * self.difference.standard_error > 0
@@ -60,7 +65,7 @@ def verdict_line(name: str, against: Sequence[Share]) -> str:
     """What of the gain over the first baseline remains over the others, in one sentence."""
     first, *others = against
     n = first.difference.n
-    gain = f"{name}: {_points(first)} over {first.over} ({first.wins} of {n} seeds)"
+    gain = f"{name}: {first.points} over {first.over} ({first.wins} of {n} seeds)"
     if first.difference.mean <= 0:
         return f"{gain}: there is no gain to explain."
     if not others:
@@ -70,14 +75,10 @@ def verdict_line(name: str, against: Sequence[Share]) -> str:
 
 def remains(others: Sequence[Share]) -> str:
     """What is left of a gain over each control, and whether that shows a share of the teacher."""
-    left = [f"{_points(s)} remain over {s.over} ({s.wins} of {s.difference.n} seeds)" for s in others]
+    left = [f"{s.points} remain over {s.over} ({s.wins} of {s.difference.n} seeds)" for s in others]
     unclear = [s.over for s in others if not s.clear]
     if not unclear:
         end = "the teacher's share is beyond two standard errors of chance over every control"
     else:
         end = f"less than two standard errors over {', '.join(unclear)}, so no share of the teacher is shown"
     return f"{', '.join(left)}: {end}"
-
-
-def _points(one: Share) -> str:
-    return f"{100 * one.difference.mean:+.1f} ± {100 * one.difference.standard_error:.1f}"

@@ -125,6 +125,11 @@ class StudentConfig:
     model: Named
     head: str = "own"
 
+    @property
+    def reuses_head(self) -> bool:
+        """Whether it has the teacher's."""
+        return self.head != "own"
+
     @classmethod
     def read(cls, values: Any) -> StudentConfig:
         """From plain values."""
@@ -177,7 +182,7 @@ class RunConfig:
             raise ValueError(f"teacher: method {named.name!r} needs one, there is none")
         with at("student"):
             student = StudentConfig.read(values["student"])
-            if student.head != "own" and teacher is None:
+            if student.reuses_head and teacher is None:
                 raise ValueError(f"head {student.head!r} needs a teacher, there is none")
         return cls(student, named, train, teacher, seed, output, measured)
 
@@ -211,7 +216,7 @@ class RunConfig:
     @property
     def learns_from_teacher(self) -> bool:
         """Whether another teacher would make another student."""
-        return self.uses_teacher or self.student.head != "own"
+        return self.uses_teacher or self.student.reuses_head
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on, as JSON has them: not where it is kept, or what is shown."""
@@ -219,7 +224,7 @@ class RunConfig:
         del plain["output"]
         if not self.needs_teacher:
             plain["teacher"] = None
-        if self.student.head == "own":
+        if not self.student.reuses_head:
             del plain["student"]["head"]  # runs from before there was a choice stay what they are
         for train in (plain["train"], (plain["teacher"] or {}).get("train") or {}):
             for name in BOOKKEEPING:

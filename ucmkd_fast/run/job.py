@@ -107,7 +107,7 @@ def distill(
         teacher = load_teacher(config.teacher, teacher_folder, config.seed)
     taught = config.uses_teacher and teacher is not None
     student: Any = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
-    if teacher is not None and config.student.head != "own":
+    if teacher is not None and config.student.reuses_head:
         check_same_classes(parts.train, teacher.train)
         reuse_head(student, teacher.model, frozen=config.student.head == "teacher-frozen")
     preset, options = preset_and_options(config.method)

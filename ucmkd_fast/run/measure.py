@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data import FeatureBank, LabelledData
 from ..ops.sinkhorn import sinkhorn_loss
-from ..report.agreement import LEAST_CLASSES, class_agreement
+from ..report.agreement import LEAST_CLASSES, class_agreement, shared_classes
 from ..report.theory import BoundParts, bound_parts
 
 FA_METRIC, FA_REG, FA_ITER = "cosine", 0.1, 100  # of the FA that tables show, whatever the method trained on
@@ -43,7 +43,7 @@ def alignment(
     read = teacher_head(x).argmax(1) == y
     reads = read.float().mean().item()
     figures = {"fa": fa.item(), "la": bound.label_alignment, "teacher_reads": reads}
-    if len(set(student.labels.tolist()) & set(teacher.labels.tolist())) >= LEAST_CLASSES:
+    if int(shared_classes(student, teacher).sum()) >= LEAST_CLASSES:
         agreement = class_agreement(student, teacher)
         figures |= {"class_agreement": agreement.correlation, "class_agreement_p": agreement.p_value}
     return figures, bound
