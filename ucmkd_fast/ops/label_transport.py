@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
+from ..reference.label_transport import mean_of_rows
 from . import _autograd, _label_cuda, _solve_cuda, checks
 
 KAPPAS = ("detached", "live")
@@ -61,7 +62,7 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
 def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
     """The loss () from the total and the number of rows kept; the mean of none is NaN."""
     if isinstance(total, Tensor):
-        return total if reduction == "sum" else total / kept
+        return total if reduction == "sum" else mean_of_rows(total, kept)
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
@@ -70,9 +71,12 @@ def _is_one(number: Tensor) -> bool:
 
 
 def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any) -> list[Tensor | None]:
-    """Gradients that nobody else holds, times ``upstream`` (over ``divisor`` where there is one), in place."""
+    """Gradients that nobody else holds, times ``upstream`` (over ``divisor`` where there is one), in place.
+
+    A divisor of 0 counts no rows: their gradients are 0 and stay so.
+    """
     if divisor is not None:
-        upstream = upstream / divisor
+        upstream = upstream / (divisor.clamp_min(1) if isinstance(divisor, Tensor) else max(divisor, 1))
     elif upstream.dim() == 0 and upstream.is_cpu and _is_one(upstream):
         return list(gradients)
     return [None if g is None else g.mul_(upstream) for g in gradients]
@@ -258,4 +262,4 @@ def label_transport_loss(
     )
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / (target != ignore_index).sum()
+    return loss.sum() if reduction == "sum" else mean_of_rows(loss.sum(), (target != ignore_index).sum())

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def mean_of_rows(total: Tensor, kept: Tensor) -> Tensor:
+    """``total`` () over the number of rows kept (); of none NaN with gradient 0, as ``F.cross_entropy``."""
+    return torch.where(kept > 0, total / kept.clamp_min(1), torch.nan)
+
+
 def label_transport_loss(
     student_logits: Tensor,  # (n, K)
     teacher_logits: Tensor,  # (n, K) teacher's head on the student's feature
@@ -23,6 +28,10 @@ def label_transport_loss(
     """Mean (over rows that are not ignored), sum, or one value a row (0 where ignored)."""
     keep = target != ignore_index
     safe = torch.where(keep, target, 0)
+    # An ignored row may hold anything: 0 times the gradient of NaN would be NaN.
+    student_logits, teacher_logits = (
+        torch.where(keep[:, None], z, 0) for z in (student_logits, teacher_logits)
+    )
     weight = teacher_logits.softmax(-1).gather(-1, safe[:, None])[:, 0]
     if kappa == "detached":
         weight = weight.detach()
@@ -31,4 +40,4 @@ def label_transport_loss(
     loss = torch.where(keep, student - weight * teacher, 0)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / keep.sum()
+    return loss.sum() if reduction == "sum" else mean_of_rows(loss.sum(), keep.sum())
