@@ -10,50 +10,68 @@ void set_classes(Of& p, int64_t count, Address cost, Address label, Address dist
   p.classes = {count, cost, label, distance, grad};
 }
 
-template <class T>
-cost::Features<T> features(int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-                           Address scale_y) {
-  return {static_cast<cost::Metric>(metric), n, m, d, x, y, scale_x, scale_y, {}};
+// x and y before they were centred.
+template <class Of>
+void set_given(Of& p, Address x, Address y) {
+  p.given_x = x, p.given_y = y;
 }
 
+// Features on untyped pointers, as sinkhorn's Problem has them.
+struct CostFeatures {
+  bool f64;
+  int metric;
+  int64_t n, m, d;
+  const void *x, *y, *scale_x, *scale_y, *given_x, *given_y;
+  cost::ClassTerm classes{};
+};
+
 inline void bind_cost(py::module_& module) {
+  py::class_<CostFeatures>(module, "CostFeatures", "Addresses and sizes of two sets of features; it owns nothing.")
+      .def(py::init([](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
+                       Address scale_y, Address given_x, Address given_y) {
+        return CostFeatures{f64, metric, n, m, d, x, y, scale_x, scale_y, given_x, given_y};
+      }));
+  module.def(
+      "cost_centre",
+      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address out_x, Address out_y) {
+        by_type(f64, [&](auto t) { cost::centre<decltype(t)>(n, m, d, x, y, out_x, out_y); });
+      },
+      Unlocked());
   module.def(
       "cost_scales",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-         Address scale_y) {
-        return by_type(f64, [&](auto t) {
-          const auto all = features<decltype(t)>(metric, n, m, d, x, y, scale_x, scale_y);
-          return cost::scales<decltype(t)>(all, scale_x, scale_y);
+      [](const CostFeatures& f, Address scale_x, Address scale_y) {
+        return by_type(f.f64, [&](auto t) {
+          return cost::scales<decltype(t)>(cost::features_of<decltype(t)>(f), scale_x, scale_y);
         });
       },
       Unlocked());
   module.def(
       "cost_finish",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-         Address scale_y, Address c) {
-        by_type(f64, [&](auto t) {
-          const auto all = features<decltype(t)>(metric, n, m, d, x, y, scale_x, scale_y);
-          cost::finish<decltype(t)>(all, c);
-        });
+      [](const CostFeatures& f, Address c) {
+        by_type(f.f64, [&](auto t) { cost::finish<decltype(t)>(cost::features_of<decltype(t)>(f), c); });
       },
       Unlocked());
   module.def(
       "cost_weigh",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-         Address scale_y, Address c, Address dc, Address row_sum, Address col_sum) {
-        by_type(f64, [&](auto t) {
-          const auto all = features<decltype(t)>(metric, n, m, d, x, y, scale_x, scale_y);
-          cost::weigh<decltype(t)>(all, c, dc, row_sum, col_sum);
+      [](const CostFeatures& f, Address c, Address dc, Address row_sum, Address col_sum) {
+        by_type(f.f64, [&](auto t) {
+          cost::weigh<decltype(t)>(cost::features_of<decltype(t)>(f), c, dc, row_sum, col_sum);
+        });
+      },
+      Unlocked());
+  module.def(
+      "cost_set_apart",
+      [](const CostFeatures& f, Address distance, Address weights, Address g_x, Address g_y) {
+        by_type(f.f64, [&](auto t) {
+          cost::set_apart<decltype(t)>(cost::features_of<decltype(t)>(f), distance, weights, g_x, g_y);
         });
       },
       Unlocked());
   module.def(
       "cost_finish_gradient",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-         Address scale_y, Address sums, bool of_y, Address g) {
-        by_type(f64, [&](auto t) {
-          const auto all = features<decltype(t)>(metric, n, m, d, x, y, scale_x, scale_y);
-          cost::finish_gradient<decltype(t)>(all, sums, of_y, g);
+      [](const CostFeatures& f, Address sums, bool of_y, Address g) {
+        by_type(f.f64, [&](auto t) {
+          cost::finish_gradient<decltype(t)>(cost::features_of<decltype(t)>(f), sums, of_y, g);
         });
       },
       Unlocked());

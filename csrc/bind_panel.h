@@ -19,7 +19,8 @@ inline void bind_panel(py::module_& module) {
         p.packed = packed, p.kept = kept, p.made = made;
         return p;
       }))
-      .def("set_classes", &set_classes<PanelsOf>);
+      .def("set_classes", &set_classes<PanelsOf>)
+      .def("set_given", &set_given<PanelsOf>);
   using sinkhorn::Relaxation;
   py::class_<Relaxation>(module, "SinkhornRelaxation", "Which iterations are over-relaxed.")
       .def(py::init<bool, double, int64_t>())
@@ -72,7 +73,7 @@ inline void bind_panel(py::module_& module) {
       "panel_gradient",
       [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
          Address col_sum, int64_t depth, int64_t stride, Address hist_before, Address hist_f, Address share_f,
-         Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols) {
+         Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols, Address distance) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           sinkhorn::PanelGradient<T> q{};
@@ -81,7 +82,7 @@ inline void bind_panel(py::module_& module) {
           q.depth = depth, q.stride = stride;
           q.hist_before = hist_before, q.hist_f = hist_f, q.share_f = share_f;
           q.hist_g = hist_g, q.share_g = share_g;
-          q.out = out, q.weight_rows = weight_rows, q.weight_cols = weight_cols;
+          q.out = out, q.weight_rows = weight_rows, q.weight_cols = weight_cols, q.distance = distance;
           sinkhorn::panel_gradient<T>(p, q);
         });
       },

@@ -30,6 +30,7 @@ inline void bind_ragged(py::module_& module) {
            })
       .def("cost_offset", &sinkhorn::ragged_cost_offset)
       .def("set_classes", &set_classes<Ragged>)
+      .def("set_given", &set_given<Ragged>)
       .def("memory", [](Ragged& r, Address cost, Address saved) { r.cost = cost, r.saved = saved; });
   module.def(
       "sinkhorn_ragged_forward",

@@ -26,7 +26,8 @@ inline void bind_sinkhorn_steps(py::module_& module) {
         p.metric = metric, p.d = d, p.x = x, p.y = y, p.scale_x = scale_x, p.scale_y = scale_y;
         return p;
       }))
-      .def("set_classes", &set_classes<Problem>);
+      .def("set_classes", &set_classes<Problem>)
+      .def("set_given", &set_given<Problem>);
   module.def(
       "sinkhorn_forward",
       [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,

@@ -115,7 +115,8 @@ def test_batches_of_features_and_results_form_no_differences(metric, monkeypatch
         grads = torch.autograd.grad(got.sum(), (x, y))
         options["objective"] = "transport"
         one = uk.sinkhorn_loss(x[1], y[1], return_result=True, **options)
-        assert torch.equal(one.value, uk.sinkhorn_loss(x, y, **options)[1]) and one.plan().shape == (9, 7)
+        # torch sums the centre of a batch in another order than that of one problem
+        assert distance(one.value, uk.sinkhorn_loss(x, y, **options)[1]) < 1e-14 and one.plan().shape == (9, 7)
     assert distance(got, want) < 1e-10
     for g, w in zip(grads, wants, strict=True):
         assert distance(g, w) < 1e-8
@@ -231,7 +232,7 @@ def test_half_precision_is_read_as_it_is(metric, half, monkeypatch):
     ours, truth = [z.requires_grad_() for z in (x, y)], [z.detach().double().requires_grad_() for z in (x, y)]
     seen = []
     call = _cost_cuda.call
-    monkeypatch.setattr(_cost_cuda, "call", lambda x, *more: seen.append(x.dtype) or call(x, *more))
+    monkeypatch.setattr(_cost_cuda, "call", lambda f, *more: seen.append(f.x.dtype) or call(f, *more))
     for objective in ("transport", "regularized"):
         options = {"metric": metric, "objective": objective, "reg": 0.5, "max_iter": 12}
         want = reference.sinkhorn_loss(*truth, **options)

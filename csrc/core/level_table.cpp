@@ -19,9 +19,13 @@ void gradient(const sinkhorn::Gradient<T>&);
 template <class T>
 bool scales(bool, int64_t, int64_t, const T*, T*, int);
 template <class T>
+void centre(int64_t, int64_t, int64_t, const T*, const T*, T*, T*, int);
+template <class T>
 void finish(const cost::Features<T>&, T*, int);
 template <class T>
 void weigh(const cost::Features<T>&, const T*, T*, T*, T*, T*, int);
+template <class T>
+void set_apart(const cost::Features<T>&, const T*, T*, T*, T*, int);
 template <class T>
 void project(int64_t, int64_t, const T*, const T*, T*, int);
 template <class T>
@@ -75,7 +79,7 @@ constexpr Kernels<T> table() {
   return {{forward<T>, adjoint<T>, adjoint_log<T>, implicit<T>, gradient<T>},
           {panel_columns<T>, panel_iterate<T>, panel_plan<T>, panel_adjoint<T>, panel_adjoint_log<T>,
            panel_gradient<T>},
-          {scales<T>, finish<T>, weigh<T>, project<T>, shift_rows<T>, l1_backward<T>},
+          {scales<T>, centre<T>, finish<T>, weigh<T>, set_apart<T>, project<T>, shift_rows<T>, l1_backward<T>},
           {product_plain<T>, product_inner<T>, product_pack<T>},
           {label_transport_forward<T>}};
 }

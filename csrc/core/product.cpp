@@ -32,6 +32,7 @@ inline void block(const Plain<T>& p, int64_t i, int64_t j, int64_t lanes) {
   for (int r = 0; r < R; ++r)
     for (int h = 0; h < V; ++h) {
       T* out = p.out + (i + r) * p.cols + j + h * W;
+      if (p.add) total[r][h] += kWhole ? load(out) : load_part(out, lanes, T(0));
       kWhole ? store(out, total[r][h]) : store_part(out, total[r][h], lanes);
     }
 }

@@ -6,7 +6,8 @@
 namespace ucmkd {
 namespace product {
 
-// out_ij = sum_k left(i, k) right(k, j). `left` has any strides, so that it may be a transpose.
+// out_ij = sum_k left(i, k) right(k, j), added to what is there where `add`. `left` has any strides, so that it may be
+// a transpose.
 template <class T>
 struct Plain {
   int64_t rows, cols, depth;
@@ -15,6 +16,7 @@ struct Plain {
   const T* right;  // (depth, cols)
   T* out;          // (rows, cols)
   int tasks;
+  bool add = false;
 };
 
 // out_ij = <x_i, y_j>.

@@ -34,6 +34,26 @@ bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks)
   return all;
 }
 
+// Tasks share out the width: each sums and subtracts its features of every row.
+template <class T>
+void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y, int tasks) {
+  constexpr int64_t kWidth = 64;
+  auto task = [&](int index) {
+    for (int64_t k = index * kWidth; k < d; k += tasks * kWidth) {
+      const int64_t width = k + kWidth < d ? kWidth : d - k;
+      T c[kWidth] = {};
+      for (int64_t j = 0; j < m; ++j)
+        for (int64_t e = 0; e < width; ++e) c[e] += y[j * d + k + e];
+      for (int64_t e = 0; e < width; ++e) c[e] /= T(m > 0 ? m : 1);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t e = 0; e < width; ++e) out_x[i * d + k + e] = x[i * d + k + e] - c[e];
+      for (int64_t j = 0; j < m; ++j)
+        for (int64_t e = 0; e < width; ++e) out_y[j * d + k + e] = y[j * d + k + e] - c[e];
+    }
+  };
+  parallel(tasks, task);
+}
+
 template <class T>
 void finish(const Features<T>& f, T* c, int tasks) {
   over_rows(f.n, tasks, [&](int64_t begin, int64_t end, int) {
@@ -54,6 +74,53 @@ void weigh(const Features<T>& f, const T* c, T* dc, T* row_sum, T* col_sum, T* w
     for (int k = 0; k < tasks; ++k) total += work[k * m + j];
     col_sum[j] = total;
   }
+}
+
+// g += w (y - x): the pair's share of W y, less the part that `finish_gradient` takes from the row's sum.
+template <class T>
+void add_pair(const T* x, const T* y, T w, int64_t d, T* g) {
+  for (int64_t k = 0; k < d; ++k) g[k] += w * (y[k] - x[k]);
+}
+
+// g += w |y| (y^ - x^): the same of unit rows; what W y holds along x is projected away behind.
+template <class T>
+void add_unit_pair(const T* x, const T* y, T w, int64_t d, T* g) {
+  const double p = inverse_length(x, d), q = inverse_length(y, d), length = double(w) / q;
+  for (int64_t k = 0; k < d; ++k) g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
+}
+
+template <class T>
+void set_apart(const Features<T>& f, const T* distance, T* w, T* g_x, T* g_y, int tasks) {
+  bool found[kMaxTasks];
+  over_rows(f.n, tasks, [&](int64_t begin, int64_t end, int index) {
+    found[index] = false;
+    for (int64_t i = begin; i < end; ++i) found[index] |= any_near(f, i, distance + i * f.m);
+  });
+  bool any = false;
+  for (int k = 0; k < tasks; ++k) any |= found[k];
+  if (!any) return;
+  const bool unit = f.metric == cost::Metric::kChordal;
+  const int64_t m = f.m, d = f.d;
+  auto add = [&](const T* x, const T* y, T weight, T* g) {
+    unit ? add_unit_pair(x, y, weight, d, g) : add_pair(x, y, weight, d, g);
+  };
+  // Both passes visit the pairs in one order, whatever the number of tasks.
+  if (g_x)
+    over_rows(f.n, tasks, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < m; ++j)
+          if (near_pair(f, i, j, distance[i * m + j]))
+            add(f.given_x + i * d, f.given_y + j * d, w[i * m + j], g_x + i * d);
+    });
+  over_rows(m, tasks, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = 0; i < f.n; ++i)
+      for (int64_t j = begin; j < end; ++j) {
+        if (!near_pair(f, i, j, distance[i * m + j])) continue;
+        T& weight = w[i * m + j];
+        if (g_y) add(f.given_y + j * d, f.given_x + i * d, weight, g_y + j * d);
+        weight = 0;
+      }
+  });
 }
 
 template <class T>
@@ -101,6 +168,8 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
 
 #define UK_INSTANTIATE(T)                                                                                 \
   template bool scales<T>(bool, int64_t, int64_t, const T*, T*, int);                                     \
+  template void centre<T>(int64_t, int64_t, int64_t, const T*, const T*, T*, T*, int);                    \
+  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*, int);                              \
   template void finish<T>(const Features<T>&, T*, int);                                                   \
   template void weigh<T>(const Features<T>&, const T*, T*, T*, T*, T*, int);                              \
   template void project<T>(int64_t, int64_t, const T*, const T*, T*, int);                                \

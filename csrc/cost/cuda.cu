@@ -18,6 +18,7 @@ struct Call {
   Metric metric;
   int64_t n, m, d, classes;
   const F *x, *y;            // (n, d), (m, d)
+  const F *given_x, *given_y;
   T *scale_x, *scale_y;      // (n,), (m,)
   T *cost, *distance;        // (n, m)
   const T* class_cost;       // (n, classes)
@@ -25,6 +26,7 @@ struct Call {
   T* grad_cost;              // (n, m)
   const int64_t *order, *starts;  // (m,), (classes + 1,)
   T* grad_class;             // (n, classes)
+  T *near_x, *near_y;        // (n, d), (m, d)
   const T* sums;             // (n,) or (m,)
   T* grad;                   // (n, d) or (m, d)
   bool of_y;
@@ -37,6 +39,9 @@ struct Call {
     Call c = *this;
     c.block = blockIdx.x % blocks;
     c.x += k * n * d, c.y += k * m * d, c.scale_x += k * n, c.scale_y += k * m;
+    c.given_x += k * n * d, c.given_y += k * m * d;
+    if (near_x) c.near_x += k * n * d;
+    if (near_y) c.near_y += k * m * d;
     c.cost += k * n * m, c.grad_cost += k * n * m, c.sums += k * own, c.grad += k * own * d;
     return c;
   }
@@ -73,15 +78,43 @@ __global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
   if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 
-// |p x - q y|^2, exactly 0 where both pairs are equal.
+// 1 / |x| in double.
+template <class F>
+__device__ double inverse_length(const F* x, int64_t d) {
+  double total = 0;
+  for (int64_t k = 0; k < d; ++k) total += double(cuda::wide(x[k])) * double(cuda::wide(x[k]));
+  return 1 / cuda::root(total);
+}
+
+// What a feature of near rows differs by, scaled to unit length in double where the metric is; 0 for equal rows.
 template <class T, class F>
-__device__ T squared_distance(const F* x, T p, const F* y, T q, int64_t d) {
+__device__ T difference(bool unit, const F* x, double p, const F* y, double q, int64_t k) {
+  if (!unit) return cuda::wide(x[k]) - cuda::wide(y[k]);
+  const double x_k = cuda::wide(x[k]), y_k = cuda::wide(y[k]);
+  return T((x_k - y_k) * p + y_k * (p - q));
+}
+
+template <class T, class F>
+__device__ T squared_distance(bool unit, const F* x, const F* y, int64_t d) {
+  const double p = unit ? inverse_length(x, d) : 1, q = unit ? inverse_length(y, d) : 1;
   T total = 0;
   for (int64_t k = 0; k < d; ++k) {
-    const T y_k = cuda::wide(y[k]), e = (cuda::wide(x[k]) - y_k) * p + y_k * (p - q);
+    const T e = difference<T>(unit, x, p, y, q, k);
     total += e * e;
   }
-  return total;
+  return unit && !(total > kParallel) ? T(0) : total;
+}
+
+// |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
+template <class T, class F>
+__device__ T total_square(const Call<T, F>& c, int64_t i, int64_t j) {
+  return c.metric == Metric::kChordal ? T(c.scale_x[i] > 0) + T(c.scale_y[j] > 0) : c.scale_x[i] + c.scale_y[j];
+}
+
+// Pairs that |x|^2 + |y|^2 - 2 <x, y> loses (row.h).
+template <class T>
+__device__ bool near(T square, T total) {
+  return square * 128 < total;
 }
 
 // d(x_i, y_j) from <x_i, y_j>.
@@ -93,12 +126,10 @@ __device__ T distance(const Call<T, F>& c, int64_t i, int64_t j, T product) {
     return cosine < 0 ? T(0) : cosine;  // NaN stays
   }
   const bool unit = c.metric == Metric::kChordal;
-  const T total = unit ? T(sx > 0) + T(sy > 0) : sx + sy;
+  const T total = total_square(c, i, j);
   T square = total - 2 * (unit ? product * sx * sy : product);
   square = square < 0 ? T(0) : square;
-  // |x|^2 + |y|^2 - 2 <x, y> loses all digits where x is near y: such pairs are measured directly.
-  if (square * 128 < total)
-    square = squared_distance(c.x + i * c.d, unit ? sx : T(1), c.y + j * c.d, unit ? sy : T(1), c.d);
+  if (near(square, total)) square = squared_distance<T>(unit, c.given_x + i * c.d, c.given_y + j * c.d, c.d);
   return c.metric == Metric::kSqeuclidean ? square : cuda::root(square);
 }
 
@@ -174,6 +205,74 @@ __global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
   }
 }
 
+// Whether the pair's distance is near, for the backward.
+template <class T, class F>
+__device__ bool near_pair(const Call<T, F>& c, int64_t i, int64_t j) {
+  const T d = (c.distance ? c.distance : c.cost)[i * c.m + j];
+  return near(c.metric == Metric::kSqeuclidean ? d : d * d, total_square(c, i, j));
+}
+
+// The lanes whose `mine` holds, a bit each.
+__device__ unsigned lanes_where(bool mine) {
+  unsigned bits = mine ? 1u << (threadIdx.x % kWarp) : 0;
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) bits |= cuda::shuffle_xor(bits, mask);
+  return bits;
+}
+
+// g += w |y| (y^ - x^), or w (y - x): the share of W y of a near pair, by the lanes of a warp.
+template <class T, class F>
+__device__ void add_pair(const Call<T, F>& c, const F* x, const F* y, T w, T* g) {
+  const bool unit = unit_rows(c.metric);
+  const double p = unit ? inverse_length(x, c.d) : 1, q = unit ? inverse_length(y, c.d) : 1;
+  const T scaled = T(double(w) / q);
+  for (int64_t k = threadIdx.x % kWarp; k < c.d; k += kWarp) g[k] += scaled * difference<T>(unit, y, q, x, p, k);
+}
+
+// Near pairs of the rows, a warp per row: their share of W y.
+template <class T, class F>
+__global__ void near_rows_kernel(const __grid_constant__ Call<T, F> all) {
+  const Call<T, F> c = all.of_problem();
+  const int64_t i = c.thread() / kWarp;
+  if (i >= c.n) return;  // the whole warp
+  for (int64_t first = 0; first < c.m; first += kWarp) {
+    const int64_t j = first + threadIdx.x % kWarp;
+    const unsigned found = lanes_where(j < c.m && near_pair(c, i, j));
+    for (int lane = 0; lane < kWarp && found; ++lane) {
+      if (!(found >> lane & 1)) continue;
+      const int64_t at = first + lane;
+      add_pair(c, c.given_x + i * c.d, c.given_y + at * c.d, c.grad_cost[i * c.m + at], c.near_x + i * c.d);
+    }
+  }
+}
+
+// Those of the columns, 32 of them per warp: their share of W' x, and their weights become 0.
+template <class T, class F>
+__global__ void near_columns_kernel(const __grid_constant__ Call<T, F> all) {
+  constexpr int kRows = 8;  // whose distances are on their way at a time
+  const Call<T, F> c = all.of_problem();
+  const int64_t j = c.thread(), first = j - threadIdx.x % kWarp;
+  for (int64_t row = 0; row < c.n; row += kRows) {
+    bool mine[kRows], any = false;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      mine[r] = j < c.m && row + r < c.n && near_pair(c, row + r, j);
+      any = any || mine[r];
+    }
+    if (!lanes_where(any)) continue;
+    for (int r = 0; r < kRows; ++r) {
+      const unsigned found = lanes_where(mine[r]);
+      for (int lane = 0; lane < kWarp && c.near_y; ++lane) {
+        if (!(found >> lane & 1)) continue;
+        const int64_t i = row + r, at = first + lane;
+        add_pair(c, c.given_y + at * c.d, c.given_x + i * c.d, c.grad_cost[i * c.m + at], c.near_y + at * c.d);
+      }
+    }
+  }
+  cuda::sync_block();  // every lane has read the weights of its warp's columns
+  for (int64_t i = 0; i < c.n; ++i)
+    if (j < c.m && near_pair(c, i, j)) c.grad_cost[i * c.m + j] = 0;
+}
+
 // grad = W y -> x^ <x^, grad> - grad for unit rows, else sum x - grad: a warp per row. NaN in W stays.
 template <class T, class F>
 __global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
@@ -219,10 +318,11 @@ T* to(uintptr_t address) {
 
 template <class T, class F>
 Call<T, F> typed(const CudaCost& c) {
-  return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<F>(c.x), to<F>(c.y), to<T>(c.scale_x),
+  return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<F>(c.x), to<F>(c.y),
+          to<F>(c.given_x ? c.given_x : c.x), to<F>(c.given_y ? c.given_y : c.y), to<T>(c.scale_x),
           to<T>(c.scale_y), to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels),
-          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.sums),
-          to<T>(c.grad), c.of_y, 1, 0};
+          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.near_x),
+          to<T>(c.near_y), to<T>(c.sums), to<T>(c.grad), c.of_y, 1, 0};
 }
 
 // body(call) with the call in its types, on its device.
@@ -270,6 +370,15 @@ const char* cuda_weigh(const CudaCost& c) {
     if (call.grad_class)
       if (const char* refused = start(c, class_kernel, blocks_for(c.n * c.classes), call)) return refused;
     return call.metric == Metric::kL1 ? nullptr : start(c, weigh_kernel, strided(c.n * c.m), call);
+  });
+}
+
+const char* cuda_set_apart(const CudaCost& c) {
+  return dispatch(c, [&](auto call) -> const char* {
+    if (!by_difference(call.metric)) return nullptr;
+    if (call.near_x)
+      if (const char* refused = start(c, near_rows_kernel, blocks_for(c.n * kWarp), call)) return refused;
+    return start(c, near_columns_kernel, blocks_for(c.m), call);
   });
 }
 

@@ -1,5 +1,7 @@
 #include "cost/entry.h"
 
+#include <algorithm>
+
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -26,6 +28,10 @@ const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
   return nullptr;
 }
 template <class T>
+void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y) {
+  kernels<T>().cost.centre(n, m, d, x, y, out_x, out_y, tasks_for(d, (n + m) * d));
+}
+template <class T>
 void finish(const Features<T>& f, T* c) {
   kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (f.metric == Metric::kL1 ? f.d : 1)));
 }
@@ -36,6 +42,12 @@ void weigh(const Features<T>& f, const T* c, T* dc, T* row_sum, T* col_sum) {
   kernels<T>().cost.weigh(f, c, dc, row_sum, col_sum, work.data(), tasks);
 }
 template <class T>
+void set_apart(const Features<T>& f, const T* c, T* w, T* g_x, T* g_y) {
+  if (!by_difference(f.metric)) return;
+  const T* distance = f.classes.distance ? f.classes.distance : c;
+  kernels<T>().cost.set_apart(f, distance, w, g_x, g_y, tasks_for(f.n < f.m ? f.n : f.m, f.n * f.m));
+}
+template <class T>
 void finish_gradient(const Features<T>& f, const T* sums, bool of_y, T* g) {
   const int64_t n = of_y ? f.m : f.n;
   const T *x = of_y ? f.y : f.x, *scale = of_y ? f.scale_y : f.scale_x;
@@ -44,14 +56,30 @@ void finish_gradient(const Features<T>& f, const T* sums, bool of_y, T* g) {
   else
     kernels<T>().cost.shift_rows(n, f.d, x, sums, g, tasks_for(n, n * f.d));
 }
+namespace {
+
+// The gradient of x, or of y where `of_y`; g holds the share of near pairs where the metric has any.
 template <class T>
 void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, T* g) {
   const int64_t n = of_y ? f.m : f.n, m = of_y ? f.n : f.m;
   const T *x = of_y ? f.y : f.x, *y = of_y ? f.x : f.y;
   if (f.metric == Metric::kL1) return l1_backward(n, m, f.d, x, y, weights, of_y, g);
   kernels<T>().product.plain(
-      {n, f.d, m, weights, of_y ? 1 : f.m, of_y ? f.m : 1, y, g, product_tasks(n, m, f.d)});
+      {n, f.d, m, weights, of_y ? 1 : f.m, of_y ? f.m : 1, y, g, product_tasks(n, m, f.d), by_difference(f.metric)});
   finish_gradient(f, sums, of_y, g);
+}
+
+}  // namespace
+
+template <class T>
+void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy) {
+  if (by_difference(f.metric)) {
+    if (dx) std::fill(dx, dx + f.n * f.d, T(0));
+    if (dy) std::fill(dy, dy + f.m * f.d, T(0));
+    set_apart(f, c, weights, dx, dy);
+  }
+  if (dx) gradient(f, weights, row_sum, false, dx);
+  if (dy) gradient(f, weights, col_sum, true, dy);
 }
 template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
@@ -65,7 +93,9 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
   template void finish<T>(const Features<T>&, T*);                             \
   template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
   template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \
-  template void gradient<T>(const Features<T>&, const T*, const T*, bool, T*); \
+  template void gradients<T>(const Features<T>&, const T*, T*, const T*, const T*, T*, T*); \
+  template void centre<T>(int64_t, int64_t, int64_t, const T*, const T*, T*, T*); \
+  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*); \
   template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, bool, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

@@ -11,16 +11,23 @@ namespace cost {
 // overflows.
 template <class T>
 const char* scales(const Features<T>&, T* scale_x, T* scale_y);
+// The features of a metric that is centred, and what it is centred by: the mean of the rows of y.
+template <class T>
+void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y);
 template <class T>
 void finish(const Features<T>&, T* c);
 template <class T>
 void weigh(const Features<T>&, const T* c, T* dc, T* row_sum, T* col_sum);
+// See kernels.h; nothing for a metric that has no near pairs. Else g_x and g_y begin as zeros, or as sums so far.
+template <class T>
+void set_apart(const Features<T>&, const T* c, T* w, T* g_x, T* g_y);
 // The product of weights and features, in g, becomes the gradient of x, or of y where `of_y`.
 template <class T>
 void finish_gradient(const Features<T>&, const T* sums, bool of_y, T* g);
-// The same with the product made here: weights (n, m), sums of their rows, or of their columns where `of_y`.
+// Gradients of x and y, where they are not null, from the weights (n, m), their row sums and their column sums: the
+// products are made here. c is the cost; the weights are not kept.
 template <class T>
-void gradient(const Features<T>&, const T* weights, const T* sums, bool of_y, T* g);
+void gradients(const Features<T>&, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy);
 // dc is (n, m), or its transpose where `transposed`.
 template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,

@@ -19,22 +19,51 @@ static inline T dot(const T* x, const T* y, int64_t d) {
   return sum<T>(total) + rest;
 }
 
-// |p x - q y|^2, as p (x - y) + (p - q) y: exactly 0 where both pairs are equal, however it is contracted.
+// |x - y|^2.
 template <class T>
-static inline T squared_distance(const T* x, T p, const T* y, T q, int64_t d) {
+static inline T squared_distance(const T* x, const T* y, int64_t d) {
   constexpr int W = Lanes<T>::W;
   Vec<T> total = {};
   int64_t k = 0;
   for (; k + W <= d; k += W) {
-    const Vec<T> e = (load(x + k) - load(y + k)) * p + load(y + k) * (p - q);
+    const Vec<T> e = load(x + k) - load(y + k);
     total += e * e;
   }
   T rest = 0;
-  for (; k < d; ++k) {
-    const T e = (x[k] - y[k]) * p + y[k] * (p - q);
-    rest += e * e;
-  }
+  for (; k < d; ++k) rest += (x[k] - y[k]) * (x[k] - y[k]);
   return sum<T>(total) + rest;
+}
+
+// 1 / |x| in double.
+template <class T>
+static inline double inverse_length(const T* x, int64_t d) {
+  constexpr int64_t kLanes = 8;
+  double total[kLanes] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= d; k += kLanes)
+    for (int64_t e = 0; e < kLanes; ++e) total[e] += double(x[k + e]) * double(x[k + e]);
+  for (; k < d; ++k) total[0] += double(x[k]) * double(x[k]);
+  for (int64_t e = 1; e < kLanes; ++e) total[0] += total[e];
+  return 1 / __builtin_sqrt(total[0]);
+}
+
+// |x^ - y^|^2 of rows that are not 0, in double: rounded unit rows would be as far apart as near ones are. 0 where it is
+// the rounding of double: the rows are parallel.
+template <class T>
+static inline T squared_distance_of_units(const T* x, double p, const T* y, int64_t d) {
+  constexpr int64_t kLanes = 8;
+  const double q = inverse_length(y, d);
+  double total[kLanes] = {};
+  auto square = [&](int64_t k) {
+    const double e = (double(x[k]) - double(y[k])) * p + double(y[k]) * (p - q);  // 0 for equal rows, fused or not
+    return e * e;
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= d; k += kLanes)
+    for (int64_t e = 0; e < kLanes; ++e) total[e] += square(k + e);
+  for (; k < d; ++k) total[0] += square(k);
+  for (int64_t e = 1; e < kLanes; ++e) total[0] += total[e];
+  return total[0] > cost::kParallel ? T(total[0]) : 0;
 }
 
 template <class T>
@@ -49,6 +78,32 @@ static inline T distance_l1(const T* x, const T* y, int64_t d) {
   T rest = 0;
   for (; k < d; ++k) rest += x[k] < y[k] ? y[k] - x[k] : x[k] - y[k];
   return sum<T>(total) + rest;
+}
+
+// |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
+template <class T>
+static inline T total_square(const cost::Features<T>& f, int64_t i, int64_t j) {
+  return f.metric == cost::Metric::kChordal ? T(f.scale_x[i] > 0) + T(f.scale_y[j] > 0) : f.scale_x[i] + f.scale_y[j];
+}
+
+// |x|^2 + |y|^2 - 2 <x, y> loses all digits where x is near y, and so does W x - W y of the gradient: such pairs are
+// taken from the differences. 1/128 keeps five of float32's digits.
+template <class T>
+static inline bool near(T square, T total) {
+  return square * 128 < total;
+}
+
+// The same of the distance d(x_i, y_j).
+template <class T>
+static inline bool near_pair(const cost::Features<T>& f, int64_t i, int64_t j, T distance) {
+  return near(f.metric == cost::Metric::kSqeuclidean ? distance : distance * distance, total_square(f, i, j));
+}
+
+template <class T>
+static inline bool any_near(const cost::Features<T>& f, int64_t i, const T* distance) {
+  bool any = false;
+  for (int64_t j = 0; j < f.m; ++j) any |= near_pair(f, i, j, distance[j]);
+  return any;
 }
 
 // <x_i, y_j> -> d(x_i, y_j) for one i, in place; l1 reads no products.
@@ -69,23 +124,23 @@ static inline void finish_distance_row(const cost::Features<T>& f, int64_t i, T*
     }
     return;
   }
-  // |x|^2 + |y|^2 - 2 <x, y> loses all digits where x is near y: such pairs are measured directly.
-  // 1/128 keeps five of float32's digits.
   const bool unit = f.metric == Metric::kChordal;
-  const T xx = unit ? T(sx > 0) : sx;
-  bool close = false;
+  bool any = false;
   for (int64_t j = 0; j < m; ++j) {
-    const T total = xx + (unit ? T(sy[j] > 0) : sy[j]);
+    const T total = total_square(f, i, j);
     const T square = total - 2 * (unit ? row[j] * sx * sy[j] : row[j]);
     row[j] = square > 0 ? square : 0;
-    close |= row[j] * 128 < total;
+    any |= near(row[j], total);
   }
-  if (close)
-    for (int64_t j = 0; j < m; ++j) {
-      const T total = xx + (unit ? T(sy[j] > 0) : sy[j]);
-      if (row[j] * 128 < total)
-        row[j] = squared_distance(f.x + i * f.d, unit ? sx : T(1), f.y + j * f.d, unit ? sy[j] : T(1), f.d);
-    }
+  if (any) {
+    const T* x = f.given_x + i * f.d;
+    const double p = unit ? inverse_length(x, f.d) : 1;
+    for (int64_t j = 0; j < m; ++j)
+      if (near(row[j], total_square(f, i, j))) {
+        const T* y = f.given_y + j * f.d;
+        row[j] = unit ? squared_distance_of_units(x, p, y, f.d) : squared_distance(x, y, f.d);
+      }
+  }
   if (f.metric != Metric::kSqeuclidean)
     for (int64_t j = 0; j < m; ++j) row[j] = root(row[j]);
 }
@@ -118,8 +173,8 @@ static inline void sum_by_class(const cost::Classes<T>& classes, int64_t i, int6
 // dC -> W for one i, in place, with
 //   normalised metrics:  dx = -(I - x^ x^') (W y),   dy likewise with W'
 //   l2, sqeuclidean:     dx = row_sum x - W y,       dy = col_sum y - W' x
-// Returns the row's sum and adds the row to col_sum (m,) where that is asked for; l1 keeps dC. The gradient of
-// the term by class is made on the way.
+// Returns the row's sum and adds the row to col_sum (m,) where that is asked for, both without near pairs, which
+// `set_apart` (kernels.h) takes out of the products; l1 keeps dC. The gradient of the term by class is made on the way.
 template <class T>
 static inline T weigh_row(const cost::Features<T>& f, int64_t i, const T* cost, T* w, T* col_sum) {
   using cost::Metric;
@@ -141,6 +196,14 @@ static inline T weigh_row(const cost::Features<T>& f, int64_t i, const T* cost, 
     for (int64_t j = 0; j < m; ++j) w[j] *= 2;
   else
     for (int64_t j = 0; j < m; ++j) w[j] = cost[j] > 0 ? w[j] / cost[j] : 0;
+  if (any_near(f, i, cost)) {
+    T all = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const T far = near_pair(f, i, j, cost[j]) ? 0 : w[j];
+      all += far, col_sum[j] += far;
+    }
+    return all;
+  }
   Vec<T> total = {};
   T rest = 0;
   int64_t j = 0;

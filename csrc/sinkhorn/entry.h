@@ -29,6 +29,8 @@ struct Problem {
   const void* y;            // (m, d)
   const void* scale_x;      // (n,), see cost/features.h; made by loss_forward
   const void* scale_y;      // (m,)
+  const void* given_x;      // (n, d) where x is centred (cost/features.h), or null: x is as it was given
+  const void* given_y;      // (m, d)
   cost::ClassTerm classes;  // with features
 };
 

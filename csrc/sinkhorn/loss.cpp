@@ -57,9 +57,7 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
   if (grad == Grad::kUnrolled) unrolled<T>(p, up, out);
   if (grad == Grad::kImplicit) converged = implicit<T>(p, up, out);
   if (grad == Grad::kEnvelope) envelope<T>(p, up, out);
-  const cost::Features<T> features = cost::features_of<T>(p);
-  if (dx) cost::gradient<T>(features, weights, row_sum, false, dx);
-  if (dy) cost::gradient<T>(features, weights, col_sum, true, dy);
+  cost::gradients<T>(cost::features_of<T>(p), static_cast<const T*>(p.cost), weights, row_sum, col_sum, dx, dy);
   return converged;
 }
 
@@ -69,8 +67,14 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* marg
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   p.metric = s.metric, p.history = s.grad == Grad::kUnrolled;
   const int64_t head = padded(p.n * p.m + p.n + p.m), saved = saved_size(p.n, p.m, p.max_iter, p.history);
-  Scratch<T> memory(head + saved + p.n + p.m + 2);
+  const bool centred = cost::centred(static_cast<cost::Metric>(p.metric));
+  Scratch<T> memory(head + saved + p.n + p.m + 2 + (centred ? (p.n + p.m) * p.d : 0));
   T *cost = memory.data(), *uniform = cost + head + saved, *one = uniform + p.n + p.m, *other = one + 1;
+  if (centred) {
+    T *x = other + 1, *y = x + p.n * p.d;
+    cost::centre<T>(p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y), x, y);
+    p.given_x = p.x, p.given_y = p.y, p.x = x, p.y = y;
+  }
   p.cost = cost, p.scale_x = cost + p.n * p.m, p.scale_y = cost + p.n * p.m + p.n, p.saved = cost + head;
   *one = 1;
   Upstream up{one, nullptr, nullptr};

@@ -40,17 +40,15 @@ static inline void make_costs(const Panels<T>& p, const Rows<T>& r) {
 // body(rows with their cost) for every panel of a task; `distances`: their features have those as well.
 template <class T, class Body>
 static inline void each_panel(const Panels<T>& p, int index, bool distances, const Body& body) {
-  const int64_t stride = product::packed_columns(p.m), classes = p.features.classes.count;
+  const int64_t stride = product::packed_columns(p.m);
   T* space = p.work + index * panels_work(p) + 6 * padded(p.m);
   const auto all = task_rows(p.n, p.tasks, index);
   for (int64_t first = all.begin; first < all.end && first < p.n; first += p.rows) {
     int64_t end = first + p.rows < all.end ? first + p.rows : all.end;
     end = end < p.n ? end : p.n;
-    Rows<T> r{first, end, stride, p.features, p.kept && !distances ? p.kept + first * stride : space};
+    Rows<T> r{first, end, stride, {}, p.kept && !distances ? p.kept + first * stride : space};
+    r.features = p.features.from(first);
     r.features.n = end - first;
-    r.features.x += first * p.features.d, r.features.scale_x += first;
-    if (classes) r.features.classes.cost += first * classes;
-    if (r.features.classes.grad) r.features.classes.grad += first * classes;
     r.features.classes.distance = distances ? space + p.rows * stride : nullptr;
     if (r.cost == space || !p.made) make_costs(p, r);
     body(r);
@@ -295,6 +293,7 @@ void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
       const T* row = r.row(i);
+      if (q.distance) copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row, q.distance + i * m, m);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
         q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);

@@ -49,6 +49,7 @@ struct PanelGradient {
   T* out;          // (rows, m)
   T* weight_rows;  // (rows,)
   T* weight_cols;  // (m,) added to
+  T* distance;     // (rows, m) the cost without its term by class, or null
 };
 
 template <class T>

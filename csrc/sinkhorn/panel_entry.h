@@ -15,6 +15,8 @@ struct PanelsOf {
   const void* y;            // (m, d)
   const void* scale_x;      // (n,)
   const void* scale_y;      // (m,)
+  const void* given_x;      // (n, d) where x is centred, or null (entry.h)
+  const void* given_y;      // (m, d)
   const void* packed;       // product::packed_size(m, d) elements, or null for l1
   void* kept;               // (n, packed_columns(m)) or null
   bool made;                // kept holds the cost

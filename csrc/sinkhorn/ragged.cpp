@@ -12,6 +12,7 @@
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "cost/entry.h"
 #include "sinkhorn/entry.h"
 
 namespace ucmkd {
@@ -91,6 +92,7 @@ Problem problem_of(const Ragged& r, const Table::Row& row) {
   p.metric = r.metric, p.d = r.d;
   p.x = at<T>(r.x, row.x0 * r.d), p.scale_x = at<T>(r.scale_x, row.x0);
   p.y = at<T>(r.y, row.y0 * r.d), p.scale_y = at<T>(r.scale_y, row.y0);
+  p.given_x = at<T>(r.given_x, row.x0 * r.d), p.given_y = at<T>(r.given_y, row.y0 * r.d);
   const cost::Classes<T> classes = r.classes.typed<T>(row.x0, row.y0, row.cost);
   p.classes = {classes.count, classes.cost, classes.label, classes.distance, classes.grad};
   return p;
@@ -122,7 +124,8 @@ void unrolled(const Problem& p, const Upstream& up, Gradients<T> out, int tasks)
   adjoint_finish<T>(p, up, &used, out);
 }
 
-// One side's gradient from the weights: n rows of x here against the rows of y there.
+// One side's gradient from the weights: n rows of x here against the rows of y there. Where the metric has near pairs,
+// out holds their share.
 template <class T>
 void one_side(const Problem& p, Weights<T>& w, bool transposed, int tasks, T* out) {
   const T *x = static_cast<const T*>(p.x), *y = static_cast<const T*>(p.y);
@@ -134,7 +137,7 @@ void one_side(const Problem& p, Weights<T>& w, bool transposed, int tasks, T* ou
   const T* weights = w.all.data();
   if (metric == cost::Metric::kL1)
     return kernels<T>().cost.l1_backward(n, other, p.d, here, there, weights, row, column, out, tasks);
-  kernels<T>().product.plain({n, p.d, other, weights, row, column, there, out, tasks});
+  kernels<T>().product.plain({n, p.d, other, weights, row, column, there, out, tasks, cost::by_difference(metric)});
   if (cost::normalised(metric)) return kernels<T>().cost.project(n, p.d, here, scale, out, tasks);
   kernels<T>().cost.shift_rows(n, p.d, here, (transposed ? w.cols : w.rows).data(), out, tasks);
 }
@@ -197,8 +200,11 @@ bool ragged_backward(const Ragged& r, Grad grad, const T* up_value, const T* up_
       envelope<T>(p, up, parts);
     else if (!implicit<T>(p, up, parts))
       converged = false;
-    if (out.x) one_side(p, w, false, tasks, out.x + row.x0 * r.d);
-    if (out.y) one_side(p, w, true, tasks, out.y + row.y0 * r.d);
+    T *dx = at(out.x, row.x0 * r.d), *dy = at(out.y, row.y0 * r.d);
+    fill(dx, p.n * p.d, T(0)), fill(dy, p.m * p.d, T(0));
+    cost::set_apart<T>(cost::features_of<T>(p), static_cast<const T*>(p.cost), w.all.data(), dx, dy);
+    if (dx) one_side(p, w, false, tasks, dx);
+    if (dy) one_side(p, w, true, tasks, dy);
   });
   return converged;
 }

@@ -24,6 +24,8 @@ struct Ragged {
   const void* y;             // (M, d)
   const void* scale_x;       // (N,), see cost/features.h
   const void* scale_y;       // (M,)
+  const void* given_x;       // (N, d) where x is centred, or null (entry.h)
+  const void* given_y;       // (M, d)
   const void* a;             // (N,) or null: uniform in every problem
   const void* b;             // (M,) or null
   const void* init_f;        // (N,) or null

@@ -50,6 +50,13 @@ struct Shape {
   int wanted = kAll;
 };
 
+// Features as they were given, without classes.
+template <class T>
+cost::Features<T> features(const Shape& s, const T* x, const T* y, const T* scale_x = nullptr,
+                           const T* scale_y = nullptr) {
+  return {static_cast<cost::Metric>(s.metric), s.n, s.m, s.d, x, y, scale_x, scale_y, x, y, {}};
+}
+
 template <class T>
 struct Inputs {
   Buffer<T> cost, x, y, a, b, f, g, class_cost;

@@ -18,9 +18,7 @@ class Panels {
   // Null, or which features are refused.
   const char* prepare() {
     const char* refused =
-        cost::scales<T>({static_cast<cost::Metric>(s_.metric), s_.n, s_.m, s_.d, in_.x.data(), in_.y.data(),
-                         nullptr, nullptr, {}},
-                        scale_x_.data(), scale_y_.data());
+        cost::scales<T>(features<T>(s_, in_.x.data(), in_.y.data()), scale_x_.data(), scale_y_.data());
     if (!refused) sinkhorn::panels_pack<T>(s_.m, s_.d, in_.y.data(), packed_.data());
     return refused;
   }
@@ -95,7 +93,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   panel_adjoint<T>(panels.all(), f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());
   panel_adjoint_log<T>(panels.all(), f.data(), g.data(), share.data(), g_before.data(), inverse.data(), d.data(),
                        sums.data());
-  Buffer<T> history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0), columns_history(2 * mp, -inf, 0),
+  Buffer<T> distance(s.n * s.m), history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0), columns_history(2 * mp, -inf, 0),
       columns_share(2 * mp, 0, 0), out(s.n * s.m, T(0.01));
   for (int64_t i = 0; i < s.n; ++i) history[i] = before[i], history[s.n + i] = f[i];
   for (int64_t j = 0; j < s.m; ++j)
@@ -112,10 +110,10 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
         q.hist_g = columns_history.data(), q.share_g = columns_share.data();
       }
       q.out = out.data() + first * s.m, q.weight_rows = weight_rows.data() + first;
-      q.weight_cols = weight_cols.data();
+      q.weight_cols = weight_cols.data(), q.distance = distance.data() + first * s.m;
       panel_gradient<T>(panels.rows(first, end, true), q);
     }
-    answer.keep(out, answer.gradient);
+    answer.keep(out, answer.gradient), answer.keep(distance, answer.gradient);
   }
   answer.keep(row_value, answer.value);
   return answer;

@@ -27,9 +27,8 @@ Answer<T> solve_ragged(const Shape& s, const Sizes& sizes, Inputs<T>& in) {
   }
   Buffer<T> scale_x(s.n), scale_y(s.m);
   Answer<T> answer;
-  const cost::Features<T> features{static_cast<cost::Metric>(s.metric), s.n, s.m, s.d, in.x.data(), in.y.data(),
-                                   nullptr, nullptr, {}};
-  if (const char* which = cost::scales<T>(features, scale_x.data(), scale_y.data())) {
+  if (const char* which =
+          cost::scales<T>(features<T>(s, in.x.data(), in.y.data()), scale_x.data(), scale_y.data())) {
     answer.refused = which;
     return answer;
   }

@@ -10,8 +10,12 @@ namespace test {
 template <class T>
 Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
   Buffer<T> scale_x(s.n), scale_y(s.m), c(s.n * s.m), dc(s.n * s.m, 1), rows(s.n), cols(s.m), dx(s.n * s.d), dy(s.m * s.d);
-  cost::Features<T> f{static_cast<cost::Metric>(s.metric), s.n, s.m, s.d, in.x.data(), in.y.data(), scale_x.data(),
-                      scale_y.data(), {}};
+  Buffer<T> near_x(s.n * s.d, 0), near_y(s.m * s.d, 0), x(s.n * s.d), y(s.m * s.d);
+  cost::Features<T> f = features<T>(s, in.x.data(), in.y.data(), scale_x.data(), scale_y.data());
+  if (cost::centred(f.metric)) {
+    cost::centre<T>(s.n, s.m, s.d, f.x, f.y, x.data(), y.data());
+    f.x = x.data(), f.y = y.data();
+  }
   Answer<T> answer;
   if (const char* which = cost::scales<T>(f, scale_x.data(), scale_y.data())) {
     answer.refused = which;
@@ -20,9 +24,9 @@ Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
   products(s.n, s.m, s.d, f.x, f.y, c.data());
   cost::finish<T>(f, c.data());
   cost::weigh<T>(f, c.data(), dc.data(), rows.data(), cols.data());
-  cost::gradient<T>(f, dc.data(), rows.data(), false, dx.data());
-  cost::gradient<T>(f, dc.data(), cols.data(), true, dy.data());
+  cost::gradients<T>(f, c.data(), dc.data(), rows.data(), cols.data(), dx.data(), dy.data());
   answer.keep(c, answer.value), answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
+  cost::set_apart<T>(f, c.data(), dc.data(), near_x.data(), near_y.data());
   if (f.metric != cost::Metric::kL1) {
     cost::finish_gradient<T>(f, rows.data(), false, dx.data());
     cost::finish_gradient<T>(f, cols.data(), true, dy.data());

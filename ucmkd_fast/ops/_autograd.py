@@ -375,12 +375,12 @@ def cost_backward(
     """Gradients of both feature sets, in the cost's dtype."""
     if _solve_cuda.runs_on(x):
         return _cost_cuda.backward(x, y, scale, matrix, grad_cost, metric)
-    wide_x, wide_y = (z.to(matrix.dtype).contiguous() for z in (x, y))
-    features = cost.Features(wide_x, wide_y, scale, metric)
+    x, y = cost.plain(x, matrix.dtype), cost.plain(y, matrix.dtype)
+    features = cost.Features(*cost.centred(x, y, metric), scale, metric, x, y)
     # The gradient may be shared by autograd: work on a copy.
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
     sums = cost.weigh(features, matrix, weights)
-    dx, dy = cost.backward(features, weights, sums, True, True)
+    dx, dy = cost.backward(features, matrix, weights, sums, (True, True))
     assert dx is not None and dy is not None
     return dx, dy
 

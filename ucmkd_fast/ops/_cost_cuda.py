@@ -7,7 +7,7 @@ the backward pass, of float32 weights with features, take a float32 copy of the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,34 @@ from .._native import METRIC_CODES
 from . import _solve_cuda
 from ._solve_cuda import _address, _stream
 from .checks import HALVES
-from .cost import plain
+from .cost import BY_DIFFERENCE, CENTRED, add_weighted, plain
 
 _FEATURE_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # FeatureType of csrc/cost/cuda_call.h
 
 
-def features(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+class Features(NamedTuple):
     """Both sets as the kernels read them: contiguous, of the cost's dtype or both of one half precision."""
-    if x.dtype == y.dtype and x.dtype in HALVES:
-        dtype = x.dtype
-    return plain(x, dtype), plain(y, dtype)
+
+    x: Tensor  # (B?, N, D), centred where the metric is
+    y: Tensor  # (B?, M, D)
+    metric: str
+    given_x: Tensor  # before they were centred
+    given_y: Tensor
+
+    def rows(self, rows: slice) -> Features:
+        """Some rows of x against all of y."""
+        return self._replace(x=self.x[rows], given_x=self.given_x[rows])
+
+
+def features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Features:
+    """Both sets for a metric; those of half precision are read as they are, and not centred."""
+    half = x.dtype == y.dtype and x.dtype in HALVES
+    given = [plain(z, x.dtype if half else dtype) for z in (x, y)]
+    x, y = given
+    if metric in CENTRED and not half:
+        centre = y.mean(-2, keepdim=True)
+        x, y = x - centre, y - centre
+    return Features(x, y, metric, *given)
 
 
 def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -38,10 +56,9 @@ def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return mm(x.to(out.dtype), y.to(out.dtype).mT, out=out)  # torch's CPU products have one dtype
 
 
-def call(
-    x: Tensor, y: Tensor, metric: str, scales: tuple[Tensor, Tensor], matrix: Tensor, classes: Any = None
-) -> Any:
-    """The native call on x (B?, N, D), y (B?, M, D), their scales (B?, N), (B?, M) and the cost (B?, N, M)."""
+def call(features: Features, scales: tuple[Tensor, Tensor], matrix: Tensor, classes: Any = None) -> Any:
+    """The native call on the features, their scales (B?, N), (B?, M) and the cost (B?, N, M)."""
+    x, y, metric, given_x, given_y = features
     (n, d), m = x.shape[-2:], y.shape[-2]
     c = _solve_cuda.kernels.CudaCost()
     c.batch = x.shape[0] if x.dim() == 3 else 1
@@ -49,23 +66,39 @@ def call(
     c.device, c.stream, c.metric = x.device.index or 0, _stream(x), METRIC_CODES[metric]
     c.n, c.m, c.d, c.x, c.y, c.cost = n, m, d, x.data_ptr(), y.data_ptr(), matrix.data_ptr()
     c.scale_x, c.scale_y = (scale.data_ptr() for scale in scales)
+    c.given_x, c.given_y = given_x.data_ptr(), given_y.data_ptr()
     if classes is not None:
         c.classes, c.class_cost = classes.cost.shape[1], classes.cost.data_ptr()
         c.labels, c.distance = classes.labels.data_ptr(), _address(classes.distance)
     return c
 
 
-def gradient(c: Any, weights: Tensor, z: Tensor, other: Tensor, metric: str, of_y: bool) -> Tensor:
-    """Gradient of z (x, or y where ``of_y``) from the weights (B?, N, M) of the call ``c``, in the weights' dtype."""
-    grad = _solve_cuda.empty(weights, *z.shape)
-    sums = None
-    if metric != "l1":
-        mm = torch.mm if z.dim() == 2 else torch.bmm
-        mm(weights.mT if of_y else weights, other.to(weights.dtype), out=grad)
-        if metric in ("l2", "sqeuclidean"):
-            sums = weights.sum(-2 if of_y else -1)
-    finish(c, sums, grad, of_y)
-    return grad
+def gradients(
+    c: Any, features: Features, weights: Tensor, need: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and y, where needed, from the weights (B?, N, M) of the call ``c``, in the weights' dtype.
+
+    The weights are not kept.
+    """
+    x, y, metric, *_ = features
+    fresh = weights.new_zeros if metric in BY_DIFFERENCE else weights.new_empty
+    dx, dy = (fresh(z.shape) if wanted else None for z, wanted in zip((x, y), need, strict=True))
+    set_apart(c, metric, dx, dy)
+    sides = ((dx, weights, y, False), (dy, weights.mT, x, True))
+    for grad, w, other, of_y in sides:
+        if grad is None:
+            continue
+        if metric != "l1":
+            add_weighted(w, other.to(w.dtype), grad, metric)
+        finish(c, w.sum(-1) if metric in CENTRED else None, grad, of_y)
+    return dx, dy
+
+
+def set_apart(c: Any, metric: str, dx: Tensor | None, dy: Tensor | None) -> None:
+    """Take near pairs out of the weights of the call ``c``, their share to the gradients, which are sums so far."""
+    if metric in BY_DIFFERENCE:
+        c.near_x, c.near_y = _address(dx), _address(dy)
+        _solve_cuda.kernels.cuda_set_apart(c)
 
 
 def sorted_columns(classes: Any) -> tuple[Tensor, Tensor]:
@@ -89,13 +122,13 @@ def finish(c: Any, sums: Tensor | None, grad: Tensor, of_y: bool) -> None:
 
 def forward(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The cost (B?, N, M) alone, and the scales (B?, N + M) for `backward`."""
-    x, y = features(x, y, dtype)
+    sets = features(x, y, metric, dtype)
     lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
     matrix = _solve_cuda.empty(x, *lead, n, m, dtype=dtype)
     scale = _solve_cuda.empty(x, lead.numel() * (n + m), dtype=dtype)
     if metric != "l1":
-        product(x, y, matrix)
-    c = call(x, y, metric, (scale, scale[lead.numel() * n :]), matrix)
+        product(sets.x, sets.y, matrix)
+    c = call(sets, (scale, scale[lead.numel() * n :]), matrix)
     _solve_cuda.kernels.cuda_scales(c)
     _solve_cuda.kernels.cuda_cost(c)
     return matrix, scale
@@ -105,9 +138,11 @@ def backward(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both feature sets, in the cost's dtype; ``grad_cost`` is left as it is."""
-    x, y = features(x, y, matrix.dtype)
+    sets = features(x, y, metric, matrix.dtype)
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
-    c = call(x, y, metric, (scale, scale[x.shape[:-1].numel() :]), matrix)
+    c = call(sets, (scale, scale[x.shape[:-1].numel() :]), matrix)
     c.grad_cost = weights.data_ptr()
     _solve_cuda.kernels.cuda_weigh(c)
-    return gradient(c, weights, x, y, metric, False), gradient(c, weights, y, x, metric, True)
+    dx, dy = gradients(c, sets, weights)
+    assert dx is not None and dy is not None
+    return dx, dy

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
-from .cost import Features, add_products, check_scales, finish_gradients, plain
+from .cost import Features, add_products, begin_gradients, centred, check_scales, finish_gradients, plain
 from .cost import backward as features_backward
 from .result import Convergence
 
@@ -56,7 +56,18 @@ class Classes(NamedTuple):
     grad: Tensor | None = None  # (N, K), written by the backward
 
 
-def _problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bool, classes) -> Any:
+def _features(x: Tensor, y: Tensor, kept: Tensor, options: LossOptions) -> Features:
+    """Both sets as the kernels read them; their scales are, or will be, in ``kept``."""
+    n, m = len(x), len(y)
+    given = plain(x, options.dtype), plain(y, options.dtype)
+    scale = kept[n * m : n * m + n + m]
+    return Features(*centred(*given, options.metric), scale, options.metric, *given)
+
+
+def _problem(
+    features: Features, a, b, init_f, init_g, kept, options: LossOptions, history: bool, classes
+) -> Any:
+    x, y, _, metric, given_x, given_y = features
     (n, d), m = x.shape, len(y)
     solver = options.solver
     cost, size = kept.data_ptr(), kept.element_size()
@@ -66,8 +77,10 @@ def _problem(x, y, a, b, init_f, init_g, kept, options: LossOptions, history: bo
     problem = _C.SinkhornProblem(
         options.dtype is torch.float64, 1, n, m, solver.max_iter, solver.reg, solver.tol, cost, _address(a), True,
         _address(b), True, _address(init_f), _address(init_g), solver.accelerate == "relax", history, saved,
-        METRIC_CODES[options.metric], d, x.data_ptr(), y.data_ptr(), scale_x, scale_y,
+        METRIC_CODES[metric], d, x.data_ptr(), y.data_ptr(), scale_x, scale_y,
     )  # fmt: skip
+    if given_x is not x:
+        problem.set_given(given_x.data_ptr(), given_y.data_ptr())
     if classes is not None:
         problem.set_classes(classes.cost.shape[1], *(_address(t) for t in classes))
     return problem
@@ -146,21 +159,21 @@ def forward(
     """The loss, the potentials where its gradient needs them, and what the backward needs."""
     if _solve_cuda.runs_on(x):
         return _loss_cuda.forward(x, y, a, b, init_f, options, save, classes)
-    x, y = plain(x, options.dtype), plain(y, options.dtype)
     n, m = len(x), len(y)
     history = save and options.solver.grad == "unrolled"
     size = _solve._padded(n * m + n + m) + _solve.saved_size(n, m, options.solver.max_iter, history)
-    kept, value = x.new_empty(size), x.new_empty(())
+    kept, value = (x.new_empty(shape, dtype=options.dtype) for shape in (size, ()))
+    features = _features(x, y, kept, options)
     own = _own_products(x, y, options.metric)
     if not own:  # out=: autocast leaves it alone
-        torch.mm(x, y.t(), out=_kept_cost(kept, n, m))
+        torch.mm(features.x, features.y.t(), out=_kept_cost(kept, n, m))
     dual = f = g = None
     if options.regularized:
-        dual = x.new_empty(())
+        dual = kept.new_empty(())
         if save and (a is not None or b is not None):
-            f, g = x.new_empty(n), x.new_empty(m)
-    problem = _problem(x, y, a, b, init_f, init_g, kept, options, history, classes)
-    error, n_iter = _to_fill_in(x, options)
+            f, g = kept.new_empty(n), kept.new_empty(m)
+    problem = _problem(features, a, b, init_f, init_g, kept, options, history, classes)
+    error, n_iter = _to_fill_in(kept, options)
     refused = _C.sinkhorn_loss_forward(
         problem, own, save, _address(f), _address(g), value.data_ptr(), _address(dual), _address(error),
         _address(n_iter),
@@ -188,11 +201,11 @@ def backward(
     """Gradients of x, y (in the cost's dtype), a and b."""
     if _solve_cuda.runs_on(x):
         return _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options, needs, classes)
-    x, y = plain(x, options.dtype), plain(y, options.dtype)
-    solver = options.solver
-    problem = _problem(x, y, a, b, init_f, init_g, kept, options, solver.grad == "unrolled", classes)
+    solver, features = options.solver, _features(x, y, kept, options)
+    problem = _problem(features, a, b, init_f, init_g, kept, options, solver.grad == "unrolled", classes)
     if not _own_products(x, y, options.metric):
-        return _backward_large(x, y, a, b, f, g, kept, problem, upstream, options, needs)
+        return _backward_large(features, a, b, f, g, kept, problem, upstream, options, needs, classes)
+    x, y = features[:2]
     dx, dy = torch.empty_like(x) if needs[0] else None, torch.empty_like(y) if needs[1] else None
     if a is b is None and not options.regularized:
         up, grad_a, grad_b = _solve.Upstream(upstream), None, None
@@ -228,10 +241,14 @@ def _upstream(x, y, a, b, f, g, kept, upstream, options: LossOptions) -> _solve.
     return _solve._upstream(len(x), len(y), kept, a, b, f, g, outputs, options.solver)
 
 
-def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOptions, needs):
+def _backward_large(
+    features: Features, a, b, f, g, kept, problem, upstream, options: LossOptions, needs, classes
+):
     """The same with torch's matrix products."""
+    x, y = features[:2]
     n, m, solver = len(x), len(y), options.solver
-    features = Features(x, y, kept[n * m : n * m + n + m], options.metric)
+    matrix = _kept_cost(kept, n, m)
+    distance = matrix if classes is None else classes.distance
     up = _upstream(x, y, a, b, f, g, kept, upstream, options)
     addresses = [_address(t) for t in up[:3]]
     grad_a, grad_b = (None if mass is None else torch.empty_like(mass) for mass in (a, b))
@@ -245,14 +262,13 @@ def _backward_large(x, y, a, b, f, g, kept, problem, upstream, options: LossOpti
             _C.sinkhorn_adjoint_finish(
                 problem, *addresses, depths.data_ptr(), weights.data_ptr(), *masses, *_two(sums, n)
             )
-            dx, dy = features_backward(features, weights, sums, needs[0], needs[1])
+            dx, dy = features_backward(features, distance, weights, sums, needs[:2])
             return dx, dy, *_mass_gradients(None, a, b, f, g, upstream, up, grad_a, grad_b, options)
     elif solver.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, *addresses, 0, *masses, *_two(sums, n)):
             _not_converged.warn()
     call = problem, GRAD_CODES[solver.grad], addresses[0]
-    dx, dy = _in_blocks(features, call, sums, product, needs)
-    matrix = _kept_cost(kept, n, m)
+    dx, dy = _in_blocks(features, distance, call, sums, product, needs[:2])
     return dx, dy, *_mass_gradients(matrix, a, b, f, g, upstream, up, grad_a, grad_b, options)
 
 
@@ -266,14 +282,15 @@ def _two(sums: Tensor, n: int) -> tuple[int, int]:
 BLOCK = 2 << 20
 
 
-def _in_blocks(features: Features, call, sums: Tensor, product, needs) -> tuple[Tensor | None, Tensor | None]:
+def _in_blocks(
+    features: Features, distance: Tensor | None, call, sums: Tensor, product, need
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and y; that of the cost exists for a block of rows at a time.
 
     It comes from ``product`` (left, right), or from ``sums`` (N + M,).
     """
-    x, y = features.x, features.y
-    n, m = len(x), len(y)
-    dx, dy = torch.empty_like(x) if needs[0] else None, torch.zeros_like(y) if needs[1] else None
+    n, m = len(features.x), len(features.y)
+    grads = begin_gradients(features, need)
     block = min(n, max(16, BLOCK // (m * sums.element_size())))
     buffer, of_rows, of_columns = sums.new_empty(block, m), sums.new_empty(n), sums.new_zeros(m)
     part = torch.empty_like(of_columns)
@@ -287,9 +304,9 @@ def _in_blocks(features: Features, call, sums: Tensor, product, needs) -> tuple[
             *call, begin, rows.stop, *given, weights.data_ptr(), of_rows[rows].data_ptr(), part.data_ptr()
         )
         of_columns += part
-        add_products(weights, rows, x, y, dx, dy)
-    finish_gradients(features, of_rows, of_columns, dx, dy)
-    return dx, dy
+        add_products(features, rows, None if distance is None else distance[rows], weights, grads)
+    finish_gradients(features, of_rows, of_columns, grads)
+    return grads
 
 
 def _backward_cuda(x, y, a, b, init_f, f, g, kept, upstream, options: LossOptions, needs, classes):

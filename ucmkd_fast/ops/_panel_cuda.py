@@ -55,7 +55,7 @@ class Panels:
         keep: bool,
         classes: Classes | None,
     ):
-        self.x, self.y = _cost_cuda.features(x, y, dtype)
+        self.features = _cost_cuda.features(x, y, metric, dtype)
         self.metric, self.dtype, self.rows, self.classes = metric, dtype, max(min(rows, len(x)), 1), classes
         self.scales = _solve_cuda.empty(x, len(x), dtype=dtype), _solve_cuda.empty(x, len(y), dtype=dtype)
         self._kept: dict[int, Tensor] | None = {} if keep else None
@@ -64,18 +64,19 @@ class Panels:
 
     def new(self) -> Tensor:
         """Memory for a panel."""
-        return _solve_cuda.empty(self.x, self.rows, len(self.y), dtype=self.dtype)
+        return _solve_cuda.empty(self.features.x, self.rows, len(self.features.y), dtype=self.dtype)
 
     def call(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> Any:
         """The native call on the features of these rows."""
         scales, classes = (self.scales[0][rows], self.scales[1]), None
+        features = self.features.rows(rows)
         if self.classes is not None:
             classes = Classes(self.classes.cost[rows], self.classes.labels, distance)
-        return _cost_cuda.call(self.x[rows], self.y, self.metric, scales, matrix, classes)
+        return _cost_cuda.call(features, scales, matrix, classes)
 
     def _make(self, rows: slice, matrix: Tensor, distance: Tensor | None) -> None:
         if self.metric != "l1":
-            _cost_cuda.product(self.x[rows], self.y, matrix)
+            _cost_cuda.product(self.features.x[rows], self.features.y, matrix)
         _solve_cuda.kernels.cuda_cost(self.call(rows, matrix, distance))
 
     def each(
@@ -85,8 +86,8 @@ class Panels:
 
         ``spare`` is memory for a panel: of costs that are kept, the distances are made once more.
         """
-        for start in range(0, len(self.x), self.rows):
-            rows = slice(start, min(start + self.rows, len(self.x)))
+        for start in range(0, len(self.features.x), self.rows):
+            rows = slice(start, min(start + self.rows, len(self.features.x)))
             distance = None if distances is None else distances[: rows.stop - start]
             matrix = None if self._kept is None else self._kept.get(start)
             if matrix is None:
@@ -353,8 +354,8 @@ class Problem(Vectors):
         p, kernels = self.panels, _solve_cuda.kernels
         weight = weight.contiguous()
         self.call.value_weight = weight.data_ptr()
-        x, y = p.x.to(p.dtype), p.y.to(p.dtype)
-        dx = _solve_cuda.empty(x, *x.shape) if need[0] else None
+        x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
+        dx = torch.zeros_like(x) if need[0] else None
         dy = torch.zeros_like(y) if need[1] else None
         row_sums, col_sums = _solve_cuda.empty(self.a, self.n), torch.zeros_like(self.b)
         by_label = d_classes = None
@@ -373,6 +374,7 @@ class Problem(Vectors):
             if by_label is not None and d_classes is not None:
                 _cost_cuda.to_classes(call, by_label, d_classes[rows])
             kernels.cuda_weigh(call)
+            _cost_cuda.set_apart(call, p.metric, None if dx is None else dx[rows], dy)
             self._weigh(call, weights, rows, (x, y), (dx, dy))
             if p.metric != "l1":
                 if dx is not None:
@@ -390,7 +392,11 @@ class Problem(Vectors):
         """The panel's products with x and y; l1 takes signs in their place."""
         (x, y), (dx, dy) = features, grads
         if self.panels.metric != "l1":
-            return cost.add_products(weights, rows, x, y, dx, dy)
+            if dx is not None:
+                cost.add_weighted(weights, y, dx[rows], self.panels.metric)
+            if dy is not None:  # out=: autocast leaves it alone
+                torch.addmm(dy, weights.t(), x[rows], out=dy)
+            return
         if dx is not None:
             _cost_cuda.finish(call, None, dx[rows], False)
         if dy is not None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _loss, _solve_cuda
+from . import _autograd, _loss, _solve_cuda, cost
 
 # Their gradient divides by the distance, which the cost no longer shows.
-READS_DISTANCE = ("l2", "chordal")
+READS_DISTANCE = cost.BY_DIFFERENCE
 
 
 def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:

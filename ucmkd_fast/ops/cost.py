@@ -3,11 +3,14 @@
     cosine 1 - <x^, y^>    chordal |x^ - y^|    l2 |x - y|    sqeuclidean |x - y|^2    l1 sum |x - y|
 
 x^ = x / |x|; a zero row stays zero. Gradients are 0 where a distance is 0.
+
+``l2`` and ``sqeuclidean`` centre both sets by the mean of y before the products: far from the origin |x|^2 + |y|^2 -
+2 <x, y> would lose the distance. Pairs that are still near are measured, and differentiated, by their differences.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,22 +18,29 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 
 METRICS = tuple(METRIC_CODES)
+CENTRED = ("l2", "sqeuclidean")  # centred of csrc/cost/features.h
+#: Metrics by |x|^2 + |y|^2 - 2 <x, y>; by_difference of csrc/cost/features.h.
+BY_DIFFERENCE = (*CENTRED, "chordal")
 
 
 class Features(NamedTuple):
     """Both sets as the kernels read them (csrc/cost/features.h)."""
 
-    x: Tensor  # (N, D) contiguous
-    y: Tensor  # (M, D) contiguous
+    x: Tensor  # (N, D) contiguous, centred where the metric is
+    y: Tensor  # (M, D)
     scale: Tensor  # (N + M,) of x, then of y: 1 / |x| where the metric normalises, else |x|^2
     metric: str
+    given_x: Tensor  # (N, D) contiguous, before it was centred
+    given_y: Tensor  # (M, D)
 
-    def sizes(self) -> tuple[int, ...]:
-        """As the native calls take them: metric code, N, M, D, and the addresses of x, y and their scales."""
-        scale, n = self.scale.data_ptr(), self.x.shape[0]
-        return (
-            METRIC_CODES[self.metric], n, self.y.shape[0], self.x.shape[1], self.x.data_ptr(), self.y.data_ptr(), scale,
-            scale + n * self.scale.element_size(),
+    def native(self, rows: slice = slice(None)) -> Any:
+        """What the native calls take, of some rows of x."""
+        x, size = self.x[rows], self.scale.element_size()
+        scale_y = self.scale.data_ptr() + len(self.x) * size
+        return _C.CostFeatures(
+            x.dtype == torch.float64, METRIC_CODES[self.metric], len(x), *self.y.shape, x.data_ptr(),
+            self.y.data_ptr(), self.scale[rows].data_ptr(), scale_y, self.given_x[rows].data_ptr(),
+            self.given_y.data_ptr(),
         )  # fmt: skip
 
 
@@ -42,9 +52,16 @@ def _refuse(name: str, z: Tensor) -> None:
 
 
 def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:
-    """Raise for the set that the kernel named, if any: "x" or "y"."""
-    if refused in ("x", "y"):
-        _refuse(refused, x if refused == "x" else y)
+    """Raise for the set that the kernel named, if any: "x" or "y"; of features as they were given.
+
+    Centred, x is not finite where y is not, and a norm that overflows is a distance.
+    """
+    if refused not in ("x", "y"):
+        return
+    for name, z in (("x", x), ("y", y)):
+        if not torch.isfinite((z * z).sum(-1)).all():
+            _refuse(name, z)
+    raise ValueError("the distances between x and y must stay in range, got one that overflows")
 
 
 def products(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Features]:
@@ -56,10 +73,27 @@ def products(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Ten
     return (cost if metric == "l1" else torch.mm(features.x, features.y.t(), out=cost)), features
 
 
+def centred(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """The features that the products take: less the mean of y where the metric is centred, else as they are."""
+    if metric not in CENTRED:
+        return x, y
+    out = torch.empty_like(x), torch.empty_like(y)
+    addresses = (z.data_ptr() for z in (x, y, *out))
+    _C.cost_centre(x.dtype == torch.float64, len(x), *y.shape, *addresses)
+    return out
+
+
 def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
     """The features with their scales. Refuses what is not finite."""
-    features = Features(x, y, x.new_empty(x.shape[0] + y.shape[0]), metric)
-    check_scales(_C.cost_scales(x.dtype == torch.float64, *features.sizes()), x, y)
+    return with_scales(*centred(x, y, metric), metric, x, y)
+
+
+def with_scales(x: Tensor, y: Tensor, metric: str, given_x: Tensor, given_y: Tensor) -> Features:
+    """The same of features that are centred already."""
+    features = Features(x, y, x.new_empty(len(x) + len(y)), metric, given_x, given_y)
+    at = features.scale.data_ptr()
+    refused = _C.cost_scales(features.native(), at, at + len(x) * features.scale.element_size())
+    check_scales(refused, given_x, given_y)
     return features
 
 
@@ -72,7 +106,7 @@ def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 def finish(features: Features, matrix: Tensor) -> None:
     """Inner products become costs, in place."""
-    _C.cost_finish(matrix.dtype == torch.float64, *features.sizes(), matrix.data_ptr())
+    _C.cost_finish(features.native(), matrix.data_ptr())
 
 
 def weigh(features: Features, cost: Tensor, grad_cost: Tensor) -> Tensor:
@@ -81,52 +115,82 @@ def weigh(features: Features, cost: Tensor, grad_cost: Tensor) -> Tensor:
     sums = cost.new_empty(n + m)
     at = sums.data_ptr()
     below = at + n * sums.element_size()
-    _C.cost_weigh(
-        cost.dtype == torch.float64, *features.sizes(), cost.data_ptr(), grad_cost.data_ptr(), at, below
-    )
+    _C.cost_weigh(features.native(), cost.data_ptr(), grad_cost.data_ptr(), at, below)
     return sums
 
 
 def backward(
-    features: Features, weights: Tensor, sums: Tensor, need_x: bool, need_y: bool
+    features: Features, distance: Tensor, weights: Tensor, sums: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x (N, D) and y (M, D) from the weights (N, M) and their row and column sums (N + M,)."""
+    """Gradients of x (N, D) and y (M, D) from the weights (N, M) and their row and column sums (N + M,).
+
+    ``distance`` (N, M) is the cost without a term by class. The weights are not kept.
+    """
     n = features.x.shape[0]
-    dx = _one_side(features, weights, sums[:n], False) if need_x else None
-    dy = _one_side(features, weights, sums[n:], True) if need_y else None
-    return dx, dy
+    grads = begin_gradients(features, need)
+    add_products(features, slice(0, n), distance, weights, grads)
+    finish_gradients(features, sums[:n], sums[n:], grads)
+    return grads
+
+
+def begin_gradients(features: Features, need: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for the gradients of x and y, where needed, that `add_products` adds to."""
+    x, y, _, metric, *_ = features
+    new = torch.zeros_like if metric in BY_DIFFERENCE else torch.empty_like  # of dx every row is written once
+    return new(x) if need[0] else None, torch.zeros_like(y) if need[1] else None
 
 
 def add_products(
-    weights: Tensor, rows: slice, x: Tensor, y: Tensor, dx: Tensor | None, dy: Tensor | None
+    features: Features,
+    rows: slice,
+    distance: Tensor | None,
+    weights: Tensor,
+    grads: tuple[Tensor | None, ...],
 ) -> None:
-    """From the weights (R, M) of some rows: W y into these rows of dx (N, D), W' x added to dy (M, D)."""
-    if dx is not None:  # out=: autocast leaves it alone
-        torch.mm(weights, y, out=dx[rows])
-    if dy is not None:
+    """From the weights (R, M) of some rows: W y to these rows of dx (N, D), W' x to dy (M, D); l1 takes signs.
+
+    ``distance`` (R, M) as in `backward`, for metrics `BY_DIFFERENCE`. The weights are not kept.
+    """
+    x, y, _, metric, *_ = features
+    dx, dy = grads
+    if metric == "l1":
+        return _add_signs(x[rows], y, weights, None if dx is None else dx[rows], dy)
+    if metric in BY_DIFFERENCE:
+        assert distance is not None
+        near = (0 if z is None else z.data_ptr() for z in (None if dx is None else dx[rows], dy))
+        _C.cost_set_apart(features.native(rows), distance.data_ptr(), weights.data_ptr(), *near)
+    if dx is not None:
+        add_weighted(weights, y, dx[rows], metric)
+    if dy is not None:  # out=: autocast leaves it alone
         torch.addmm(dy, weights.t(), x[rows], out=dy)
 
 
+def add_weighted(weights: Tensor, z: Tensor, grad: Tensor, metric: str) -> None:
+    """W z (B?, N, D) into ``grad``, or added to it where near pairs are there already."""
+    batched = grad.dim() == 3
+    if metric in BY_DIFFERENCE:
+        (torch.baddbmm if batched else torch.addmm)(grad, weights, z, out=grad)
+    else:
+        (torch.bmm if batched else torch.mm)(weights, z, out=grad)
+
+
+def _add_signs(x: Tensor, y: Tensor, weights: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
+    (n, d), m = x.shape, len(y)
+    f64, w = x.dtype == torch.float64, weights.data_ptr()
+    if dx is not None:
+        _C.cost_l1_backward(f64, n, m, d, x.data_ptr(), y.data_ptr(), w, False, dx.data_ptr())
+    if dy is not None:
+        part = torch.empty_like(dy)
+        _C.cost_l1_backward(f64, m, n, d, y.data_ptr(), x.data_ptr(), w, True, part.data_ptr())
+        dy += part
+
+
 def finish_gradients(
-    features: Features, row_sums: Tensor, col_sums: Tensor, dx: Tensor | None, dy: Tensor | None
+    features: Features, row_sums: Tensor, col_sums: Tensor, grads: tuple[Tensor | None, ...]
 ) -> None:
     """The products of all rows become the gradients, in place."""
-    f64, sizes = features.x.dtype == torch.float64, features.sizes()
-    for grad, sums, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
-        if grad is not None:
-            _C.cost_finish_gradient(f64, *sizes, sums.data_ptr(), of_y, grad.data_ptr())
-
-
-def _one_side(features: Features, weights: Tensor, sums: Tensor, of_y: bool) -> Tensor:
-    x, y = (features.y, features.x) if of_y else (features.x, features.y)
-    f64 = x.dtype == torch.float64
-    grad = torch.empty_like(x)
     if features.metric == "l1":
-        (n, d), m = x.shape, y.shape[0]
-        _C.cost_l1_backward(
-            f64, n, m, d, x.data_ptr(), y.data_ptr(), weights.data_ptr(), of_y, grad.data_ptr()
-        )
-        return grad
-    torch.mm(weights.t() if of_y else weights, y, out=grad)
-    _C.cost_finish_gradient(f64, *features.sizes(), sums.data_ptr(), of_y, grad.data_ptr())
-    return grad
+        return
+    for grad, sums, of_y in zip(grads, (row_sums, col_sums), (False, True), strict=True):
+        if grad is not None:
+            _C.cost_finish_gradient(features.native(), sums.data_ptr(), of_y, grad.data_ptr())

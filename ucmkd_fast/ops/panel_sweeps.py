@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._native import _C
+from .._native import _C, METRIC_CODES
 from . import _not_converged, cost
 from ._loss import Classes
 from ._solve import Options, _address, _padded
@@ -92,13 +92,14 @@ class Panels:
             yield rows, self._native(rows, self._made, grad_classes)
 
     def _native(self, rows: slice, made: bool, grad_classes: Tensor | None) -> Any:
-        x, y, scale, _ = self.features
-        code, _, _, d, _, at_y, _, scale_y = self.features.sizes()
+        x, y, scale, metric, given_x, given_y = self.features
         kept = None if self._kept is None else self._kept[rows]
         panels = _C.SinkhornPanels(
-            x.dtype == torch.float64, self.reg, self.rows, code, rows.stop - rows.start, self.m, d,
-            x[rows].data_ptr(), at_y, scale[rows].data_ptr(), scale_y, _address(self._packed), _address(kept), made,
+            x.dtype == torch.float64, self.reg, self.rows, METRIC_CODES[metric], rows.stop - rows.start, *y.shape,
+            *map(_address, (x[rows], y, scale[rows], scale[self.n :], self._packed, kept)), made,
         )  # fmt: skip
+        if given_x is not x:
+            panels.set_given(given_x[rows].data_ptr(), given_y.data_ptr())
         if self.classes is not None:
             grad = None if grad_classes is None else grad_classes[rows]
             w, labels = self.classes[:2]
@@ -391,15 +392,16 @@ class Problem(Vectors):
         product=None, sums=None, history=None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         """DC panel by panel, and from it the gradients of x, y and W; Z comes as one of the last three."""
-        x, y, _, metric = self.features
-        dx = torch.zeros_like(x) if need[0] else None
-        dy = torch.zeros_like(y) if need[1] else None
+        x, y, _, metric, *_ = self.features
+        grads = cost.begin_gradients(self.features, need[:2])
         d_classes = torch.empty_like(self.panels.classes.cost) if self.panels.classes and need[2] else None
         row_sums, col_sums = torch.empty_like(self.a), torch.zeros_like(self.b)
         buffer = x.new_empty(min(self.panels.rows, max(len(x), 1)), len(y))
+        distances = torch.empty_like(buffer) if metric in cost.BY_DIFFERENCE else None
         depth, stride = (len(history[0]), len(self.a)) if history else (0, 0)
         for rows, panel in self.panels.parts(d_classes):
             weights = buffer[: rows.stop - rows.start]
+            distance = None if distances is None else distances[: len(weights)]
             if product:
                 torch.mm(product[0][:, rows].t(), product[1], out=weights)
             row_sum, col_sum = (sums[0][rows], sums[1]) if sums else (None, None)
@@ -409,23 +411,9 @@ class Problem(Vectors):
                 panel, s.f[rows].data_ptr(), s.g.data_ptr(), s.alpha[rows].data_ptr() if alpha else 0, weight,
                 _address(row_sum), _address(col_sum), depth, stride, *map(_address, over_rows),
                 *map(_address, over_columns), weights.data_ptr(), row_sums[rows].data_ptr(), col_sums.data_ptr(),
+                _address(distance),
             )  # fmt: skip
-            self._weigh(weights, rows, dx, dy)
-        if metric != "l1":
-            cost.finish_gradients(self.features, row_sums, col_sums, dx, dy)
+            cost.add_products(self.features, rows, distance, weights, grads)
+        cost.finish_gradients(self.features, row_sums, col_sums, grads)
+        dx, dy = grads
         return dx, None if dy is None else self.over.add(dy), d_classes
-
-    def _weigh(self, weights: Tensor, rows: slice, dx: Tensor | None, dy: Tensor | None) -> None:
-        """The panel's products with x and y; l1 takes signs in their place."""
-        x, y, _, metric = self.features
-        if metric != "l1":
-            return cost.add_products(weights, rows, x, y, dx, dy)
-        n, m, d = rows.stop - rows.start, len(y), x.shape[1]
-        f64 = x.dtype == torch.float64
-        here, there, w = x[rows].data_ptr(), y.data_ptr(), weights.data_ptr()
-        if dx is not None:
-            _C.cost_l1_backward(f64, n, m, d, here, there, w, False, dx[rows].data_ptr())
-        if dy is not None:
-            part = torch.empty_like(dy)
-            _C.cost_l1_backward(f64, m, n, d, there, here, w, True, part.data_ptr())
-            dy += part

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._native import _C
+from .._native import _C, METRIC_CODES
 from ..reference import sinkhorn as reference
 from . import _autograd, _not_converged, _solve_cuda, class_aware, cost
 from ._solve import GRAD_CODES, Options, _address
@@ -68,7 +68,7 @@ class RaggedSinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, y, class_cost, a, b, y_labels, init_f, init_g, offsets, metric, dtype, options):  # noqa: D102
         needs = any(ctx.needs_input_grad[:5])
-        features = cost.scaled(cost.plain(x, dtype), cost.plain(y, dtype), metric)
+        features = _features(x, y, metric, dtype, offsets)
         wide_x = features.x
         table = _table(features, offsets, a, b, init_f, init_g, options, needs)
         cost_size, saved_size = table.sizes()
@@ -91,7 +91,7 @@ class RaggedSinkhorn(torch.autograd.Function):
             ctx.mark_non_differentiable(*constants, error, n_iter, costs)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(
-                x, y, class_cost, a, b, y_labels, init_f, init_g, *features[:3], f, g, costs, saved, distance
+                x, y, class_cost, a, b, y_labels, init_f, init_g, features.scale, f, g, costs, saved, distance
             )
             ctx.settings = offsets, metric, dtype, options
         return value, dual, f, g, error, n_iter, costs
@@ -99,7 +99,7 @@ class RaggedSinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream):  # noqa: D102
         x, y, class_cost, a, b, y_labels, init_f, init_g, *rest = ctx.saved_tensors
-        wide_x, wide_y, scale, f, g, costs, saved, distance = rest
+        scale, f, g, costs, saved, distance = rest
         offsets, metric, dtype, options = ctx.settings
         upstream, none = upstream[:4], [None] * 7
         if all(u is None for u in upstream):
@@ -112,7 +112,7 @@ class RaggedSinkhorn(torch.autograd.Function):
                     x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options
                 )
             return *_autograd._differentiate(again, (x, y, class_cost, a, b), upstream), *none
-        features = cost.Features(wide_x, wide_y, scale, metric)
+        features = _features(x, y, metric, dtype, offsets, scale)
         table = _table(features, offsets, a, b, init_f, init_g, options, True)
         table.memory(costs.data_ptr(), saved.data_ptr())
         up_value, up_f, up_g, direct_a, direct_b = _flat_upstream(
@@ -124,8 +124,8 @@ class RaggedSinkhorn(torch.autograd.Function):
             table.set_classes(
                 class_cost.shape[1], *map(_address, (class_cost, y_labels, distance, d_classes))
             )
-        dx = torch.empty_like(wide_x) if need_x else None
-        dy = torch.empty_like(wide_y) if need_y else None
+        dx = torch.empty_like(features.x) if need_x else None
+        dy = torch.empty_like(features.y) if need_y else None
         envelope = options.grad == "envelope"
         da = torch.empty_like(a) if need_a and not envelope else None
         db = torch.empty_like(b) if need_b and not envelope else None
@@ -149,12 +149,29 @@ def _sum(grad: Tensor | None, direct: Tensor | None, mass: Tensor) -> Tensor:
 
 
 def _table(features: cost.Features, offsets, a, b, init_f, init_g, options: Options, needs: bool):
-    metric, _, _, d, at_x, at_y, scale_x, scale_y = features.sizes()
-    return _C.SinkhornRagged(
-        features.x.dtype == torch.float64, len(offsets.x) - 1, d, options.max_iter, options.reg, options.tol,
-        options.accelerate == "relax", needs and options.grad == "unrolled", metric, *map(_address, offsets),
-        at_x, at_y, scale_x, scale_y, *map(_address, (a, b, init_f, init_g)),
+    x, y, scale, metric, given_x, given_y = features
+    table = _C.SinkhornRagged(
+        x.dtype == torch.float64, len(offsets.x) - 1, x.shape[1], options.max_iter, options.reg, options.tol,
+        options.accelerate == "relax", needs and options.grad == "unrolled", METRIC_CODES[metric],
+        *map(_address, offsets), *map(_address, (x, y, scale, scale[len(x) :], a, b, init_f, init_g)),
     )  # fmt: skip
+    if given_x is not x:
+        table.set_given(given_x.data_ptr(), given_y.data_ptr())
+    return table
+
+
+def _features(x, y, metric, dtype, offsets: Offsets, scale: Tensor | None = None) -> cost.Features:
+    """Both sets as the kernels read them, every problem centred by itself; with scales that are known, or made."""
+    given = cost.plain(x, dtype), cost.plain(y, dtype)
+    x, y = given
+    if metric in cost.CENTRED:
+        x, y = (z.clone() for z in given)
+        for k in range(len(offsets.x) - 1):
+            rows, columns = offsets.rows(k)
+            x[rows], y[columns] = cost.centred(given[0][rows], given[1][columns], metric)
+    if scale is not None:
+        return cost.Features(x, y, scale, metric, *given)
+    return cost.with_scales(x, y, metric, *given)
 
 
 def _flat_upstream(table, offsets: Offsets, costs, a, b, f, g, upstream, options: Options):
