@@ -19,6 +19,7 @@ SUBJECTS = {
     "bandwidth": "one sweep against a plain sum over the same matrix",
     "threads": "the size of a sweep from which a second thread pays",
     "accuracy": "float32 against float64",
+    "offset": "float32 against float64 for features far from the origin, and near each other",
     "memory": "extra memory of the loss and its gradient",
     "label_transport": "the label losses against the torch composite and a plain cross-entropy",
     "estimate": "what `ucmkd estimate` expects against what a loss and its gradient take",

@@ -99,7 +99,11 @@ def bound_parts(
     with torch.no_grad():
         student_logits = student_head(student_feature)
         label_alignment = label_transport_loss(student_logits, teacher_head(student_feature), student_y)
-        mean_distance = torch.cdist(student_feature, teacher_feature).mean().item()
+        mean_distance = (
+            torch.cdist(student_feature, teacher_feature, compute_mode="donot_use_mm_for_euclid_dist")
+            .mean()
+            .item()
+        )  # by differences: far from the origin the products would lose the distance
         reg = max(_RELATIVE_REG * mean_distance, torch.finfo(torch.float32).tiny)
         transport: Any = sinkhorn_loss(
             student_feature, teacher_feature, metric="l2", reg=reg, max_iter=_MAX_ITER, tol=_TOL,
