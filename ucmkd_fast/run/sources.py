@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import check_keys, kind
 from ..data import LabelledData, data_keys, few_labels, open_data
+from ..data.relabel import in_classes
 from ..data.selection import SELECTION
 from ..models import build_model as model_of
 from ..models import model_keys
@@ -91,9 +92,11 @@ def check_model_spec(model: Named) -> None:
 def open_parts(data: DataSpec, seed: int) -> Parts:
     """The data, split by the seed; what is not trained with for want of a label is ``unlabelled``.
 
+    Parts that are data sets of their own have the labels of the training part's classes, by their names.
+
     Raises:
         FileNotFoundError: data that are missing.
-        ValueError: data that are broken, or cannot be split so.
+        ValueError: data that are broken, or cannot be split so; a part with a class that the training part lacks.
     """
     named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
     opened: dict[str, LabelledData] = {}
@@ -104,6 +107,9 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
         opened[part] = open_data(spec)
         if labels is not None:
             opened[part], unlabelled = few_labels(opened[part], labels, seed=spec["draw_seed"])
+    classes = opened["train"].classes
+    for part in opened:
+        opened[part] = in_classes(opened[part], classes, ("the part 'train'", f"the part {part!r}"))
     return Parts(**opened, unlabelled=unlabelled)
 
 
