@@ -75,7 +75,7 @@ def labels_of(
     if not known or not all(_is_whole(cell) for cell in known):
         raise ValueError(f"column {column!r} must hold labels (integers) or names of classes")
     labels = torch.tensor([UNLABELLED if _is_nothing(cell) or cell == -1 else int(cell) for cell in cells])
-    _tell_missing(labels, [_text(cell) for cell in cells], column)
+    _tell_missing(labels, _without_decimals([_text(cell) for cell in cells], ()), column)
     return labels, given_names(classes, column)
 
 
@@ -101,8 +101,7 @@ def group_names(cells: Sequence[Any], column: str) -> list[str]:
             f"column {column!r} must say who made each row; {len(empty)} of {len(texts)} are empty, the first is row "
             f"{empty[0] + 1} ({cells[empty[0]]!r})"
         )
-    known = [str(text) for text in texts]
-    return [text.partition(".")[0] for text in known] if all(map(_WHOLE.fullmatch, known)) else known
+    return [str(text) for text in _without_decimals(texts, ())]
 
 
 def is_empty_text(cell: Any) -> bool:
@@ -145,8 +144,8 @@ def sample_columns(
     left_out = [name for name in free if _INDEX.fullmatch(name)]
     if left_out:
         warnings.warn(
-            f"columns {', '.join(map(repr, left_out))} are an index, such as pandas writes, and are left out; name "
-            "them in columns to use them",
+            f"left out of the samples: {', '.join(map(repr, left_out))}, an index such as pandas writes (columns says "
+            "which to use)",
             stacklevel=4,
         )
     chosen = [name for name in free if name not in left_out]
@@ -155,7 +154,7 @@ def sample_columns(
 
 
 def _without_decimals(texts: list[str | None], listed: Collection[str]) -> list[str | None]:
-    """Whole numbers as pandas writes them where a label is missing, "1.0", as "1"; only where all are numbers."""
+    """Whole numbers as pandas writes them where one is missing, "1.0", as "1"; where all are, and none is listed."""
     known = {text for text in texts if text is not None and text not in MISSING}
     if known <= set(listed) or not all(map(_WHOLE.fullmatch, known)):
         return texts
@@ -189,10 +188,8 @@ def _tell_missing(labels: Tensor, texts: Sequence[str | None], column: str) -> N
 
 
 def _text(cell: Any) -> str | None:
-    """A cell's text without blanks around it; None where it holds nothing. A whole number has no ".0"."""
-    if _is_nothing(cell):
-        return None
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+    """A cell's text without blanks around it; None where it holds nothing."""
+    return None if _is_nothing(cell) else str(cell).strip()
 
 
 def _is_nothing(cell: Any) -> bool:

@@ -42,7 +42,7 @@ def read_feature_table(
         others = [label] if group is None else [label, group]
         check_named_once(others, schema.names)
         chosen = sample_columns(schema.names, columns, others, index_columns(schema))
-        table = parquet.read_table(path, columns=[*chosen, *others])
+        table = parquet.ParquetFile(path).read(columns=[*chosen, *others])
         x = numbers(table, chosen)
         y, found = labels_of(table.column(label).to_pylist(), label, classes)
         groups = None if group is None else group_names(table.column(group).to_pylist(), group)

@@ -173,7 +173,7 @@ def read_table(path: Path) -> Table:
     if path.suffix == ".parquet":
         parquet = need("pyarrow.parquet")
         try:
-            table = parquet.read_table(path)
+            table = parquet.ParquetFile(path).read()
             cells = [column.to_pylist() for column in table.columns]
             return Table(table.column_names, cells, index_columns(table.schema))
         except Exception as error:  # pyarrow has errors of its own
