@@ -18,7 +18,7 @@ from .labelled import UNLABELLED
 #: Cells that hold nothing, as pandas reads and writes them, and -1; a class of such a name is one where
 #: ``classes`` lists it.
 MISSING = frozenset(
-    ["", "-1", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "-nan", "null"]
+    ["", "-1", "-1.0", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "-nan", "null"]
 )
 
 _WHOLE = re.compile(r"-?\d+(\.0+)?")

@@ -96,8 +96,10 @@ class ImageReading:
         pillow = need("PIL.Image")
         values = np.asarray(image).astype(np.float64)
         white = float(self._white(image))
-        low, high = values.min(), values.max()  # NaN where there is one
-        if not (low >= 0 and high <= white):
+        low, high = values.min(), values.max()
+        if np.isnan(high):
+            raise ValueError("NaN among its grey values")
+        if low < 0 or high > white:
             raise ValueError(
                 f"grey values from {low:g} to {high:g}, expected 0 to {white:g} (mode {image.mode}); depth says "
                 "with how many bits they were recorded"
