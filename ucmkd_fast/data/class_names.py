@@ -12,12 +12,12 @@ def check_distinct(classes: Sequence[str], where: str) -> None:
     """Raise ValueError where two names of one data set are equal, or look alike: é as one character and as two."""
     seen: dict[str, str] = {}
     for name in classes:
-        other = seen.setdefault(_looks(name), name)
-        if other is name:
-            continue
+        other = seen.get(_looks(name))
         if other == name:
             raise ValueError(f"{where}: class {name!r} is named twice")
-        raise ValueError(f"{where}: two classes look alike: {_apart(other, name)}; give them one name")
+        if other is not None:
+            raise ValueError(f"{where}: two classes look alike: {_apart(other, name)}; give them one name")
+        seen[_looks(name)] = name
 
 
 def check_same_names(
