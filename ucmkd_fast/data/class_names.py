@@ -30,7 +30,9 @@ def check_same_names(
     if list(one) == list(other):
         return
     first, second = sides
-    mine, theirs = ([name for name in a if name not in set(b)] for a, b in ((one, other), (other, one)))
+    in_one, in_other = set(one), set(other)
+    mine = [name for name in one if name not in in_other]
+    theirs = [name for name in other if name not in in_one]
     if not mine and not theirs:
         label = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
         if label is None:
