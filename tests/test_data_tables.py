@@ -192,6 +192,40 @@ def test_a_row_without_a_text_is_named_or_passed_over(tmp_path, kind):
     assert x.tolist() == [[2, 3, 5], [1, 0, 0], [1, 0, 0], [2, 4, 0]]  # "nan" is a word
 
 
+def test_a_run_trains_and_measures_on_rows_with_a_label(tmp_path):
+    from ucmkd_fast.run.sources import DataSpec, open_parts
+
+    for name, kinds in (("train", ["cat", "dog", "NA", ""]), ("val", ["dog", "-1"]), ("none", ["nan"])):
+        lines = [f"{k},{kind}" for k, kind in enumerate(kinds)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,kind", *lines]) + "\n")
+    specs = {
+        name: {"name": "table", "root": str(tmp_path / f"{name}.csv"), "label": "kind"}
+        for name in ("train", "val", "none")
+    }
+    with pytest.warns(UserWarning, match=r"train\.csv, column 'kind': 2 of 4 rows have no label"):
+        parts = open_parts(DataSpec.read({"train": specs["train"], "val": specs["val"]}), 0)
+    assert parts.train.labels.tolist() == [0, 1] and parts.train.x.flatten().tolist() == [0, 1]
+    assert parts.unlabelled.x.flatten().tolist() == [2, 3]
+    assert parts.val.labels.tolist() == [1] and parts.val.classes == ["cat", "dog"]  # its own are "dog" alone
+    with pytest.raises(ValueError, match="column 'kind' has no label: 1 'nan'"):
+        open_parts(DataSpec.read({"train": specs["train"], "val": specs["none"]}), 0)
+
+
+def test_endings_of_any_case(tmp_path):
+    (tmp_path / "A.CSV").write_text("a,kind\n1,cat\n2,dog\n")
+    assert open_data({"name": "table", "root": tmp_path / "A.CSV", "label": "kind"}).x.tolist() == [
+        [1.0],
+        [2.0],
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["", "two", "1,5"])
+def test_a_cell_that_is_no_number_is_named_by_its_row(tmp_path, wrong):
+    (tmp_path / "a.tsv").write_text(f"a\tkind\n1\tcat\n{wrong}\tdog\n")
+    with pytest.raises(ValueError, match=rf"a\.tsv: column 'a' must hold numbers; row 2 holds '{wrong}'"):
+        open_data({"name": "table", "root": tmp_path / "a.tsv", "label": "kind"})
+
+
 def test_labels_of_minus_one_in_arrays(tmp_path):
     import numpy as np
     from safetensors.torch import save_file

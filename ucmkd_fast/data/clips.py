@@ -89,7 +89,7 @@ def listing_rows(
         raise FileNotFoundError(f"{path}: expected a list of clips, there is none")
     out = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for number, fields in enumerate(csv.reader(file, delimiter=delimiter), 1):
                 fields = [field.strip() for field in fields]
                 if not any(fields):
@@ -184,7 +184,7 @@ def sound_file(path: Path) -> Path:
 
     Where none is, the .npy: what a message then names.
     """
-    if path.suffix in _SOUNDS:
+    if path.suffix.lower() in _SOUNDS:
         return path
     found = (path.with_name(path.name + suffix) for suffix in _SOUNDS)
     return next((file for file in found if file.is_file()), path.with_name(path.name + ".npy"))

@@ -18,7 +18,24 @@ from .labelled import UNLABELLED
 #: Cells that hold nothing, as pandas reads and writes them, and -1; a class of such a name is one where
 #: ``classes`` lists it.
 MISSING = frozenset(
-    ["", "-1", "-1.0", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "-nan", "null"]
+    [
+        "",
+        "-1",
+        "-1.0",
+        "#N/A",
+        "#NA",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "NaT",
+        "None",
+        "n/a",
+        "nan",
+        "-nan",
+        "null",
+    ]
 )
 
 _WHOLE = re.compile(r"-?\d+(\.0+)?")
@@ -26,7 +43,7 @@ _INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__|__n
 
 
 def named_labels(
-    cells: Sequence[Any], column: str, classes: Sequence[Any] | None
+    cells: Sequence[Any], column: str, classes: Sequence[Any] | None, where: Any
 ) -> tuple[Tensor, list[str]]:
     """Labels (n,) and the classes of a column of names; a cell of `MISSING`, or empty, is `UNLABELLED`.
 
@@ -37,6 +54,7 @@ def named_labels(
         cells: of any type.
         column: its name, for messages.
         classes: the classes' names; None: those in the column, sorted.
+        where: the table, for the warning of rows without a label.
 
     Raises:
         ValueError: a name that is none of ``classes``, names that look alike, no label at all, or -1 and 1
@@ -55,12 +73,12 @@ def named_labels(
                 f"row {row + 1}: class {text!r} in column {column!r} is none of {', '.join(names)}"
             )
     labels = torch.tensor([index[text] for text in found])
-    _tell_missing(labels, texts, column)
+    _tell_missing(labels, texts, column, where)
     return labels, names
 
 
 def labels_of(
-    cells: Sequence[Any], column: str, classes: Sequence[Any] | None
+    cells: Sequence[Any], column: str, classes: Sequence[Any] | None, where: Any
 ) -> tuple[Tensor, list[str] | None]:
     """Labels (n,) and the classes' names of a column of labels from 0 on, or of names, as `named_labels`.
 
@@ -71,11 +89,11 @@ def labels_of(
     """
     known = [cell for cell in cells if not _is_nothing(cell)]
     if known and all(isinstance(cell, str) for cell in known):
-        return named_labels(cells, column, classes)
+        return named_labels(cells, column, classes, where)
     if not known or not all(_is_whole(cell) for cell in known):
         raise ValueError(f"column {column!r} must hold labels (integers) or names of classes")
     labels = torch.tensor([UNLABELLED if _is_nothing(cell) or cell == -1 else int(cell) for cell in cells])
-    _tell_missing(labels, _without_decimals([_text(cell) for cell in cells], ()), column)
+    _tell_missing(labels, _without_decimals([_text(cell) for cell in cells], ()), column, where)
     return labels, given_names(classes, column)
 
 
@@ -123,7 +141,8 @@ def sample_columns(
     names: Sequence[str],
     wanted: Sequence[str] | None,
     taken: Collection[str | None],
-    index: Collection[str] = (),
+    index: Collection[str],
+    where: Any,
 ) -> list[str]:
     """The columns of the samples: those wanted, or all that are neither taken nor an index of pandas.
 
@@ -133,6 +152,7 @@ def sample_columns(
         taken: the columns of classes and groups.
         index: columns that the file itself says are an index; a column without a name, or named as pandas names an
             index ("Unnamed: 0"), is left out as well, with a warning.
+        where: the table, for the warning.
 
     Raises:
         ValueError: a column that is there twice, or not at all.
@@ -144,8 +164,8 @@ def sample_columns(
     left_out = [name for name in free if _INDEX.fullmatch(name)]
     if left_out:
         warnings.warn(
-            f"left out of the samples: {', '.join(map(repr, left_out))}, an index such as pandas writes (columns says "
-            "which to use)",
+            f"{where}: left out of the samples: {', '.join(map(repr, left_out))}, an index such as pandas writes "
+            "(columns says which to use)",
             stacklevel=4,
         )
     chosen = [name for name in free if name not in left_out]
@@ -161,7 +181,7 @@ def _without_decimals(texts: list[str | None], listed: Collection[str]) -> list[
     return [text.partition(".")[0] if text is not None and _WHOLE.fullmatch(text) else text for text in texts]
 
 
-def _tell_missing(labels: Tensor, texts: Sequence[str | None], column: str) -> None:
+def _tell_missing(labels: Tensor, texts: Sequence[str | None], column: str, where: Any) -> None:
     """Warn of the rows that have no label.
 
     Raises:
@@ -182,7 +202,7 @@ def _tell_missing(labels: Tensor, texts: Sequence[str | None], column: str) -> N
             "for it, or a name"
         )
     warnings.warn(
-        f"column {column!r}: {kinds.total():,} of {len(missing):,} rows have no label ({counted(kinds)})",
+        f"{where}, column {column!r}: {kinds.total():,} of {len(missing):,} rows have no label ({counted(kinds)})",
         stacklevel=5,
     )
 

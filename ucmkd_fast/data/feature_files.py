@@ -48,25 +48,26 @@ def open_features(
             argument that does not go with the file.
     """
     path = Path(root)
+    suffix = path.suffix.lower()
     if path.is_dir():
         if labels is not None or classes is not None:
             raise ValueError(f"{path}: a folder of extracted features has labels and classes of its own")
-    elif path.suffix not in (".safetensors", ".npy", ".parquet"):
+    elif suffix not in (".safetensors", ".npy", ".parquet"):
         raise ValueError(f"{path}: expected a .npy, .safetensors or .parquet file, or a folder")
     of_tables = {"label": label, "columns": columns, "group": group}
-    if path.suffix != ".parquet" and (given := [k for k, v in of_tables.items() if v is not None]):
+    if suffix != ".parquet" and (given := [k for k, v in of_tables.items() if v is not None]):
         raise ValueError(f"{path}: {', '.join(given)} names columns of a .parquet table, this is none")
     if path.is_dir():
         return FeatureBank.load(path)
     x: Any
     groups = None
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         if label is None or labels is not None:
             raise ValueError(
                 f"{path}: label must name the table's column of classes, and labels no other file"
             )
         x, y, classes, groups = read_feature_table(path, label, columns, group, classes)
-    elif path.suffix == ".safetensors":
+    elif suffix == ".safetensors":
         x, y = _from_safetensors(path)
         if labels is not None:
             y = _integers(Path(labels))

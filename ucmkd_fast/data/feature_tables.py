@@ -41,10 +41,10 @@ def read_feature_table(
         schema = parquet.read_schema(path)
         others = [label] if group is None else [label, group]
         check_named_once(others, schema.names)
-        chosen = sample_columns(schema.names, columns, others, index_columns(schema))
+        chosen = sample_columns(schema.names, columns, others, index_columns(schema), path)
         table = parquet.ParquetFile(path).read(columns=[*chosen, *others])
         x = numbers(table, chosen)
-        y, found = labels_of(table.column(label).to_pylist(), label, classes)
+        y, found = labels_of(table.column(label).to_pylist(), label, classes, path)
         groups = None if group is None else group_names(table.column(group).to_pylist(), group)
     except Exception as error:  # pyarrow has errors of its own
         raise ValueError(f"{path}: {error}") from error

@@ -112,7 +112,7 @@ def open_hugging_face(
             f"{root}: {', '.join(wrong)} does not go with {', '.join(columns)}, which holds {kind}"
         )
     try:
-        labels, names = _labels(data, label, classes)
+        labels, names = _labels(data, label, classes, root)
         groups = None if group is None else group_names(list(data[group]), group)
         if kind == "numbers":
             x = numbers(data.select_columns(columns).with_format("arrow")[:], columns)
@@ -182,12 +182,14 @@ def _kind(features: Any, columns: list[str], rate: int | None) -> str:
     return "numbers" if rate is None else "sounds"
 
 
-def _labels(data: Any, label: str, classes: Sequence[str] | None) -> tuple[Tensor, list[str] | None]:
+def _labels(
+    data: Any, label: str, classes: Sequence[str] | None, root: str | Path
+) -> tuple[Tensor, list[str] | None]:
     feature, cells = data.features[label], list(data[label])
     if not isinstance(feature, need("datasets").ClassLabel):
-        return labels_of(cells, label, classes)
+        return labels_of(cells, label, classes, root)
     named = [None if cell in (None, -1) else feature.names[cell] for cell in cells]
-    return labels_of(named, label, feature.names if classes is None else classes)
+    return labels_of(named, label, feature.names if classes is None else classes, root)
 
 
 def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:

@@ -94,8 +94,8 @@ class ImageReading:
 
     def _grey(self, image: Image) -> Image:
         pillow = need("PIL.Image")
-        values = np.asarray(image).astype(np.float64)
-        white = float(self._white(image))
+        values = np.asarray(image)
+        white = self._white(image)
         low, high = values.min(), values.max()
         if np.isnan(high):
             raise ValueError("NaN among its grey values")
@@ -110,7 +110,7 @@ class ImageReading:
                 "with 12 bits, say depth: 12",
                 stacklevel=2,
             )
-        grey = pillow.fromarray((values * (255 / white)).astype(np.float32))
+        grey = pillow.fromarray(values.astype(np.float32) * np.float32(255 / white))
         clear = image.info.get("transparency")
         if clear is None:
             return grey

@@ -46,9 +46,9 @@ def open_table(
     path = Path(root)
     table = read_table(path)
     try:
-        labels, names = named_labels(table.column(label), label, classes)
+        labels, names = named_labels(table.column(label), label, classes, path)
         groups = None if group is None else group_names(table.column(group), group)
-        chosen = sample_columns(table.names, columns, (label, group), table.index)
+        chosen = sample_columns(table.names, columns, (label, group), table.index, path)
         if not chosen:
             raise ValueError(f"expected columns of numbers, found none beside {label!r}")
         x = np.stack([_numbers(table.column(name), name) for name in chosen], 1)
@@ -58,10 +58,13 @@ def open_table(
 
 
 def _numbers(cells: Sequence[Any], name: str) -> np.ndarray:
-    try:
-        return np.array([float(cell) for cell in cells], dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} must hold numbers: {error}") from error
+    values = np.empty(len(cells), dtype=np.float32)
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = float(cell)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"column {name!r} must hold numbers; row {row + 1} holds {cell!r}") from error
+    return values
 
 
 def open_text(
@@ -98,7 +101,7 @@ def open_text(
     table = read_table(path)
     try:
         sentences = table.column(text)
-        labels, names = named_labels(table.column(label), label, classes)
+        labels, names = named_labels(table.column(label), label, classes, path)
         if not skip_bad:
             check_texts(sentences, text)
     except ValueError as error:
@@ -170,7 +173,8 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a table, there is none")
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         parquet = need("pyarrow.parquet")
         try:
             table = parquet.ParquetFile(path).read()
@@ -178,11 +182,11 @@ def read_table(path: Path) -> Table:
             return Table(table.column_names, cells, index_columns(table.schema))
         except Exception as error:  # pyarrow has errors of its own
             raise ValueError(f"{path}: not a readable parquet table: {error}") from error
-    if path.suffix not in (".csv", ".tsv"):
+    if suffix not in (".csv", ".tsv"):
         raise ValueError(f"{path}: expected a .csv, .tsv or .parquet table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t")
+            lines = csv.reader(file, delimiter="," if suffix == ".csv" else "\t")
             names = next(lines, [])
             rows = []
             for cells in lines:
