@@ -17,26 +17,7 @@ from .labelled import UNLABELLED
 
 #: Cells that hold nothing, as pandas reads and writes them, and -1; a class of such a name is one where
 #: ``classes`` lists it.
-MISSING = frozenset(
-    [
-        "",
-        "-1",
-        "-1.0",
-        "#N/A",
-        "#NA",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "NaT",
-        "None",
-        "n/a",
-        "nan",
-        "-nan",
-        "null",
-    ]
-)
+MISSING = frozenset(["", *"-1 -1.0 #N/A #NA <NA> N/A NA NULL NaN NaT None n/a nan -nan null".split()])
 
 _WHOLE = re.compile(r"-?\d+(\.0+)?")
 _INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__|__null_dask_index__")
