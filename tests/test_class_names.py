@@ -186,3 +186,19 @@ def test_a_teacher_that_is_there_is_compared_too(run, tmp_path, method):
     settings["output"] = "other"
     status, _, err = call("distill", "run.yaml")
     assert status == 2 and SAID in err
+
+
+def test_other_data_of_a_finished_run_are_matched_by_name(run, tmp_path):
+    settings, call = run
+    same = write(tmp_path / "same.csv", ["b", "a", "c"], each=20)
+    settings |= {"student": {"data": same, "model": "mlp"}, "method": "ce", "teacher": None}
+    assert call("distill", "run.yaml")[0] == 0
+    whole = json.loads(call("eval", "out", "--part", "test", "--json")[1])
+    assert whole["classes"] == ["a", "b", "c"]
+    some = write(tmp_path / "some.csv", ["c", "a"], each=20)
+    found = json.loads(call("eval", "out", f"student.data.root={some['root']}", "--json")[1])
+    assert found["classes"] == ["a", "b", "c"]
+    assert [sum(row) > 0 for row in found["confusion"]] == [True, False, True]
+    other = write(tmp_path / "other.csv", ["a", "B", "c"], each=20)
+    status, _, err = call("eval", "out", f"student.data.root={other['root']}")
+    assert status == 2 and "only the run has 'b'; only the data set has 'B'" in err

@@ -178,9 +178,9 @@ def _in_range(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(peak):
         raise ValueError("NaN or inf among the samples")
     if 1 < peak <= _OVERSHOOT:
-        return (samples / peak).astype(np.float32)
+        return samples.astype(np.float32) / np.float32(peak)
     if _INT16_SCALE <= peak <= 2**15:
-        return (samples / 2.0**15).astype(np.float32)
+        return samples.astype(np.float32) / np.float32(2**15)
     if peak > 1:
         raise ValueError(
             f"floats up to {peak:g}, expected them in [-1, 1], or at the scale of int16 ({_INT16_SCALE:g} to 32768)"

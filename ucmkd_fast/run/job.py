@@ -165,6 +165,7 @@ def distill(
     )
     result = {
         "config": config.identity(),
+        "classes": list(parts.train.classes),
         **_came_out(distiller, fitted, parts),
         "teacher_accuracy": teacher_result and teacher_result["accuracy"],
     }

@@ -7,7 +7,7 @@ mapping with a data set for each of these parts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class Parts:
     val: LabelledData | None = None
     test: LabelledData | None = None
     unlabelled: LabelledData | None = None  # more of the training part, to be used without labels
+
+    def in_classes(self, classes: Sequence[str], sides: tuple[str, str]) -> Parts:
+        """All parts under the labels that their classes have in another list; see `relabel.in_classes`."""
+        own = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: in_classes(part, classes, sides) for name, part in own.items()})
 
 
 @dataclass(frozen=True)
