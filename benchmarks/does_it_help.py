@@ -41,8 +41,9 @@ from transfer_time import CASES, measure
 
 import ucmkd_fast as uk
 from ucmkd_fast.data import FeatureBank
+from ucmkd_fast.data.relabel import relabelled
 from ucmkd_fast.models import Classifier
-from ucmkd_fast.run.controls import derangement, permuted_model, relabelled
+from ucmkd_fast.run.controls import derangement, permuted_model
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -93,7 +93,7 @@ def test_a_missing_folder_a_file_and_an_empty_folder(capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "nowhere" in failed(capsys, "demo", "--audio", "nowhere")
     assert "that is a file" in failed(capsys, "demo", "--audio", "file")
-    assert "no wav file" in failed(capsys, "demo", "--audio", "empty")
+    assert "found none" in failed(capsys, "demo", "--audio", "empty")
     assert not list((tmp_path / "runs" / "demo").iterdir())  # nothing half-written
 
 

@@ -14,7 +14,7 @@ from ucmkd_fast.cli import main
 from ucmkd_fast.compare import Experiment
 from ucmkd_fast.compare.controls import with_controls
 from ucmkd_fast.data import UNLABELLED, LabelledData
-from ucmkd_fast.run.controls import relabelled
+from ucmkd_fast.data.relabel import relabelled
 
 
 @pytest.fixture

@@ -128,6 +128,23 @@ def test_ravdess(tmp_path):
             same(image[i][0], slow_picture(root / "vid_features" / picture, 40))
 
 
+def test_recordings_in_other_formats_and_a_list_with_a_mark_of_byte_order(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+    root = write_ave(tmp_path, suffix=".wav")
+    spec = {"name": "ave", "root": root, "modality": "audio"}
+    expected = open_data(spec)
+    before = expected.batch(torch.arange(len(expected)))[0]
+    for path in sorted((root / "Audio-1004-SE").glob("*.wav")):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path.with_suffix(".flac"), samples, rate)
+        path.unlink()
+    listing = root / "trainSet.txt"
+    listing.write_text("\ufeff" + listing.read_text(), encoding="utf-8")  # as Windows' editor writes it
+    data = open_data(spec)
+    assert data.classes == expected.classes and data.ids == expected.ids
+    same(data.batch(torch.arange(len(data)))[0], before)
+
+
 def test_sizes_are_interpolated_or_sheared_as_published(tmp_path):
     root = write_crema_d(tmp_path)
     spec = {"name": "crema-d", "root": root, "modality": "audio", "split": "test", "splits": "published"}

@@ -11,7 +11,8 @@ from scipy.io import wavfile
 from speech_folders import tone
 
 from ucmkd_fast.data import LogMel
-from ucmkd_fast.data.frontend import read_wave, resample
+from ucmkd_fast.data.frontend import resample
+from ucmkd_fast.data.waves import read_wave
 
 
 @pytest.mark.parametrize(

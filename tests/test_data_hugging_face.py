@@ -119,6 +119,91 @@ def test_integers_are_no_wave_by_mistake(tmp_path):
         data[0]
 
 
+@pytest.mark.parametrize(
+    "kind", ["lists", "typed sequence", "channels first", "channels last", "fixed size", "rate"]
+)
+def test_typed_waves_and_channels(tmp_path, kind):
+    from ucmkd_fast.data.spectrograms import log_spectrogram
+
+    whole = [(w * 2**15).astype(np.int16) for w in WAVES]
+    value = datasets.Value("int16")
+    if kind == "fixed size":
+        whole = [w[:900] for w in whole]
+    cells, feature = {
+        "lists": (whole, [value]),
+        "typed sequence": (whole, datasets.Sequence(value)),
+        "channels first": ([[w, w] for w in whole], [[value]]),
+        "channels last": ([[[v] for v in w] for w in whole], [[value]]),
+        "fixed size": ([np.stack([w, w]) for w in whole], datasets.Array2D((2, 900), "int16")),
+        "rate": (
+            [{"array": w, "sampling_rate": 8000} for w in whole],
+            {"array": datasets.Sequence(value), "sampling_rate": datasets.Value("int32")},
+        ),
+    }[kind]
+    features = datasets.Features({"kind": datasets.Value("string"), "sound": feature})
+    datasets.Dataset.from_dict({"kind": KINDS, "sound": cells}, features=features).save_to_disk(
+        tmp_path / "s"
+    )
+    spec = {"name": "hugging-face", "root": str(tmp_path / "s"), "label": "kind", "column": "sound"}
+    data = open_data({**spec, **({} if kind == "rate" else {"rate": 8000})})
+    for k in (0, 3):
+        expected = log_spectrogram(torch.from_numpy(whole[k].astype(np.float32) / 2**15), 8000)
+        assert torch.allclose(data[k][0][0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["(1, n)", "(2, n)", "(n, 2)", "at the scale of int16"])
+def test_floats_with_channels_or_at_the_scale_of_int16(tmp_path, shape):
+    from ucmkd_fast.data.spectrograms import log_spectrogram
+
+    def cell(w):
+        whole = {"(1, n)": w[None], "(2, n)": np.stack([w, w]), "(n, 2)": np.stack([w, w], 1)}
+        return whole.get(shape, w * np.float32(2**15))
+
+    cells = [{"array": cell(w), "sampling_rate": 8000} for w in WAVES]
+    data = open_data({**save(tmp_path, {"sound": cells}), "column": "sound"})
+    assert torch.equal(data[2][0][0], log_spectrogram(torch.from_numpy(WAVES[2]), 8000))
+
+
+def test_transparent_pictures_and_deep_ones(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    import io
+
+    from ucmkd_fast.data.images import normalised
+
+    def content(array):
+        buffer = io.BytesIO()
+        image.fromarray(array).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    cells = [content(np.zeros((6, 6, 4), np.uint8)), content(np.full((6, 6), 4095, np.uint16))] * 3
+    spec = {**save(tmp_path, {"image": cells}, image=datasets.Image()), "column": "image", "image_size": 6}
+    white, black = (normalised(image.new("RGB", (6, 6), colour)) for colour in ("white", "black"))
+    data = open_data({**spec, "depth": 12})
+    assert torch.equal(data[0][0], white) and torch.allclose(data[1][0], white)
+    assert torch.equal(open_data({**spec, "background": "black"})[0][0], black)
+
+
+def test_rows_without_text_label_or_group(tmp_path):
+    spec = {**save(tmp_path, {"z": list(X), "who": list("aabb") + [None, "c"]}), "column": "z"}
+    with pytest.raises(
+        ValueError, match="column 'who' must say who made each row; 1 of 6 are empty, .* row 5"
+    ):
+        open_data({**spec, "group": "who"})
+    folder = tmp_path / "other"
+    columns = {
+        "sort": ["cat", "cat ", "None", None, "dog", "-1"],
+        "what": ["a dog"] * 5 + [None],
+        "z": list(X),
+    }
+    datasets.Dataset.from_dict(columns).save_to_disk(folder)
+    spec = {"name": "hugging-face", "root": str(folder), "label": "sort"}
+    with pytest.warns(UserWarning, match="column 'sort': 3 of 6 rows have no label"):
+        data = open_data({**spec, "column": "z"})
+    assert data.classes == ["cat", "dog"] and data.labels.tolist() == [0, 0, -100, -100, 1, -100]
+    with pytest.raises(ValueError, match="column 'what' has no text in 1 of 6 rows, the first is row 6"):
+        open_data({**spec, "column": "what", "tokenizer": str(write_tokenizer(tmp_path / "tokenizer"))})
+
+
 def test_text(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     said = ["A dog barks", "a cat sleeps a a a", "a", "dog", "cat", "barks"]

@@ -17,10 +17,10 @@ from scipy.io import wavfile
 from speech_folders import tone, write_folder
 
 from ucmkd_fast.data import LogMel, few_labels, speech, split_by_group, spoken_digits, synthetic_speech
-from ucmkd_fast.data.frontend import read_wave
 from ucmkd_fast.data.fsdd import content_digest, recording_files
 from ucmkd_fast.data.fsdd_download import COUNT, DIGEST
 from ucmkd_fast.data.synthetic_speech import VOICES, espeak_available, speak_digits
+from ucmkd_fast.data.waves import read_wave
 
 needs_espeak = pytest.mark.skipif(not espeak_available(), reason="espeakng-loader is not installed")
 
@@ -92,7 +92,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="that is a file"):
         spoken_digits(tmp_path / "file", cache=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: .*found no wav file"):
+    with pytest.raises(ValueError, match="empty: .*found none"):
         spoken_digits(tmp_path / "empty", cache=tmp_path)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ucmkd_fast.config import parse_yaml, read_yaml
 from ucmkd_fast.data.feature_files import open_features, read_npy
-from ucmkd_fast.data.frontend import read_wave
+from ucmkd_fast.data.waves import read_wave
 from ucmkd_fast.training.checkpoint import read_checkpoint, write_checkpoint
 
 

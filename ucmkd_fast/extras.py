@@ -16,6 +16,7 @@ OPTIONAL = {
         "speaking the demo's digits where there are no recordings",
         "speech",
     ),
+    "soundfile": ("soundfile", "recordings other than plain wav: flac, ogg, mp3, aiff", "audio"),
     "PIL": ("Pillow", "pictures as samples", "images"),
     "onnx": ("onnx", "students as ONNX", "export"),
     "onnxscript": ("onnxscript", "students as ONNX", "export"),

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import yaml
 
+from ..data.class_names import check_same_names
 from ..run.config import RunConfig
-from ..run.files import DIVERGED, write_result
+from ..run.files import DIVERGED, read_result, write_result
 from ..run.job import distill, finished, ready_teacher
+from ..run.settings import at
 from ..run.sources import DataSpec, Parts, open_parts
 from ..run.teacher import load_teacher
 from ..training.checkpoint import write_text
@@ -85,6 +87,7 @@ def run_experiment(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SETTINGS, yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True))
     waiting = [cell for cell in cells if results[cell.folder] is None]
+    _check_classes(waiting, folder)
     for work, _ in run_all(_prepare, None, _teachers(waiting, folder), jobs):
         on_done(work.name)
     for work, result in run_all(_prepare, None, [_student(cell, folder) for cell in waiting], jobs):
@@ -124,7 +127,8 @@ def _do(work: _Work) -> dict[str, Any] | None:
     config = work.config
     if work.is_teacher:
         assert config.teacher is not None
-        ready_teacher(config, work.folder)
+        student = _parts(json.dumps(config.student.data.plain()), config.seed)
+        ready_teacher(config, work.folder, student.train.classes)
         load_teacher(config.teacher, work.folder, config.seed)  # makes the features that students share
         return None
     try:
@@ -136,6 +140,22 @@ def _do(work: _Work) -> dict[str, Any] | None:
         result = {"config": config.identity(), "weights": None, DIVERGED: str(error)}
         write_result(work.folder, result)
         return result
+
+
+def _check_classes(cells: Sequence[Cell], folder: Path) -> None:
+    """Raise ValueError where a student's classes are not those of a teacher that is yet to be trained."""
+    pairs = {}
+    for cell in cells:
+        teacher, place = cell.config.teacher, _teacher_folder(cell, folder)
+        if teacher is not None and place is not None and read_result(place) is None:
+            pairs[json.dumps([cell.config.student.data.plain(), teacher.data.plain()])] = cell
+    for cell in pairs.values():
+        config = cell.config
+        assert config.teacher is not None
+        sides = ((config.student.data, config.seed), (config.teacher.data, config.teacher.seed))
+        student, teacher_data = (open_parts(data, seed).train for data, seed in sides)
+        with at(cell.setting):
+            check_same_names(student.classes, teacher_data.classes)
 
 
 def _teachers(cells: Sequence[Cell], folder: Path) -> list[_Work]:

@@ -1,6 +1,6 @@
 """AVE: ten-second clips of 28 audio-visual events.
 
-``Image-01-FPS-SE/<id>/*.jpg``, ``Audio-1004-SE/<id>.npy`` (or .pkl, .wav), ``{train,val,test}Set.txt``
+``Image-01-FPS-SE/<id>/*.jpg``, ``Audio-1004-SE/<id>.npy`` (or .pkl, .wav, .flac ...), ``{train,val,test}Set.txt``
 with the fields class & id & quality & start & end.
 """
 

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import choice, count_at_least_one
+from .file_tree import is_ours
 from .files import FileData
-from .frontend import read_wave
-from .images import SUFFIXES, ImageTransform, read_image
+from .images import ImageTransform, read_image
 from .npy import read_npy
+from .pixels import picture_suffixes
 from .safe_pickle import read_pickled_array
-from .spectrograms import log_spectrogram, masked, resized
+from .spectrograms import RATE, log_spectrogram, masked, resized
+from .waves import WAVE_SUFFIXES, check_can_read, checked_wave, read_wave
 
 PREPROCESSINGS = ("corrected", "published-code")
 SPLITS = ("train", "val", "test")
@@ -87,7 +89,7 @@ def listing_rows(
         raise FileNotFoundError(f"{path}: expected a list of clips, there is none")
     out = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for number, fields in enumerate(csv.reader(file, delimiter=delimiter), 1):
                 fields = [field.strip() for field in fields]
                 if not any(fields):
@@ -162,6 +164,7 @@ def open_clips(
         read = _picture_reader(paths, count_at_least_one("frames", frames), transform)
     else:
         paths = [sound_file(root / layout.audio / clip.audio) for clip in clips]
+        check_can_read(paths)
         read = _sound_reader(paths, normalise, mask, _size(size), preprocessing == "published-code")
     actors = [clip.actor for clip in clips]
     return FileData(
@@ -177,44 +180,50 @@ def open_clips(
 
 
 def sound_file(path: Path) -> Path:
-    """The file of a sound: the given one if it has a suffix, else .npy, .pkl or .wav, the first that is there.
+    """The file of a sound: the given one if it has a suffix, else .npy, .pkl, .wav or another, the first that is there.
 
     Where none is, the .npy: what a message then names.
     """
-    if path.suffix in _SOUNDS:
+    if path.suffix.lower() in _SOUNDS:
         return path
     found = (path.with_name(path.name + suffix) for suffix in _SOUNDS)
     return next((file for file in found if file.is_file()), path.with_name(path.name + ".npy"))
 
 
 def read_sound(path: Path) -> Tensor:
-    """Spectrogram (h, w) float32 of a file: .npy, .pkl (arrays only, see `safe_pickle`) or .wav.
+    """Spectrogram (h, w) float32 of a file: .npy, .pkl (arrays only, see `safe_pickle`) or a recording.
 
-    An array with one axis is a wave at 16 kHz; it and a recording become `log_spectrogram`.
+    An array with one axis, or with one of one or two places (channels), is a wave at 16 kHz; it and a recording become
+    `log_spectrogram`.
 
     Raises:
+        ImportError: a recording other than wav, and soundfile is not installed.
         OSError: there is no such file.
         ValueError: it is broken, or not a spectrogram; the message starts with the file's name.
     """
-    if path.suffix == ".wav":
+    suffix = path.suffix.lower()
+    if suffix in WAVE_SUFFIXES:
         return log_spectrogram(*read_wave(path))
-    array = read_pickled_array(path) if path.suffix == ".pkl" else read_npy(path)
+    array = read_pickled_array(path) if suffix == ".pkl" else read_npy(path)
     if array.ndim not in (1, 2) or array.dtype.kind not in "iuf" or not array.size:
         raise ValueError(
             f"{path}: expected a spectrogram (h, w) or a wave (n,), got {array.dtype} {array.shape}"
         )
+    if array.ndim == 1 or min(array.shape) <= 2:
+        return log_spectrogram(*checked_wave(array, RATE, str(path)))
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not torch.isfinite(values).all():
         raise ValueError(f"{path}: NaN or inf in its array")
-    return log_spectrogram(values, 16000) if array.ndim == 1 else values
+    return values
 
 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures of a clip, sorted by name; the path itself where it is a file."""
     if folder.is_file():
         return [folder]
+    endings = picture_suffixes()
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and is_ours(p.name))
     except OSError as error:
         raise FileNotFoundError(f"{folder}: expected a folder of pictures: {error.strerror}") from error
     if not files:
@@ -233,7 +242,7 @@ def chosen_frames(available: int, frames: int, random: np.random.Generator | Non
     return sorted(random.choice(available, frames, replace=False).tolist())
 
 
-_SOUNDS = (".npy", ".pkl", ".wav")
+_SOUNDS = (".npy", ".pkl", ".wav", *sorted(WAVE_SUFFIXES - {".wav"}))
 
 
 def _sound_reader(

@@ -1,6 +1,6 @@
 """CREMA-D: 91 actors say twelve sentences in six emotions.
 
-``Image-01-FPS/<id>/*.jpg``, ``Audio-1004/<id>.npy`` (or .pkl, .wav), ``stat.csv`` (the classes),
+``Image-01-FPS/<id>/*.jpg``, ``Audio-1004/<id>.npy`` (or .pkl, .wav, .flac ...), ``stat.csv`` (the classes),
 ``train.csv`` and ``test.csv`` (id, class). An id begins with its actor: ``1001_DFA_ANG_XX``.
 
 The published split lets actors speak in training and in testing, and its validation set is its test

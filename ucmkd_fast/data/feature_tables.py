@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..extras import need
-from .labelled import UNLABELLED
+from .columns import check_named_once, group_names, labels_of, sample_columns
 
 
 def read_feature_table(
@@ -23,8 +23,8 @@ def read_feature_table(
 
     Args:
         path: the file.
-        label: the column of the classes: labels from 0 on, or names.
-        columns: those of the features, lists or numbers, side by side; None: all others.
+        label: the column of the classes: labels from 0 on, or names; see `columns.labels_of`.
+        columns: those of the features, lists or numbers, side by side; None: all others but an index of pandas.
         group: the column that says who made a row.
         classes: the classes' names; None: those in the column, sorted, or none for labels.
 
@@ -38,18 +38,23 @@ def read_feature_table(
         raise FileNotFoundError(f"{path}: expected a parquet table, there is none")
     parquet = need("pyarrow.parquet")
     try:
-        names = parquet.read_schema(path).names
-        chosen = [n for n in names if n not in (label, group)] if columns is None else list(columns)
-        wanted = [*chosen, label, *([] if group is None else [group])]
-        if unknown := [name for name in wanted if name not in names]:
-            raise ValueError(f"no column {unknown[0]!r}; it has {', '.join(names)}")
-        table = parquet.read_table(path, columns=wanted)
+        schema = parquet.read_schema(path)
+        others = [label] if group is None else [label, group]
+        check_named_once(others, schema.names)
+        chosen = sample_columns(schema.names, columns, others, index_columns(schema), path)
+        table = parquet.ParquetFile(path).read(columns=[*chosen, *others])
         x = numbers(table, chosen)
-        y, found = labels_of(table.column(label).to_pylist(), label, classes)
+        y, found = labels_of(table.column(label).to_pylist(), label, classes, path)
+        groups = None if group is None else group_names(table.column(group).to_pylist(), group)
     except Exception as error:  # pyarrow has errors of its own
         raise ValueError(f"{path}: {error}") from error
-    groups = None if group is None else [str(cell) for cell in table.column(group).to_pylist()]
     return x, y, found, groups
+
+
+def index_columns(schema: Any) -> list[str]:
+    """The columns of an Arrow schema that pandas wrote as its index."""
+    about = schema.pandas_metadata or {}
+    return [name for name in about.get("index_columns", []) if isinstance(name, str)]
 
 
 def numbers(table: Any, columns: Sequence[str]) -> Tensor:
@@ -85,26 +90,3 @@ def _numbers(column: Any, name: str) -> np.ndarray:
         raise ValueError(f"column {name!r} must hold lists of one length, got {sorted(widths)[:5]}")
     out = np.concatenate([chunk.to_numpy(zero_copy_only=False).astype(np.float32) for chunk in flat])
     return out.reshape(rows, -1)
-
-
-def labels_of(
-    cells: Sequence[Any], name: str, classes: Sequence[str] | None
-) -> tuple[Tensor, list[str] | None]:
-    """Labels (n,) and the classes' names of a column of labels from 0 on, or of names.
-
-    Labels without ``classes`` have no names: None. An empty name or -1, as Hugging Face has it, is no label.
-
-    Raises:
-        ValueError: cells of another kind, or a name that is none of ``classes``.
-    """
-    known = [cell for cell in cells if cell is not None]
-    if all(isinstance(cell, int) and not isinstance(cell, bool) for cell in known) and known:
-        labels = [UNLABELLED if cell in (None, -1) else cell for cell in cells]
-        return torch.tensor(labels), None if classes is None else [str(name) for name in classes]
-    if not known or not all(isinstance(cell, str) for cell in known):
-        raise ValueError(f"column {name!r} must hold labels (integers) or names of classes")
-    names = sorted(set(known)) if classes is None else [str(name) for name in classes]
-    index = {name: k for k, name in enumerate(names)} | {None: UNLABELLED}
-    if wrong := [cell for cell in known if cell not in index]:
-        raise ValueError(f"class {wrong[0]!r} in column {name!r} is none of {', '.join(names)}")
-    return torch.tensor([index[cell] for cell in cells]), names

@@ -2,93 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.io import wavfile
 from torch import Tensor
-
-_LONGEST_FILE = 16 * 2**20  # bytes; ten seconds of stereo at 192 kHz in 32 bits
-_RATES = (8000, 192000)  # Hz
-
-
-def read_wave(path: Path) -> tuple[Tensor, int]:
-    """A wav file as float32 samples (n,) in [-1, 1], channels averaged, and its rate in Hz.
-
-    Raises:
-        ValueError: not a whole wav file, empty, silent, NaN, over 16 MiB, or a rate outside 8-192 kHz;
-            the message starts with the file's name.
-    """
-    try:
-        _check_length(path.stat().st_size)
-        return _decoded(path.read_bytes())
-    # A malformed header makes scipy fail in many ways, up to a division by zero.
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable recording: {error}") from error
-
-
-def decode_wave(content: bytes, name: str) -> tuple[Tensor, int]:
-    """The same of a wav file's content; the message starts with the name."""
-    try:
-        _check_length(len(content))
-        return _decoded(content)
-    except Exception as error:
-        raise ValueError(f"{name}: not a readable recording: {error}") from error
-
-
-def checked_wave(samples: np.ndarray, rate: int, name: str) -> tuple[Tensor, int]:
-    """The same of samples (n,) or (n, channels) and their rate; floats are in [-1, 1], integers scaled to it."""
-    try:
-        return _as_float(samples), _checked_rate(rate)
-    except ValueError as error:
-        raise ValueError(f"{name}: not a readable recording: {error}") from error
-
-
-def _check_length(size: int) -> None:
-    if size > _LONGEST_FILE:
-        raise ValueError(f"{size} bytes, expected a recording of at most {_LONGEST_FILE}")
-
-
-def _decoded(content: bytes) -> tuple[Tensor, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of other programs
-        warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
-        # From memory: from a file, scipy asks for as much as the header claims.
-        rate, samples = wavfile.read(io.BytesIO(content))
-    return _as_float(samples), _checked_rate(rate)
-
-
-def _checked_rate(rate: int) -> int:
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise ValueError(f"sample rate {rate} Hz, expected {_RATES[0]} to {_RATES[1]} Hz")
-    return rate
-
-
-def _as_float(samples: np.ndarray) -> Tensor:
-    """Float32 in [-1, 1], one channel; raises ValueError where there is nothing to hear."""
-    scale = {"uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31, "float32": 1.0, "float64": 1.0}
-    kind = samples.dtype.name
-    if kind not in scale:
-        raise ValueError(f"samples are {kind}, expected one of {', '.join(scale)}")
-    if not samples.size:
-        raise ValueError("no samples")
-    wave = samples.astype(np.float32) / scale[kind]
-    if kind == "uint8":
-        wave -= 1.0
-    if not np.isfinite(wave).all():
-        raise ValueError("NaN or inf among the samples")
-    if wave.ndim == 2:
-        wave = wave.mean(1)
-    if wave.min() == wave.max():
-        raise ValueError("silent: all samples are equal")
-    return torch.from_numpy(wave)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Folders of spoken digits in the layout of the Free Spoken Digit Dataset (FSDD).
 
-One recording a file, ``{digit}_{speaker}_{index}.wav``. The data set itself
+One recording per file, ``{digit}_{speaker}_{index}.wav`` (or .flac and others of `waves.WAVE_SUFFIXES`). The data set
+itself
 (github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0) has 3,000 recordings: six
 speakers, ten digits, fifty times each, 8 kHz.
 """
@@ -9,14 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from .frontend import read_wave
+from .file_tree import counted, is_ours, kind_of, warn_of_unread
+from .waves import WAVE_SUFFIXES, check_can_read, read_wave
 
-FILE_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[^_/\\]+)_(?P<index>[0-9]+)\.wav")
+_ENDINGS = "|".join(sorted(suffix[1:] for suffix in WAVE_SUFFIXES))
+FILE_NAME = re.compile(
+    rf"(?P<digit>[0-9])_(?P<speaker>[^_/\\]+)_(?P<index>[0-9]+)\.({_ENDINGS})", re.IGNORECASE
+)
 
 _LAYOUT = "{digit}_{speaker}_{index}.wav"
 
@@ -26,7 +32,8 @@ def recording_files(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it cannot be read, has no wav file, or one whose name says no digit or speaker.
+        ImportError: it has recordings other than wav, and soundfile is not installed.
+        ValueError: it cannot be read, has no recording, or one whose name says no digit or speaker.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -35,14 +42,18 @@ def recording_files(folder: str | Path) -> list[Path]:
     if (folder / "recordings").is_dir():
         folder = folder / "recordings"
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".wav")
+        there = sorted(path for path in folder.iterdir() if is_ours(path.name) and not path.is_dir())
     except OSError as error:
         raise ValueError(f"{folder}: the folder cannot be read: {error}") from error
+    files = [path for path in there if path.suffix.lower() in WAVE_SUFFIXES]
+    others = Counter(kind_of(path) for path in there if path.suffix.lower() not in WAVE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder}: expected recordings {_LAYOUT}, found no wav file")
+        raise ValueError(f"{folder}: expected recordings {_LAYOUT}, found {counted(others) or 'none'}")
+    warn_of_unread(folder, others, len(files))
     for path in files:
         if not FILE_NAME.fullmatch(path.name):
             raise ValueError(f"{path}: expected a name {_LAYOUT}, such as 7_ann_0.wav")
+    check_can_read(files)
     return files
 
 

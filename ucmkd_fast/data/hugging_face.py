@@ -12,19 +12,21 @@ from torch import Tensor
 from ..extras import need
 from ..ops.checks import count_at_least_one
 from .bank import FeatureBank
-from .feature_tables import labels_of, numbers
+from .columns import group_names, labels_of
+from .feature_tables import numbers
 from .files import FileData, Reader
-from .frontend import checked_wave, decode_wave, read_wave
 from .images import ImageTransform, decode_image, read_image
 from .labelled import LabelledData, TensorData
+from .pixels import ImageReading
 from .spectrograms import log_spectrogram, resized
-from .tables import token_reader
+from .tables import check_texts, token_reader
+from .waves import checked_wave, decode_wave, read_wave
 
 #: What a column can hold, and the arguments that go with it.
 _OPTIONS = {
-    "pictures": {"image_size", "augment", "skip_bad", "workers"},
+    "pictures": {"image_size", "augment", "background", "depth", "skip_bad", "workers"},
     "sounds": {"rate", "size", "skip_bad", "workers"},
-    "text": {"tokenizer", "tokenizer_revision", "length"},
+    "text": {"tokenizer", "tokenizer_revision", "length", "skip_bad"},
     "numbers": {"features"},
 }
 
@@ -41,6 +43,8 @@ def open_hugging_face(
     group: str | None = None,
     image_size: int | None = None,
     augment: str | None = None,
+    background: str | Sequence[int] | None = None,
+    depth: int | None = None,
     rate: int | None = None,
     size: Sequence[int] | None = None,
     tokenizer: str | None = None,
@@ -52,13 +56,13 @@ def open_hugging_face(
 ) -> LabelledData:
     """One part of a data set, its samples by what the column holds.
 
-    Pictures become (3, image_size, image_size); recordings (wav, or arrays with their rate) `log_spectrogram`, (1, 257,
-    1004), or resized; text tokens (length,) int64; numbers, or lists of them, (n, D) float32 in memory.
+    Pictures become (3, image_size, image_size); recordings (as in files, or arrays with their rate) `log_spectrogram`,
+    (1, 257, 1004), or resized; text tokens (length,) int64; numbers, or lists of them, (n, D) float32 in memory.
 
     Args:
         root: its name on Hugging Face, or a folder that ``save_to_disk`` wrote.
         column: the samples'; several columns of numbers stand side by side.
-        label: the column of the classes: ``ClassLabel``, labels from 0 on, or names.
+        label: the column of the classes: ``ClassLabel``, labels from 0 on, or names; an empty cell is no label.
         part: its own part ("train", "train[:20%]"); None: where there is one alone, that.
         config: of several configurations, by name alone.
         revision: branch, tag or commit, by name alone.
@@ -66,13 +70,15 @@ def open_hugging_face(
         group: the column that says who made a sample.
         image_size: pixels of each side; None: 224.
         augment: of pictures in training, see `ImageTransform`; None: "random-crop".
+        background: what is seen through transparent pixels, see `ImageReading`; None: "white".
+        depth: bits of grey pictures with more than eight, see `ImageReading`.
         rate: the column's lists of numbers are waves of this rate, in Hz.
         size: height and width to interpolate spectrograms to.
         tokenizer: of text, its name on Hugging Face, or its folder.
         tokenizer_revision: None: "main".
         length: tokens of a text; None: 128.
         features: the numbers are features of a teacher's encoder already: it need not run.
-        skip_bad: go on without pictures or sounds that cannot be read, see `FileData`.
+        skip_bad: go on without pictures or sounds that cannot be read, and rows without a text, see `FileData`.
         workers: threads that read pictures or sounds.
 
     Raises:
@@ -89,6 +95,8 @@ def open_hugging_face(
     own = {
         "image_size": image_size,
         "augment": augment,
+        "background": background,
+        "depth": depth,
         "rate": rate,
         "size": size,
         "tokenizer": tokenizer,
@@ -104,8 +112,8 @@ def open_hugging_face(
             f"{root}: {', '.join(wrong)} does not go with {', '.join(columns)}, which holds {kind}"
         )
     try:
-        labels, names = _labels(data, label, classes)
-        groups = None if group is None else [str(cell) for cell in data[group]]
+        labels, names = _labels(data, label, classes, root)
+        groups = None if group is None else group_names(list(data[group]), group)
         if kind == "numbers":
             x = numbers(data.select_columns(columns).with_format("arrow")[:], columns)
             return (FeatureBank if features else TensorData)(x, labels, names, groups)
@@ -174,16 +182,19 @@ def _kind(features: Any, columns: list[str], rate: int | None) -> str:
     return "numbers" if rate is None else "sounds"
 
 
-def _labels(data: Any, label: str, classes: Sequence[str] | None) -> tuple[Tensor, list[str] | None]:
+def _labels(
+    data: Any, label: str, classes: Sequence[str] | None, root: str | Path
+) -> tuple[Tensor, list[str] | None]:
     feature, cells = data.features[label], list(data[label])
     if not isinstance(feature, need("datasets").ClassLabel):
-        return labels_of(cells, label, classes)
+        return labels_of(cells, label, classes, root)
     named = [None if cell in (None, -1) else feature.names[cell] for cell in cells]
-    return labels_of(named, label, feature.names if classes is None else classes)
+    return labels_of(named, label, feature.names if classes is None else classes, root)
 
 
 def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
     transform = ImageTransform(given.get("image_size", 224), given.get("augment", "random-crop"))
+    reading = ImageReading(given.get("background", "white"), given.get("depth"))
     cells = data.select_columns([column]).cast_column(column, need("datasets").Image(decode=False))
 
     def read(index: int, random: np.random.Generator | None) -> Tensor:
@@ -191,7 +202,8 @@ def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -
         if cell is None:
             raise ValueError(f"{name}: expected a picture, there is none")
         content = cell["bytes"]
-        image = read_image(Path(cell["path"])) if content is None else decode_image(content, name)
+        known = content is not None
+        image = decode_image(content, name, reading) if known else read_image(Path(cell["path"]), reading)
         return transform(image, random)
 
     return read
@@ -199,31 +211,58 @@ def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -
 
 def _sounds(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
     cells, size, rate = data.select_columns([column]), given.get("size"), given.get("rate")
+    kind = None
     if isinstance(data.features[column], need("datasets").Audio):
         cells = cells.cast_column(column, need("datasets").Audio(decode=False))
+    else:
+        kind = _kind_of_numbers(data.features[column])
 
     def read(index: int, random: np.random.Generator | None) -> Tensor:
-        spectrogram = log_spectrogram(*_wave(cells[index][column], rate, f"{root}, row {index}"))
+        wave, hertz = _wave(cells[index][column], kind, rate, f"{root}, row {index}")
+        spectrogram = log_spectrogram(wave, hertz)
         return (spectrogram if size is None else resized(spectrogram, size))[None]
 
     return read
 
 
-def _wave(cell: Any, rate: int | None, name: str) -> tuple[Tensor, int]:
+def _kind_of_numbers(feature: Any) -> str | None:
+    """The type of the numbers in (lists of) lists, "int16" say: read from Arrow they are Python's, without one."""
+    if isinstance(feature, dict):
+        return _kind_of_numbers(feature["array"])
+    if isinstance(feature, list):
+        return _kind_of_numbers(feature[0])
+    inner = getattr(feature, "feature", None)
+    return getattr(feature, "dtype", None) if inner is None else _kind_of_numbers(inner)
+
+
+def _wave(cell: Any, kind: str | None, rate: int | None, name: str) -> tuple[Tensor, int]:
     """The wave and its rate of a cell: a list, an array with its rate, or a recording."""
     if cell is None:
         raise ValueError(f"{name}: expected a recording, there is none")
     if rate is not None:
-        return checked_wave(np.array(cell), rate, name)
+        return checked_wave(_array(cell, kind, name), rate, name)
     if "array" in cell:
-        return checked_wave(np.array(cell["array"]), cell["sampling_rate"], name)
+        return checked_wave(_array(cell["array"], kind, name), cell["sampling_rate"], name)
     content = cell["bytes"]
     return read_wave(Path(cell["path"])) if content is None else decode_wave(content, name)
+
+
+def _array(values: Any, kind: str | None, name: str) -> np.ndarray:
+    try:
+        return np.array(values, dtype=kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: not a readable recording: {error}") from error
 
 
 def _text(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
     if "tokenizer" not in given:
         raise ValueError(f"{root}: column {column!r} holds text, which needs a tokenizer")
     length = count_at_least_one("length", given.get("length", 128))
-    sentences = [str(cell) for cell in data[column]]
-    return token_reader(sentences, given["tokenizer"], length, given.get("tokenizer_revision", "main"))
+    sentences = list(data[column])
+    if not given.get("skip_bad"):
+        try:
+            check_texts(sentences, column)
+        except ValueError as error:
+            raise ValueError(f"{root}: {error}") from error
+    revision = given.get("tokenizer_revision", "main")
+    return token_reader(sentences, given["tokenizer"], length, revision, str(root))

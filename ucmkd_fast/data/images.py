@@ -1,5 +1,7 @@
 """Images from files to tensors, on Pillow: resize, crop, flip, ImageNet's statistics.
 
+What a file holds (depth, orientation, transparency) is settled by `pixels.ImageReading`.
+
 A picture comes out as (3, size, size) float32, of ImageNet's mean and deviation. Random numbers come
 from a NumPy generator that the caller hands in; without one nothing is random.
 """
@@ -18,18 +20,19 @@ from torch import Tensor
 
 from ..extras import need
 from ..ops.checks import choice, count_at_least_one
+from .pixels import ImageReading, readable_formats
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_AS_IT_IS = ImageReading()
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, red green blue
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 _LARGEST = 50_000_000  # pixels: a header that says more is a mistake, or an attack
 
 
-def read_image(path: Path) -> Image:
-    """A picture file in red, green and blue.
+def read_image(path: Path, reading: ImageReading = _AS_IT_IS) -> Image:
+    """A picture file as `ImageReading` gives it; of several pages or frames the first.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,21 +43,21 @@ def read_image(path: Path) -> Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a picture, there is none")
     with path.open("rb") as file:
-        return _decoded(file, str(path))
+        return _decoded(file, str(path), reading)
 
 
-def decode_image(content: bytes, name: str) -> Image:
-    """The same of a picture file's content; the message starts with the name."""
-    return _decoded(io.BytesIO(content), name)
+def decode_image(content: bytes, name: str, reading: ImageReading = _AS_IT_IS) -> Image:
+    """A picture from a file's content, as `read_image`; error messages start with the name."""
+    return _decoded(io.BytesIO(content), name, reading)
 
 
-def _decoded(file: BinaryIO, name: str) -> Image:
+def _decoded(file: BinaryIO, name: str, reading: ImageReading) -> Image:
     pillow = need("PIL.Image")
     try:
-        with pillow.open(file) as image:
+        with pillow.open(file, formats=readable_formats()) as image:
             if image.width * image.height > _LARGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels, expected at most {_LARGEST}")
-            return image.convert("RGB")
+            return reading(image)
     # A broken picture makes Pillow fail in many ways.
     except Exception as error:
         raise ValueError(f"{name}: not a readable picture: {error}") from error
@@ -116,8 +119,9 @@ def center_crop(image: Image, size: int) -> Image:
 
 
 def normalised(image: Image) -> Tensor:
-    """(3, H, W) float32 of a picture, of ImageNet's mean and deviation."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
+    """(3, H, W) float32 of a picture, of ImageNet's mean and deviation; grey is red, green and blue alike."""
+    values = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
+    pixels = values.expand(3, -1, -1) if values.dim() == 2 else values.permute(2, 0, 1)
     return ((pixels - _column(MEAN)) / _column(DEVIATION)).contiguous()
 
 

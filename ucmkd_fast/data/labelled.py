@@ -118,11 +118,12 @@ class TensorData(LabelledData):
         part.groups, part.ids = _pick(self.groups, rows), _pick(self.ids, rows)
         return part
 
-    def with_labels(self: Own, y: Tensor) -> Own:
-        """The same samples under other labels (noise, permuted classes); x is shared."""
-        _check_labels(y, len(self))
-        _check_classes(y, self.classes)
+    def with_labels(self: Own, y: Tensor, classes: Sequence[str] | None = None) -> Own:
+        """The same samples under other labels (noise, permuted classes), of other classes where given; x is shared."""
         other = copy.copy(self)
+        other.classes = self.classes if classes is None else list(classes)
+        _check_labels(y, len(self))
+        _check_classes(y, other.classes)
         other.labels = y.long()
         return other
 

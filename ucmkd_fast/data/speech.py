@@ -117,7 +117,9 @@ def _spectrograms(files: list[Path], front_end: LogMel, cache: Path) -> tuple[Te
 def _key(files: list[Path], front_end: LogMel) -> str:
     """Changes when a file, the front end's settings or its code do."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    code = Path(__file__).with_name("frontend.py").read_text(encoding="utf-8")
+    code = [
+        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("frontend.py", "waves.py")
+    ]
     return hashlib.sha256(json.dumps([stats, repr(front_end), code]).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ..extras import need
 from ..ops.checks import count_at_least_one
+from .columns import check_named_once, group_names, is_empty_text, named_labels, sample_columns
+from .feature_tables import index_columns
 from .files import FileData
 from .labelled import LabelledData, TensorData
 
@@ -29,34 +32,39 @@ def open_table(
 
     Args:
         root: a ``.csv``, ``.tsv`` or ``.parquet`` file; text files begin with a line of names.
-        label: the column of the classes.
-        columns: those of the samples; None: all but ``label`` and ``group``.
-        classes: the classes' names; None: those in the column, sorted.
+        label: the column of the classes; an empty cell ("", "NA", "nan", "None", -1 and their like) is no label.
+        columns: those of the samples; None: all but ``label``, ``group`` and an index that pandas wrote.
+        classes: the classes' names; None: those in the column, sorted, without blanks around them.
         group: the column that says who made a row.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a parquet file, and pyarrow is not installed.
-        ValueError: an unknown column, a cell that is not a number, a class that is none of ``classes``.
+        ValueError: an unknown column, one that is there twice, a cell that is not a number, a class that is none of
+            ``classes``, a row without a group.
     """
     path = Path(root)
     table = read_table(path)
-    labels, names = _labels(table, label, classes, path)
-    chosen = [n for n in table if n not in (label, group)] if columns is None else list(columns)
-    values = []
-    for name in chosen:
-        cells = _column(table, name, path)
-        try:
-            values.append(np.array([float(cell) for cell in cells], dtype=np.float32))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: column {name!r} must hold numbers: {error}") from error
-    if not values:
-        raise ValueError(f"{path}: expected columns of numbers, found none beside {label!r}")
-    groups = None if group is None else [str(cell) for cell in _column(table, group, path)]
     try:
-        return TensorData(torch.from_numpy(np.stack(values, 1)), labels, names, groups)
+        labels, names = named_labels(table.column(label), label, classes, path)
+        groups = None if group is None else group_names(table.column(group), group)
+        chosen = sample_columns(table.names, columns, (label, group), table.index, path)
+        if not chosen:
+            raise ValueError(f"expected columns of numbers, found none beside {label!r}")
+        x = np.stack([_numbers(table.column(name), name) for name in chosen], 1)
+        return TensorData(torch.from_numpy(x), labels, names, groups)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _numbers(cells: Sequence[Any], name: str) -> np.ndarray:
+    values = np.empty(len(cells), dtype=np.float32)
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = float(cell)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"column {name!r} must hold numbers; row {row + 1} holds {cell!r}") from error
+    return values
 
 
 def open_text(
@@ -68,55 +76,96 @@ def open_text(
     length: int = 128,
     classes: Sequence[str] | None = None,
     revision: str = "main",
+    skip_bad: bool = False,
 ) -> LabelledData:
     """A column of text as tokens (length,) int64, made when they are asked for.
 
     Args:
         root: a ``.csv``, ``.tsv`` or ``.parquet`` file; text files begin with a line of names.
         text: the column of the samples.
-        label: the column of the classes.
+        label: the column of the classes, read as that of `open_table`.
         tokenizer: its name on Hugging Face, or its folder.
         length: tokens of a sample: longer text is cut, shorter padded.
         classes: the classes' names; None: those in the column, sorted.
         revision: of the tokenizer.
+        skip_bad: go on without rows that have no text, see `FileData`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: transformers is not installed.
         OSError: the tokenizer cannot be had.
-        ValueError: an unknown column, or a class that is none of ``classes``.
+        ValueError: an unknown column, a class that is none of ``classes``, a row without a text.
     """
     count_at_least_one("length", length)
     path = Path(root)
     table = read_table(path)
-    sentences = [str(cell) for cell in _column(table, text, path)]
-    labels, names = _labels(table, label, classes, path)
+    try:
+        sentences = table.column(text)
+        labels, names = named_labels(table.column(label), label, classes, path)
+        if not skip_bad:
+            check_texts(sentences, text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return FileData(
-        token_reader(sentences, tokenizer, length, revision),
+        token_reader(sentences, tokenizer, length, revision, str(path)),
         labels,
         names,
         ids=[str(row) for row in range(len(sentences))],
+        skip_bad=skip_bad,
         workers=0,
     )
 
 
+def check_texts(cells: Sequence[Any], column: str) -> None:
+    """Raise ValueError where rows have no text: nothing, or blanks alone."""
+    empty = [row for row, cell in enumerate(cells) if is_empty_text(cell)]
+    if empty:
+        raise ValueError(
+            f"column {column!r} has no text in {len(empty)} of {len(cells)} rows, the first is row {empty[0] + 1}; "
+            "skip_bad goes on without them"
+        )
+
+
 def token_reader(
-    sentences: Sequence[str], tokenizer: str, length: int, revision: str
+    sentences: Sequence[Any], tokenizer: str, length: int, revision: str, where: str
 ) -> Callable[[int, Any], Tensor]:
-    """Gives the tokens (length,) int64 of a sentence by its index."""
+    """Gives the tokens (length,) int64 of a sentence by its index; ValueError where there is none."""
     own = need("transformers").AutoTokenizer.from_pretrained(
         tokenizer, revision=revision, trust_remote_code=False
     )
 
     def read(index: int, random: Any) -> Tensor:
-        found = own(sentences[index], truncation=True, padding="max_length", max_length=length)
+        if is_empty_text(sentences[index]):
+            raise ValueError(f"{where}, row {index + 1}: expected a text, there is none")
+        found = own(str(sentences[index]), truncation=True, padding="max_length", max_length=length)
         return torch.tensor(found["input_ids"], dtype=torch.int64)
 
     return read
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a table by their names.
+@dataclass(frozen=True)
+class Table:
+    """The columns of a file.
+
+    Attributes:
+        names: of the columns, in order; two may be equal.
+        cells: of each column.
+        index: columns that are an index of pandas, as the file says.
+    """
+
+    names: list[str]
+    cells: list[list[Any]]
+    index: list[str]
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column; ValueError where there is none of that name, or more than one."""
+        if self.names.count(name) != 1:
+            check_named_once([name], self.names)
+        return self.cells[self.names.index(name)]
+
+
+def read_table(path: Path) -> Table:
+    """The columns of a table.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,17 +173,20 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a table, there is none")
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         parquet = need("pyarrow.parquet")
         try:
-            return parquet.read_table(path).to_pydict()
+            table = parquet.ParquetFile(path).read()
+            cells = [column.to_pylist() for column in table.columns]
+            return Table(table.column_names, cells, index_columns(table.schema))
         except Exception as error:  # pyarrow has errors of its own
             raise ValueError(f"{path}: not a readable parquet table: {error}") from error
-    if path.suffix not in (".csv", ".tsv"):
+    if suffix not in (".csv", ".tsv"):
         raise ValueError(f"{path}: expected a .csv, .tsv or .parquet table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t")
+            lines = csv.reader(file, delimiter="," if suffix == ".csv" else "\t")
             names = next(lines, [])
             rows = []
             for cells in lines:
@@ -147,22 +199,4 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         raise ValueError(f"{path}: not a readable table: {error}") from error
     if not rows:
         raise ValueError(f"{path}: expected a line of names and rows, found {len(names)} names and no row")
-    return {name: [cells[k] for cells in rows] for k, name in enumerate(names)}
-
-
-def _column(table: dict[str, list[Any]], name: str, path: Path) -> list[Any]:
-    if name not in table:
-        raise ValueError(f"{path}: no column {name!r}; it has {', '.join(table)}")
-    return table[name]
-
-
-def _labels(
-    table: dict[str, list[Any]], label: str, classes: Sequence[str] | None, path: Path
-) -> tuple[Tensor, list[str]]:
-    cells = [str(cell) for cell in _column(table, label, path)]
-    names = sorted(set(cells)) if classes is None else [str(name) for name in classes]
-    index = {name: k for k, name in enumerate(names)}
-    for row, cell in enumerate(cells):
-        if cell not in index:
-            raise ValueError(f"{path}, row {row + 1}: class {cell!r} is none of {', '.join(names)}")
-    return torch.tensor([index[cell] for cell in cells]), names
+    return Table(names, [list(column) for column in zip(*rows, strict=True)], [])

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from ..data import UNLABELLED, LabelledData, TensorData
 
 
 def derangement(classes: int, seed: int) -> Tensor:
@@ -56,30 +53,3 @@ class _Reordered(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits[:, self.order]
-
-
-def relabelled(data: LabelledData, renamed: Tensor) -> LabelledData:
-    """The same samples, those of class k under the label ``renamed[k]``."""
-    labels = data.labels.clone()
-    known = labels != UNLABELLED
-    labels[known] = renamed[labels[known]]
-    return data.with_labels(labels) if isinstance(data, TensorData) else _Relabelled(data, labels)
-
-
-class _Relabelled(LabelledData):
-    """A data set under other labels."""
-
-    def __init__(self, data: LabelledData, labels: Tensor):
-        self.data, self.labels = data, labels
-        self.classes, self.groups, self.ids = data.classes, data.groups, data.ids
-        self.holds_features, self.reads_files = data.holds_features, data.reads_files
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.data[index][0], self.labels[index]
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.data.batch(indices)[0], self.labels[indices]
-
-    def drawn_batch(self, indices: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As the data set draws it, augmented where that is."""
-        return self.data.drawn_batch(indices, key)[0], self.labels[indices]

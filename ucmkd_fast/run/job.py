@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..data import LabelledData
-from ..data.unpaired import check_same_classes
+from ..data.class_names import check_same_names
 from ..distiller import Distiller, FitResult
 from ..models import reuse_head
 from .config import RunConfig, preset_and_options
@@ -41,32 +42,65 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def pretrain(
-    config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    parts: Parts | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train the run's teacher into a folder; what came out, as `distill`.
+
+    Args:
+        config: the run.
+        folder: where the teacher is kept.
+        parts: its data, where somebody has opened them already.
+        resume: see `distill`.
+        overwrite: see `distill`.
 
     Raises:
         ValueError: there is no teacher, or it is read from a checkpoint.
     """
     if config.teacher is None:
         raise ValueError("these settings have no teacher to train")
-    return distill(config.teacher.as_run(), folder, resume=resume, overwrite=overwrite)
+    return distill(config.teacher.as_run(), folder, parts=parts, resume=resume, overwrite=overwrite)
 
 
-def ready_teacher(config: RunConfig, folder: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
+def ready_teacher(
+    config: RunConfig, folder: Path, classes: Sequence[str], *, overwrite: bool = False
+) -> dict[str, Any] | None:
     """Have the teacher's training done in ``folder``, going on with it, or using it as it is.
+
+    Args:
+        config: the run.
+        folder: where the teacher is kept.
+        classes: the student's, which must be the teacher's too: that is checked before it is trained.
+        overwrite: replace a teacher of other settings.
 
     Returns:
         What its training came to; None where there is none: no teacher, or one of a checkpoint.
+
+    Raises:
+        ValueError: classes that differ, or a folder that holds another teacher.
     """
     if config.teacher is None or config.teacher.train is None or not config.needs_teacher:
         return None
+    resume = True
     try:
-        return finished(config.teacher.as_run(), folder) or pretrain(config, folder, resume=True)
+        if (done := finished(config.teacher.as_run(), folder)) is not None:
+            return done
     except ValueError:
         if not overwrite:
             raise
-        return pretrain(config, folder, overwrite=True)
+        resume = False
+    parts = open_parts(config.teacher.data, config.teacher.seed)
+    check_same_names(classes, parts.train.classes)
+    try:
+        return pretrain(config, folder, parts=parts, resume=resume, overwrite=not resume)
+    except ValueError:
+        if not overwrite or not resume:
+            raise
+        return pretrain(config, folder, parts=parts, overwrite=True)
 
 
 def distill(
@@ -103,12 +137,12 @@ def distill(
     if config.needs_teacher:
         assert config.teacher is not None
         teacher_folder = teacher_folder or folder / TEACHER
-        teacher_result = ready_teacher(config, teacher_folder, overwrite=overwrite)
+        teacher_result = ready_teacher(config, teacher_folder, parts.train.classes, overwrite=overwrite)
         teacher = load_teacher(config.teacher, teacher_folder, config.seed)
+        check_same_names(parts.train.classes, teacher.train.classes)
     taught = config.uses_teacher and teacher is not None
     student: Any = build_model(config.student.model, parts.train.classes, parts.train[0][0], config.seed)
     if teacher is not None and config.student.reuses_head:
-        check_same_classes(parts.train, teacher.train)
         reuse_head(student, teacher.model, frozen=config.student.head == "teacher-frozen")
     preset, options = preset_and_options(config.method)
     distiller = Distiller(
@@ -131,6 +165,7 @@ def distill(
     )
     result = {
         "config": config.identity(),
+        "classes": list(parts.train.classes),
         **_came_out(distiller, fitted, parts),
         "teacher_accuracy": teacher_result and teacher_result["accuracy"],
     }

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from ..data.class_names import check_same_names
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
 from .sources import build_model, open_parts
@@ -16,8 +17,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """The resolved settings, sizes of data and models as far as they can be had, and what is missing.
 
     Returns:
-        ``config``; ``student`` and ``teacher``: samples of each part and parameters, or None; ``steps`` of
-        the student; ``missing``: a sentence for each thing that is not there.
+        ``config``; ``student`` and ``teacher``: samples of each part, classes and parameters, or None; ``steps`` of
+        the student; ``missing``: a sentence for each thing that is not there, or does not fit the others.
     """
     missing: list[str] = []
     student = _sizes(config.student, config.seed, "student", missing)
@@ -29,6 +30,11 @@ def plan(config: RunConfig) -> dict[str, Any]:
                 weights_of(config.teacher.checkpoint)
             except (FileNotFoundError, ValueError) as error:
                 missing.append(f"teacher: {error}")
+    if student is not None and teacher is not None:
+        try:
+            check_same_names(student["classes"], teacher["classes"])
+        except ValueError as error:
+            missing.append(str(error))
     steps = None
     if student is not None:
         train = config.train
@@ -66,4 +72,5 @@ def _sizes(
         missing.append(f"{role}: {error}")
         return None
     samples = {name: len(part) for name, part in vars(parts).items() if part is not None}
-    return {"samples": samples, "parameters": sum(p.numel() for p in model.parameters())}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"samples": samples, "classes": list(parts.train.classes), "parameters": parameters}

@@ -7,14 +7,15 @@ mapping with a data set for each of these parts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import check_keys, kind
-from ..data import LabelledData, data_keys, few_labels, open_data
+from ..data import UNLABELLED, LabelledData, data_keys, few_labels, open_data
+from ..data.relabel import in_classes
 from ..data.selection import SELECTION
 from ..models import build_model as model_of
 from ..models import model_keys
@@ -51,6 +52,11 @@ class Parts:
     val: LabelledData | None = None
     test: LabelledData | None = None
     unlabelled: LabelledData | None = None  # more of the training part, to be used without labels
+
+    def in_classes(self, classes: Sequence[str], sides: tuple[str, str]) -> Parts:
+        """All parts under the labels that their classes have in another list; see `relabel.in_classes`."""
+        own = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: in_classes(part, classes, sides) for name, part in own.items()})
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,12 @@ def check_model_spec(model: Named) -> None:
 def open_parts(data: DataSpec, seed: int) -> Parts:
     """The data, split by the seed; what is not trained with for want of a label is ``unlabelled``.
 
+    Validation and test samples without a label are left out.
+    Parts that are data sets of their own have the labels of the training part's classes, by their names.
+
     Raises:
         FileNotFoundError: data that are missing.
-        ValueError: data that are broken, or cannot be split so.
+        ValueError: data that are broken, or cannot be split so; a part with a class that the training part lacks.
     """
     named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
     opened: dict[str, LabelledData] = {}
@@ -104,7 +113,23 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
         opened[part] = open_data(spec)
         if labels is not None:
             opened[part], unlabelled = few_labels(opened[part], labels, seed=spec["draw_seed"])
+        else:
+            opened[part], rest = _labelled(opened[part], part)
+            unlabelled = rest if part == "train" else unlabelled
+    classes = opened["train"].classes
+    for part in opened:
+        opened[part] = in_classes(opened[part], classes, ("the part 'train'", f"the part {part!r}"))
     return Parts(**opened, unlabelled=unlabelled)
+
+
+def _labelled(data: LabelledData, part: str) -> tuple[LabelledData, LabelledData | None]:
+    """The samples that have a label, and the others; None where all have one."""
+    known = data.labels != UNLABELLED
+    if known.all():
+        return data, None
+    if not known.any():
+        raise ValueError(f"no sample of the part {part!r} has a label")
+    return data.subset(known.nonzero().flatten()), data.subset((~known).nonzero().flatten())
 
 
 def build_model(model: Named, classes: Sequence[str], sample: Tensor, seed: int) -> nn.Module:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data import FeatureBank, LabelledData
+from ..data.relabel import relabelled
 from .config import TeacherConfig
-from .controls import derangement, permuted_model, relabelled
+from .controls import derangement, permuted_model
 from .files import load_weights, weights_of
 from .sources import build_model, open_parts
 
