@@ -35,22 +35,16 @@ def use_torch_threads() -> bool:
     """Run kernels on torch's pool; False where this torch does not export it (kernels then run serially)."""
     library = _torch_cpu_library()
     try:
-        addresses = [
-            ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-            for name in ("torch_parallel_for", "torch_get_num_threads")
-        ]
+        address = ctypes.cast(getattr(library, "torch_get_num_threads"), ctypes.c_void_p).value
     except AttributeError:
-        addresses = [None, None]
-    if None in addresses:
-        use_no_threads()
-        return False
-    _C.set_thread_pool(*addresses)
-    return True
+        address = None
+    _C.set_threads(address or 0, 64)
+    return address is not None
 
 
 def use_no_threads() -> None:
     """Run kernels in the calling thread only."""
-    _C.set_thread_pool(0, 0)
+    _C.set_threads(0, 1)
 
 
 threads_from_torch = use_torch_threads()

@@ -1,35 +1,64 @@
+// Whoever calls leads: it publishes one job after the other in a team, does tasks itself and waits for nothing but
+// tasks that a helper has taken. The helpers are threads of our own and not of torch's pool, since that one ends every
+// region by waiting for all of its threads, with or without a task: on a busy machine for several time slices, in a
+// container for as many threads as the host has cores.
+//
+// One wait is left: a helper may lose its processor in the middle of a task. Such a stall is seen by its length; calls
+// then use half as many threads for a while (`Crowd`).
 #include "core/parallel.h"
 
+#include <fenv.h>
 #include <sched.h>
+#include <time.h>
 
 #include <atomic>
-#include <exception>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
 
 namespace ucmkd {
 
-ThreadPool& thread_pool() {
-  static ThreadPool pool;
-  return pool;
+ThreadSource& thread_source() {
+  static ThreadSource source;
+  return source;
 }
 
 int num_threads() {
+  const ThreadSource& source = thread_source();
   uint32_t count = 1;
-  auto& pool = thread_pool();
-  if (!pool.parallel_for || !pool.get_num_threads || pool.get_num_threads(&count) != 0) return 1;
-  if (count > static_cast<uint32_t>(kMaxTasks)) count = kMaxTasks;
+  if (!source.get_num_threads || source.get_num_threads(&count) != 0) return 1;
+  const uint32_t most = source.limit < kMaxTasks ? source.limit : kMaxTasks;
+  if (count > most) count = most;
   return count < 1 ? 1 : static_cast<int>(count);
 }
 
 namespace {
 
-// Waits without giving the core away at first, since what is waited for is about to come.
-class Patience {
+using Clock = std::chrono::steady_clock;
+
+std::atomic<int64_t> teams{0}, stalls{0};
+
+constexpr auto kStall = std::chrono::microseconds(500);
+
+Clock::duration processor_time() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+}
+
+// Spins briefly, then yields.
+class SpinWait {
  public:
+  static constexpr int kSpins = 4000;
+  bool spinning() const { return spins_ < kSpins; }
   void wait() {
-    if (++spins_ > 4000) {
+    if (!spinning()) {
       sched_yield();
       return;
     }
+    ++spins_;
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -41,52 +70,102 @@ class Patience {
   int spins_ = 0;
 };
 
-// Threads that stay in one callback of the pool while one of them, the first to arrive, runs a whole
-// algorithm and hands out the tasks of one job after the other. Nobody waits for a thread that has not taken
-// a task: whatever the pool does (merges callbacks, runs them one by one, or runs none), the first to arrive
-// can do everything alone.
-class Team {
+// How many threads are worth asking for, from the stalls of the calls before. Numbers that threads race for are only
+// ever off by one stall.
+class Crowd {
  public:
-  Team(void (*main)(void*), void* context) : main_(main), main_context_(context) {}
-
-  void arrive() {
-    const int rank = arrived_.fetch_add(1, std::memory_order_acq_rel);
-    if (rank == 0)
-      lead();
-    else
-      help(rank);
+  int most(int wanted) {
+    int most = most_.load(std::memory_order_relaxed);
+    if (most >= wanted || now() < until_.load(std::memory_order_relaxed)) return most < wanted ? most : wanted;
+    most *= 2;
+    most_.store(most, std::memory_order_relaxed);
+    return most < wanted ? most : wanted;
   }
-  bool nobody_came() const { return arrived_.load(std::memory_order_acquire) == 0; }
-  void rethrow() const {
-    if (thrown_) std::rethrow_exception(thrown_);
+  // A stall costs a fiftieth of the time until the next one at most.
+  void stalled(int threads, Clock::duration length) {
+    stalls.fetch_add(1, std::memory_order_relaxed);
+    most_.store(threads / 2 < 1 ? 1 : threads / 2, std::memory_order_relaxed);
+    until_.store(now() + 50 * length.count(), std::memory_order_relaxed);
+  }
+
+ private:
+  static int64_t now() { return Clock::now().time_since_epoch().count(); }
+  std::atomic<int> most_{kMaxTasks};
+  std::atomic<int64_t> until_{0};
+};
+
+Crowd crowd;
+
+thread_local bool in_task = false;
+thread_local Team* team_of_this_thread = nullptr;
+
+}  // namespace
+
+// Lives as long as the process, for one call after the other: a helper that comes late looks into one that is closed.
+class alignas(64) Team {
+ public:
+  // The caller's, unless it is taken or a helper has not left it yet.
+  bool claim(int threads) {
+    int free = kFree;
+    if (state_.load(std::memory_order_relaxed) != kFree || !state_.compare_exchange_strong(free, kClaimed)) return false;
+    if (inside_.load() != 0) {
+      state_.store(kFree);
+      return false;
+    }
+    threads_ = threads, jobs_ = 0, alone_ = false, begin_ = Clock::now(), processor_begin_ = processor_time();
+    fegetenv(&rounding_);
+    room_.store(threads - 1);
+    state_.store(kOpen);
+    return true;
+  }
+  // Half a millisecond and a quarter of the call without a processor: there are more threads than processors.
+  void close() {
+    const auto all = Clock::now() - begin_, lost = all - (processor_time() - processor_begin_);
+    if (!alone_ && lost > kStall && 4 * lost > all) crowd.stalled(threads_, lost);
+    state_.store(kFree);
   }
 
   // One job. Bits of `taken_` that are no tasks are set: all ones is "nothing to do".
   void run(int tasks, void (*task)(int, void*), void* context) {
-    task_ = task, context_ = context;
-    done_.store(0, std::memory_order_relaxed);
-    taken_.store(tasks == 64 ? 0 : ~uint64_t{0} << tasks, std::memory_order_release);
-    int mine = 0;
-    for (int index; take(0, &index); ++mine) task(index, context);
-    for (Patience patience; done_.load(std::memory_order_acquire) != tasks - mine;) patience.wait();
+    ++jobs_;
+    team_of_this_thread = nullptr, in_task = true;
+    if (alone_) {
+      for (int index = 0; index < tasks; ++index) task(index, context);
+    } else {
+      task_ = task, context_ = context;
+      done_.store(0, std::memory_order_relaxed);
+      taken_.store(tasks == 64 ? 0 : ~uint64_t{0} << tasks, std::memory_order_release);
+      int mine = 0;
+      for (int index; take(0, &index); ++mine) task(index, context);
+      join(tasks, mine);
+    }
+    team_of_this_thread = this, in_task = false;
+  }
+
+  // What a helper does; false where there is no room for it.
+  bool help() {
+    if (state_.load(std::memory_order_relaxed) != kOpen) return false;
+    inside_.fetch_add(1);
+    const int room = state_.load() == kOpen ? room_.fetch_sub(1) : 0;
+    if (room > 0) {
+      fesetenv(&rounding_);  // a caller may flush subnormals: its numbers do not depend on who makes them
+      for (SpinWait spin; state_.load(std::memory_order_acquire) == kOpen;) {
+        int index;
+        if (!take(room, &index)) {
+          spin.wait();
+          continue;
+        }
+        task_(index, context_);
+        done_.fetch_add(1, std::memory_order_release);
+        spin = SpinWait();
+      }
+    }
+    inside_.fetch_sub(1);
+    return room > 0;
   }
 
  private:
-  void lead();
-
-  void help(int rank) {
-    Patience patience;
-    while (!over_.load(std::memory_order_acquire)) {
-      int index;
-      if (!take(rank, &index)) {
-        patience.wait();
-        continue;
-      }
-      task_(index, context_);
-      done_.fetch_add(1, std::memory_order_release);
-      patience = Patience();
-    }
-  }
+  enum State : int { kFree, kClaimed, kOpen };
 
   // The preferred task of this thread, so that it meets the same rows in every job; else any that is left.
   bool take(int preferred, int* index) {
@@ -102,66 +181,119 @@ class Team {
     return false;
   }
 
-  void (*main_)(void*);
-  void* main_context_;
+  // Waits for the tasks that helpers have taken. More than half a millisecond, and longer than this thread needs for
+  // them itself (a job as long as those before, at least): a stall.
+  void join(int tasks, int mine) {
+    auto over = [&] { return done_.load(std::memory_order_acquire) == tasks - mine; };
+    if (over()) return;
+    const auto since = Clock::now();
+    for (SpinWait spin; !over();) spin.wait();
+    const auto waited = Clock::now() - since, job = (since - begin_) / jobs_;
+    if (waited < kStall || waited < job * (tasks - mine)) return;
+    crowd.stalled(threads_, waited);
+    alone_ = true;
+  }
+
+  std::atomic<int> state_{kFree}, inside_{0}, room_{0};
+  int threads_ = 1, jobs_ = 0;
+  bool alone_ = false;
+  Clock::time_point begin_;
+  Clock::duration processor_begin_;
+  fenv_t rounding_;
   void (*task_)(int, void*) = nullptr;
   void* context_ = nullptr;
-  std::exception_ptr thrown_;
   alignas(64) std::atomic<uint64_t> taken_{~uint64_t{0}};
   alignas(64) std::atomic<int> done_{0};
-  alignas(64) std::atomic<bool> over_{false};
-  std::atomic<int> arrived_{0};
 };
 
-thread_local Team* team_of_this_thread = nullptr;
+namespace {
 
-void Team::lead() {
-  team_of_this_thread = this;
-  try {
-    main_(main_context_);
-  } catch (...) {
-    thrown_ = std::current_exception();
+// The threads. They sleep while there is nothing to do, and end with the process.
+class Bench {
+ public:
+  Team* open(int threads) {
+    grow(threads - 1);
+    for (Team& team : teams_)
+      if (team.claim(threads)) {
+        offer(threads - 1);
+        return &team;
+      }
+    return nullptr;
   }
-  team_of_this_thread = nullptr;
-  over_.store(true, std::memory_order_release);
-}
 
-struct Call {
-  void (*task)(int, void*);
-  void* context;
-  std::atomic<uint64_t> done{0};
+ private:
+  void grow(int wanted) {
+    if (count_.load(std::memory_order_relaxed) >= wanted) return;
+    const std::unique_lock<std::mutex> one(growing_, std::try_to_lock);
+    if (!one.owns_lock()) return;
+    try {
+      for (; count_.load() < wanted; count_.fetch_add(1)) std::thread([this] { live(); }).detach();
+    } catch (const std::system_error&) {  // no more threads here: as many as there are
+    }
+  }
+
+  void offer(int helpers) {
+    offers_.fetch_add(1);
+    if (asleep_.load() == 0) return;
+    // Where the lock is free, nobody is between looking and sleeping. Where it is not, a helper may miss this offer.
+    const bool free = sleeping_.try_lock();
+    if (free) sleeping_.unlock();
+    for (int k = 0; k < helpers; ++k) wake_.notify_one();
+  }
+
+  void live() {
+    in_task = true;
+    for (uint64_t seen = 0;;) {
+      seen = offers_.load();
+      bool helped = false;
+      for (Team& team : teams_) helped |= team.help();
+      if (helped) continue;
+      for (SpinWait spin; spin.spinning() && offers_.load(std::memory_order_relaxed) == seen;) spin.wait();
+      if (offers_.load() != seen) continue;
+      std::unique_lock<std::mutex> lock(sleeping_);
+      asleep_.fetch_add(1);
+      wake_.wait(lock, [&] { return offers_.load() != seen; });
+      asleep_.fetch_sub(1);
+    }
+  }
+
+  Team teams_[kMaxTasks];
+  std::atomic<int> count_{0}, asleep_{0};
+  std::atomic<uint64_t> offers_{0};
+  std::mutex growing_, sleeping_;
+  std::condition_variable wake_;
 };
 
-void body(int64_t begin, int64_t end, void* context) {
-  auto* call = static_cast<Call*>(context);
-  for (int64_t i = begin; i < end; ++i) {
-    call->task(static_cast<int>(i), call->context);
-    call->done.fetch_or(uint64_t{1} << i, std::memory_order_release);
-  }
+Bench& bench() {
+  static Bench* const all = new Bench;  // never destroyed: its threads use it to the end
+  return *all;
 }
+
 }  // namespace
+
+Helpers::Helpers(double work) {
+  if (work < kLeastWork || in_task || team_of_this_thread) return;
+  int threads = num_threads();
+  const double useful = work / (kLeastWork / 2);
+  threads = crowd.most(useful < threads ? static_cast<int>(useful) : threads);
+  if (threads < 2) return;
+  team_ = bench().open(threads);
+  if (!team_) return;
+  team_of_this_thread = team_;
+  teams.fetch_add(1, std::memory_order_relaxed);
+}
+
+Helpers::~Helpers() {
+  if (!team_) return;
+  team_of_this_thread = nullptr;
+  team_->close();
+}
+
+ThreadCounts thread_counts() { return {teams.load(), stalls.load()}; }
 
 void run_tasks(int tasks, void (*task)(int, void*), void* context) {
   if (team_of_this_thread) return team_of_this_thread->run(tasks, task, context);
-  Call call{task, context};
-  auto& pool = thread_pool();
-  // Whatever the pool answers, what counts is which indices ran: the others run here.
-  if (pool.parallel_for) (void)pool.parallel_for(0, tasks, 1, body, &call);
-  const uint64_t done = call.done.load(std::memory_order_acquire);
-  for (int i = 0; i < tasks; ++i)
-    if (!(done >> i & 1)) task(i, context);
-}
-
-void run_with_team(int tasks, void (*main)(void*), void* context) {
-  auto& pool = thread_pool();
-  if (!pool.parallel_for || team_of_this_thread) return main(context);
-  Team team(main, context);
-  auto callback = [](int64_t begin, int64_t end, void* team) {
-    for (int64_t i = begin; i < end; ++i) static_cast<Team*>(team)->arrive();
-  };
-  (void)pool.parallel_for(0, tasks, 1, callback, &team);
-  if (team.nobody_came()) team.arrive();
-  team.rethrow();
+  for (int index = 0; index < tasks; ++index) task(index, context);
 }
 
 }  // namespace ucmkd

@@ -1,38 +1,52 @@
-// Threads: torch's own pool, handed over at import by address; serial where it is missing.
+// Threads of a call: helpers that join where they are free, and that nobody waits for.
 #pragma once
 #include <stdint.h>
 
 namespace ucmkd {
 
-// The C functions torch_parallel_for and torch_get_num_threads of libtorch_cpu (torch >= 2.10).
-struct ThreadPool {
-  using Body = void (*)(int64_t begin, int64_t end, void* context);
-  int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context) = nullptr;
-  int32_t (*get_num_threads)(uint32_t* count) = nullptr;
-};
-
-// Process-wide; written at import and in the child of a fork, read by every call.
-ThreadPool& thread_pool();
-
 constexpr int kMaxTasks = 64;
 
-// Threads that torch would use now, at most kMaxTasks; 1 without a pool.
+// How many threads a call may use: what torch says now (the C function torch_get_num_threads of libtorch_cpu), and
+// what the control group and the affinity of this process allow. Process-wide; written at import and in the child
+// of a fork, read by every call.
+struct ThreadSource {
+  int32_t (*get_num_threads)(uint32_t* count) = nullptr;  // null: every call runs in its own thread alone
+  int limit = kMaxTasks;
+};
+ThreadSource& thread_source();
+
+// Threads to split work for, at most kMaxTasks: the tasks, and with them the order of every sum, follow it alone,
+// not the threads that run them.
 int num_threads();
 
-// Runs task(index) for every index in [0, tasks), tasks <= kMaxTasks. The pool may merge indices into
-// fewer callbacks and runs serially when nested, so a task must not wait for another. An index that
-// the pool did not run (it reported an error) runs in the calling thread.
+// While one lives, `parallel` of this thread hands tasks to helpers. `work`, in multiply-adds, is what the whole call
+// has to do at most: below kLeastWork it has none, and neither inside another or inside a task.
+class Helpers {
+ public:
+  explicit Helpers(double work);
+  ~Helpers();
+  Helpers(const Helpers&) = delete;
+  void operator=(const Helpers&) = delete;
+
+ private:
+  class Team* team_ = nullptr;
+};
+
+// About a third of a millisecond. A helper takes longer to come, where others hold the processors, than to do its
+// share of less (`ucmkd bench busy`).
+constexpr double kLeastWork = 16e6;
+// Of a pass over an element that does more than one multiply-add, mostly in memory; with an exponential.
+constexpr double kPassWork = 8, kExpWork = 32;
+
+// For tests: calls that had helpers, and waits for a helper that lost its processor in a task.
+struct ThreadCounts {
+  int64_t teams, stalls;
+};
+ThreadCounts thread_counts();
+
+// Runs task(index) for every index in [0, tasks), tasks <= kMaxTasks, in any order and in any threads: a task must
+// not wait for another, and must not throw where there are helpers.
 void run_tasks(int tasks, void (*task)(int index, void* context), void* context);
-
-// Runs main() with a team of threads held ready: every run_tasks inside it costs a fraction of a fork and
-// join of the pool. What main throws is thrown here.
-void run_with_team(int tasks, void (*main)(void* context), void* context);
-
-template <class F>
-static inline void with_team(int tasks, F& body) {
-  if (tasks <= 1) return body();
-  run_with_team(tasks, [](void* context) { (*static_cast<F*>(context))(); }, &body);
-}
 
 // Tasks for a matrix product of this many multiply-adds a task at least: below, a thread costs more than it
 // saves.

@@ -17,6 +17,7 @@ int64_t rows_kept(const int64_t* target, int64_t n, int64_t ignore_index) {
 
 template <class T>
 void forward(Forward<T>& call) {
+  const Helpers helpers(2 * kExpWork * call.n * call.k);
   const int64_t useful = call.n * call.k / (8 * 1024);  // elements that pay for a second thread
   int64_t tasks = num_threads();
   tasks = useful < tasks ? useful : tasks;

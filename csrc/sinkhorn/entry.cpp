@@ -25,10 +25,7 @@ void over_batch(const Problem& p, int inside, Body body) {
     };
     parallel(tasks, task);
   } else {
-    for (int64_t k = 0; k < p.batch; ++k) {
-      auto one = [&] { body(k, inside); };
-      with_team(inside, one);
-    }
+    for (int64_t k = 0; k < p.batch; ++k) body(k, inside);
   }
 }
 
@@ -109,6 +106,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
     if (const char* refused = check_masses(at<T>(p.a, k * p.a_stride), p.n, at<T>(p.b, k * p.b_stride), p.m))
       return refused;
   if (const char* refused = check_classes<T>(p)) return refused;
+  const Helpers helpers(solve_work(p));
   const int inside = tasks_for(p.n, p.m);
   WorkPool<T> work(p.batch, forward_work(p.n, p.m, inside));
   const cost::Features<T> features = cost::features_of<T>(p);
@@ -208,6 +206,7 @@ void finish_gradient(const Problem& p, const Adjoint<T>& call, const T* row_sum,
 template <class T>
 int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out,
                 int64_t* depth) {
+  const Helpers helpers(adjoint_work(p));
   const int inside = tasks_for(p.n, p.m);
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + p.n + p.m);
@@ -234,6 +233,7 @@ template <class T>
 void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, const Gradients<T>& out) {
   bool log_domain = false;
   for (int64_t k = 0; k < p.batch; ++k) log_domain |= depth[k] < 0;
+  const Helpers helpers(log_domain ? log_adjoint_work(p) : last_work(p));
   const int inside = tasks_for(p.n, p.m);
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(log_domain ? p.batch : 0, own + p.n + p.m);
@@ -253,6 +253,7 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
 
 template <class T>
 bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
+  const Helpers helpers(adjoint_work(p) + last_work(p));
   const int inside = tasks_for(p.n, p.m);
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + padded(p.n) + padded(p.m) + p.n + p.m);
@@ -284,6 +285,7 @@ bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
 
 template <class T>
 void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
+  const Helpers helpers(last_work(p));
   over_batch(p, tasks_for(p.n, p.m), [&](int64_t k, int tasks) {
     finish_gradient<T>(p, adjoint_call<T>(p, up, k, tasks), nullptr, nullptr, true, out, k);
   });
@@ -292,6 +294,7 @@ void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
 template <class T>
 void gradient_rows(const Problem& p, Grad grad, const Upstream& up, int64_t begin, int64_t end,
                    const T* row_sum, const T* col_sum, const Gradients<T>& out) {
+  const Helpers helpers(last_work(p) * (end - begin) / p.n);
   const Adjoint<T> call = adjoint_call<T>(p, up, 0, tasks_for(end - begin, p.m));
   finish_rows<T>(p, call, begin, end, row_sum, col_sum, grad == Grad::kEnvelope, out);
 }

@@ -16,7 +16,10 @@ constexpr int64_t kMostRows = 24;
 template <class T>
 class Sweep {
  public:
-  explicit Sweep(const PanelsOf& p) : panels_(of(p)), work_(panels_.tasks * panels_work(panels_)) {
+  explicit Sweep(const PanelsOf& p)
+      : helpers_(double(p.n) * p.m * ((p.kept && p.made ? 0 : p.d) + 2 * kExpWork)),
+        panels_(of(p)),
+        work_(panels_.tasks * panels_work(panels_)) {
     panels_.work = work_.data();
   }
   const Panels<T>& panels() const { return panels_; }
@@ -34,6 +37,7 @@ class Sweep {
     return s;
   }
 
+  Helpers helpers_;
   Panels<T> panels_;
   Scratch<T> work_;
 };
@@ -42,6 +46,7 @@ class Sweep {
 
 template <class T>
 void panels_pack(int64_t m, int64_t d, const T* y, T* packed) {
+  const Helpers helpers(kPassWork * m * d);
   kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d));
 }
 template <class T>

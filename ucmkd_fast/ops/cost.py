@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C, METRIC_CODES
+from . import _pieces
 
 METRICS = tuple(METRIC_CODES)
 
@@ -65,9 +66,7 @@ def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels read it: contiguous, of this dtype. Inside an autograd Function, where nothing is recorded."""
-    if z.dtype == dtype and z.is_contiguous():
-        return z
-    return z.to(dtype).contiguous()
+    return _pieces.converted(z, dtype)
 
 
 def finish(features: Features, matrix: Tensor) -> None:
