@@ -1,4 +1,4 @@
-"""Loads the compiled module and hands it torch's own thread pool."""
+"""Loads the compiled module and tells it how many threads it may use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import torch
+
+from . import processors
 
 try:
     from . import _C
@@ -31,24 +33,33 @@ def _torch_cpu_library() -> ctypes.CDLL | None:
     return None
 
 
-def use_torch_threads() -> bool:
-    """Run kernels on torch's pool; False where this torch does not export it (kernels then run serially)."""
+def use_threads() -> bool:
+    """Let kernels use as many threads as torch says, within what this process may use.
+
+    False where this torch does not export its number: kernels then run in the calling thread.
+    """
     library = _torch_cpu_library()
     try:
-        address = ctypes.cast(getattr(library, "torch_get_num_threads"), ctypes.c_void_p).value
+        addresses = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+            for name in ("torch_parallel_for", "torch_get_num_threads")
+        ]
     except AttributeError:
-        address = None
-    _C.set_threads(address or 0, 64)
-    return address is not None
+        addresses = [None, None]
+    if None in addresses:
+        use_no_threads()
+        return False
+    _C.set_threads(*addresses, processors.usable())
+    return True
 
 
 def use_no_threads() -> None:
     """Run kernels in the calling thread only."""
-    _C.set_threads(0, 1)
+    _C.set_threads(0, 0, 1)
 
 
-threads_from_torch = use_torch_threads()
-# torch's pool does not survive a fork: in the child it hangs.
+threads_from_torch = use_threads()
+# The helpers of csrc/core/parallel.cpp do not survive a fork; in the child calls would look for them in vain.
 os.register_at_fork(after_in_child=use_no_threads)
 
 _info = _C.build_info()

@@ -1,38 +1,47 @@
-// Whoever calls leads: it publishes one job after the other in a team, does tasks itself and waits for nothing but
-// tasks that a helper has taken. The helpers are threads of our own and not of torch's pool, since that one ends every
-// region by waiting for all of its threads, with or without a task: on a busy machine for several time slices, in a
-// container for as many threads as the host has cores.
+// One thread leads: it publishes one job after the other in a team, does tasks itself and waits for nothing but tasks
+// that a helper has taken. Who does not come is not missed.
 //
-// One wait is left: a helper may lose its processor in the middle of a task. Such a stall is seen by its length; calls
-// then use half as many threads for a while (`Crowd`).
+// Helpers are torch's threads, which stay in one callback of its pool for the whole call. Its pool ends every region by
+// waiting for all of its threads, though, whether they had something to do or not. So a call of little work does not
+// go there at all (ThreadSettings::least_work), and where a call lost its time to threads that others keep from their
+// processors, the next ones use half as many for a while (`Crowd`). Where torch has more threads than the process may
+// keep busy, as in a container that sees all cores of its host, waking them all would use the quota up: then helpers
+// are threads of our own (`Pool`), which join where they are free and which nobody waits for.
 #include "core/parallel.h"
 
 #include <fenv.h>
 #include <sched.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
 
 namespace ucmkd {
 
-ThreadSource& thread_source() {
-  static ThreadSource source;
-  return source;
+ThreadSettings& thread_settings() {
+  static ThreadSettings settings;
+  return settings;
 }
 
-int num_threads() {
-  const ThreadSource& source = thread_source();
+namespace {
+
+// 1 where there is none to ask.
+int torch_threads() {
+  const ThreadSettings& settings = thread_settings();
   uint32_t count = 1;
-  if (!source.get_num_threads || source.get_num_threads(&count) != 0) return 1;
-  const uint32_t most = source.limit < kMaxTasks ? source.limit : kMaxTasks;
-  if (count > most) count = most;
+  if (!settings.parallel_for || !settings.get_num_threads || settings.get_num_threads(&count) != 0) return 1;
   return count < 1 ? 1 : static_cast<int>(count);
 }
+
+}  // namespace
+
+int num_threads() { return std::min({torch_threads(), std::max(thread_settings().limit, 1), kMaxTasks}); }
 
 namespace {
 
@@ -81,11 +90,12 @@ class Crowd {
     most_.store(most, std::memory_order_relaxed);
     return most < wanted ? most : wanted;
   }
-  // A stall costs a fiftieth of the time until the next one at most.
+  // What stalls cost is at most a fiftieth of the time, of long ones that of a second.
   void stalled(int threads, Clock::duration length) {
     stalls.fetch_add(1, std::memory_order_relaxed);
     most_.store(threads / 2 < 1 ? 1 : threads / 2, std::memory_order_relaxed);
-    until_.store(now() + 50 * length.count(), std::memory_order_relaxed);
+    until_.store(now() + std::min(50 * length, Clock::duration(std::chrono::seconds(1))).count(),
+                 std::memory_order_relaxed);
   }
 
  private:
@@ -96,10 +106,9 @@ class Crowd {
 
 Crowd crowd;
 
+class Team;
 thread_local bool in_task = false;
 thread_local Team* team_of_this_thread = nullptr;
-
-}  // namespace
 
 // Lives as long as the process, for one call after the other: a helper that comes late looks into one that is closed.
 class alignas(64) Team {
@@ -112,17 +121,25 @@ class alignas(64) Team {
       state_.store(kFree);
       return false;
     }
-    threads_ = threads, jobs_ = 0, alone_ = false, begin_ = Clock::now(), processor_begin_ = processor_time();
+    threads_ = threads, jobs_ = 0, alone_ = false, begin_ = Clock::now();
     fegetenv(&rounding_);
     room_.store(threads - 1);
     state_.store(kOpen);
     return true;
   }
-  // Half a millisecond and a quarter of the call without a processor: there are more threads than processors.
-  void close() {
-    const auto all = Clock::now() - begin_, lost = all - (processor_time() - processor_begin_);
-    if (!alone_ && lost > kStall && 4 * lost > all) crowd.stalled(threads_, lost);
-    state_.store(kFree);
+  void close() { state_.store(kFree); }
+
+  // Runs main() as the leader; what it throws comes back.
+  std::exception_ptr lead(void (*main)(void*), void* context) {
+    std::exception_ptr thrown;
+    team_of_this_thread = this;
+    try {
+      main(context);
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+    team_of_this_thread = nullptr;
+    return thrown;
   }
 
   // One job. Bits of `taken_` that are no tasks are set: all ones is "nothing to do".
@@ -142,9 +159,10 @@ class alignas(64) Team {
     team_of_this_thread = this, in_task = false;
   }
 
-  // What a helper does; false where there is no room for it.
+  // What a helper does until the call is over; false where there is no room for it.
   bool help() {
     if (state_.load(std::memory_order_relaxed) != kOpen) return false;
+    in_task = true;
     inside_.fetch_add(1);
     const int room = state_.load() == kOpen ? room_.fetch_sub(1) : 0;
     if (room > 0) {
@@ -161,6 +179,7 @@ class alignas(64) Team {
       }
     }
     inside_.fetch_sub(1);
+    in_task = false;
     return room > 0;
   }
 
@@ -191,14 +210,13 @@ class alignas(64) Team {
     const auto waited = Clock::now() - since, job = (since - begin_) / jobs_;
     if (waited < kStall || waited < job * (tasks - mine)) return;
     crowd.stalled(threads_, waited);
-    alone_ = true;
+    alone_ = thread_settings().least_work > 0;
   }
 
   std::atomic<int> state_{kFree}, inside_{0}, room_{0};
   int threads_ = 1, jobs_ = 0;
   bool alone_ = false;
   Clock::time_point begin_;
-  Clock::duration processor_begin_;
   fenv_t rounding_;
   void (*task_)(int, void*) = nullptr;
   void* context_ = nullptr;
@@ -206,10 +224,8 @@ class alignas(64) Team {
   alignas(64) std::atomic<int> done_{0};
 };
 
-namespace {
-
 // The threads. They sleep while there is nothing to do, and end with the process.
-class Bench {
+class Pool {
  public:
   Team* open(int threads) {
     grow(threads - 1);
@@ -242,7 +258,6 @@ class Bench {
   }
 
   void live() {
-    in_task = true;
     for (uint64_t seen = 0;;) {
       seen = offers_.load();
       bool helped = false;
@@ -264,29 +279,94 @@ class Bench {
   std::condition_variable wake_;
 };
 
-Bench& bench() {
-  static Bench* const all = new Bench;  // never destroyed: its threads use it to the end
+Pool& pool() {
+  static Pool* const all = new Pool;  // never destroyed: its threads use it to the end
   return *all;
+}
+
+// Half a millisecond and a quarter of the call in which its thread had no processor, or waited for threads that had
+// nothing to do any more: there are more threads than processors.
+class Watch {
+ public:
+  void over() { over_ = Clock::now(); }
+  void report(int threads) const {
+    const auto now = Clock::now();
+    const auto all = now - begin_, idle = all - (processor_time() - processor_begin_);
+    const auto lost = std::max(idle, now - over_);
+    if (lost > kStall && 4 * lost > all) crowd.stalled(threads, lost);
+  }
+
+ private:
+  Clock::time_point begin_ = Clock::now(), over_ = begin_;
+  Clock::duration processor_begin_ = processor_time();
+};
+
+// One region of torch's pool: the first thread to arrive leads, whatever the pool does (merges callbacks, runs them one
+// by one, or runs none).
+struct Region {
+  Team team;
+  Watch watch;
+  void (*main)(void*);
+  void* context;
+  std::atomic<int> arrived{0};
+  std::exception_ptr thrown;
+
+  void arrive() {
+    if (arrived.fetch_add(1) > 0) {
+      team.help();
+      return;
+    }
+    thrown = team.lead(main, context);
+    watch.over();
+    team.close();
+  }
+};
+
+void in_torchs_pool(int threads, void (*main)(void*), void* context) {
+  Region region;
+  region.main = main, region.context = context;
+  region.team.claim(threads);
+  auto callback = [](int64_t begin, int64_t end, void* region) {
+    for (int64_t i = begin; i < end; ++i) static_cast<Region*>(region)->arrive();
+  };
+  (void)thread_settings().parallel_for(0, threads, 1, callback, &region);
+  if (region.arrived.load() == 0) region.arrive();
+  region.watch.report(threads);
+  if (region.thrown) std::rethrow_exception(region.thrown);
+}
+
+void with_own_helpers(int threads, void (*main)(void*), void* context) {
+  Team* const team = pool().open(threads);
+  if (!team) return main(context);
+  Watch watch;
+  const std::exception_ptr thrown = team->lead(main, context);
+  watch.over();
+  team->close();
+  watch.report(threads);
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+int threads_for(double work) {
+  const double least = thread_settings().least_work;
+  if (work < least || in_task || team_of_this_thread) return 1;
+  const int threads = num_threads();
+  if (least == 0) return threads;
+  const double useful = work / (least / 2);
+  return crowd.most(useful < threads ? static_cast<int>(useful) : threads);
 }
 
 }  // namespace
 
-Helpers::Helpers(double work) {
-  if (work < kLeastWork || in_task || team_of_this_thread) return;
-  int threads = num_threads();
-  const double useful = work / (kLeastWork / 2);
-  threads = crowd.most(useful < threads ? static_cast<int>(useful) : threads);
-  if (threads < 2) return;
-  team_ = bench().open(threads);
-  if (!team_) return;
-  team_of_this_thread = team_;
-  teams.fetch_add(1, std::memory_order_relaxed);
-}
+bool worth_helpers(double work) { return threads_for(work) > 1; }
 
-Helpers::~Helpers() {
-  if (!team_) return;
-  team_of_this_thread = nullptr;
-  team_->close();
+void run_with_helpers(double work, void (*main)(void*), void* context) {
+  const int threads = threads_for(work);
+  if (threads < 2) return main(context);
+  teams.fetch_add(1, std::memory_order_relaxed);
+  if (torch_threads() <= thread_settings().limit)
+    in_torchs_pool(threads, main, context);
+  else
+    with_own_helpers(threads, main, context);
 }
 
 ThreadCounts thread_counts() { return {teams.load(), stalls.load()}; }

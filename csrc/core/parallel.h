@@ -1,44 +1,57 @@
-// Threads of a call: helpers that join where they are free, and that nobody waits for.
+// Threads of a call: torch's own pool, or our own helpers where torch has more threads than this process may use.
 #pragma once
 #include <stdint.h>
+
+#include <type_traits>
 
 namespace ucmkd {
 
 constexpr int kMaxTasks = 64;
 
-// How many threads a call may use: what torch says now (the C function torch_get_num_threads of libtorch_cpu), and
-// what the control group and the affinity of this process allow. Process-wide; written at import and in the child
-// of a fork, read by every call.
-struct ThreadSource {
-  int32_t (*get_num_threads)(uint32_t* count) = nullptr;  // null: every call runs in its own thread alone
-  int limit = kMaxTasks;
+// Multiply-adds of a call that is worth helpers: about a third of a millisecond. Where others hold the processors a
+// helper takes longer to come than its share of less takes (`ucmkd bench busy`).
+constexpr double kLeastWork = 16e6;
+
+// Process-wide; written at import and in the child of a fork, read by every call.
+struct ThreadSettings {
+  using Body = void (*)(int64_t begin, int64_t end, void* context);
+  // torch_parallel_for and torch_get_num_threads of libtorch_cpu (torch >= 2.10). Null: calls run in their own thread.
+  int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context) = nullptr;
+  int32_t (*get_num_threads)(uint32_t* count) = nullptr;
+  int limit = kMaxTasks;  // what affinity and control group of this process allow (ucmkd_fast/processors.py)
+  double least_work = kLeastWork;  // 0, in tests: helpers in every call, however crowded the machine
 };
-ThreadSource& thread_source();
+ThreadSettings& thread_settings();
 
 // Threads to split work for, at most kMaxTasks: the tasks, and with them the order of every sum, follow it alone,
 // not the threads that run them.
 int num_threads();
 
-// While one lives, `parallel` of this thread hands tasks to helpers. `work`, in multiply-adds, is what the whole call
-// has to do at most: below kLeastWork it has none, and neither inside another or inside a task.
-class Helpers {
- public:
-  explicit Helpers(double work);
-  ~Helpers();
-  Helpers(const Helpers&) = delete;
-  void operator=(const Helpers&) = delete;
+// Whether a call of so many multiply-adds at most has helpers now. None: little work, a crowded machine, and inside
+// another call or a task.
+bool worth_helpers(double work);
+// Runs main() with helpers; what it throws is thrown here.
+void run_with_helpers(double work, void (*main)(void* context), void* context);
 
- private:
-  class Team* team_ = nullptr;
-};
+// body() and what it returns; `parallel` inside it hands tasks to helpers where `work` is worth them.
+template <class F>
+static inline auto with_helpers(double work, const F& body) -> decltype(body()) {
+  if (!worth_helpers(work)) return body();
+  using Result = decltype(body());
+  if constexpr (std::is_void_v<Result>) {
+    run_with_helpers(work, [](void* context) { (*static_cast<const F*>(context))(); }, const_cast<F*>(&body));
+  } else {
+    Result result{};
+    auto main = [&] { result = body(); };
+    run_with_helpers(work, [](void* context) { (*static_cast<decltype(main)*>(context))(); }, &main);
+    return result;
+  }
+}
 
-// About a third of a millisecond. A helper takes longer to come, where others hold the processors, than to do its
-// share of less (`ucmkd bench busy`).
-constexpr double kLeastWork = 16e6;
-// Of a pass over an element that does more than one multiply-add, mostly in memory; with an exponential.
+// Multiply-adds that an element costs in a pass over a matrix; with an exponential.
 constexpr double kPassWork = 8, kExpWork = 32;
 
-// For tests: calls that had helpers, and waits for a helper that lost its processor in a task.
+// Since the start of the process, for tests: calls that asked for helpers, and those that lost time by it.
 struct ThreadCounts {
   int64_t teams, stalls;
 };

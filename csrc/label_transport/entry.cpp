@@ -17,14 +17,13 @@ int64_t rows_kept(const int64_t* target, int64_t n, int64_t ignore_index) {
 
 template <class T>
 void forward(Forward<T>& call) {
-  const Helpers helpers(2 * kExpWork * call.n * call.k);
   const int64_t useful = call.n * call.k / (8 * 1024);  // elements that pay for a second thread
   int64_t tasks = num_threads();
   tasks = useful < tasks ? useful : tasks;
   tasks = call.n < tasks ? call.n : tasks;
   call.tasks = tasks < 1 ? 1 : static_cast<int>(tasks);
   call.grad_share = call.mean ? 1 / T(rows_kept(call.target, call.n, call.ignore_index)) : T(1);
-  kernels<T>().label_transport.forward(call);
+  with_helpers(2 * kExpWork * call.n * call.k, [&] { kernels<T>().label_transport.forward(call); });
 }
 template void forward<float>(Forward<float>&);
 template void forward<double>(Forward<double>&);

@@ -6,8 +6,6 @@ take several time slices where others hold the processors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -24,12 +22,9 @@ def in_pieces(z: Tensor) -> bool:
     )
 
 
-def pieces(z: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension that together cover ``z``."""
-    rows = len(z)
-    step = max(1, PIECE * rows // z.numel())
-    for first in range(0, rows, step):
-        yield slice(first, first + step)
+def pieces(z: Tensor) -> tuple[Tensor, ...]:
+    """Views of ``z`` that together cover it."""
+    return z.split(max(1, PIECE * len(z) // z.numel()))
 
 
 def converted(z: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,8 +34,8 @@ def converted(z: Tensor, dtype: torch.dtype) -> Tensor:
     if not in_pieces(z):
         return z.to(dtype).contiguous()
     out = torch.empty(z.shape, dtype=dtype)
-    for rows in pieces(z):
-        out[rows].copy_(z[rows])
+    for part, into in zip(pieces(z), pieces(out), strict=True):
+        into.copy_(part)
     return out
 
 
@@ -49,8 +44,8 @@ def times(z: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if not in_pieces(z):
         return (z * factor).to(dtype)
     out = torch.empty_like(z, dtype=dtype)
-    for rows in pieces(z):
-        torch.mul(z[rows], factor, out=out[rows])
+    for part, into in zip(pieces(z), pieces(out), strict=True):
+        torch.mul(part, factor, out=into)
     return out
 
 
@@ -58,6 +53,7 @@ def scale_(z: Tensor, factor: Tensor) -> Tensor:
     """``z`` times a number () or one number per row (N, 1), in place."""
     if not in_pieces(z):
         return z.mul_(factor)
-    for rows in pieces(z):
-        z[rows].mul_(factor[rows] if factor.dim() else factor)
+    factors = pieces(factor.expand_as(z)) if factor.dim() else None
+    for k, part in enumerate(pieces(z)):
+        part.mul_(factors[k] if factors else factor)
     return z
