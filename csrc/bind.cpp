@@ -23,10 +23,8 @@ using namespace ucmkd;
 namespace {
 
 void set_threads(Address parallel_for, Address get_num_threads, int limit, double least_work) {
-  thread_settings().parallel_for = parallel_for;
-  thread_settings().get_num_threads = get_num_threads;
-  thread_settings().limit = limit;
-  thread_settings().least_work = least_work;
+  thread_settings() = {parallel_for, get_num_threads, limit, least_work};
+  forget_stalls();
 }
 
 py::dict build_info() {

@@ -33,10 +33,11 @@ def _torch_cpu_library() -> ctypes.CDLL | None:
     return None
 
 
-def use_threads() -> bool:
-    """Let kernels use as many threads as torch says, within what this process may use.
+def use_threads(limit: int | None = None, **settings: float) -> bool:
+    """Let kernels use as many threads as torch says, within ``limit``, by default what this process may use.
 
-    False where this torch does not export its number: kernels then run in the calling thread.
+    Tests pass ``least_work=0``: helpers in every call (``ThreadSettings`` of csrc/core/parallel.h). False where this
+    torch does not export its pool: kernels then run in the calling thread.
     """
     library = _torch_cpu_library()
     try:
@@ -49,7 +50,7 @@ def use_threads() -> bool:
     if None in addresses:
         use_no_threads()
         return False
-    _C.set_threads(*addresses, processors.usable())
+    _C.set_threads(*addresses, limit or processors.usable(), **settings)
     return True
 
 

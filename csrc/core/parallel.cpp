@@ -90,6 +90,7 @@ class Crowd {
     most_.store(most, std::memory_order_relaxed);
     return most < wanted ? most : wanted;
   }
+  void forget() { most_.store(kMaxTasks, std::memory_order_relaxed); }
   // What stalls cost is at most a fiftieth of the time, of long ones that of a second.
   void stalled(int threads, Clock::duration length) {
     stalls.fetch_add(1, std::memory_order_relaxed);
@@ -368,6 +369,8 @@ void run_with_helpers(double work, void (*main)(void*), void* context) {
   else
     with_own_helpers(threads, main, context);
 }
+
+void forget_stalls() { crowd.forget(); }
 
 ThreadCounts thread_counts() { return {teams.load(), stalls.load()}; }
 

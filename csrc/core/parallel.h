@@ -56,6 +56,8 @@ struct ThreadCounts {
   int64_t teams, stalls;
 };
 ThreadCounts thread_counts();
+// The next call asks for all threads again.
+void forget_stalls();
 
 // Runs task(index) for every index in [0, tasks), tasks <= kMaxTasks, in any order and in any threads: a task must
 // not wait for another, and must not throw where there are helpers.

@@ -1,5 +1,5 @@
 // libFuzzer target: bytes become sizes, flags, alignments, strides and values of every entry function, and the
-// number of threads. Nothing may read or write outside its buffers, no arithmetic may be undefined, and
+// habits of a thread pool. Nothing may read or write outside its buffers, no arithmetic may be undefined, and
 // what is not refused has a value that is a number.
 #include <cstdio>
 #include <limits>
@@ -47,16 +47,25 @@ struct Bytes {
   std::abort();
 }
 
-// A number of threads, by which tasks are counted, that may change between two questions. They all run here: the size
-// of these calls is worth no helper.
-struct Threads {
-  int count = 1, restless = 0;
+// A pool of one thread that does what a pool may do: callbacks merged, one by one, backwards, some or none, and a
+// number of threads that changes between two questions.
+struct Pool {
+  int order = 0, threads = 1, restless = 0;
 };
-Threads threads;
+Pool pool;
 
+int32_t parallel_for(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
+  if (pool.order == 0) body(begin, end, context);
+  if (pool.order == 1)
+    for (int64_t k = begin; k < end; ++k) body(k, k + 1, context);
+  if (pool.order == 2)
+    for (int64_t k = end; k-- > begin;) body(k, k + 1, context);
+  if (pool.order == 3) body(begin, begin + (end - begin) / 2, context);
+  return pool.order < 3 ? 0 : 1;
+}
 int32_t get_num_threads(uint32_t* count) {
-  if (threads.restless) threads.count = 1 + (threads.count + 4) % 7;
-  *count = uint32_t(threads.count);
+  if (pool.restless) pool.threads = 1 + (pool.threads + 4) % 7;
+  *count = uint32_t(pool.threads);
   return 0;
 }
 
@@ -195,8 +204,8 @@ void one(Bytes& bytes, int what) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes{data, size};
   const uint8_t what = bytes.next(), habits = bytes.next();
-  threads = {1 + (habits & 7), habits >> 3 & 1};
-  thread_settings().get_num_threads = habits & 16 ? get_num_threads : nullptr;
+  pool = {habits & 3, 1 + (habits >> 2 & 7), habits >> 5 & 1};
+  thread_settings() = {habits & 64 ? parallel_for : nullptr, get_num_threads, kMaxTasks, 0};
   what & 1 ? one<double>(bytes, what >> 1 & 7) : one<float>(bytes, what >> 1 & 7);
   return 0;
 }

@@ -1,10 +1,12 @@
-// For ThreadSanitizer: several threads call every entry function at once, each with helpers, and every answer has the
-// bits of one that had none; then with a number of threads that changes all the time, and in a forked child.
+// For ThreadSanitizer: several threads call every entry function at once, over pools of threads that it sees and over
+// our own helpers, and every answer has the bits of one that had neither; then with a number of threads that changes
+// all the time, and in a forked child.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -20,9 +22,39 @@ using namespace ucmkd;
 
 namespace {
 
+thread_local bool inside = false;  // of a region: nested ones run serially, as in torch
 std::atomic<int> threads_now{3};
 std::atomic<bool> restless{false};
 
+void callback(ThreadSettings::Body body, int64_t begin, int64_t end, void* context) {
+  inside = true;
+  body(begin, end, context);
+  inside = false;
+}
+
+// The contract of core/parallel.h in three manners: a thread for each index, two that share them, and one callback
+// after the other in different threads.
+int32_t each_its_thread(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
+  if (inside) return body(begin, end, context), 0;
+  std::vector<std::thread> others;
+  for (int64_t k = begin + 1; k < end; ++k) others.emplace_back([=] { callback(body, k, k + 1, context); });
+  callback(body, begin, begin + 1, context);
+  for (std::thread& other : others) other.join();
+  return 0;
+}
+int32_t two_share(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
+  if (inside) return body(begin, end, context), 0;
+  const int64_t middle = begin + (end - begin) / 2;
+  std::thread other([=] { callback(body, begin, middle, context); });
+  callback(body, middle, end, context);
+  other.join();
+  return 0;
+}
+int32_t one_after_the_other(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
+  if (inside) return body(begin, end, context), 0;
+  for (int64_t k = begin; k < end; ++k) std::thread([=] { callback(body, k, k + 1, context); }).join();
+  return 0;
+}
 int32_t get_num_threads(uint32_t* count) {
   *count = uint32_t(restless ? 1 + threads_now++ % 5 : threads_now.load());
   return 0;
@@ -134,7 +166,8 @@ bool held_helper_is_left_alone() {
     with_helpers(1e12, [&] { parallel(3, task); });
     made += 3;
   };
-  for (int tries = 0; !held && tries < 1000000; ++tries) call();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!held && std::chrono::steady_clock::now() < end) call();
   const ThreadCounts then = thread_counts();
   for (int repeat = 0; repeat < 10; ++repeat) call();
   thread_settings().least_work = 0;
@@ -143,8 +176,7 @@ bool held_helper_is_left_alone() {
 
 // A race between a caller and its helpers, which the sanitizer must see, or the rest proves nothing.
 int planted() {
-  thread_settings().get_num_threads = get_num_threads;
-  thread_settings().least_work = 0;
+  thread_settings() = {each_its_thread, get_num_threads, kMaxTasks, 0};
   int counted = 0;
   auto task = [&](int) {
     usleep(1000);  // so that the others come
@@ -170,14 +202,25 @@ int main(int arguments, char**) {
     good += these, made += of;
   };
   const int64_t each = int64_t(calls.size());
-  thread_settings().get_num_threads = get_num_threads;
+  thread_settings() = {each_its_thread, get_num_threads};
   std::vector<std::vector<double>> want;
   for (const Call& call : calls) want.push_back(call());
   thread_settings().least_work = 0;  // helpers in every call
   const int64_t before = thread_counts().teams;
-  for (int repeat = 0; repeat < 3; ++repeat) count("calls with helpers", race(calls, want, threads, 0), threads * each);
-  count("calls that asked for helpers", thread_counts().teams - before >= 3 * threads * each, 1);
-  count("a helper that is held", held_helper_is_left_alone(), 1);
+  const std::pair<const char*, decltype(ThreadSettings::parallel_for)> pools[] = {
+      {"a thread for each task", each_its_thread},
+      {"two threads share the tasks", two_share},
+      {"one task after the other", one_after_the_other}};
+  for (const auto& pool : pools) {
+    thread_settings().parallel_for = pool.second;
+    count(pool.first, race(calls, want, threads, 0), threads * each);
+  }
+  thread_settings().parallel_for = each_its_thread;
+  count("a held thread of the pool", held_helper_is_left_alone(), 1);
+  threads_now = 5, thread_settings().limit = 3;  // three tasks as before, but the pool has more threads
+  for (int repeat = 0; repeat < 2; ++repeat) count("our own helpers", race(calls, want, threads, 0), threads * each);
+  count("a held helper", held_helper_is_left_alone(), 1);
+  count("calls that asked for threads", thread_counts().teams - before >= 5 * threads * each, 1);
   restless = true;
   count("a number of threads that changes", race(calls, want, threads, rounding), threads * each);
   restless = false;

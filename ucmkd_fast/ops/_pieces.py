@@ -17,9 +17,7 @@ LARGE = 1 << 20
 
 def in_pieces(z: Tensor) -> bool:
     """Whether an op on ``z`` is made in pieces."""
-    return (
-        PIECE < z.numel() <= LARGE and z.is_cpu and torch._C._functorch.peek_interpreter_stack() is None
-    )
+    return PIECE < z.numel() <= LARGE and z.is_cpu and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def pieces(z: Tensor) -> tuple[Tensor, ...]:
