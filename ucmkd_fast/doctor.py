@@ -104,7 +104,7 @@ def threads_in_words(report: dict[str, Any]) -> str:
 
 def _processors() -> dict[str, Any]:
     found = processors.find()
-    quota, source = found.quota or (None, None)
+    quota, source = found.quota if found.quota is not None else (None, None)
     return {"affinity": found.affinity, "quota": quota, "quota_from": source}
 
 

@@ -70,11 +70,11 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path, _Read]]:
             continue
         if system[0] == "cgroup" and "cpu" not in system[-1].split(","):
             continue
-        path = paths.get("" if system[0] == "cgroup2" else "cpu")
-        if path is None:
+        key, read = ("", _version_2) if system[0] == "cgroup2" else ("cpu", _version_1)
+        if key not in paths:
             continue
         top = root / _plain(fields[4]).lstrip("/")
-        yield top / _below(path, _plain(fields[3])), top, _version_2 if system[0] == "cgroup2" else _version_1
+        yield top / _below(paths[key], _plain(fields[3])), top, read
 
 
 def _below(path: str, mounted: str) -> str:
