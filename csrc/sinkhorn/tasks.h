@@ -23,7 +23,9 @@ static inline int tasks_for(int64_t n, int64_t m) {
 static inline double solve_work(const Problem& p) {
   return double(p.batch) * p.n * p.m * (p.max_iter + kExpWork + kPassWork);
 }
-static inline double sweeps_back_work(const Problem& p) { return double(p.batch) * p.n * p.m * (p.max_iter + kPassWork); }
+static inline double sweeps_back_work(const Problem& p) {
+  return double(p.batch) * p.n * p.m * (p.max_iter + kPassWork);
+}
 static inline double sweeps_back_log_work(const Problem& p) {
   return double(p.batch) * p.n * p.m * (2 * p.max_iter + 1) * kExpWork;
 }
