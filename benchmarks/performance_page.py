@@ -60,7 +60,16 @@ each line of the matrix, one in a plain sum. Tried on one thread at 2048: prefet
         "Where a second thread pays",
         """
 A loss with its gradient (100 iterations), and ten iterations by panels, on two threads and on one (below the
-threshold in csrc/sinkhorn/tasks.h both run on one).
+threshold in csrc/sinkhorn/tasks.h both run on one, as do calls of little work, see [threads](sinkhorn.md#threads)).
+        """,
+    ),
+    "busy": (
+        "Busy machines",
+        """
+Loss and gradient of x on two threads: idle, and beside twice as many busy processes as there are processors. Single
+calls are timed. A small call stays in its thread and waits for nobody. A larger one splits its work; where that cost
+it time, because others kept a thread from its processor, the next ones use fewer threads for a while. Operations of
+torch on more than 32,768 numbers, its matrix products among them, still wait for all of its threads.
         """,
     ),
     "accuracy": (

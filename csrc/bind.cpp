@@ -22,9 +22,9 @@ using namespace ucmkd;
 
 namespace {
 
-void set_thread_pool(Address parallel_for, Address get_num_threads) {
-  thread_pool().parallel_for = parallel_for;
-  thread_pool().get_num_threads = get_num_threads;
+void set_threads(Address parallel_for, Address get_num_threads, int limit, double least_work) {
+  thread_settings() = {parallel_for, get_num_threads, limit, least_work};
+  forget_stalls();
 }
 
 py::dict build_info() {
@@ -66,7 +66,9 @@ void exp_of_level(bool f64, const std::string& name, Address x, Address y, int64
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Kernels of ucmkd_fast; see csrc/";
-  module.def("set_thread_pool", &set_thread_pool);
+  module.def("set_threads", &set_threads, py::arg("parallel_for"), py::arg("get_num_threads"), py::arg("limit"),
+             py::arg("least_work") = kLeastWork);
+  module.def("thread_counts", [] { return py::make_tuple(thread_counts().teams, thread_counts().stalls); });
   module.def("build_info", &build_info);
   module.def("exp", &exp_of_level);
   bind_sinkhorn(module);

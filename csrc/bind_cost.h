@@ -16,6 +16,8 @@ void set_given(Of& p, Address x, Address y) {
   p.given_x = x, p.given_y = y;
 }
 
+using cost::features_of;
+
 // Features on untyped pointers, as sinkhorn's Problem has them.
 struct CostFeatures {
   bool f64;
@@ -41,21 +43,21 @@ inline void bind_cost(py::module_& module) {
       "cost_scales",
       [](const CostFeatures& f, Address scale_x, Address scale_y) {
         return by_type(f.f64, [&](auto t) {
-          return cost::scales<decltype(t)>(cost::features_of<decltype(t)>(f), scale_x, scale_y);
+          return cost::scales<decltype(t)>(features_of<decltype(t)>(f), scale_x, scale_y);
         });
       },
       Unlocked());
   module.def(
       "cost_finish",
       [](const CostFeatures& f, Address c) {
-        by_type(f.f64, [&](auto t) { cost::finish<decltype(t)>(cost::features_of<decltype(t)>(f), c); });
+        by_type(f.f64, [&](auto t) { cost::finish<decltype(t)>(features_of<decltype(t)>(f), c); });
       },
       Unlocked());
   module.def(
       "cost_weigh",
       [](const CostFeatures& f, Address c, Address dc, Address row_sum, Address col_sum) {
         by_type(f.f64, [&](auto t) {
-          cost::weigh<decltype(t)>(cost::features_of<decltype(t)>(f), c, dc, row_sum, col_sum);
+          cost::weigh<decltype(t)>(features_of<decltype(t)>(f), c, dc, row_sum, col_sum);
         });
       },
       Unlocked());
@@ -63,7 +65,7 @@ inline void bind_cost(py::module_& module) {
       "cost_set_apart",
       [](const CostFeatures& f, Address distance, Address weights, Address g_x, Address g_y) {
         by_type(f.f64, [&](auto t) {
-          cost::set_apart<decltype(t)>(cost::features_of<decltype(t)>(f), distance, weights, g_x, g_y);
+          cost::set_apart<decltype(t)>(features_of<decltype(t)>(f), distance, weights, g_x, g_y);
         });
       },
       Unlocked());
@@ -71,7 +73,7 @@ inline void bind_cost(py::module_& module) {
       "cost_finish_gradient",
       [](const CostFeatures& f, Address sums, bool of_y, Address g) {
         by_type(f.f64, [&](auto t) {
-          cost::finish_gradient<decltype(t)>(cost::features_of<decltype(t)>(f), sums, of_y, g);
+          cost::finish_gradient<decltype(t)>(features_of<decltype(t)>(f), sums, of_y, g);
         });
       },
       Unlocked());

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from ucmkd_fast.bench import SUBJECTS, rows_of
+from ucmkd_fast.bench.busy import busy_processes
 from ucmkd_fast.bench.harness import Disagreement, compare, save
 from ucmkd_fast.cli import app
 
@@ -49,3 +50,10 @@ def test_command_measures_and_prints_json():
 def test_command_names_the_nearest_subject():
     done = CliRunner().invoke(app, ["bench", "sinkhron"])
     assert isinstance(done.exception, ValueError) and "did you mean 'sinkhorn'" in str(done.exception)
+
+
+def test_busy_processes_end_with_their_block_whatever_happens_in_it():
+    with pytest.raises(KeyError), busy_processes(2) as running:
+        assert [process.poll() for process in running] == [None, None]
+        raise KeyError
+    assert len(running) == 2 and all(process.poll() is not None for process in running)

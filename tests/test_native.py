@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -100,9 +101,97 @@ def loss_and_gradient(n=300, m=200):
 
 @pytest.fixture
 def threads():
+    """Any number of threads for calls of any size, whatever this machine has and whoever else is on it."""
     before = torch.get_num_threads()
+    _native.use_threads(64, least_work=0)
     yield
+    _native.use_threads()
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads():
+    """As on two cores that nobody else uses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    _native.use_threads(2)
+    yield
+    _native.use_threads()
+    torch.set_num_threads(before)
+
+
+def asked_for_threads(call) -> bool:
+    before = _C.thread_counts()[0]
+    call()
+    return _C.thread_counts()[0] > before
+
+
+def features(n: int, d: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(n, d, generator=generator).to(dtype) for _ in range(2)]
+
+
+SMALL = {
+    "a step": lambda x, y: uk.sinkhorn_loss(x.requires_grad_(), y, max_iter=100).backward(),
+    "both sides": lambda x, y: uk.sinkhorn_loss(
+        x.requires_grad_(), y.requires_grad_(), max_iter=100
+    ).backward(),
+    "regularized, l2": lambda x, y: uk.sinkhorn_loss(
+        x.requires_grad_(), y, metric="l2", objective="regularized", max_iter=100
+    ).backward(),
+    "masses with a gradient": lambda x, y: uk.sinkhorn_loss(
+        x.requires_grad_(), y, torch.full((len(x),), 1 / len(x), requires_grad=True), max_iter=100
+    ).backward(),
+    "a cost": lambda x, y: uk.sinkhorn(torch.cdist(x, y).requires_grad_(), max_iter=100).value.backward(),
+    "labels": lambda x, y: uk.label_transport_loss(
+        x[:, :100].requires_grad_(), y[:, :100], torch.zeros(len(x), dtype=torch.int64)
+    ).backward(),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_call_stays_in_its_thread(two_threads, name):
+    """It would wait for whoever holds the other processors."""
+    assert not asked_for_threads(lambda: SMALL[name](*features(64, 512)))
+
+
+def test_a_large_one_asks_for_threads(two_threads):
+    for n, d in ((256, 512), (300, 64), (1000, 16)):
+        _native.use_threads(2)  # forgets what calls before this one ran into
+        assert asked_for_threads(lambda n=n, d=d: SMALL["a step"](*features(n, d))), (n, d)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_torch_leaves_what_surrounds_a_small_call_to_its_thread(two_threads, dtype, upstream):
+    """Torch splits an op on more than 32,768 elements over its pool, and waits for all of that."""
+    from torch.profiler import profile
+
+    x, y = features(72, 768, dtype)
+    x.requires_grad_()
+    uk.sinkhorn_loss(x, y).backward()
+    x.grad = None
+    with profile(record_shapes=True) as ops:
+        (upstream * uk.sinkhorn_loss(x, y)).backward()
+    shapes = [
+        shape for op in ops.events() for shape in op.input_shapes if op.name in ("aten::mul", "aten::copy_")
+    ]
+    assert shapes and max(math.prod(shape) for shape in shapes) <= 32768
+    plain = [z.detach().to(torch.promote_types(dtype, torch.float32)) for z in (x, y)]
+    (grad,) = torch.autograd.grad(uk.sinkhorn_loss(plain[0].requires_grad_(), plain[1]), plain[0])
+    assert torch.equal(x.grad, (grad * upstream).to(dtype))
+
+
+def test_the_bits_do_not_depend_on_who_runs_the_tasks(threads):
+    torch.set_num_threads(3)
+    with_helpers = loss_and_gradient()
+    own_helpers = _native.use_threads(3, least_work=0) and loss_and_gradient()
+    torch.set_num_threads(5)
+    fewer_than_torch = loss_and_gradient()
+    _native.use_threads(3, least_work=math.inf)
+    alone = loss_and_gradient()
+    for other in (own_helpers, fewer_than_torch, alone):
+        assert torch.equal(other[0], with_helpers[0]) and torch.equal(other[1], with_helpers[1])
 
 
 def test_torchs_threads_are_used_and_respected(threads):

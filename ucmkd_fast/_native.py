@@ -1,4 +1,4 @@
-"""Loads the compiled module and hands it torch's own thread pool."""
+"""Loads the compiled module and tells it how many threads it may use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import torch
+
+from . import processors
 
 try:
     from . import _C
@@ -31,8 +33,12 @@ def _torch_cpu_library() -> ctypes.CDLL | None:
     return None
 
 
-def use_torch_threads() -> bool:
-    """Run kernels on torch's pool; False where this torch does not export it (kernels then run serially)."""
+def use_threads(limit: int | None = None, **settings: float) -> bool:
+    """Let kernels use as many threads as torch says, within ``limit``, by default what this process may use.
+
+    Tests pass ``least_work=0``: helpers in every call (``ThreadSettings`` of csrc/core/parallel.h). False where this
+    torch does not export its pool: kernels then run in the calling thread.
+    """
     library = _torch_cpu_library()
     try:
         addresses = [
@@ -44,17 +50,17 @@ def use_torch_threads() -> bool:
     if None in addresses:
         use_no_threads()
         return False
-    _C.set_thread_pool(*addresses)
+    _C.set_threads(*addresses, limit or processors.usable(), **settings)
     return True
 
 
 def use_no_threads() -> None:
     """Run kernels in the calling thread only."""
-    _C.set_thread_pool(0, 0)
+    _C.set_threads(0, 0, 1)
 
 
-threads_from_torch = use_torch_threads()
-# torch's pool does not survive a fork: in the child it hangs.
+threads_from_torch = use_threads()
+# The helpers of csrc/core/parallel.cpp do not survive a fork; in the child calls would look for them in vain.
 os.register_at_fork(after_in_child=use_no_threads)
 
 _info = _C.build_info()

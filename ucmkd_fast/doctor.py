@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from . import __version__, _native
+from . import __version__, _native, processors
 from .extras import OPTIONAL, installed
 from .ops.arguments import GRADS, OBJECTIVES
 from .ops.cost import METRICS
@@ -47,6 +47,8 @@ def examine() -> dict[str, Any]:
         "cuda_architectures": build["cuda_architectures"],
         "threads_from_torch": _native.threads_from_torch,
         "threads": build["threads"],
+        "torch_threads": torch.get_num_threads(),
+        "processors": _processors(),
         "optional": installed(),
         "tests": tests,
         "healthy": all(test["passed"] for test in tests.values()),
@@ -58,9 +60,6 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    threads = (
-        f"torch's pool, {report['threads']}" if report["threads_from_torch"] else "none: kernels run serially"
-    )
     for name, value in (
         ("ucmkd-fast", report["version"]),
         ("Python, torch", f"{report['python']}, {report['torch']}"),
@@ -70,7 +69,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         ("  usable here", ", ".join(report["cpu_levels_usable"])),
         ("  used", report["cpu_level_used"]),
         ("CUDA kernels built", ", ".join(report["cuda_architectures"]) or "none in this build"),
-        ("Threads", threads),
+        ("Threads", threads_in_words(report)),
     ):
         table.add_row(name, escape(str(value)))
     purposes = {distribution: (purpose, extra) for distribution, purpose, extra in OPTIONAL.values()}
@@ -85,6 +84,28 @@ def show(report: dict[str, Any], console: Console) -> None:
             text += f"; largest error {test['worst_error']:.0e} of the tolerance; {escape(test['failed'])}"
         table.add_row(f"Self-test {op}", text)
     console.print(table, highlight=False)
+
+
+def threads_in_words(report: dict[str, Any]) -> str:
+    """How many threads the kernels use, and why not as many as torch."""
+    if not report["threads_from_torch"]:
+        return "none: kernels run serially"
+    threads, of_torch = report["threads"], report["torch_threads"]
+    text = f"{threads}, as torch" if threads == of_torch else f"{threads}; torch uses {of_torch}"
+    quota, affinity = report["processors"]["quota"], report["processors"]["affinity"]
+    if quota is not None:
+        text += f"; the control group allows {quota:g} processors ({report['processors']['quota_from']})"
+    if threads < of_torch:
+        if quota is None or affinity <= quota:
+            text += f"; this process may run on {affinity}"
+        text += f"; torch.set_num_threads({threads}) or OMP_NUM_THREADS={threads} spares torch the others"
+    return text
+
+
+def _processors() -> dict[str, Any]:
+    found = processors.find()
+    quota, source = found.quota if found.quota is not None else (None, None)
+    return {"affinity": found.affinity, "quota": quota, "quota_from": source}
 
 
 def _device() -> str:

@@ -1,38 +1,67 @@
-// Threads: torch's own pool, handed over at import by address; serial where it is missing.
+// Threads of a call: torch's own pool, or our own helpers where torch has more threads than this process may use.
 #pragma once
 #include <stdint.h>
 
+#include <type_traits>
+
 namespace ucmkd {
-
-// The C functions torch_parallel_for and torch_get_num_threads of libtorch_cpu (torch >= 2.10).
-struct ThreadPool {
-  using Body = void (*)(int64_t begin, int64_t end, void* context);
-  int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context) = nullptr;
-  int32_t (*get_num_threads)(uint32_t* count) = nullptr;
-};
-
-// Process-wide; written at import and in the child of a fork, read by every call.
-ThreadPool& thread_pool();
 
 constexpr int kMaxTasks = 64;
 
-// Threads that torch would use now, at most kMaxTasks; 1 without a pool.
+// Multiply-adds of a call that is worth helpers: about a third of a millisecond. Where others hold the processors a
+// helper takes longer to come than its share of less takes (`ucmkd bench busy`).
+constexpr double kLeastWork = 16e6;
+
+// Process-wide; written at import and in the child of a fork, read by every call.
+struct ThreadSettings {
+  using Body = void (*)(int64_t begin, int64_t end, void* context);
+  // torch_parallel_for and torch_get_num_threads of libtorch_cpu (torch >= 2.10). Null: calls run in their own thread.
+  int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context) = nullptr;
+  int32_t (*get_num_threads)(uint32_t* count) = nullptr;
+  int limit = kMaxTasks;  // what affinity and control group of this process allow (ucmkd_fast/processors.py)
+  double least_work = kLeastWork;  // 0, in tests: helpers in every call, however crowded the machine
+};
+ThreadSettings& thread_settings();
+
+// Threads to split work for, at most kMaxTasks: the tasks, and with them the order of every sum, follow it alone,
+// not the threads that run them.
 int num_threads();
 
-// Runs task(index) for every index in [0, tasks), tasks <= kMaxTasks. The pool may merge indices into
-// fewer callbacks and runs serially when nested, so a task must not wait for another. An index that
-// the pool did not run (it reported an error) runs in the calling thread.
-void run_tasks(int tasks, void (*task)(int index, void* context), void* context);
+// Whether a call of so many multiply-adds at most has helpers now. None: little work, a crowded machine, and inside
+// another call or a task.
+bool worth_helpers(double work);
+// Runs main() with helpers; what it throws is thrown here.
+void run_with_helpers(double work, void (*main)(void* context), void* context);
 
-// Runs main() with a team of threads held ready: every run_tasks inside it costs a fraction of a fork and
-// join of the pool. What main throws is thrown here.
-void run_with_team(int tasks, void (*main)(void* context), void* context);
-
+// body() and what it returns; `parallel` inside it hands tasks to helpers where `work` is worth them.
 template <class F>
-static inline void with_team(int tasks, F& body) {
-  if (tasks <= 1) return body();
-  run_with_team(tasks, [](void* context) { (*static_cast<F*>(context))(); }, &body);
+static inline auto with_helpers(double work, const F& body) -> decltype(body()) {
+  if (!worth_helpers(work)) return body();
+  using Result = decltype(body());
+  if constexpr (std::is_void_v<Result>) {
+    run_with_helpers(work, [](void* context) { (*static_cast<const F*>(context))(); }, const_cast<F*>(&body));
+  } else {
+    Result result{};
+    auto main = [&] { result = body(); };
+    run_with_helpers(work, [](void* context) { (*static_cast<decltype(main)*>(context))(); }, &main);
+    return result;
+  }
 }
+
+// Multiply-adds that an element costs in a pass over a matrix; with an exponential.
+constexpr double kPassWork = 8, kExpWork = 32;
+
+// Since the start of the process, for tests: calls that asked for helpers, and those that lost time by it.
+struct ThreadCounts {
+  int64_t teams, stalls;
+};
+ThreadCounts thread_counts();
+// The next call asks for all threads again.
+void forget_stalls();
+
+// Runs task(index) for every index in [0, tasks), tasks <= kMaxTasks, in any order and in any threads: a task must
+// not wait for another, and must not throw where there are helpers.
+void run_tasks(int tasks, void (*task)(int index, void* context), void* context);
 
 // Tasks for a matrix product of this many multiply-adds a task at least: below, a thread costs more than it
 // saves.

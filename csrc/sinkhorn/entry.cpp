@@ -13,9 +13,10 @@ namespace sinkhorn {
 namespace {
 
 // body(problem index, tasks inside the problem: 1 or `inside`), over the problems when there are enough of them.
-// `inside` is taken once a call, with the work space: the number of threads may change at any moment.
+// `work` is what all of them take. `inside` is taken once a call, with the work space: the number of threads may
+// change at any moment.
 template <class Body>
-void over_batch(const Problem& p, int inside, Body body) {
+void over_batch(const Problem& p, double work, int inside, Body body) {
   const int threads = num_threads();
   if (p.batch > 1 && threads > 1 && (inside == 1 || p.batch >= threads) &&
       p.batch * p.n * p.m >= 2 * kElementsPerTask) {
@@ -23,12 +24,11 @@ void over_batch(const Problem& p, int inside, Body body) {
     auto task = [&](int index) {
       for (int64_t k = p.batch * index / tasks; k < p.batch * (index + 1) / tasks; ++k) body(k, 1);
     };
-    parallel(tasks, task);
+    with_helpers(work, [&] { parallel(tasks, task); });
   } else {
-    for (int64_t k = 0; k < p.batch; ++k) {
-      auto one = [&] { body(k, inside); };
-      with_team(inside, one);
-    }
+    with_helpers(work, [&] {
+      for (int64_t k = 0; k < p.batch; ++k) body(k, inside);
+    });
   }
 }
 
@@ -113,7 +113,7 @@ const char* forward(const Problem& p, bool save_plan, T* f, T* g, T* value, T* d
   WorkPool<T> work(p.batch, forward_work(p.n, p.m, inside));
   const cost::Features<T> features = cost::features_of<T>(p);
   std::vector<Status> status(p.batch, Status::kOk);
-  over_batch(p, inside, [&](int64_t k, int tasks) {
+  over_batch(p, solve_work(p), inside, [&](int64_t k, int tasks) {
     const Saved<T> saved = saved_of<T>(p, k);
     Forward<T> call{};
     call.n = p.n, call.m = p.m, call.max_iter = p.max_iter;
@@ -212,7 +212,7 @@ int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const G
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + p.n + p.m);
   const int64_t rows = 2 * p.max_iter;
-  over_batch(p, inside, [&](int64_t k, int tasks) {
+  over_batch(p, sweeps_back_work(p), inside, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
     call.left = left + k * rows * p.n, call.right = right + k * rows * p.m;
     call.work = work.of(k);
@@ -237,7 +237,7 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
   const int inside = tasks_for(p.n, p.m);
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(log_domain ? p.batch : 0, own + p.n + p.m);
-  over_batch(p, inside, [&](int64_t k, int tasks) {
+  over_batch(p, log_domain ? sweeps_back_log_work(p) : last_work(p), inside, [&](int64_t k, int tasks) {
     Adjoint<T> call = adjoint_call<T>(p, up, k, tasks);
     if (depth[k] >= 0) return finish_gradient<T>(p, call, nullptr, nullptr, false, out, k);
     call.grad_cost = out.cost + k * p.n * p.m;
@@ -257,7 +257,7 @@ bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   const int64_t own = adjoint_work(p.n, p.m, inside);
   WorkPool<T> work(p.batch, own + padded(p.n) + padded(p.m) + p.n + p.m);
   std::vector<char> converged(p.batch);
-  over_batch(p, inside, [&](int64_t k, int tasks) {
+  over_batch(p, sweeps_back_work(p) + last_work(p), inside, [&](int64_t k, int tasks) {
     const Adjoint<T> same = adjoint_call<T>(p, up, k, tasks);
     Implicit<T> call{};
     call.n = p.n, call.m = p.m, call.reg = same.reg, call.tolerance = same.tolerance;
@@ -284,7 +284,7 @@ bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
 
 template <class T>
 void envelope(const Problem& p, const Upstream& up, const Gradients<T>& out) {
-  over_batch(p, tasks_for(p.n, p.m), [&](int64_t k, int tasks) {
+  over_batch(p, last_work(p), tasks_for(p.n, p.m), [&](int64_t k, int tasks) {
     finish_gradient<T>(p, adjoint_call<T>(p, up, k, tasks), nullptr, nullptr, true, out, k);
   });
 }
@@ -293,7 +293,9 @@ template <class T>
 void gradient_rows(const Problem& p, Grad grad, const Upstream& up, int64_t begin, int64_t end,
                    const T* row_sum, const T* col_sum, const Gradients<T>& out) {
   const Adjoint<T> call = adjoint_call<T>(p, up, 0, tasks_for(end - begin, p.m));
-  finish_rows<T>(p, call, begin, end, row_sum, col_sum, grad == Grad::kEnvelope, out);
+  with_helpers(last_work(p) * (end - begin) / p.n, [&] {
+    finish_rows<T>(p, call, begin, end, row_sum, col_sum, grad == Grad::kEnvelope, out);
+  });
 }
 
 #define UK_INSTANTIATE(T)                                                                                \

@@ -33,32 +33,46 @@ Upstream upstream_of_dual(const Problem& p, T* work) {
   return {nullptr, p.a ? p.a : work, p.b ? p.b : work + p.n};
 }
 
+double loss_work(const Problem& p, bool own_products) {
+  return solve_work(p) + (own_products ? double(p.n) * p.m * p.d : 0) + kPassWork * (p.n + p.m) * p.d;
+}
+
+double gradient_work(const Problem& p, Grad grad, bool of_x, bool of_y) {
+  const double elements = double(p.n) * p.m;
+  return sweeps_back_work(p) + last_work(p) + (grad == Grad::kUnrolled ? 2 * elements * p.max_iter : 0) +
+         elements * p.d * (of_x + of_y);
+}
+
 }  // namespace
 
 template <class T>
 const char* loss_forward(const Problem& p, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual,
                          T* marginal_error, int64_t* n_iter) {
-  if (const char* refused =
-          cost::scales<T>(cost::features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
-                          static_cast<T*>(const_cast<void*>(p.scale_y))))
-    return refused;
-  if (own_products && static_cast<cost::Metric>(p.metric) != cost::Metric::kL1)
-    kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
-                                static_cast<T*>(p.cost), product_tasks(p.n, p.m, p.d)});
-  return forward<T>(p, save_plan, f, g, value, dual, marginal_error, n_iter);
+  return with_helpers(loss_work(p, own_products), [&]() -> const char* {
+    if (const char* refused =
+            cost::scales<T>(cost::features_of<T>(p), static_cast<T*>(const_cast<void*>(p.scale_x)),
+                            static_cast<T*>(const_cast<void*>(p.scale_y))))
+      return refused;
+    if (own_products && static_cast<cost::Metric>(p.metric) != cost::Metric::kL1)
+      kernels<T>().product.inner({p.n, p.m, p.d, static_cast<const T*>(p.x), static_cast<const T*>(p.y),
+                                  static_cast<T*>(p.cost), product_tasks(p.n, p.m, p.d)});
+    return forward<T>(p, save_plan, f, g, value, dual, marginal_error, n_iter);
+  });
 }
 
 template <class T>
 bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T* grad_b, T* dx, T* dy) {
-  Scratch<T> memory(p.n * p.m + p.n + p.m);
-  T *weights = memory.data(), *row_sum = weights + p.n * p.m, *col_sum = row_sum + p.n;
-  const Gradients<T> out{weights, grad_a, grad_b, row_sum, col_sum};
-  bool converged = true;
-  if (grad == Grad::kUnrolled) unrolled<T>(p, up, out);
-  if (grad == Grad::kImplicit) converged = implicit<T>(p, up, out);
-  if (grad == Grad::kEnvelope) envelope<T>(p, up, out);
-  cost::gradients<T>(cost::features_of<T>(p), static_cast<const T*>(p.cost), weights, row_sum, col_sum, dx, dy);
-  return converged;
+  return with_helpers(gradient_work(p, grad, dx, dy), [&] {
+    Scratch<T> memory(p.n * p.m + p.n + p.m);
+    T *weights = memory.data(), *row_sum = weights + p.n * p.m, *col_sum = row_sum + p.n;
+    const Gradients<T> out{weights, grad_a, grad_b, row_sum, col_sum};
+    bool converged = true;
+    if (grad == Grad::kUnrolled) unrolled<T>(p, up, out);
+    if (grad == Grad::kImplicit) converged = implicit<T>(p, up, out);
+    if (grad == Grad::kEnvelope) envelope<T>(p, up, out);
+    cost::gradients<T>(cost::features_of<T>(p), static_cast<const T*>(p.cost), weights, row_sum, col_sum, dx, dy);
+    return converged;
+  });
 }
 
 template <class T>
@@ -79,15 +93,12 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* marg
   *one = 1;
   Upstream up{one, nullptr, nullptr};
   if (s.regularized && s.grad != Grad::kEnvelope) up = upstream_of_dual(p, uniform);
-  const char* problem = nullptr;
-  auto both = [&] {
-    problem = loss_forward<T>(p, true, true, nullptr, nullptr, s.regularized ? other : loss,
-                              s.regularized ? loss : nullptr, marginal_error, n_iter);
-    if (problem) return;
-    if (!loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy)) problem = "not converged";
-  };
-  with_team(tasks_for(p.n, p.m), both);
-  return problem;
+  return with_helpers(loss_work(p, true) + gradient_work(p, s.grad, dx, dy), [&]() -> const char* {
+    if (const char* refused = loss_forward<T>(p, true, true, nullptr, nullptr, s.regularized ? other : loss,
+                                              s.regularized ? loss : nullptr, marginal_error, n_iter))
+      return refused;
+    return loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy) ? nullptr : "not converged";
+  });
 }
 
 #define UK_INSTANTIATE(T)                                                                         \

@@ -38,37 +38,49 @@ class Sweep {
   Scratch<T> work_;
 };
 
+// Multiply-adds of one sweep.
+double sweep_work(const PanelsOf& p) { return double(p.n) * p.m * ((p.kept && p.made ? 0 : p.d) + 2 * kExpWork); }
+
 }  // namespace
 
 template <class T>
 void panels_pack(int64_t m, int64_t d, const T* y, T* packed) {
-  kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d));
+  with_helpers(kPassWork * m * d, [&] { kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d)); });
 }
 template <class T>
 bool panel_columns(const PanelsOf& p, const T* f, T* top, T* total) {
-  return kernels<T>().panel.columns(Sweep<T>(p).panels(), f, top, total);
+  return with_helpers(sweep_work(p),
+                      [&] { return kernels<T>().panel.columns(Sweep<T>(p).panels(), f, top, total); });
 }
 template <class T>
 void panel_iterate(const PanelsOf& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
-  kernels<T>().panel.iterate(Sweep<T>(p).panels(), relaxed, mass, g, f, sums);
+  with_helpers(sweep_work(p), [&] {
+    kernels<T>().panel.iterate(Sweep<T>(p).panels(), relaxed, mass, g, f, sums);
+  });
 }
 template <class T>
 void panel_plan(const PanelsOf& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
-  kernels<T>().panel.plan(Sweep<T>(p).panels(), f, g, alpha, row_value, first);
+  with_helpers(sweep_work(p), [&] {
+    kernels<T>().panel.plan(Sweep<T>(p).panels(), f, g, alpha, row_value, first);
+  });
 }
 template <class T>
 void panel_adjoint(const PanelsOf& p, const T* f, const T* g, const T* sigma, const T* factor, T* d,
                    T* sums) {
-  kernels<T>().panel.adjoint(Sweep<T>(p).panels(), f, g, sigma, factor, d, sums);
+  with_helpers(sweep_work(p), [&] {
+    kernels<T>().panel.adjoint(Sweep<T>(p).panels(), f, g, sigma, factor, d, sums);
+  });
 }
 template <class T>
 void panel_adjoint_log(const PanelsOf& p, const T* f, const T* g, const T* share, const T* g_before,
                        const T* inverse, T* fbar, T* sums) {
-  kernels<T>().panel.adjoint_log(Sweep<T>(p).panels(), f, g, share, g_before, inverse, fbar, sums);
+  with_helpers(sweep_work(p), [&] {
+    kernels<T>().panel.adjoint_log(Sweep<T>(p).panels(), f, g, share, g_before, inverse, fbar, sums);
+  });
 }
 template <class T>
 void panel_gradient(const PanelsOf& p, const PanelGradient<T>& q) {
-  kernels<T>().panel.gradient(Sweep<T>(p).panels(), q);
+  with_helpers(sweep_work(p), [&] { kernels<T>().panel.gradient(Sweep<T>(p).panels(), q); });
 }
 
 #define UK_INSTANTIATE(T)                                                                                   \

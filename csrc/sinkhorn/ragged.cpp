@@ -54,19 +54,22 @@ void over_problems(const Table& table, double work_per_element, const Body& body
     if (!table.rows[k].empty()) order.push_back(k), total += work(k);
   std::stable_sort(order.begin(), order.end(), [&](int64_t p, int64_t q) { return work(p) > work(q); });
   const int threads = total < kSerial ? 1 : num_threads();
-  size_t first = 0;
-  for (; first < order.size() && (threads == 1 || work(order[first]) * threads > total); ++first)
-    body(order[first], threads);
-  std::atomic<size_t> next{first};
   std::atomic<bool> no_memory{false};
-  auto take = [&](int) {  // nothing may be thrown through the pool
-    try {
-      for (size_t at = next++; at < order.size(); at = next++) body(order[at], 1);
-    } catch (const std::bad_alloc&) {
-      no_memory = true;
-    }
+  auto both = [&] {
+    size_t first = 0;
+    for (; first < order.size() && (threads == 1 || work(order[first]) * threads > total); ++first)
+      body(order[first], threads);
+    std::atomic<size_t> next{first};
+    auto take = [&](int) {  // a task must not throw
+      try {
+        for (size_t at = next++; at < order.size(); at = next++) body(order[at], 1);
+      } catch (const std::bad_alloc&) {
+        no_memory = true;
+      }
+    };
+    parallel(std::min<int>(threads, int(order.size() - first)), take);
   };
-  parallel(std::min<int>(threads, int(order.size() - first)), take);
+  with_helpers(total, both);
   if (no_memory) throw std::bad_alloc();
 }
 

@@ -1,7 +1,7 @@
 // Into how many tasks a sweep over a matrix is split.
 #pragma once
 #include "core/parallel.h"
-#include "sinkhorn/params.h"
+#include "sinkhorn/entry.h"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -18,6 +18,18 @@ static inline int tasks_for(int64_t n, int64_t m) {
   tasks = blocks < tasks ? blocks : tasks;
   return tasks < 1 ? 1 : static_cast<int>(tasks);
 }
+
+// Multiply-adds of a call at most (core/parallel.h): the iterations, the sweeps back, and the last pass.
+static inline double solve_work(const Problem& p) {
+  return double(p.batch) * p.n * p.m * (p.max_iter + kExpWork + kPassWork);
+}
+static inline double sweeps_back_work(const Problem& p) {
+  return double(p.batch) * p.n * p.m * (p.max_iter + kPassWork);
+}
+static inline double sweeps_back_log_work(const Problem& p) {
+  return double(p.batch) * p.n * p.m * (2 * p.max_iter + 1) * kExpWork;
+}
+static inline double last_work(const Problem& p) { return double(p.batch) * p.n * p.m * 4 * kPassWork; }
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -54,7 +54,7 @@ struct Pool {
 };
 Pool pool;
 
-int32_t parallel_for(int64_t begin, int64_t end, int64_t, ThreadPool::Body body, void* context) {
+int32_t parallel_for(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
   if (pool.order == 0) body(begin, end, context);
   if (pool.order == 1)
     for (int64_t k = begin; k < end; ++k) body(k, k + 1, context);
@@ -205,8 +205,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes{data, size};
   const uint8_t what = bytes.next(), habits = bytes.next();
   pool = {habits & 3, 1 + (habits >> 2 & 7), habits >> 5 & 1};
-  thread_pool().parallel_for = habits & 64 ? parallel_for : nullptr;
-  thread_pool().get_num_threads = get_num_threads;
+  thread_settings() = {habits & 64 ? parallel_for : nullptr, get_num_threads, kMaxTasks, 0};
   what & 1 ? one<double>(bytes, what >> 1 & 7) : one<float>(bytes, what >> 1 & 7);
   return 0;
 }

@@ -1,11 +1,12 @@
-// For ThreadSanitizer: several threads call every entry function at once, over pools of threads that it sees, and
-// every answer has the bits of the first; then with a number of threads that changes all the time, and in a
-// forked child.
+// For ThreadSanitizer: several threads call every entry function at once, over pools of threads that it sees and over
+// our own helpers, and every answer has the bits of one that had neither; then with a number of threads that changes
+// all the time, and in a forked child.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -25,7 +26,7 @@ thread_local bool inside = false;  // of a region: nested ones run serially, as 
 std::atomic<int> threads_now{3};
 std::atomic<bool> restless{false};
 
-void callback(ThreadPool::Body body, int64_t begin, int64_t end, void* context) {
+void callback(ThreadSettings::Body body, int64_t begin, int64_t end, void* context) {
   inside = true;
   body(begin, end, context);
   inside = false;
@@ -33,7 +34,7 @@ void callback(ThreadPool::Body body, int64_t begin, int64_t end, void* context) 
 
 // The contract of core/parallel.h in three manners: a thread for each index, two that share them, and one callback
 // after the other in different threads.
-int32_t each_its_thread(int64_t begin, int64_t end, int64_t, ThreadPool::Body body, void* context) {
+int32_t each_its_thread(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
   if (inside) return body(begin, end, context), 0;
   std::vector<std::thread> others;
   for (int64_t k = begin + 1; k < end; ++k) others.emplace_back([=] { callback(body, k, k + 1, context); });
@@ -41,7 +42,7 @@ int32_t each_its_thread(int64_t begin, int64_t end, int64_t, ThreadPool::Body bo
   for (std::thread& other : others) other.join();
   return 0;
 }
-int32_t two_share(int64_t begin, int64_t end, int64_t, ThreadPool::Body body, void* context) {
+int32_t two_share(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
   if (inside) return body(begin, end, context), 0;
   const int64_t middle = begin + (end - begin) / 2;
   std::thread other([=] { callback(body, begin, middle, context); });
@@ -49,7 +50,7 @@ int32_t two_share(int64_t begin, int64_t end, int64_t, ThreadPool::Body body, vo
   other.join();
   return 0;
 }
-int32_t one_after_the_other(int64_t begin, int64_t end, int64_t, ThreadPool::Body body, void* context) {
+int32_t one_after_the_other(int64_t begin, int64_t end, int64_t, ThreadSettings::Body body, void* context) {
   if (inside) return body(begin, end, context), 0;
   for (int64_t k = begin; k < end; ++k) std::thread([=] { callback(body, k, k + 1, context); }).join();
   return 0;
@@ -133,12 +134,12 @@ int64_t race(const std::vector<Call>& calls, const std::vector<std::vector<doubl
   return good;
 }
 
-// In a child of this process, where the pool is switched off as `_native.py` does it.
+// In a child of this process, where helpers are switched off as `_native.py` does it.
 int64_t in_a_child(const std::vector<Call>& calls, const std::vector<std::vector<double>>& want, double tolerance) {
   std::fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
-    thread_pool() = ThreadPool();
+    thread_settings() = ThreadSettings();
     int64_t good = 0;
     for (size_t c = 0; c < calls.size(); ++c) good += same(calls[c](), want[c], tolerance);
     _exit(good == int64_t(calls.size()) ? 0 : 1);
@@ -148,18 +149,42 @@ int64_t in_a_child(const std::vector<Call>& calls, const std::vector<std::vector
   return status == 0 ? int64_t(calls.size()) : 0;
 }
 
-// A race inside a team, which the sanitizer must see, or the rest proves nothing.
+// A helper that sleeps in the middle of a task, as one does whose processor was taken away: the call is right, and the
+// next ones ask for no helper.
+bool held_helper_is_left_alone() {
+  const std::thread::id caller = std::this_thread::get_id();
+  thread_settings().least_work = kLeastWork;
+  const ThreadCounts before = thread_counts();
+  std::atomic<int> counted{0};
+  std::atomic<bool> held{false};
+  auto task = [&](int) {
+    if (std::this_thread::get_id() != caller) held = true, usleep(200000);
+    ++counted;
+  };
+  int made = 0;
+  auto call = [&] {
+    with_helpers(1e12, [&] { parallel(3, task); });
+    made += 3;
+  };
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!held && std::chrono::steady_clock::now() < end) call();
+  const ThreadCounts then = thread_counts();
+  for (int repeat = 0; repeat < 10; ++repeat) call();
+  thread_settings().least_work = 0;
+  return held && counted == made && then.stalls > before.stalls && thread_counts().teams == then.teams;
+}
+
+// A race between a caller and its helpers, which the sanitizer must see, or the rest proves nothing.
 int planted() {
-  thread_pool().parallel_for = each_its_thread;
+  thread_settings() = {each_its_thread, get_num_threads, kMaxTasks, 0};
   int counted = 0;
   auto task = [&](int) {
     usleep(1000);  // so that the others come
     ++counted;
   };
-  auto region = [&] {
+  with_helpers(1, [&] {
     for (int repeat = 0; repeat < 20; ++repeat) parallel(3, task);
-  };
-  with_team(3, region);
+  });
   return 0;
 }
 
@@ -177,19 +202,25 @@ int main(int arguments, char**) {
     good += these, made += of;
   };
   const int64_t each = int64_t(calls.size());
-  thread_pool().get_num_threads = get_num_threads;
+  thread_settings() = {each_its_thread, get_num_threads};
   std::vector<std::vector<double>> want;
-  const std::pair<const char*, decltype(ThreadPool::parallel_for)> pools[] = {
+  for (const Call& call : calls) want.push_back(call());
+  thread_settings().least_work = 0;  // helpers in every call
+  const int64_t before = thread_counts().teams;
+  const std::pair<const char*, decltype(ThreadSettings::parallel_for)> pools[] = {
       {"a thread for each task", each_its_thread},
       {"two threads share the tasks", two_share},
       {"one task after the other", one_after_the_other}};
   for (const auto& pool : pools) {
-    thread_pool().parallel_for = pool.second;
-    if (want.empty())
-      for (const Call& call : calls) want.push_back(call());
+    thread_settings().parallel_for = pool.second;
     count(pool.first, race(calls, want, threads, 0), threads * each);
   }
-  thread_pool().parallel_for = each_its_thread;
+  thread_settings().parallel_for = each_its_thread;
+  count("a held thread of the pool", held_helper_is_left_alone(), 1);
+  threads_now = 5, thread_settings().limit = 3;  // three tasks as before, but the pool has more threads
+  for (int repeat = 0; repeat < 2; ++repeat) count("our own helpers", race(calls, want, threads, 0), threads * each);
+  count("a held helper", held_helper_is_left_alone(), 1);
+  count("calls that asked for threads", thread_counts().teams - before >= 5 * threads * each, 1);
   restless = true;
   count("a number of threads that changes", race(calls, want, threads, rounding), threads * each);
   restless = false;

@@ -18,6 +18,7 @@ SUBJECTS = {
     "overhead": "what surrounds the kernels in one small call, against a function that does nothing",
     "bandwidth": "one sweep against a plain sum over the same matrix",
     "threads": "the size of a sweep from which a second thread pays",
+    "busy": "a call while other processes hold the processors",
     "accuracy": "float32 against float64",
     "offset": "float32 against float64 for features far from the origin, and near each other",
     "memory": "extra memory of the loss and its gradient",

@@ -86,6 +86,23 @@ def machine() -> dict[str, Any]:
 _SETTLE = 0.05
 
 
+def disagreements(
+    implementations: dict[str, Callable[..., Any]],
+    inputs: tuple,
+    error: Callable[[Any, Any], float],
+    limits: dict[str, float],
+) -> dict[str, float]:
+    """How far each is from the first on these inputs. Raises Disagreement where one passes its limit."""
+    first, *others = implementations
+    ours = implementations[first](*inputs)
+    errors = {first: 0.0}
+    for name in others:
+        errors[name] = error(ours, implementations[name](*inputs))
+        if not errors[name] <= limits[name]:
+            raise Disagreement(f"{name} differs by {errors[name]:.2e}, allowed {limits[name]:.0e}")
+    return errors
+
+
 def compare(
     implementations: dict[str, Callable[..., Any]],
     make_inputs: Callable[[int], tuple],
@@ -105,13 +122,7 @@ def compare(
         seconds: stop after a round that ends later than this (three rounds at least).
     """
     names = list(implementations)
-    inputs = make_inputs(0)
-    ours = implementations[names[0]](*inputs)
-    errors = {names[0]: 0.0}
-    for name in names[1:]:
-        errors[name] = error(ours, implementations[name](*inputs))
-        if not errors[name] <= limits[name]:
-            raise Disagreement(f"{name} differs by {errors[name]:.2e}, allowed {limits[name]:.0e}")
+    errors = disagreements(implementations, make_inputs(0), error, limits)
     times: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     gc.collect()

@@ -2,7 +2,8 @@
 
 `kElementsPerTask` in csrc/sinkhorn/tasks.h is half of the smallest size from which a loss with its gradient passes 1
 (100 iterations over a kept plan, the cheapest sweep there is). A sweep that makes its cost (panels) has more to do for
-an element: it pays there too. A short call pays later, since threads have to be woken once a call.
+an element: it pays there too. A short call stays in one thread anyway (`kLeastWork` in csrc/core/parallel.h): both
+columns are the same there.
 """
 
 from __future__ import annotations

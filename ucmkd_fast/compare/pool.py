@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from .. import processors
+
 Run = TypeVar("Run")
 Prepare = Callable[[Any], Callable[[Any], Any]]
 
@@ -38,7 +40,7 @@ def run_all(
         ChildProcessError: a process ended without an answer.
         Exception: what a run raised.
     """
-    jobs = min(jobs or cores(), len(runs))
+    jobs = min(jobs or processors.usable(), len(runs))
     if jobs > 1:
         yield from _side_by_side(prepare, shared, runs, jobs)
     elif runs:
@@ -46,11 +48,6 @@ def run_all(
             do = prepare(shared)
             for run in runs:
                 yield run, do(run)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import processors
 from .labelled import LabelledData
 
 #: Reads the sample of an index; random numbers are given in training alone. Raises OSError or ValueError
@@ -65,7 +66,7 @@ class FileData(LabelledData):
         self.labels, self.classes, self.ids = labels, list(classes), list(ids)
         self.groups = None if groups is None else list(groups)
         self.skip_bad = skip_bad
-        self.workers = min(8, len(cores())) if workers is None else workers
+        self.workers = min(8, processors.usable()) if workers is None else workers
         self.bad: dict[int, str] = {}
         self._read = read
         if files is not None:
@@ -131,14 +132,6 @@ class FileData(LabelledData):
             raise FileNotFoundError(f"{told}; skip_bad goes on without them")
         self.bad |= {index: f"{files[index]}: expected a sample, there is none" for index in missing}
         warnings.warn(f"{told}; other samples of their classes take their place", stacklevel=3)
-
-
-def cores() -> set[int] | range:
-    """The processors that this process may use."""
-    try:
-        return os.sched_getaffinity(0)
-    except AttributeError:  # not on every system
-        return range(os.cpu_count() or 1)
 
 
 @lru_cache(maxsize=4)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import processors
 from ..ops.checks import choice
 from . import ave, crema_d, ravdess, vggsound
 from .clips import Clip, Layout, picture_files, read_sound, sound_file
-from .files import cores
 from .images import read_image
 
 LAYOUTS: dict[str, Layout] = {
@@ -96,7 +96,7 @@ def prepare(
         advance()
         return found
 
-    with ThreadPoolExecutor(min(8, len(cores()))) as threads:
+    with ThreadPoolExecutor(min(8, processors.usable())) as threads:
         for missing, broken, converted, ready, pictures in threads.map(examine, clips):
             report.missing += missing
             report.broken += broken

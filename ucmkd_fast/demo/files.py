@@ -12,8 +12,7 @@ from typing import Any
 
 from safetensors.torch import load as tensors_of
 
-from .. import __version__, _native
-from ..compare.pool import cores
+from .. import __version__, _native, processors
 from ..extras import installed
 from ..methods import build_method
 from ..report import Compared
@@ -81,7 +80,7 @@ def results(
         "seconds": dict(seconds),
         "versions": {**versions(), "ucmkd-fast": __version__, **installed()},
         "build": dict(_native._C.build_info()),
-        "machine": {"cores": cores(), "processor": platform.machine()},
+        "machine": {"cores": processors.usable(), "processor": platform.machine()},
     }
     return as_plain(found)
 

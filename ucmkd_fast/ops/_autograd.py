@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _cost_cuda, _loss, _solve, _solve_cuda, cost
+from . import _cost_cuda, _loss, _pieces, _solve, _solve_cuda, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -158,9 +158,9 @@ class SmallSinkhornLoss(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, ctx.options)
         if dx is not None:
-            dx = (dx * upstream).to(x.dtype)
+            dx = _pieces.times(dx, upstream, x.dtype)
         if dy is not None:
-            dy = (dy * upstream).to(y.dtype)
+            dy = _pieces.times(dy, upstream, y.dtype)
         return dx, dy, None, None, None, None, None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C, METRIC_CODES
+from . import _pieces
 
 METRICS = tuple(METRIC_CODES)
 CENTRED = ("l2", "sqeuclidean")  # centred of csrc/cost/features.h
@@ -99,9 +100,7 @@ def with_scales(x: Tensor, y: Tensor, metric: str, given_x: Tensor, given_y: Ten
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels read it: contiguous, of this dtype. Inside an autograd Function, where nothing is recorded."""
-    if z.dtype == dtype and z.is_contiguous():
-        return z
-    return z.to(dtype).contiguous()
+    return _pieces.converted(z, dtype)
 
 
 def finish(features: Features, matrix: Tensor) -> None:

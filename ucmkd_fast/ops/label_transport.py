@@ -12,7 +12,7 @@ from torch import Tensor
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
-from . import _autograd, _label_cuda, _solve_cuda, checks
+from . import _autograd, _label_cuda, _pieces, _solve_cuda, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -79,7 +79,7 @@ def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any
         upstream = upstream / (divisor.clamp_min(1) if isinstance(divisor, Tensor) else max(divisor, 1))
     elif upstream.dim() == 0 and upstream.is_cpu and _is_one(upstream):
         return list(gradients)
-    return [None if g is None else g.mul_(upstream) for g in gradients]
+    return [None if g is None else _pieces.scale_(g, upstream) for g in gradients]
 
 
 class LabelTransport(torch.autograd.Function):
