@@ -1,7 +1,8 @@
 """Autograd around `_solve`: eager Functions, and the same calls registered with torch.library.
 
 Eager calls on plain tensors take the Functions (a registered op costs more than ten times their
-overhead); under a compiler, a dispatch mode or a functorch transform the registered ops run.
+overhead); under a compiler, a dispatch mode or a functorch transform the registered ops run, and in forward mode
+torch's own operations (`_by_torch`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _cost_cuda, _loss, _solve, _solve_cuda, cost
+from . import _cost_cuda, _loss, _solve, _solve_cuda, _transforms, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -26,19 +27,20 @@ def direct(*tensors: Tensor | None) -> bool:
         if t is not None and type(t) not in _PLAIN:
             return False
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_function_stack() == 0
     )
 
 
 def recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd would record a call on these tensors; forward mode counts, so that a Function refuses it."""
+    """Whether autograd would record a call on these tensors."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return forward_ad._current_level >= 0
+    return False
 
 
 def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
@@ -62,7 +64,8 @@ def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
 
 
-def _refuse_second_order(grad: str) -> None:
+def refuse_second_order(grad: str) -> None:
+    """Raise NotImplementedError for a second derivative under a ``grad`` that has none."""
     if grad != "unrolled":
         raise NotImplementedError(
             f"double backward needs grad='unrolled', got grad={grad!r}: "
@@ -106,7 +109,7 @@ class Sinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (None,) * 6
         if torch.is_grad_enabled():
-            _refuse_second_order(options.grad)
+            refuse_second_order(options.grad)
             with torch.enable_grad():
                 outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
             return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
@@ -166,7 +169,7 @@ class SmallSinkhornLoss(torch.autograd.Function):
 
 def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _loss.LossOptions):
     """Gradients of a loss of features through the reference, with a graph."""
-    _refuse_second_order(options.solver.grad)
+    refuse_second_order(options.solver.grad)
     with torch.enable_grad():
         matrix = reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
         outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
@@ -177,21 +180,27 @@ def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _lo
 # The same calls for torch.compile, export and functorch.
 
 
-def register_backward(op, setup_context, backward):
-    """Give a registered op its gradient; returns the callable to use.
+def register_backward(op, setup_context, backward, rule):
+    """Give a registered op its gradient and its rule for ``vmap``; returns the callable to use.
 
     functorch does not transform the autograd formula of a registered op, only Functions with a
-    ``setup_context``: so under its transforms the same three pieces run as such a Function.
+    ``setup_context``: so under its transforms the same pieces run as such a Function. ``rule(call, info, in_dims, *args)``
+    gives what a Function's ``vmap`` does; it makes its calls by ``call``, which is what is returned here.
     """
     torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
 
     def forward(*args):
         return op(*args)
 
+    def vmap(info, in_dims, *args):
+        return rule(call, info, in_dims, *args)
+
+    torch.library.register_vmap(op._opoverload, vmap)
     members = {
         "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
     }
     function = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
 
@@ -320,7 +329,29 @@ def _setup_nothing(ctx, inputs, output):
     pass
 
 
-_sinkhorn_backward = register_backward(sinkhorn_backward, _setup_nothing, _no_further("sinkhorn's gradient"))
+def _backward_rule(call, info, in_dims, *args):
+    tensors, options = args[:12], args[12:]
+    if in_dims[7] is None:  # one solution, several gradients of it, as for a Jacobian
+        return _transforms.one_by_one(call, info, in_dims, *args)
+    matrix, a, b = tensors[:3]
+    fold = _transforms.Fold(info, in_dims, matrix, 2)
+    # Masses that problems share have a gradient for each.
+    ranks = (2, 1, 1, 1, 1, 1, 1, None, 0, 0, 1, 1)
+    folded = [fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, ranks, strict=False)]
+    d_cost, d_a, d_b = call(*folded, *options)
+    found, dims = [fold.back(d_cost)], [0]
+    for mass, d, grad in ((a, in_dims[1], d_a), (b, in_dims[2], d_b)):
+        if mass is None:
+            found, dims = [*found, grad], [*dims, None]
+            continue
+        grad, own = fold.back(grad), mass.dim() - (d is not None)
+        found, dims = [*found, grad.sum(1) if own < grad.dim() - 1 else grad], [*dims, 0]
+    return tuple(found), tuple(dims)
+
+
+_sinkhorn_backward = register_backward(
+    sinkhorn_backward, _setup_nothing, _no_further("sinkhorn's gradient"), _backward_rule
+)
 
 
 def _setup_context(ctx, inputs, output):
@@ -347,7 +378,19 @@ def _backward(ctx, *upstream):
     )
 
 
-sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward)
+def _forward_rule(call, info, in_dims, *args):
+    tensors, options = args[:5], args[5:]
+    fold = _transforms.Fold(info, in_dims, tensors[0], 2)
+    matrix, a, b, init_f, init_g = tensors
+    folded = [fold(matrix, in_dims[0], 2)]
+    for mass, d in ((a, in_dims[1]), (b, in_dims[2])):  # shared ones stay so
+        folded.append(mass if mass is None or (d is None and mass.dim() == 1) else fold(mass, d, 1))
+    folded += [fold(init_f, in_dims[3], 1), fold(init_g, in_dims[4], 1)]
+    *outputs, saved = call(*folded, *options)
+    return (*map(fold.back, outputs), fold.divide(saved)), (0,) * 7
+
+
+sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward, _forward_rule)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
@@ -390,7 +433,18 @@ def _(x, y, scale, matrix, grad_cost, metric):
     return matrix.new_empty(x.shape), matrix.new_empty(y.shape)
 
 
-_cost_backward_op = register_backward(cost_backward, _setup_nothing, _no_further("the cost's gradient"))
+def _cost_backward_rule(call, info, in_dims, x, y, scale, matrix, grad_cost, metric):
+    if in_dims[2] is None or not _solve_cuda.runs_on(x):
+        return _transforms.one_by_one(call, info, in_dims, x, y, scale, matrix, grad_cost, metric)
+    fold = _transforms.Fold(info, in_dims, x, 2)
+    matrices = [fold(t, d, 2) for t, d in ((x, in_dims[0]), (y, in_dims[1]), (matrix, in_dims[3]), (grad_cost, in_dims[4]))]
+    scales = scale.movedim(in_dims[2], 0).flatten()
+    return tuple(map(fold.back, call(*matrices[:2], scales, *matrices[2:], metric))), (0, 0)
+
+
+_cost_backward_op = register_backward(
+    cost_backward, _setup_nothing, _no_further("the cost's gradient"), _cost_backward_rule
+)
 
 
 def _cost_setup(ctx, inputs, output):
@@ -409,4 +463,12 @@ def _cost_backward(ctx, grad_cost, *_):
     return dx.to(x.dtype), dy.to(y.dtype), None
 
 
-cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward)
+def _cost_rule(call, info, in_dims, x, y, metric):
+    if not _solve_cuda.runs_on(x):  # of one problem at a time on the CPU
+        return _transforms.one_by_one(call, info, in_dims, x, y, metric)
+    fold = _transforms.Fold(info, in_dims, x, 2)
+    matrix, scale = call(fold(x, in_dims[0], 2), fold(y, in_dims[1], 2), metric)
+    return (fold.back(matrix), fold.divide(scale)), (0, 0)
+
+
+cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward, _cost_rule)

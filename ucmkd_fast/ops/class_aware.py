@@ -117,7 +117,7 @@ class ClassAwareLoss(torch.autograd.Function):
         x, y, class_cost, a, b, y_labels, init_f, init_g, f, g, kept, distance = ctx.saved_tensors
         options, needs, none = ctx.options, ctx.needs_input_grad, [None] * 4
         if torch.is_grad_enabled():
-            _autograd._refuse_second_order(options.solver.grad)
+            _autograd.refuse_second_order(options.solver.grad)
             with torch.enable_grad():
                 matrix = reference.cost(x.to(kept.dtype), y.to(kept.dtype), options.metric)
                 matrix = matrix + class_cost.index_select(1, y_labels)

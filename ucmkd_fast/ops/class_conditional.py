@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from . import _transforms
 from ._autograd import direct
 from .sinkhorn import sinkhorn_loss
 
@@ -74,7 +75,7 @@ def class_conditional_loss(
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
             found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise TypeError(f"{name} must be int64 of shape ({len(z)},), got {found}")
-        if labels.device.type == "cpu" and len(labels):
+        if labels.device.type == "cpu" and len(labels) and not _transforms.active():
             low, high = (int(v) for v in torch.aminmax(labels))
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")

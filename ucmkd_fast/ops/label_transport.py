@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
-from . import _autograd, _label_cuda, _solve_cuda, checks
+from . import _autograd, _label_cuda, _solve_cuda, _transforms, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -167,7 +167,14 @@ def _backward(ctx, upstream, *_):
     return (ds * upstream[:, None]).to(ctx.dtypes[0]), (dt * upstream[:, None]).to(ctx.dtypes[1]), *[None] * 4
 
 
-_transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward)
+def _rule(call, info, in_dims, *args):
+    """Rows do not know of each other: those of all problems are one call."""
+    folded = _transforms.fold(info, in_dims[:3], *args[:3])
+    outputs = call(*folded, *args[3:])
+    return tuple(z.unflatten(0, (info.batch_size, -1)) for z in outputs), (0, 0, 0)
+
+
+_transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward, _rule)
 
 
 def _check_logits(student: Any, teacher: Any, target: Any) -> None:
@@ -243,13 +250,15 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    if student_logits.device.type != "cpu" and not _solve_cuda.runs_on(student_logits):
+    kernels = student_logits.device.type == "cpu" or _solve_cuda.runs_on(student_logits)
+    direct = kernels and _autograd.direct(student_logits, teacher_logits, target)
+    if not kernels or (not direct and _transforms.by_torch()):
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(
             student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,
             label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
-    if _autograd.direct(student_logits, teacher_logits, target):
+    if direct:
         return LabelTransport.apply(
             student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa, reduction
         )

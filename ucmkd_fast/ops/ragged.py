@@ -105,7 +105,7 @@ class RaggedSinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (*[None] * 5, *none)
         if torch.is_grad_enabled():
-            _autograd._refuse_second_order(options.grad)
+            _autograd.refuse_second_order(options.grad)
             by_class = class_cost, y_labels
             with torch.enable_grad():
                 again = reference_outputs(

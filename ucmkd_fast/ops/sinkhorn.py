@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _loss, _solve_cuda, checks, class_aware, memory, panel, ragged, sharded
+from . import _autograd, _by_torch, _loss, _solve_cuda, _transforms, checks, class_aware, memory, panel, ragged, sharded
 from ._loss import LossOptions, loss_options
 from ._solve import Options
 from .arguments import OBJECTIVES, check_features, check_init, check_options, envelope_has_no_mass_gradient
@@ -41,6 +41,8 @@ def _solve(cost, a, b, init_fg: Any, options: Options) -> tuple[Tensor, ...]:
     if _autograd.direct(cost, a, b, *init_fg):
         a, b = (None if t is None else t.contiguous() for t in (a, b))
         return _autograd.Sinkhorn.apply(cost.contiguous(), a, b, *init_fg, options)
+    if _transforms.by_torch():
+        return _by_torch.solve(cost, a, b, init_fg[0], options)
     return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
 
 
@@ -363,6 +365,6 @@ def _class_aware(x, y, by_class, a, b, init_fg, settings: Settings, return_resul
 
 def _cost_matrix(x, y, metric, dtype) -> Tensor:
     """The cost (N, M), on a GPU of a batch too, as one op with a gradient: never (N, M, D) where kernels run."""
-    if _solve_cuda.runs_on(x) or (x.device.type == "cpu" and x.dim() == 2):
+    if (_solve_cuda.runs_on(x) or (x.device.type == "cpu" and x.dim() == 2)) and not _transforms.by_torch():
         return _autograd.cost_transformed(x, y, metric)[0]
     return reference.cost(x.to(dtype), y.to(dtype), metric)
