@@ -73,18 +73,24 @@ def refuse_second_order(grad: str) -> None:
         )
 
 
-def _differentiate(outputs, inputs, upstream):
-    """Gradients of the inputs that need one, with a graph; None for the others."""
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+def differentiate(outputs_of, inputs, upstream):
+    """Gradients of the inputs that need one, with a graph; None for the others.
+
+    ``outputs_of(*inputs)`` gets a view of each input: one tensor in two places has a gradient for each of them.
+    """
+    with torch.enable_grad():
+        apart = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = outputs_of(*apart)
+        wanted = [t for t in apart if t is not None and t.requires_grad]
+        pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+            )
+            if pairs
+            else [None] * len(wanted)
         )
-        if pairs
-        else [None] * len(wanted)
-    )
-    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+    return [next(found) if t is not None and t.requires_grad else None for t in apart]
 
 
 class Sinkhorn(torch.autograd.Function):
@@ -110,9 +116,11 @@ class Sinkhorn(torch.autograd.Function):
             return (None,) * 6
         if torch.is_grad_enabled():
             refuse_second_order(options.grad)
-            with torch.enable_grad():
-                outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
-            return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
+
+            def again(matrix, a, b):
+                return reference_outputs(matrix, a, b, init_f, init_g, options)
+
+            return *differentiate(again, (matrix, a, b), upstream), None, None, None
         problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
         d_cost, d_a, d_b = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
         needs = ctx.needs_input_grad
@@ -170,11 +178,13 @@ class SmallSinkhornLoss(torch.autograd.Function):
 def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _loss.LossOptions):
     """Gradients of a loss of features through the reference, with a graph."""
     refuse_second_order(options.solver.grad)
-    with torch.enable_grad():
+
+    def again(x, y, a, b):
         matrix = reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
         outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
-    loss = outputs[int(options.regularized)]
-    return *_differentiate((loss,), (x, y, a, b), (upstream,)), None, None, None
+        return (outputs[int(options.regularized)],)
+
+    return *differentiate(again, (x, y, a, b), (upstream,)), None, None, None
 
 
 # The same calls for torch.compile, export and functorch.

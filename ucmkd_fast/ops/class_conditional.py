@@ -86,7 +86,7 @@ def class_conditional_loss(
     if one_call and x.device.type == "cpu" and direct(x, y):
         return _class_by_class(x, y, x_labels, y_labels, classes, dtype, options)
     other = torch.arange(classes, device=x.device) != x_labels[:, None]
-    class_cost = torch.zeros(other.shape, dtype=dtype, device=x.device).masked_fill_(other, beta)
+    class_cost = torch.zeros((), dtype=dtype, device=x.device).masked_fill(other, beta)
     if beta == float("inf"):
         masses = class_masses(x_labels, y_labels, classes, dtype)
         options = {"a": masses.a, "b": masses.b, **options}

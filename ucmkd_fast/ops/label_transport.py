@@ -113,13 +113,16 @@ class LabelTransport(torch.autograd.Function):
         student, teacher, target = ctx.saved_tensors
         ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                dtype = torch.promote_types(student.dtype, torch.float32)
+            dtype = torch.promote_types(student.dtype, torch.float32)
+
+            def again(student, teacher):
                 loss = reference(
                     student.to(dtype), teacher.to(dtype), target, kappa=kappa, label_smoothing=smoothing,
                     ignore_index=ignore_index, reduction=reduction,
                 )  # fmt: skip
-            return *_autograd._differentiate((loss,), (student, teacher), (upstream,)), *[None] * 5
+                return (loss,)
+
+            return *_autograd.differentiate(again, (student, teacher), (upstream,)), *[None] * 5
         if ctx.grads is None:
             LabelTransport.solve(ctx, student, teacher, target)
         grads, ctx.grads = ctx.grads, None

@@ -96,14 +96,17 @@ class LinearLabelTransport(torch.autograd.Function):
         *inputs, target = ctx.saved_tensors
         ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+            dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+
+            def again(*inputs):
                 wide = [None if z is None else z.to(dtype) for z in inputs]
                 loss = composite(
                     wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
                     reduction=reduction,
                 )  # fmt: skip
-            return *_autograd._differentiate((loss,), inputs, (upstream,)), *[None] * 5
+                return (loss,)
+
+            return *_autograd.differentiate(again, inputs, (upstream,)), *[None] * 5
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             needs = ctx.needs_input_grad[:5]

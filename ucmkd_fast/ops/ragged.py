@@ -106,12 +106,12 @@ class RaggedSinkhorn(torch.autograd.Function):
             return (*[None] * 5, *none)
         if torch.is_grad_enabled():
             _autograd.refuse_second_order(options.grad)
-            by_class = class_cost, y_labels
-            with torch.enable_grad():
-                again = reference_outputs(
-                    x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options
-                )
-            return *_autograd._differentiate(again, (x, y, class_cost, a, b), upstream), *none
+
+            def again(x, y, class_cost, a, b):
+                by_class = class_cost, y_labels
+                return reference_outputs(x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options)
+
+            return *_autograd.differentiate(again, (x, y, class_cost, a, b), upstream), *none
         features = cost.Features(wide_x, wide_y, scale, metric)
         table = _table(features, offsets, a, b, init_f, init_g, options, True)
         table.memory(costs.data_ptr(), saved.data_ptr())
