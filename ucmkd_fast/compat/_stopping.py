@@ -59,6 +59,8 @@ def mass_of(name: str, mass: Tensor | None, cost: Tensor, side: int) -> Tensor:
         return cost.new_full((size,), 1 / size)
     found = checks.mass(name, mass, size, None, cost.dtype)
     assert found is not None
+    if found.is_cpu and not bool((found >= 0).all()):  # elsewhere the look would wait for the device
+        raise ValueError(f"{name} must be >= 0 everywhere, got a negative mass or NaN")
     return found
 
 
