@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _cost_cuda, _loss, _solve, _solve_cuda, _transforms, cost
+from . import _by_torch, _cost_cuda, _loss, _solve, _solve_cuda, _transforms, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -64,15 +64,6 @@ def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
 
 
-def refuse_second_order(grad: str) -> None:
-    """Raise NotImplementedError for a second derivative under a ``grad`` that has none."""
-    if grad != "unrolled":
-        raise NotImplementedError(
-            f"double backward needs grad='unrolled', got grad={grad!r}: "
-            "its gradient is not the derivative of a function that could be differentiated again"
-        )
-
-
 def differentiate(outputs_of, inputs, upstream):
     """Gradients of the inputs that need one, with a graph; None for the others.
 
@@ -115,7 +106,7 @@ class Sinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (None,) * 6
         if torch.is_grad_enabled():
-            refuse_second_order(options.grad)
+            _transforms.refuse_second_order(options.grad)
 
             def again(matrix, a, b):
                 return reference_outputs(matrix, a, b, init_f, init_g, options)
@@ -177,7 +168,7 @@ class SmallSinkhornLoss(torch.autograd.Function):
 
 def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _loss.LossOptions):
     """Gradients of a loss of features through the reference, with a graph."""
-    refuse_second_order(options.solver.grad)
+    _transforms.refuse_second_order(options.solver.grad)
 
     def again(x, y, a, b):
         matrix = reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
@@ -323,20 +314,26 @@ def _(
     )
 
 
-def _no_further(name: str):
-    """A backward for gradients themselves: refuses."""
-
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{name} cannot be differentiated again under torch.compile or a functorch transform: "
-            "take second derivatives eagerly, with torch.autograd.grad(..., create_graph=True)"
-        )
-
-    return backward
+def _setup_gradient(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    *tensors, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate = inputs
+    ctx.save_for_backward(*tensors[:4], *tensors[8:])
 
 
-def _setup_nothing(ctx, inputs, output):
-    pass
+def _gradient_backward(ctx, *upstream):
+    """Of the gradients themselves, by torch's own operations: a transform inside, autograd outside."""
+    options = _solve.Options(ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
+    _transforms.refuse_second_order(options.grad)
+    matrix, a, b, init_f, *of_outputs = ctx.saved_tensors
+
+    def outputs(matrix, a, b):
+        return _by_torch.solve(matrix, a, b, init_f, options)[:4]
+
+    def gradients(matrix, a, b, *of_outputs):
+        return _transforms.vjp(outputs, (matrix, a, b), of_outputs)
+
+    d = _transforms.vjp(gradients, (matrix, a, b, *of_outputs), upstream)
+    return *d[:3], *[None] * 5, *d[3:], *[None] * 5
 
 
 def _backward_rule(call, info, in_dims, *args):
@@ -360,7 +357,7 @@ def _backward_rule(call, info, in_dims, *args):
 
 
 _sinkhorn_backward = register_backward(
-    sinkhorn_backward, _setup_nothing, _no_further("sinkhorn's gradient"), _backward_rule
+    sinkhorn_backward, _setup_gradient, _gradient_backward, _backward_rule
 )
 
 
@@ -452,8 +449,29 @@ def _cost_backward_rule(call, info, in_dims, x, y, scale, matrix, grad_cost, met
     return tuple(map(fold.back, call(*matrices[:2], scales, *matrices[2:], metric))), (0, 0)
 
 
+def _cost_gradient_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    x, y, _, _, grad_cost, ctx.metric = inputs
+    ctx.save_for_backward(x, y, grad_cost)
+
+
+def _cost_gradient_backward(ctx, *upstream):
+    """As `_gradient_backward`."""
+    x, y, grad_cost = ctx.saved_tensors
+
+    def cost_of(x, y):
+        return (reference.cost(x, y, ctx.metric),)
+
+    def gradients(x, y, grad_cost):
+        wide = x.to(grad_cost.dtype), y.to(grad_cost.dtype)
+        return _transforms.vjp(cost_of, wide, (grad_cost,))
+
+    d_x, d_y, d_grad = _transforms.vjp(gradients, (x, y, grad_cost), upstream)
+    return d_x, d_y, None, None, d_grad, None
+
+
 _cost_backward_op = register_backward(
-    cost_backward, _setup_nothing, _no_further("the cost's gradient"), _cost_backward_rule
+    cost_backward, _cost_gradient_setup, _cost_gradient_backward, _cost_backward_rule
 )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _transforms
+from . import _transforms
 from ._solve import Options
 
 
@@ -45,7 +45,7 @@ def solve(
     ``grad`` means what it means to the kernels. ``accelerate`` changes the way, not where it leads: plain iterations run.
     """
     if _transforms.orders() > 1:
-        _autograd.refuse_second_order(options.grad)
+        _transforms.refuse_second_order(options.grad)
     n, m = cost.shape[-2:]
     a = cost.new_full((n,), 1 / n) if a is None else a
     b = cost.new_full((m,), 1 / m) if b is None else b

@@ -40,11 +40,45 @@ def by_torch() -> bool:
     return forward_mode() or orders() > 1
 
 
+def refuse_second_order(grad: str) -> None:
+    """Raise NotImplementedError for a second derivative under a ``grad`` that has none."""
+    if grad != "unrolled":
+        raise NotImplementedError(
+            f"double backward needs grad='unrolled', got grad={grad!r}: "
+            "its gradient is not the derivative of a function that could be differentiated again"
+        )
+
+
+def vjp(function: Any, inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of ``inputs``, None where there is none, for the outputs that have an upstream one.
+
+    A transform itself: it may be differentiated again, by whatever is under way around it.
+    """
+    given = [k for k, t in enumerate(inputs) if t is not None]
+
+    def of_given(*tensors: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for k, t in zip(given, tensors, strict=True):
+            full[k] = t
+        outputs = function(*full)
+        return tuple(o for o, u in zip(outputs, upstream, strict=True) if u is not None)
+
+    _, back = torch.func.vjp(of_given, *(inputs[k] for k in given))
+    found = dict(zip(given, back(tuple(u for u in upstream if u is not None)), strict=True))
+    return [found.get(k) for k in range(len(inputs))]
+
+
 def front(info: Any, tensor: Tensor, in_dim: int | None) -> Tensor:
     """(V, ...): the mapped dimension in front, made where a tensor has none."""
+    _at_least_one(info)
     if in_dim is None:
         return tensor.expand(info.batch_size, *tensor.shape)
     return tensor.movedim(in_dim, 0)
+
+
+def _at_least_one(info: Any) -> None:
+    if not info.batch_size:
+        raise ValueError("vmap needs at least one problem, got a mapped dimension of size 0")
 
 
 def fold(info: Any, in_dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:
@@ -89,6 +123,7 @@ class Fold:
 
 def one_by_one(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], Any]:
     """The rule of an op that has no batch: a call for each slice."""
+    _at_least_one(info)
     parts = [
         call(*(arg if d is None else arg.select(d, k) for arg, d in zip(args, in_dims, strict=True)))
         for k in range(info.batch_size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _loss, _solve_cuda
+from . import _autograd, _loss, _solve_cuda, _transforms
 
 # Their gradient divides by the distance, which the cost no longer shows.
 READS_DISTANCE = ("l2", "chordal")
@@ -117,7 +117,7 @@ class ClassAwareLoss(torch.autograd.Function):
         x, y, class_cost, a, b, y_labels, init_f, init_g, f, g, kept, distance = ctx.saved_tensors
         options, needs, none = ctx.options, ctx.needs_input_grad, [None] * 4
         if torch.is_grad_enabled():
-            _autograd.refuse_second_order(options.solver.grad)
+            _transforms.refuse_second_order(options.solver.grad)
 
             def again(x, y, class_cost, a, b):
                 matrix = reference.cost(x.to(kept.dtype), y.to(kept.dtype), options.metric)

@@ -157,17 +157,34 @@ def _(student, teacher, target, ignore_index, smoothing, live):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    student, teacher, target, *ctx.options = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(student, teacher, target, *output[1:])
 
 
-def _backward(ctx, upstream, *_):
-    if upstream is None:
-        return (None,) * 6
-    ds, dt = ctx.saved_tensors
-    return (ds * upstream[:, None]).to(ctx.dtypes[0]), (dt * upstream[:, None]).to(ctx.dtypes[1]), *[None] * 4
+def _backward(ctx, upstream, up_ds, up_dt):
+    """Of the rows' losses, and of their gradients where these are differentiated again."""
+    student, teacher, target, ds, dt = ctx.saved_tensors
+    found: list[Tensor | None] = [None, None]
+    if upstream is not None:
+        found = [(ds * upstream[:, None]).to(student.dtype), (dt * upstream[:, None]).to(teacher.dtype)]
+    if up_ds is None and up_dt is None:
+        return *found, *[None] * 4
+    ignore_index, smoothing, live = ctx.options
+
+    def total(student, teacher):
+        loss = reference(
+            student.to(ds.dtype), teacher.to(ds.dtype), target, kappa="live" if live else "detached",
+            label_smoothing=smoothing, ignore_index=ignore_index, reduction="sum",
+        )  # fmt: skip
+        return (loss,)
+
+    def gradients(student, teacher):
+        wide = student.to(ds.dtype), teacher.to(ds.dtype)
+        return _transforms.vjp(total, wide, (ds.new_ones(()),))
+
+    second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+    return *(s if f is None else f + s for f, s in zip(found, second, strict=True)), *[None] * 4
 
 
 def _rule(call, info, in_dims, *args):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference import sinkhorn as reference
-from . import _autograd, _not_converged, _solve_cuda, class_aware, cost
+from . import _autograd, _not_converged, _solve_cuda, _transforms, class_aware, cost
 from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
 
@@ -105,7 +105,7 @@ class RaggedSinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (*[None] * 5, *none)
         if torch.is_grad_enabled():
-            _autograd.refuse_second_order(options.grad)
+            _transforms.refuse_second_order(options.grad)
 
             def again(x, y, class_cost, a, b):
                 by_class = class_cost, y_labels
