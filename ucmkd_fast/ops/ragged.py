@@ -275,8 +275,8 @@ def solve(
     """
     if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
-            "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
-            "sinkhorn, or call sinkhorn_loss once per problem"
+            "ragged batches are not supported under functorch transforms, forward mode and dispatch modes: form the cost "
+            "and call sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
         return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
