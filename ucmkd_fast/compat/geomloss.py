@@ -204,7 +204,7 @@ def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
     if weights is None:
         return points.new_full(wanted, 1 / wanted[-1])
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        kind = str(weights.dtype) if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"{name} must be a torch.Tensor of floats of shape {tuple(wanted)}, got {kind}")
     if weights.shape not in (wanted, (*wanted, 1)):
         raise ValueError(f"{name} must have shape {tuple(wanted)}, got {tuple(weights.shape)}")
