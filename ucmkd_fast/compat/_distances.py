@@ -1,13 +1,12 @@
 """Distances of `compat.geomloss` and the sums of differences in their gradients, without (N, M, D).
 
-|x - y|^2 = |x|^2 + |y|^2 - 2 <x, y> loses what lies below the rounding of its terms: the distance of points that are
-close to each other, or far from the origin. Both sets are moved to the centre of all points and the products are made in
-float64, which keeps a difference down to 1e-8 of the norms; float32 alone keeps 3e-4 of them.
+|x - y|^2 = |x|^2 + |y|^2 - 2 <x, y> loses what lies below the rounding of its terms: the distance of points that
+are close to each other, or far from the origin. Both sets are moved to the centre of all points and the products are
+made in float64, which keeps a difference down to 1e-8 of the norms; float32 alone keeps 3e-4 of them.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 SMALLEST_SQUARE = 1e-8  # GeomLoss's floor under the squared distance where p = 1

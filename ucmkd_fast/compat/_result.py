@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 _CITATION = """Entropic optimal transport by Sinkhorn's iterations:
 
 M. Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.

@@ -102,9 +102,7 @@ def _say_what_tau_does(tau: float) -> None:
     """Once; POT absorbs scalings beyond ``tau`` into the potentials."""
     if "tau" not in _told:
         _told.add("tau")
-        warnings.warn(
-            f"tau={tau:g} changes nothing here: ranges are kept safe by themselves", stacklevel=4
-        )
+        warnings.warn(f"tau={tau:g} changes nothing here: ranges are kept safe by themselves", stacklevel=4)
 
 
 def _check_method(method: Any) -> str:

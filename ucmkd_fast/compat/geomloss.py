@@ -42,9 +42,9 @@ class SamplesLoss(nn.Module):
     Called with ``(x, y)`` or ``(a, x, b, y)``: points x (N, D), y (M, D) or batches (B, N, D), (B, M, D),
     weights a (N,), b (M,) or (B, N), (B, M), each also with a last dimension of 1; uniform where left out.
     Returns the loss, () or (B,); with ``potentials=True`` the pair F (B, N), G (B, M), B = 1 without a batch.
-    Any floating dtype, solved in float32 or float64; what comes back has the dtype that torch promotes the arguments to,
-    as in GeomLoss. Cost matrices are kept whole: N M values, and N N + M M more with ``debias``. Works under ``torch.func``
-    (``vmap``, ``grad``, ``jacrev``, ``jvp``, ``hessian``) and in forward mode.
+    Any floating dtype, solved in float32 or float64; what comes back has the dtype that torch promotes the arguments
+    to, as in GeomLoss. Cost matrices are kept whole: N M values, and N N + M M more with ``debias``. Works under
+    ``torch.func`` (``vmap``, ``grad``, ``jacrev``, ``jvp``, ``hessian``) and in forward mode.
 
     Args:
         loss: ``"sinkhorn"`` only.
@@ -194,8 +194,9 @@ def _measures(args: tuple[Tensor, ...]) -> _Measures:
     for z in (y, a, b):
         dtype = torch.promote_types(dtype, z.dtype)
     batched = x.dim() == 3
-    wide = (z.to(torch.promote_types(dtype, torch.float32)) for z in (a, x, b, y))
-    return _Measures(*(z if batched else z[None] for z in wide), batched, dtype)
+    wide = [z.to(torch.promote_types(dtype, torch.float32)) for z in (a, x, b, y)]
+    a, x, b, y = (z if batched else z[None] for z in wide)
+    return _Measures(a, x, b, y, batched, dtype)
 
 
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
@@ -216,7 +217,10 @@ class _Look(torch.autograd.Function):
 
     @staticmethod
     def forward(a, x, b, y):  # noqa: D102
-        low, high = torch.minimum(*(z.amin((0, 1)) for z in (x, y))), torch.maximum(*(z.amax((0, 1)) for z in (x, y)))
+        low, high = (
+            torch.minimum(*(z.amin((0, 1)) for z in (x, y))),
+            torch.maximum(*(z.amax((0, 1)) for z in (x, y))),
+        )
         diagonal = (high - low).norm()
         if not math.isfinite(diagonal.item()):
             _refuse_points(x=x, y=y)
@@ -237,7 +241,9 @@ def _refuse_points(**points: Tensor) -> None:
     for name, z in points.items():
         if not bool(z.isfinite().all()):
             raise ValueError(f"{name} must hold finite points, got NaN or inf in it")
-    raise ValueError(f"x and y must be points whose squared distances fit {points['x'].dtype}, got larger ones: scale them")
+    raise ValueError(
+        f"x and y must be points whose squared distances fit {points['x'].dtype}, got larger ones: scale them"
+    )
 
 
 def _check_weights(name: str, weights: Tensor) -> None:

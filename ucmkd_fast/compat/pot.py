@@ -50,7 +50,8 @@ def sinkhorn(
         warn: warn where ``numItermax`` was reached.
         warmstart: logarithms of the scalings u, v to start from ((alpha, beta), in units of cost, for
             ``"sinkhorn_stabilized"``).
-        **options: ``print_period`` and ``tau`` for ``"sinkhorn_stabilized"``; ``tau`` changes nothing, which is said once.
+        **options: ``print_period`` and ``tau`` for ``"sinkhorn_stabilized"``; ``tau`` changes nothing, which is said
+            once.
 
     Returns:
         The plan (N, M), or the losses (K,); with ``log`` also a dict of ``err``, ``niter``, ``u``, ``v`` and what

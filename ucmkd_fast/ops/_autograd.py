@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _by_torch, _cost_cuda, _loss, _solve, _solve_cuda, _transforms, cost
+from . import _cost_cuda, _loss, _rules, _solve, _solve_cuda, _transforms, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -185,8 +185,8 @@ def register_backward(op, setup_context, backward, rule):
     """Give a registered op its gradient and its rule for ``vmap``; returns the callable to use.
 
     functorch does not transform the autograd formula of a registered op, only Functions with a
-    ``setup_context``: so under its transforms the same pieces run as such a Function. ``rule(call, info, in_dims, *args)``
-    gives what a Function's ``vmap`` does; it makes its calls by ``call``, which is what is returned here.
+    ``setup_context``: so under its transforms the same pieces run as such a Function. ``rule(call, info, in_dims,
+    *args)`` gives what a Function's ``vmap`` does; it makes its calls by ``call``, which is what is returned here.
     """
     torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
 
@@ -314,50 +314,8 @@ def _(
     )
 
 
-def _setup_gradient(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    *tensors, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate = inputs
-    ctx.save_for_backward(*tensors[:4], *tensors[8:])
-
-
-def _gradient_backward(ctx, *upstream):
-    """Of the gradients themselves, by torch's own operations: a transform inside, autograd outside."""
-    options = _solve.Options(ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
-    _transforms.refuse_second_order(options.grad)
-    matrix, a, b, init_f, *of_outputs = ctx.saved_tensors
-
-    def outputs(matrix, a, b):
-        return _by_torch.solve(matrix, a, b, init_f, options)[:4]
-
-    def gradients(matrix, a, b, *of_outputs):
-        return _transforms.vjp(outputs, (matrix, a, b), of_outputs)
-
-    d = _transforms.vjp(gradients, (matrix, a, b, *of_outputs), upstream)
-    return *d[:3], *[None] * 5, *d[3:], *[None] * 5
-
-
-def _backward_rule(call, info, in_dims, *args):
-    tensors, options = args[:12], args[12:]
-    if in_dims[7] is None:  # one solution, several gradients of it, as for a Jacobian
-        return _transforms.one_by_one(call, info, in_dims, *args)
-    matrix, a, b = tensors[:3]
-    fold = _transforms.Fold(info, in_dims, matrix, 2)
-    # Masses that problems share have a gradient for each.
-    ranks = (2, 1, 1, 1, 1, 1, 1, None, 0, 0, 1, 1)
-    folded = [fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, ranks, strict=False)]
-    d_cost, d_a, d_b = call(*folded, *options)
-    found, dims = [fold.back(d_cost)], [0]
-    for mass, d, grad in ((a, in_dims[1], d_a), (b, in_dims[2], d_b)):
-        if mass is None:
-            found, dims = [*found, grad], [*dims, None]
-            continue
-        grad, own = fold.back(grad), mass.dim() - (d is not None)
-        found, dims = [*found, grad.sum(1) if own < grad.dim() - 1 else grad], [*dims, 0]
-    return tuple(found), tuple(dims)
-
-
 _sinkhorn_backward = register_backward(
-    sinkhorn_backward, _setup_gradient, _gradient_backward, _backward_rule
+    sinkhorn_backward, _rules.gradient_setup, _rules.gradient_backward, _rules.backward_rule
 )
 
 
@@ -385,19 +343,7 @@ def _backward(ctx, *upstream):
     )
 
 
-def _forward_rule(call, info, in_dims, *args):
-    tensors, options = args[:5], args[5:]
-    fold = _transforms.Fold(info, in_dims, tensors[0], 2)
-    matrix, a, b, init_f, init_g = tensors
-    folded = [fold(matrix, in_dims[0], 2)]
-    for mass, d in ((a, in_dims[1]), (b, in_dims[2])):  # shared ones stay so
-        folded.append(mass if mass is None or (d is None and mass.dim() == 1) else fold(mass, d, 1))
-    folded += [fold(init_f, in_dims[3], 1), fold(init_g, in_dims[4], 1)]
-    *outputs, saved = call(*folded, *options)
-    return (*map(fold.back, outputs), fold.divide(saved)), (0,) * 7
-
-
-sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward, _forward_rule)
+sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward, _rules.forward_rule)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
@@ -440,38 +386,8 @@ def _(x, y, scale, matrix, grad_cost, metric):
     return matrix.new_empty(x.shape), matrix.new_empty(y.shape)
 
 
-def _cost_backward_rule(call, info, in_dims, x, y, scale, matrix, grad_cost, metric):
-    if in_dims[2] is None or not _solve_cuda.runs_on(x):
-        return _transforms.one_by_one(call, info, in_dims, x, y, scale, matrix, grad_cost, metric)
-    fold = _transforms.Fold(info, in_dims, x, 2)
-    matrices = [fold(t, d, 2) for t, d in ((x, in_dims[0]), (y, in_dims[1]), (matrix, in_dims[3]), (grad_cost, in_dims[4]))]
-    scales = scale.movedim(in_dims[2], 0).flatten()
-    return tuple(map(fold.back, call(*matrices[:2], scales, *matrices[2:], metric))), (0, 0)
-
-
-def _cost_gradient_setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    x, y, _, _, grad_cost, ctx.metric = inputs
-    ctx.save_for_backward(x, y, grad_cost)
-
-
-def _cost_gradient_backward(ctx, *upstream):
-    """As `_gradient_backward`."""
-    x, y, grad_cost = ctx.saved_tensors
-
-    def cost_of(x, y):
-        return (reference.cost(x, y, ctx.metric),)
-
-    def gradients(x, y, grad_cost):
-        wide = x.to(grad_cost.dtype), y.to(grad_cost.dtype)
-        return _transforms.vjp(cost_of, wide, (grad_cost,))
-
-    d_x, d_y, d_grad = _transforms.vjp(gradients, (x, y, grad_cost), upstream)
-    return d_x, d_y, None, None, d_grad, None
-
-
 _cost_backward_op = register_backward(
-    cost_backward, _cost_gradient_setup, _cost_gradient_backward, _cost_backward_rule
+    cost_backward, _rules.cost_gradient_setup, _rules.cost_gradient_backward, _rules.cost_backward_rule
 )
 
 
@@ -491,12 +407,4 @@ def _cost_backward(ctx, grad_cost, *_):
     return dx.to(x.dtype), dy.to(y.dtype), None
 
 
-def _cost_rule(call, info, in_dims, x, y, metric):
-    if not _solve_cuda.runs_on(x):  # of one problem at a time on the CPU
-        return _transforms.one_by_one(call, info, in_dims, x, y, metric)
-    fold = _transforms.Fold(info, in_dims, x, 2)
-    matrix, scale = call(fold(x, in_dims[0], 2), fold(y, in_dims[1], 2), metric)
-    return (fold.back(matrix), fold.divide(scale)), (0, 0)
-
-
-cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward, _cost_rule)
+cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward, _rules.cost_rule)

@@ -1,7 +1,7 @@
 """Sinkhorn in torch's own operations, on batches and without a look at a value: for forward mode and higher orders.
 
-What `reference.sinkhorn` computes problem by problem; here masks stand for what takes no part, so that every transform of
-torch.func goes through. It keeps a few matrices (N, M) per iteration where a gradient is asked for as well.
+What `reference.sinkhorn` computes problem by problem; here masks stand for what takes no part, so that every transform
+of torch.func goes through. It keeps a few matrices (N, M) per iteration where a gradient is asked for as well.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def solve(
 ) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter), each with the batch of the cost.
 
-    ``grad`` means what it means to the kernels. ``accelerate`` changes the way, not where it leads: plain iterations run.
+    ``grad`` means what it means to the kernels. ``accelerate`` changes the way, not where it leads: plain iterations
+    run.
     """
     if _transforms.orders() > 1:
         _transforms.refuse_second_order(options.grad)
@@ -114,14 +115,19 @@ def _implicit(p: _Problem, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Te
     fixed = p.detached()
     r = torch.where(p.rows[..., :, None], _scores(fixed, g, reg).softmax(-1), 0).double()
     q = torch.where(p.columns[..., :, None], _scores(fixed.transposed(), f, reg).softmax(-1), 0).double()
-    eye = [torch.eye(z.shape[-2], dtype=z.dtype, device=z.device).expand(*z.shape[:-1], z.shape[-2]) for z in (r, q)]
+    eye = [
+        torch.eye(z.shape[-2], dtype=z.dtype, device=z.device).expand(*z.shape[:-1], z.shape[-2])
+        for z in (r, q)
+    ]
     system = torch.cat([torch.cat([eye[0], r], -1), torch.cat([q, eye[1]], -1)], -2)
     moved = (step - step.detach()).double()[..., None]
     z = torch.cat([f, g], -1) + (torch.linalg.pinv(system, rtol=1e-10) @ moved)[..., 0].to(f.dtype)
     return z[..., :n], z[..., n:]
 
 
-def _values(p: _Problem, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+def _values(
+    p: _Problem, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
     """<P, C> and the dual value of <P, C> + reg KL(P | a b'), as `reference.sinkhorn` has them."""
     reg, plan = options.reg, _plan(p, f, g, options.reg)
     if options.grad == "envelope":  # the plan is a constant of <P, C>, the potentials of the dual value

@@ -49,7 +49,9 @@ def refuse_second_order(grad: str) -> None:
         )
 
 
-def vjp(function: Any, inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
+def vjp(
+    function: Any, inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """Gradients of ``inputs``, None where there is none, for the outputs that have an upstream one.
 
     A transform itself: it may be differentiated again, by whatever is under way around it.
@@ -63,7 +65,7 @@ def vjp(function: Any, inputs: Sequence[Tensor | None], upstream: Sequence[Tenso
         outputs = function(*full)
         return tuple(o for o, u in zip(outputs, upstream, strict=True) if u is not None)
 
-    _, back = torch.func.vjp(of_given, *(inputs[k] for k in given))
+    back = torch.func.vjp(of_given, *(inputs[k] for k in given))[1]
     found = dict(zip(given, back(tuple(u for u in upstream if u is not None)), strict=True))
     return [found.get(k) for k in range(len(inputs))]
 
@@ -121,7 +123,9 @@ class Fold:
         return torch.nn.functional.pad(block, (0, lacks)).view(self._info.batch_size, -1)
 
 
-def one_by_one(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], Any]:
+def one_by_one(
+    call: Any, info: Any, in_dims: Sequence[int | None], *args: Any
+) -> tuple[tuple[Tensor, ...], Any]:
     """The rule of an op that has no batch: a call for each slice."""
     _at_least_one(info)
     parts = [

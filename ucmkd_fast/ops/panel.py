@@ -90,8 +90,8 @@ def solve(
     """(value, dual, f, g, marginal_error, n_iter) with the cost of ``rows`` rows at a time; no plan."""
     if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
-            "costs made panel by panel or spread over processes are not supported under functorch transforms, forward mode "
-            "and dispatch modes: raise memory_budget, or call sinkhorn_loss outside of them"
+            "costs made panel by panel or spread over processes are not supported under functorch transforms, forward "
+            "mode and dispatch modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
     if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
         raise NotImplementedError(

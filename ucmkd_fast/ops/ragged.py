@@ -109,7 +109,9 @@ class RaggedSinkhorn(torch.autograd.Function):
 
             def again(x, y, class_cost, a, b):
                 by_class = class_cost, y_labels
-                return reference_outputs(x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options)
+                return reference_outputs(
+                    x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options
+                )
 
             return *_autograd.differentiate(again, (x, y, class_cost, a, b), upstream), *none
         features = cost.Features(wide_x, wide_y, scale, metric)
@@ -275,8 +277,8 @@ def solve(
     """
     if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
-            "ragged batches are not supported under functorch transforms, forward mode and dispatch modes: form the cost "
-            "and call sinkhorn, or call sinkhorn_loss once per problem"
+            "ragged batches are not supported under functorch transforms, forward mode and dispatch modes: form the "
+            "cost and call sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
         return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)

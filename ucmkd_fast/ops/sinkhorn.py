@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _by_torch, _loss, _solve_cuda, _transforms, checks, class_aware, memory, panel, ragged, sharded
+from . import (
+    _autograd,
+    _by_torch,
+    _loss,
+    _solve_cuda,
+    _transforms,
+    checks,
+    class_aware,
+    memory,
+    panel,
+    ragged,
+    sharded,
+)
 from ._loss import LossOptions, loss_options
 from ._solve import Options
 from .arguments import OBJECTIVES, check_features, check_init, check_options, envelope_has_no_mass_gradient
