@@ -384,6 +384,20 @@ def test_compiled_vmap():
     close(f(s, target), vmap(uk.label_transport_loss)(s, s.flip(1), target))
 
 
+def test_where_a_device_has_no_kernels(monkeypatch):
+    monkeypatch.setattr("ucmkd_fast.ops.sinkhorn._has_kernels", lambda x: False)
+    cost, (a, b) = draw(B, N, M).abs(), masses()
+    want = [reference.sinkhorn(*each, max_iter=20).value for each in zip(cost, a, b, strict=True)]
+
+    def value(cost, a, b):
+        return uk.sinkhorn(cost, a, b, max_iter=20).value
+
+    close(vmap(value)(cost, a, b), torch.stack(want))
+    leaf = cost[0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(reference.sinkhorn(leaf, a[0], b[0], max_iter=20).value, leaf)
+    close(vmap(grad(value))(cost, a, b)[0], slope)
+
+
 def test_values_are_still_looked_at():
     x, y = draw(B, N, D), draw(B, M, D, seed=3)
     logits = draw(B, N, K)

@@ -43,18 +43,19 @@ def _warn_no_kernels(device: torch.device) -> None:
 
 def _solve(cost, a, b, init_fg: Any, options: Options) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter) by whatever runs on these tensors."""
-    if cost.device.type != "cpu" and not _solve_cuda.runs_on(cost):
+    direct, kernels = _autograd.direct(cost, a, b, *init_fg), _has_kernels(cost)
+    if not direct and (_transforms.by_torch() or (_transforms.active() and not kernels)):
+        return _by_torch.solve(cost, a, b, init_fg[0], options)
+    if not kernels:
         _warn_no_kernels(cost.device)
         value, dual, f, g = _autograd.reference_outputs(cost, a, b, init_fg[0], init_fg[1], options)
         plan = ((f.detach()[..., :, None] + g.detach()[..., None, :] - cost.detach()) / options.reg).exp()
         target = cost.new_full((cost.shape[-1],), 1 / cost.shape[-1]) if b is None else b.detach()
         error = (plan.sum(-2) - target).abs().sum(-1)
         return value, dual, f, g, error, torch.full(cost.shape[:-2], options.max_iter, device=cost.device)
-    if _autograd.direct(cost, a, b, *init_fg):
+    if direct:
         a, b = (None if t is None else t.contiguous() for t in (a, b))
         return _autograd.Sinkhorn.apply(cost.contiguous(), a, b, *init_fg, options)
-    if _transforms.by_torch():
-        return _by_torch.solve(cost, a, b, init_fg[0], options)
     return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
 
 
