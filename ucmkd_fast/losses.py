@@ -25,11 +25,12 @@ class FeatureAlignmentLoss(nn.Module):
         objective: str = "transport",
         grad: str = "unrolled",
         accelerate: str | None = None,
+        reg_scale: str | None = None,
     ):
         super().__init__()
         self.options: dict[str, Any] = {
             "metric": metric, "reg": reg, "max_iter": max_iter, "tol": tol, "objective": objective, "grad": grad,
-            "accelerate": accelerate,
+            "accelerate": accelerate, "reg_scale": reg_scale,
         }  # fmt: skip
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

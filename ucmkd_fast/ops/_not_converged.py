@@ -1,43 +1,179 @@
-"""The warning that an implicit gradient did not converge, on a GPU as soon as that is known without waiting."""
+"""Warnings about iterations that did not converge; on a GPU as soon as that is known without waiting."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-_TEXT = (
+from ._call_site import CallSite, call_site, warn
+from .cost import largest_cost
+
+if TYPE_CHECKING:
+    from ._loss import LossOptions
+    from ._solve import Options
+
+
+class ConvergenceWarning(UserWarning):
+    """A loss or its gradient is not what it would be at convergence; the text says by how much, and what helps.
+
+    Python's filters decide how often it is shown: by default once per line of code that called.
+    ``warnings.filterwarnings("ignore", category=uk.ConvergenceWarning)`` silences it, ``"error"`` makes it an error.
+    """
+
+
+_GRADIENT = (
     "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly at this reg; "
     "raise reg, or use grad='unrolled', which is exact for the iterations that ran"
 )
-_on_their_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
 
-def warn() -> None:
-    """Warn now."""
-    warnings.warn(_TEXT, stacklevel=4)
+class _Report(NamedTuple):
+    """Numbers on their way from a device, and who says what they mean."""
+
+    arrived: torch.cuda.Event
+    numbers: Tensor
+    judge: Callable[[list[float]], str | None]
+    site: CallSite
+    kind: str
 
 
-def report(flag: Tensor) -> None:
-    """Warn where ``flag`` (1,) is not 0: at once on the CPU and under UCMKD_CHECK=1, else in a later call of an op."""
-    if not flag.is_cuda or os.environ.get("UCMKD_CHECK") == "1":
-        if bool(flag):
-            warn()
+_on_their_way: deque[_Report] = deque()
+_silent: ContextVar[bool] = ContextVar("_silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No warnings from calls inside: for a caller that looks at the marginal errors by itself."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def warn_of_gradient() -> None:
+    """Warn of an implicit gradient that did not converge."""
+    warn(_GRADIENT, ConvergenceWarning, call_site(), "gradient")
+
+
+def report_gradient(flag: Tensor) -> None:
+    """The same where ``flag`` (1,) is not 0: at once on the CPU and under UCMKD_CHECK=1, else in a later call."""
+    _report(flag.reshape(-1), lambda numbers: _GRADIENT if numbers[0] else None, "gradient")
+
+
+def look(
+    marginal_error: Tensor | None,
+    value: Tensor,
+    a: Tensor | None,
+    options: Options,
+    metric: str | None = None,
+) -> None:
+    """Warn of iterations that ended above ``tol``, and of a reg that the rounding of the cost swallows.
+
+    Args:
+        marginal_error: (B?,); None is allowed where tol is 0.
+        value: (B?,) <P, C>, which over the mass is the cost where the plan is.
+        a: (N,) or (B, N), masses whose sums are those of the problems; None is 1 each.
+        options: what the call ran with; reg in the units of ``value``.
+        metric: of a cost without further terms, else None.
+    """
+    rounding = torch.finfo(value.dtype).eps
+    bounded = metric is not None and rounding * largest_cost(metric) <= options.reg
+    if (options.tol == 0 and bounded) or not value.numel() or _silent.get():
+        return
+    value = value.detach()
+    per_mass = value.abs() if a is None else value.abs() / a.detach().sum(-1)
+    parts = [per_mass.amax()]
+    if options.tol > 0 and marginal_error is not None:
+        parts.append(marginal_error.detach().amax())
+
+    def judge(numbers: list[float]) -> str | None:
+        cost, error = numbers[0], numbers[-1]
+        if rounding * cost > options.reg:
+            return _below_rounding(cost, value.dtype, options)
+        return _above_tol(error, value.dtype, options) if 0 < options.tol < error else None
+
+    _report(torch.stack(parts), judge, "loss")
+
+
+def look_at_loss(
+    marginal_error: Tensor | None, value: Tensor, a: Tensor | None, options: LossOptions, by_class: bool
+) -> None:
+    """The same at a loss between features, unless the caller looks by himself (``convergence=``)."""
+    if options.convergence is None:
+        look(marginal_error, value, a, options.solver, None if by_class else options.metric)
+
+
+def remark(
+    remarks: tuple[bool, bool, bool], error: Tensor | None, loss: Tensor, a: Tensor | None, options: Options
+) -> None:
+    """What the native call of a small problem remarks: `Remarks` of csrc/sinkhorn/entry.h."""
+    gradient_converged, reached_tol, above_rounding = remarks
+    if not gradient_converged:
+        warn_of_gradient()
+    if _silent.get():
+        return
+    if not above_rounding:
+        cost = abs(loss.item()) / (1 if a is None else a.sum().item())
+        warn(_below_rounding(cost, loss.dtype, options), ConvergenceWarning, call_site(), "loss")
+    elif not reached_tol and error is not None:
+        warn(_above_tol(error.item(), loss.dtype, options), ConvergenceWarning, call_site(), "loss")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _above_tol(error: float, dtype: torch.dtype, options: Options) -> str:
+    helps = ["raise max_iter or reg", "start from init= (the potentials of an earlier call)"]
+    if options.accelerate is None:
+        helps.append("use accelerate='relax' with grad='implicit' or 'envelope'")
+    if options.tol < 8 * torch.finfo(dtype).eps:
+        helps.append(f"raise tol, which {_name(dtype)} hardly resolves")
+    return (
+        f"sinkhorn did not converge: after max_iter={options.max_iter} iterations the marginal error is {error:.2g}, "
+        f"above tol={options.tol:g}; " + ", or ".join(helps)
+    )
+
+
+def _below_rounding(cost: float, dtype: torch.dtype, options: Options) -> str:
+    wider = "" if dtype == torch.float64 else ", or compute in float64"
+    rounding = cost * torch.finfo(dtype).eps
+    return (
+        f"reg={options.reg:g} is below the rounding of the cost: costs of about {cost:.2g} are known to {rounding:.1g} "
+        f"in {_name(dtype)}, so nothing determines the plan; raise reg (with reg_scale='mean' it is a factor of the "
+        f"mean cost){wider}"
+    )
+
+
+def _report(numbers: Tensor, judge: Callable[[list[float]], str | None], kind: str) -> None:
+    """Judge ``numbers`` (k,): at once on the CPU and under UCMKD_CHECK=1, else when they have arrived."""
+    if not numbers.is_cuda or os.environ.get("UCMKD_CHECK") == "1":
+        if text := judge(numbers.tolist()):
+            warn(text, ConvergenceWarning, call_site(), kind)
         return
     if torch.cuda.is_current_stream_capturing():  # a graph has no one to tell
         return
-    copy = torch.zeros(1, dtype=flag.dtype, pin_memory=True)
-    copy.copy_(flag, non_blocking=True)
+    site = call_site()
+    if any(other.site == site and other.kind == kind for other in _on_their_way):
+        return  # one at a time of each line: a loop of launches must not pay for more
+    copy = torch.zeros(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    copy.copy_(numbers, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(flag.device))
-    _on_their_way.append((event, copy))
+    event.record(torch.cuda.current_stream(numbers.device))
+    _on_their_way.append(_Report(event, copy, judge, site, kind))
 
 
-def tell() -> None:
-    """Warn of what has arrived since; called by the ops on a GPU, and costs nothing where nothing was reported."""
-    while _on_their_way and not torch.cuda.is_current_stream_capturing() and _on_their_way[0][0].query():
-        if bool(_on_their_way.popleft()[1]):
-            warn()
+def flush_warnings() -> None:
+    """Warn of what has arrived since; called by the ops on a GPU, costs nothing where nothing was reported."""
+    while _on_their_way and not torch.cuda.is_current_stream_capturing() and _on_their_way[0].arrived.query():
+        report = _on_their_way.popleft()
+        if text := report.judge(report.numbers.tolist()):
+            warn(text, ConvergenceWarning, report.site, report.kind)

@@ -7,6 +7,7 @@ x^ = x / |x|; a zero row stays zero. Gradients are 0 where a distance is 0.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 
 METRICS = tuple(METRIC_CODES)
+
+
+def largest_cost(metric: str) -> float:
+    """What no cost of the metric exceeds."""
+    return 2.0 if metric in ("cosine", "chordal") else math.inf
 
 
 class Features(NamedTuple):
@@ -61,6 +67,13 @@ def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
     features = Features(x, y, x.new_empty(x.shape[0] + y.shape[0]), metric)
     check_scales(_C.cost_scales(x.dtype == torch.float64, *features.sizes()), x, y)
     return features
+
+
+def matrix(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
+    """The costs (N, M), without a gradient."""
+    found, features = products(x, y, metric, dtype)
+    finish(features, found)
+    return found
 
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:

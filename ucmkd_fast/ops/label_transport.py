@@ -12,6 +12,7 @@ from torch import Tensor
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
 from . import _autograd, _label_cuda, _solve_cuda, checks
+from ._devices import has_kernels, warn_without_kernels
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -243,7 +244,8 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    if student_logits.device.type != "cpu" and not _solve_cuda.runs_on(student_logits):
+    if not has_kernels(student_logits):
+        warn_without_kernels(student_logits.device)
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(
             student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,
