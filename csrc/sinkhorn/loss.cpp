@@ -37,12 +37,14 @@ Upstream upstream_of_dual(const Problem& p, T* work) {
   return {nullptr, p.a ? p.a : work, p.b ? p.b : work + p.n};
 }
 
-// Where the cost of a unit of mass is known to no better than reg, nothing determines the plan.
+// Where the cost of a unit of mass is known to no better than reg, nothing determines the plan. (As `look` of
+// ops/_not_converged.py: costs of normalised features come from products of about 1.)
 template <class T>
 bool above_rounding(const Problem& p, T value) {
   double mass = p.a ? 0 : 1;
   for (int64_t i = 0; p.a && i < p.n; ++i) mass += static_cast<const T*>(p.a)[i];
-  return !(std::numeric_limits<T>::epsilon() * fabs(double(value)) > p.reg * mass);
+  const double known = fmax(fabs(double(value)), cost::normalised(static_cast<cost::Metric>(p.metric)) ? mass : 0);
+  return !(std::numeric_limits<T>::epsilon() * known > p.reg * mass);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops._not_converged import silent
 from ..ops.sinkhorn import SinkhornResult, sinkhorn
 from ._exp import exp_or_zero_
 
@@ -90,7 +91,8 @@ def _search(cost, a, columns: list[Tensor], reg: float, starts: list, rule: Rule
     results: list = [None] * len(columns)
 
     def advance(k: int, iterations: int, tol: float = 0.0) -> None:
-        r = sinkhorn(cost, a, columns[k], reg=reg, max_iter=iterations, tol=tol, init=potentials[k])
+        with silent():  # POT's warning comes from the solver that called
+            r = sinkhorn(cost, a, columns[k], reg=reg, max_iter=iterations, tol=tol, init=potentials[k])
         results[k], potentials[k] = r, r.potentials
         done[k] += int(r.n_iter) if tol > 0 else iterations
 

@@ -7,7 +7,6 @@ aligned place on what `_solve.saved_size` counts. For large problems torch's BLA
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -115,8 +114,7 @@ def with_gradient(
     if said is not None:
         if isinstance(said, str):
             _raise(said, x, y)
-        with contextlib.nullcontext() if options.convergence is None else _not_converged.silent():
-            _not_converged.remark(said, error, loss, a, options.solver)
+        _not_converged.remark(said, error, loss, a, options)
     return loss, dx, dy
 
 

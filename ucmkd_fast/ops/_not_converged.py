@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._call_site import CallSite, call_site, warn
-from .cost import largest_cost
+from .cost import NORMALISED
 
 if TYPE_CHECKING:
     from ._loss import LossOptions
@@ -48,6 +48,23 @@ _on_their_way: deque[_Report] = deque()
 _silent: ContextVar[bool] = ContextVar("_silent", default=False)
 
 
+_told: ContextVar[list[str] | None] = ContextVar("_told", default=None)
+
+
+def at_most_one() -> AbstractContextManager[None]:
+    """One warning about the losses inside, which are parts of one."""
+    return nullcontext() if torch.compiler.is_compiling() else _at_most_one()
+
+
+@contextmanager
+def _at_most_one() -> Iterator[None]:
+    token = _told.set([])
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 @contextmanager
 def silent() -> Iterator[None]:
     """No warnings from calls inside: for a caller that looks at the marginal errors by itself."""
@@ -60,7 +77,7 @@ def silent() -> Iterator[None]:
 
 def warn_of_gradient() -> None:
     """Warn of an implicit gradient that did not converge."""
-    warn(_GRADIENT, ConvergenceWarning, call_site(), "gradient")
+    _tell(_GRADIENT, call_site(), "gradient")
 
 
 def report_gradient(flag: Tensor) -> None:
@@ -85,8 +102,11 @@ def look(
         metric: of a cost without further terms, else None.
     """
     rounding = torch.finfo(value.dtype).eps
-    bounded = metric is not None and rounding * largest_cost(metric) <= options.reg
-    if (options.tol == 0 and bounded) or not value.numel() or _silent.get():
+    if (
+        (options.tol == 0 and metric in NORMALISED and 2 * rounding <= options.reg)
+        or not value.numel()
+        or _silent.get()
+    ):
         return
     value = value.detach()
     per_mass = value.abs() if a is None else value.abs() / a.detach().sum(-1)
@@ -95,7 +115,7 @@ def look(
         parts.append(marginal_error.detach().amax())
 
     def judge(numbers: list[float]) -> str | None:
-        cost, error = numbers[0], numbers[-1]
+        cost, error = _at_least(numbers[0], metric), numbers[-1]
         if rounding * cost > options.reg:
             return _below_rounding(cost, value.dtype, options)
         return _above_tol(error, value.dtype, options) if 0 < options.tol < error else None
@@ -112,19 +132,28 @@ def look_at_loss(
 
 
 def remark(
-    remarks: tuple[bool, bool, bool], error: Tensor | None, loss: Tensor, a: Tensor | None, options: Options
+    remarks: tuple[bool, bool, bool],
+    error: Tensor | None,
+    loss: Tensor,
+    a: Tensor | None,
+    options: LossOptions,
 ) -> None:
     """What the native call of a small problem remarks: `Remarks` of csrc/sinkhorn/entry.h."""
     gradient_converged, reached_tol, above_rounding = remarks
     if not gradient_converged:
         warn_of_gradient()
-    if _silent.get():
+    if _silent.get() or options.convergence is not None:
         return
     if not above_rounding:
-        cost = abs(loss.item()) / (1 if a is None else a.sum().item())
-        warn(_below_rounding(cost, loss.dtype, options), ConvergenceWarning, call_site(), "loss")
+        cost = _at_least(abs(loss.item()) / (1 if a is None else a.sum().item()), options.metric)
+        _tell(_below_rounding(cost, loss.dtype, options.solver), call_site(), "loss")
     elif not reached_tol and error is not None:
-        warn(_above_tol(error.item(), loss.dtype, options), ConvergenceWarning, call_site(), "loss")
+        _tell(_above_tol(error.item(), loss.dtype, options.solver), call_site(), "loss")
+
+
+def _at_least(cost: float, metric: str | None) -> float:
+    """The size that the rounding of a cost is relative to."""
+    return max(cost, 1.0) if metric in NORMALISED else cost
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -134,12 +163,13 @@ def _name(dtype: torch.dtype) -> str:
 def _above_tol(error: float, dtype: torch.dtype, options: Options) -> str:
     helps = ["raise max_iter or reg", "start from init= (the potentials of an earlier call)"]
     if options.accelerate is None:
-        helps.append("use accelerate='relax' with grad='implicit' or 'envelope'")
+        helps.append("use accelerate='relax' (with grad='implicit' or 'envelope')")
     if options.tol < 8 * torch.finfo(dtype).eps:
         helps.append(f"raise tol, which {_name(dtype)} hardly resolves")
+    helps[-1] = "or " + helps[-1]
     return (
         f"sinkhorn did not converge: after max_iter={options.max_iter} iterations the marginal error is {error:.2g}, "
-        f"above tol={options.tol:g}; " + ", or ".join(helps)
+        f"above tol={options.tol:g}; " + ", ".join(helps)
     )
 
 
@@ -157,7 +187,7 @@ def _report(numbers: Tensor, judge: Callable[[list[float]], str | None], kind: s
     """Judge ``numbers`` (k,): at once on the CPU and under UCMKD_CHECK=1, else when they have arrived."""
     if not numbers.is_cuda or os.environ.get("UCMKD_CHECK") == "1":
         if text := judge(numbers.tolist()):
-            warn(text, ConvergenceWarning, call_site(), kind)
+            _tell(text, call_site(), kind)
         return
     if torch.cuda.is_current_stream_capturing():  # a graph has no one to tell
         return
@@ -176,4 +206,13 @@ def flush_warnings() -> None:
     while _on_their_way and not torch.cuda.is_current_stream_capturing() and _on_their_way[0].arrived.query():
         report = _on_their_way.popleft()
         if text := report.judge(report.numbers.tolist()):
-            warn(text, ConvergenceWarning, report.site, report.kind)
+            _tell(text, report.site, report.kind)
+
+
+def _tell(text: str, site: CallSite, kind: str) -> None:
+    told = _told.get()
+    if told is not None:
+        if kind in told:
+            return
+        told.append(kind)
+    warn(text, ConvergenceWarning, site, kind)

@@ -7,7 +7,6 @@ x^ = x / |x|; a zero row stays zero. Gradients are 0 where a distance is 0.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,9 +17,8 @@ from .._native import _C, METRIC_CODES
 METRICS = tuple(METRIC_CODES)
 
 
-def largest_cost(metric: str) -> float:
-    """What no cost of the metric exceeds."""
-    return 2.0 if metric in ("cosine", "chordal") else math.inf
+#: Metrics of normalised features: costs from 0 to 2, made from products of about 1.
+NORMALISED = ("cosine", "chordal")
 
 
 class Features(NamedTuple):

@@ -57,8 +57,11 @@ def solve(
     if not has_kernels(cost):
         warn_without_kernels(cost.device)
         found = _autograd.reference_solved(cost, a, b, init_fg[0], init_fg[1], options)
-    elif not direct:
-        return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
+    elif not direct:  # the op itself looks, when it runs
+        if not quiet or torch.compiler.is_compiling():
+            return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
+        with _not_converged.silent():
+            return _autograd.sinkhorn_transformed(cost, a, b, *init_fg, *options)[:6]
     else:
         masses = [None if t is None else t.contiguous() for t in (a, b)]
         found = _autograd.Sinkhorn.apply(cost.contiguous(), *masses, *init_fg, options)

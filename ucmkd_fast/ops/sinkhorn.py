@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, class_aware, relative_reg, sharded
+from . import _not_converged, checks, class_aware, relative_reg, sharded
 from .arguments import OBJECTIVES, check_features, check_init, check_options, envelope_has_no_mass_gradient
 from .batches import Problems, batch_loss
 from .cost import METRICS
@@ -188,14 +188,16 @@ def sinkhorn_loss(
         if memory_budget is not None or group is not None:
             raise ValueError("memory_budget and group are for one problem, got a batch")
         problems = Problems(x, y, a, b, init_fg, by_class)
-        return batch_loss(problems, offsets, objective, settings, reg_scale is not None, return_result)
+        with _not_converged.at_most_one():
+            return batch_loss(problems, offsets, objective, settings, reg_scale is not None, return_result)
 
     how = memory_budget, group
     if reg_scale is not None:
         settings = relative(x, y, by_class, settings, *how)
     if objective != "divergence":
         return one_problem(x, y, a, b, init_fg, by_class, settings, *how, return_result)
-    between = one_problem(x, y, a, b, init_fg, by_class, settings, *how)
     none = None, None
-    within = [one_problem(z, z, m, m, none, none, settings.within(), *how) for z, m in ((x, a), (y, b))]
+    with _not_converged.at_most_one():
+        between = one_problem(x, y, a, b, init_fg, by_class, settings, *how)
+        within = [one_problem(z, z, m, m, none, none, settings.within(), *how) for z, m in ((x, a), (y, b))]
     return between - (within[0] + within[1]) / 2
