@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ _GRADIENT = (
     "the implicit gradient of sinkhorn did not reach its tolerance: the iterations converge too slowly at this reg; "
     "raise reg, or use grad='unrolled', which is exact for the iterations that ran"
 )
+
+_ROUNDING = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
 
 class _Report(NamedTuple):
@@ -101,26 +104,31 @@ def look(
         options: what the call ran with; reg in the units of ``value``.
         metric: of a cost without further terms, else None.
     """
-    rounding = torch.finfo(value.dtype).eps
-    if (
-        (options.tol == 0 and metric in NORMALISED and 2 * rounding <= options.reg)
-        or not value.numel()
-        or _silent.get()
-    ):
+    tol = options.tol
+    if tol == 0 and metric in NORMALISED and 2 * _ROUNDING[value.dtype] <= options.reg:
+        return
+    if _silent.get() or not value.numel():
+        return
+    judge = partial(_judge, dtype=value.dtype, options=options, metric=metric)
+    if value.dim() == 0 and not value.is_cuda:  # few operations: a small call must not feel it
+        cost = abs(value.item()) / (1.0 if a is None else a.sum().item() or 1.0)
+        if text := judge([cost, 0.0 if tol == 0 or marginal_error is None else marginal_error.item()]):
+            _tell(text, call_site(), "loss")
         return
     value = value.detach()
     per_mass = value.abs() if a is None else value.abs() / a.detach().sum(-1)
     parts = [per_mass.amax()]
-    if options.tol > 0 and marginal_error is not None:
+    if tol > 0 and marginal_error is not None:
         parts.append(marginal_error.detach().amax())
-
-    def judge(numbers: list[float]) -> str | None:
-        cost, error = _at_least(numbers[0], metric), numbers[-1]
-        if rounding * cost > options.reg:
-            return _below_rounding(cost, value.dtype, options)
-        return _above_tol(error, value.dtype, options) if 0 < options.tol < error else None
-
     _report(torch.stack(parts), judge, "loss")
+
+
+def _judge(numbers: list[float], dtype: torch.dtype, options: Options, metric: str | None) -> str | None:
+    """What to say of a cost per mass and, where there is a tolerance, a marginal error."""
+    cost, error = _at_least(numbers[0], metric), numbers[-1]
+    if _ROUNDING[dtype] * cost > options.reg:
+        return _below_rounding(cost, dtype, options)
+    return _above_tol(error, dtype, options) if 0 < options.tol < error else None
 
 
 def look_at_loss(
@@ -164,7 +172,7 @@ def _above_tol(error: float, dtype: torch.dtype, options: Options) -> str:
     helps = ["raise max_iter or reg", "start from init= (the potentials of an earlier call)"]
     if options.accelerate is None:
         helps.append("use accelerate='relax' (with grad='implicit' or 'envelope')")
-    if options.tol < 8 * torch.finfo(dtype).eps:
+    if options.tol < 8 * _ROUNDING[dtype]:
         helps.append(f"raise tol, which {_name(dtype)} hardly resolves")
     helps[-1] = "or " + helps[-1]
     return (
@@ -175,7 +183,7 @@ def _above_tol(error: float, dtype: torch.dtype, options: Options) -> str:
 
 def _below_rounding(cost: float, dtype: torch.dtype, options: Options) -> str:
     wider = "" if dtype == torch.float64 else ", or compute in float64"
-    rounding = cost * torch.finfo(dtype).eps
+    rounding = cost * _ROUNDING[dtype]
     return (
         f"reg={options.reg:g} is below the rounding of the cost: costs of about {cost:.2g} are known to {rounding:.1g} "
         f"in {_name(dtype)}, so nothing determines the plan; raise reg (with reg_scale='mean' it is a factor of the "

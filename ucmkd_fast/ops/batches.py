@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _solve_cuda, ragged, relative_reg
-from ._devices import has_kernels
+from . import _autograd, _devices, _solve_cuda, ragged, relative_reg
 from .dense import Settings, cost_matrix, dense
 from .one_problem import one_problem
 from .result import Convergence
@@ -70,7 +69,7 @@ def batch_loss(p: Problems, offsets, objective, settings: Settings, relative: bo
         options, its_scale = relative_reg.settle(scale, options, relative_reg.on_host(p.x, p.y))
         settings = settings._replace(options=options, scale=its_scale)
     solve = _one_by_one
-    if has_kernels(x) and (settings.scale is None or _solve_cuda.runs_on(x)):
+    if _devices.has_kernels(x) and (settings.scale is None or _solve_cuda.runs_on(x)):
         solve = _ragged
 
     outputs = solve(p, at, settings, return_result)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _not_converged, _solve_cuda, class_aware, relative_reg
-from ._devices import has_kernels, warn_without_kernels
+from . import _autograd, _devices, _not_converged, _solve_cuda, class_aware, relative_reg
 from ._loss import LossOptions, loss_options
 from ._solve import Options
 from .result import Convergence, SinkhornResult
@@ -54,8 +53,8 @@ def solve(
         found = solve(cost / scale[..., None, None], a, b, init_fg, options, None, quiet)
         return relative_reg.back(found, scale)
     direct = _autograd.direct(cost, a, b, *init_fg)
-    if not has_kernels(cost):
-        warn_without_kernels(cost.device)
+    if not _devices.has_kernels(cost):
+        _devices.warn_without_kernels(cost.device)
         found = _autograd.reference_solved(cost, a, b, init_fg[0], init_fg[1], options)
     elif not direct:  # the op itself looks, when it runs
         if not quiet or torch.compiler.is_compiling():

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
-from . import _autograd, _label_cuda, _solve_cuda, checks
-from ._devices import has_kernels, warn_without_kernels
+from . import _autograd, _devices, _label_cuda, _solve_cuda, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -244,8 +243,8 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    if not has_kernels(student_logits):
-        warn_without_kernels(student_logits.device)
+    if not _devices.has_kernels(student_logits):
+        _devices.warn_without_kernels(student_logits.device)
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(
             student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,

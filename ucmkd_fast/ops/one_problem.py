@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _loss, class_aware, cost, memory, panel, relative_reg, sharded
-from ._devices import has_kernels
+from . import _autograd, _devices, _loss, class_aware, cost, memory, panel, relative_reg, sharded
 from .dense import Settings, cost_matrix, dense
 
 
@@ -24,7 +23,7 @@ def one_problem(x, y, a, b, init_fg, by_class, settings: Settings, budget, group
         if return_result:
             return panel.PanelResult(outputs[0], outputs, options, None, scale)
         return outputs[int(regularized)]
-    if scale is None and not return_result and has_kernels(x):
+    if scale is None and not return_result and _devices.has_kernels(x):
         if by_class[0] is None and _autograd.direct(x, y, a, b):
             return _one_loss(x, y, a, b, init_fg, settings)
         if by_class[0] is not None and _autograd.direct(x, y, a, b, *by_class):
@@ -59,7 +58,7 @@ def _shards(x, y, a, b, by_class, settings: str, group) -> sharded.Shards:
 def _streamed(tensors, columns: int, dtype: torch.dtype, budget: int | None) -> bool:
     """Whether the matrices do not fit; without kernels for the device only a given budget is asked about."""
     x = tensors[0]
-    if not has_kernels(x) and budget is None:
+    if not _devices.has_kernels(x) and budget is None:
         return False
     gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return memory.needs_panels(len(x), columns, dtype.itemsize, gradient, budget, x.device)
@@ -93,7 +92,7 @@ def relative(x, y, by_class, settings: Settings, budget, group) -> Settings:
             scale = panel.mean_cost(x, y, by_class, metric, dtype, *panels)
             host = host or metric not in relative_reg.SCALABLE
         elif host and by_class[0] is None:
-            scale = relative_reg.mean_cost(cost.matrix(x, y, metric, dtype))
+            scale = relative_reg.mean_cost_on_host(cost.matrix(x, y, metric, dtype))
         else:
             scale = relative_reg.mean_cost(cost_matrix(x.detach(), y.detach(), metric, dtype, by_class))
     options, scale = relative_reg.settle(scale, settings.options, host)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _not_converged, _panel_cuda, _solve_cuda, class_aware, cost, relative_reg
-from ._devices import has_kernels
+from . import _autograd, _devices, _not_converged, _panel_cuda, _solve_cuda, class_aware, cost, relative_reg
 from ._loss import Classes
 from ._solve import Options
 from .panel_sweeps import Alone, Panels, Problem
@@ -152,7 +151,7 @@ def _require_eager(*tensors: Tensor | None) -> None:
 
 def require_kernels(x: Tensor) -> None:
     """Raise NotImplementedError where no kernels run on x: only they make costs panel by panel."""
-    if not has_kernels(x):
+    if not _devices.has_kernels(x):
         raise NotImplementedError(
             "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
             f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"

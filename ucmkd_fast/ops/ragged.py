@@ -303,9 +303,9 @@ def _sums(mass: Tensor, count: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cost_sums(x, y, by_class, offsets: Offsets, metric: str, dtype) -> tuple[Tensor, Tensor]:
-    """Of every problem the sum (B,) of its finite costs, float64, and their number."""
+    """Of every problem the sum (B,) of its finite costs, and their number."""
     x, y = x.detach(), y.detach()
-    total = x.new_zeros(len(offsets.x) - 1, dtype=torch.float64)
+    total = x.new_zeros(len(offsets.x) - 1, dtype=relative_reg.dtype_of_sums(x.device))
     count = torch.zeros_like(total, dtype=torch.int64)
     if _solve_cuda.runs_on(x):
         for at, left, right in _launches(offsets, dtype, x.device):

@@ -78,7 +78,8 @@ def sinkhorn(
     scale = None
     if reg_scale is not None:
         host = relative_reg.on_host(cost, a, b)
-        options, scale = relative_reg.settle(relative_reg.mean_cost(cost), options, host)
+        mean = relative_reg.mean_cost_on_host if host and batch is None else relative_reg.mean_cost
+        options, scale = relative_reg.settle(mean(cost), options, host)
     return SinkhornResult(cost, solve(cost, a, b, init_fg, options, scale), options, None, scale)
 
 
