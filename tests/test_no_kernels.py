@@ -35,7 +35,9 @@ def same_result(got, want) -> None:
     assert torch.equal(got.n_iter, want.n_iter) and bool((want.n_iter.max() < OPTIONS["max_iter"]).all())
     assert torch.allclose(got.marginal_error, want.marginal_error, rtol=1e-5, atol=0)
     assert bool(got.converged.all())
-    assert torch.allclose(got.value, want.value) and torch.allclose(got.value_regularized, want.value_regularized)
+    assert torch.allclose(got.value, want.value) and torch.allclose(
+        got.value_regularized, want.value_regularized
+    )
 
 
 def test_a_cost_stops_at_tol_and_says_after_how_many_iterations(without_kernels):
