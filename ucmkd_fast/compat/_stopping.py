@@ -91,7 +91,7 @@ def _search(cost, a, columns: list[Tensor], reg: float, starts: list, rule: Rule
     results: list = [None] * len(columns)
 
     def advance(k: int, iterations: int, tol: float = 0.0) -> None:
-        with silent():  # POT's warning comes from the solver that called
+        with silent():  # the solver that called warns as POT does
             r = sinkhorn(cost, a, columns[k], reg=reg, max_iter=iterations, tol=tol, init=potentials[k])
         results[k], potentials[k] = r, r.potentials
         done[k] += int(r.n_iter) if tol > 0 else iterations
@@ -148,8 +148,9 @@ def solve(
             found = _search(cost.detach(), a.detach(), constant, reg, starts, rule, record or rule.verbose)
     if found.results and not needs:
         return found
-    results = [
-        sinkhorn(cost, a, b, reg=reg, max_iter=found.n_iter, init=start)
-        for b, start in zip(columns, starts, strict=True)
-    ]
+    with silent():
+        results = [
+            sinkhorn(cost, a, b, reg=reg, max_iter=found.n_iter, init=start)
+            for b, start in zip(columns, starts, strict=True)
+        ]
     return found._replace(results=results, plans=[])

@@ -17,6 +17,8 @@ def one_problem(x, y, a, b, init_fg, by_class, settings: Settings, budget, group
     wanted = "result" if return_result else regularized
     panels = _panels(x, y, a, b, by_class, settings, wanted, budget, group)
     if panels is not None:
+        if scale is not None and metric not in relative_reg.SCALABLE:  # read, which waits for the device
+            options, scale = relative_reg.settle(scale, options, True)
         how = metric, dtype, options, *panels, scale, settings.quiet
         outputs = panel.solve(x, y, a, b, init_fg, by_class, *how)
         settings.record(outputs)
@@ -86,11 +88,10 @@ def relative(x, y, by_class, settings: Settings, budget, group) -> Settings:
     """With reg relative to the mean cost of one problem."""
     metric, dtype = settings.metric, settings.dtype
     host = relative_reg.on_host(x, y, by_class[0])
+    panels = _panels(x, y, None, None, by_class, settings, "mean cost", budget, group)
     with torch.no_grad():
-        panels = _panels(x, y, None, None, by_class, settings, "mean cost", budget, group)
         if panels is not None:
             scale = panel.mean_cost(x, y, by_class, metric, dtype, *panels)
-            host = host or metric not in relative_reg.SCALABLE
         elif host and by_class[0] is None:
             scale = relative_reg.mean_cost_on_host(cost.matrix(x, y, metric, dtype))
         else:

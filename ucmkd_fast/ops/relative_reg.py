@@ -73,16 +73,17 @@ def settle(scale: Tensor, options: Options, host: bool) -> tuple[Options, Tensor
     """
     if not host:
         return options, scale
-    refused = [] if scale.min().item() > 0 else (~(scale > 0)).nonzero().tolist()
+    numbers = scale.tolist() if scale.dim() else [scale.item()]
+    refused = [k for k, number in enumerate(numbers) if not number > 0]
     if refused:
-        which = f" in problem {refused[0][0]}" if scale.dim() else ""
+        which = f" in problem {refused[0]}" if scale.dim() else ""
         raise ValueError(
             "reg_scale='mean' needs a cost whose mean over its finite entries is above 0, got one whose mean is not or "
             f"that has no finite entry{which}: give reg in units of the cost (reg_scale=None)"
         )
     if scale.dim():
         return options, scale
-    reg = checks.positive_number("reg times the mean cost", options.reg * float(scale))
+    reg = checks.positive_number("reg times the mean cost", options.reg * numbers[0])
     return options._replace(reg=reg), None
 
 
