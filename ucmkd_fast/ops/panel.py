@@ -135,7 +135,7 @@ def _matrices(x, y, by_class, metric, dtype, rows: int, over: Alone) -> Iterator
     except ValueError as error:
         refused = str(error)
     over.refuse(refused)
-    for start in range(0, len(x), rows):
+    for start in range(0, len(x), max(rows, 1)):
         here = slice(start, start + rows)
         matrix = cost.matrix(x[here], y, metric, dtype)
         yield matrix if classes is None else matrix + class_aware.by_label(classes.cost[here], classes.labels)

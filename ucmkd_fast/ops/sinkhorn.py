@@ -50,8 +50,8 @@ def sinkhorn(
             where many are needed; the same fixed point. With ``grad="implicit"`` or ``"envelope"``.
         reg_scale: None, or ``"mean"``: reg is then a factor of the mean cost, over the finite entries of each problem
             whatever their masses. A constant for gradients. Values, potentials and ``init`` stay in units of cost.
-            A mean that is not above 0 is refused on the CPU, on other devices and in batches of a transform the
-            results are NaN.
+            A mean that is not above 0 is refused on the CPU; on other devices and under transforms the results are
+            NaN.
 
     Returns:
         A `SinkhornResult`.
