@@ -180,6 +180,12 @@ def test_features_of_any_scale_give_the_same_plan():
         assert torch.allclose(large.value, 1000**power * base.value)
 
 
+def test_a_reg_below_the_range_of_the_dtype_is_solved_over_the_scale():
+    C = torch.rand(4, 5)
+    tiny, plain = uk.sinkhorn(1e-38 * C, reg_scale="mean"), uk.sinkhorn(C, reg_scale="mean")
+    assert torch.allclose(tiny.value / 1e-38, plain.value, rtol=1e-2)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_transforms_and_compilers(metric):
     x, y, *_ = problem()
@@ -201,6 +207,7 @@ REFUSED = {
     "one of a batch, in problem 1": lambda: uk.sinkhorn(
         torch.ones(2, 3, 4) * torch.tensor([1.0, 0])[:, None, None], reg_scale="mean"
     ),
+    "out of range": lambda: uk.sinkhorn(torch.full((2, 4, 5), 3e38), reg_scale="mean"),
     "equal features": lambda: uk.sinkhorn_loss(
         torch.ones(3, 2), torch.ones(4, 2), metric="l2", reg_scale="mean"
     ),
@@ -221,7 +228,7 @@ REFUSED = {
 def test_a_mean_that_is_not_above_zero_is_refused(name):
     problem_of_batch = name.rpartition(", ")[2] if "in problem" in name else ""
     with pytest.raises(
-        ValueError, match=f"mean over its finite entries is above 0.*{problem_of_batch}: give reg"
+        ValueError, match=f"mean over its finite entries is a number above 0.*{problem_of_batch}: give reg"
     ):
         REFUSED[name]()
 

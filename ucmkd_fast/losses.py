@@ -13,8 +13,8 @@ from .ops.sinkhorn import sinkhorn_loss
 class FeatureAlignmentLoss(nn.Module):
     """`sinkhorn_loss` with its options kept; ``forward(x, y, a=None, b=None)`` on (N, D) and (M, D).
 
-    The options are those of `sinkhorn_loss`, checked at the first call; with ``reg_scale="mean"``, reg is a factor of the
-    mean cost of each call. With ``tol`` > 0 a call that does not reach it raises a `ConvergenceWarning`.
+    The options are those of `sinkhorn_loss`, checked at the first call; with ``reg_scale="mean"``, reg is a factor of
+    the mean cost of each call. With ``tol`` > 0 a call that does not reach it raises a `ConvergenceWarning`.
     """
 
     def __init__(

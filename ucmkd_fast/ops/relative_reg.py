@@ -66,7 +66,7 @@ def ratio(total: Tensor, count: Tensor) -> Tensor:
 def settle(scale: Tensor, options: Options, host: bool) -> tuple[Options, Tensor | None]:
     """With ``host``, which reads the scale: the options of one problem with reg in units of the cost, and None.
 
-    Otherwise, and of batches, both as they are.
+    Otherwise, of batches, and where reg would leave the dtype's range, both as they are.
 
     Raises:
         ValueError: a scale that was read is none.
@@ -74,16 +74,16 @@ def settle(scale: Tensor, options: Options, host: bool) -> tuple[Options, Tensor
     if not host:
         return options, scale
     numbers = scale.tolist() if scale.dim() else [scale.item()]
-    refused = [k for k, number in enumerate(numbers) if not number > 0]
+    refused = [k for k, number in enumerate(numbers) if not 0 < number < math.inf]
     if refused:
         which = f" in problem {refused[0]}" if scale.dim() else ""
         raise ValueError(
-            "reg_scale='mean' needs a cost whose mean over its finite entries is above 0, got one whose mean is not or "
-            f"that has no finite entry{which}: give reg in units of the cost (reg_scale=None)"
+            "reg_scale='mean' needs a cost whose mean over its finite entries is a number above 0, got one whose mean "
+            f"is not or that has no finite entry{which}: give reg in units of the cost (reg_scale=None)"
         )
-    if scale.dim():
+    reg, range_ = options.reg * numbers[0], torch.finfo(scale.dtype)
+    if scale.dim() or not range_.tiny <= reg <= range_.max:
         return options, scale
-    reg = checks.positive_number("reg times the mean cost", options.reg * numbers[0])
     return options._replace(reg=reg), None
 
 
