@@ -11,6 +11,7 @@ import torch
 from cuda_harness import build, model
 
 import ucmkd_fast as uk
+from ucmkd_fast.data.warm_start import WarmStart
 from ucmkd_fast.ops import _devices, _not_converged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -290,3 +291,19 @@ def test_on_a_gpu_a_warning_comes_with_a_later_call_at_the_line_of_the_first(mon
     (told,) = warned(_not_converged.flush_warnings)
     assert told.filename == __file__ and numbers[0].shape == (2,)
     assert not _not_converged._on_their_way
+
+
+def test_a_warm_start_keeps_the_figures_and_is_quiet():
+    bank, student = torch.randn(30, 8), torch.randn(20, 8)
+    warm = WarmStart(30, 20, tol=1e-9, max_iter=2, grad="implicit")
+    assert not warned(warm, student, torch.arange(20), bank, torch.arange(30))
+    assert warm.last_n_iter == 2 and warm.last_marginal_error > 1e-9
+
+
+def test_pots_functions_speak_with_pots_voice_alone():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        uk.compat.pot.solve(torch.rand(5, 6) * 1e8, reg=0.01, max_iter=30)
+        uk.compat.pot.solve(torch.rand(5, 6).requires_grad_(), reg=0.01, max_iter=30)
+        uk.compat.pot.sinkhorn2([], [], torch.rand(5, 6), reg=0.01, numItermax=3, warn=False)
+    assert [str(w.message)[:26] for w in told] == ["Sinkhorn did not converge:"] * 2

@@ -49,8 +49,6 @@ class _Report(NamedTuple):
 
 _on_their_way: deque[_Report] = deque()
 _silent: ContextVar[bool] = ContextVar("_silent", default=False)
-
-
 _told: ContextVar[list[str] | None] = ContextVar("_told", default=None)
 
 
@@ -214,10 +212,11 @@ def flush_warnings() -> None:
     while _on_their_way and not torch.cuda.is_current_stream_capturing() and _on_their_way[0].arrived.query():
         report = _on_their_way.popleft()
         if text := report.judge(report.numbers.tolist()):
-            _tell(text, report.site, report.kind)
+            warn(text, ConvergenceWarning, report.site, report.kind)
 
 
 def _tell(text: str, site: CallSite, kind: str) -> None:
+    """Warn, unless `at_most_one` has."""
     told = _told.get()
     if told is not None:
         if kind in told:
