@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops.sinkhorn import _cost_matrix
+from ..ops.dense import cost_matrix
 from . import _entropic, _scaling
 from ._arrays import matrix, unify
 from ._entropic import USE_POT, refuse
@@ -251,7 +251,7 @@ def solve_sample(
     a, b = arrays["a"], arrays["b"]
 
     def between(p: Tensor, q: Tensor, mass_p: Tensor | None, mass_q: Tensor | None) -> OTResult:
-        cost = _cost_matrix(p, q, METRICS[metric], p.dtype)
+        cost = cost_matrix(p, q, METRICS[metric], p.dtype)
         return _entropic.solve(cost, mass_p, mass_q, settings, give)
 
     result = between(x, y, a, b)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _cost_cuda, _loss, _rules, _solve, _solve_cuda, _transforms, cost
+from . import _cost_cuda, _loss, _not_converged, _rules, _solve, _solve_cuda, _transforms, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -48,17 +48,23 @@ def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options
 
     The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
     """
+    return reference_solved(cost_matrix, a, b, init_f, init_g, options)[:4]
+
+
+def reference_solved(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
+    """The same with the marginal error and the iterations that ran: as `Sinkhorn`, problem by problem."""
     init = None if init_f is None else (init_f, init_g)
     if cost_matrix.dim() == 2:
-        return reference.sinkhorn(
+        *found, n_iter = reference.sinkhorn(
             cost_matrix, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
-        )[:4]  # fmt: skip
+        )  # fmt: skip
+        return *found, torch.tensor(n_iter, device=cost_matrix.device)
 
     def one(mass, k):
         return mass if mass is None or mass.dim() == 1 else mass[k]
 
     outputs = [
-        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), options)
+        reference_solved(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), options)
         for k, c in enumerate(cost_matrix)
     ]
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
@@ -234,6 +240,7 @@ def sinkhorn_forward(
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
     s = _solve.forward(matrix, a, b, init_f, init_g, options, True)
+    _not_converged.look(s.marginal_error, s.value, a, options)
     return s.value, s.dual, s.f, s.g, s.marginal_error, s.n_iter, s.saved
 
 

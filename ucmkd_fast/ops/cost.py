@@ -17,6 +17,10 @@ from .._native import _C, METRIC_CODES
 METRICS = tuple(METRIC_CODES)
 
 
+#: Metrics of normalised features: costs from 0 to 2, made from products of about 1.
+NORMALISED = ("cosine", "chordal")
+
+
 class Features(NamedTuple):
     """Both sets as the kernels read them (csrc/cost/features.h)."""
 
@@ -61,6 +65,13 @@ def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
     features = Features(x, y, x.new_empty(x.shape[0] + y.shape[0]), metric)
     check_scales(_C.cost_scales(x.dtype == torch.float64, *features.sizes()), x, y)
     return features
+
+
+def matrix(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
+    """The costs (N, M), without a gradient."""
+    found, features = products(x, y, metric, dtype)
+    finish(features, found)
+    return found
 
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:

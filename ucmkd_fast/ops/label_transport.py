@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
-from . import _autograd, _label_cuda, _solve_cuda, _transforms, checks
+from . import _autograd, _devices, _label_cuda, _solve_cuda, _transforms, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -270,8 +270,10 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    kernels = student_logits.device.type == "cpu" or _solve_cuda.runs_on(student_logits)
+    kernels = _devices.has_kernels(student_logits)
     direct = kernels and _autograd.direct(student_logits, teacher_logits, target)
+    if not kernels:
+        _devices.warn_without_kernels(student_logits.device)
     if not kernels or (not direct and _transforms.by_torch()):
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, _solve_cuda, checks
+from . import _autograd, _devices, checks
 from .label_transport import check_options, check_target, hand_over, label_transport_loss, run, value_of
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
@@ -185,8 +185,7 @@ def linear_label_transport_loss(
     _check(feature, student_weight, student_bias, teacher_weight, teacher_bias, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     inputs = (feature, student_weight, student_bias, teacher_weight, teacher_bias)
-    native = feature.device.type == "cpu" or _solve_cuda.runs_on(feature)
-    if reduction == "none" or not native or not _autograd.direct(*inputs, target):
+    if reduction == "none" or not _devices.has_kernels(feature) or not _autograd.direct(*inputs, target):
         dtype = torch.promote_types(feature.dtype, torch.float32)
         wide = [None if z is None else z.to(dtype) for z in inputs]
         return composite(
