@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _by_torch, _devices, _not_converged, _solve_cuda, _transforms, class_aware, relative_reg
+from . import (
+    _autograd,
+    _by_torch,
+    _devices,
+    _not_converged,
+    _solve_cuda,
+    _transforms,
+    class_aware,
+    relative_reg,
+)
 from ._loss import LossOptions, loss_options
 from ._solve import Options
 from .result import Convergence, SinkhornResult
