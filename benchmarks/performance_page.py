@@ -82,8 +82,8 @@ and 130 x 257, features scaled by 0.001, 1 and 1000, and seeds; 60 iterations.
     "offset": (
         "Far from the origin, and near each other",
         """
-float32 against float64 on the same float32 inputs: y is Gaussian (50 x 64) around `offset` in every feature, each x lies
-beside its y, 1 to 0.00001 standard deviations off, the worst over those distances and five seeds. From the inner
+float32 against float64 on the same float32 inputs: y is Gaussian (50 x 64) around `offset` in every feature, each x
+lies beside its y, 1 to 0.00001 standard deviations off, the worst over those distances and five seeds. From the inner
 products alone such distances would be lost.
         """,
     ),

@@ -122,14 +122,21 @@ inline void bind_sinkhorn_loss(py::module_& module) {
       "sinkhorn_loss_and_gradient",
       [](const LossSettings& settings, int64_t n, int64_t d, int64_t m, Address x, Address y, Address a,
          Address b, Address init_f, Address init_g, Address loss, Address marginal_error, Address n_iter,
-         Address dx, Address dy) {
+         Address dx, Address dy) -> py::object {
         Problem p{};
         p.n = n, p.d = d, p.m = m, p.x = x, p.y = y, p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
-        return by_type(settings.f64, [&](auto t) {
-          return sinkhorn::loss_and_gradient<decltype(t)>(settings, p, loss, marginal_error, n_iter, dx, dy);
-        });
-      },
-      Unlocked());
+        sinkhorn::Remarks remarks{true, true, true};
+        const char* refused = [&] {
+          py::gil_scoped_release unlocked;
+          return by_type(settings.f64, [&](auto t) {
+            return sinkhorn::loss_and_gradient<decltype(t)>(settings, p, loss, marginal_error, n_iter, dx, dy,
+                                                            &remarks);
+          });
+        }();
+        if (refused) return py::str(refused);
+        if (!remarks.any()) return py::none();
+        return py::make_tuple(remarks.gradient_converged, remarks.reached_tol, remarks.above_rounding);
+      });
 }
 
 inline void bind_sinkhorn(py::module_& module) {

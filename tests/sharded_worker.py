@@ -29,6 +29,10 @@ CASES = {
     "panels": {"memory_budget": 6000},
     "class cost": {"metric": "l2", "reg": 2.0},
     "class cost, panels": {"memory_budget": 6000},
+    "relative reg": {"reg_scale": "mean"},
+    "relative reg, divergence": {"metric": "l2", "objective": "divergence", "reg_scale": "mean"},
+    "relative reg, panels": {"metric": "sqeuclidean", "memory_budget": 6000, "reg_scale": "mean", "reg": 0.2},
+    "class cost, relative reg": {"metric": "l1", "reg_scale": "mean"},
     "relaxed": {"grad": "implicit", "max_iter": 200, "tol": 1e-6, "accelerate": "relax"},
 }
 ROWS = {
@@ -91,6 +95,15 @@ def work(rank: int, size: int, folder: Path) -> None:
     refusals = {
         "NaN": lambda: uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group),
         "alike": lambda: uk.sinkhorn_loss(*parts[:2], group=group, max_iter=3 + rank),
+        "alike in scale": lambda: uk.sinkhorn_loss(
+            *parts[:2], group=group, reg_scale="mean" if rank else None
+        ),
+        "NaN in a mean": lambda: uk.sinkhorn_loss(
+            bad if rank == 0 else parts[0], parts[1], group=group, reg_scale="mean"
+        ),
+        "no mean": lambda: uk.sinkhorn_loss(
+            0 * parts[0], 0 * parts[1], group=group, reg_scale="mean", metric="l2"
+        ),
         "masses": lambda: uk.sinkhorn_loss(*parts[:2], torch.ones(len(parts[0])), group=group),
         "labels": lambda: uk.sinkhorn_loss(
             *parts[:2],

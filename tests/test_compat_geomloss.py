@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from ucmkd_fast.compat.geomloss import SamplesLoss
 
@@ -159,6 +161,124 @@ def test_autocast_changes_nothing():
             close(g, w, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_as_from_geomloss(dtype):
+    a, x, b, y = (z.detach().float() for z in measures())
+    half = [z.to(dtype) for z in (a, x, b, y)]
+    for arguments in (half, (a, half[1], b, half[3]), half[1::2]):
+        got, want = SamplesLoss()(*arguments), geomloss.SamplesLoss()(*arguments)
+        assert got.dtype == want.dtype
+        truth = SamplesLoss()(*(z.float() for z in arguments))
+        assert abs(got - truth).item() < 1e-2 * truth.item()
+    leaf = half[1].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(SamplesLoss()(leaf, half[3]), [leaf])
+    wide = leaf.detach().float().requires_grad_()
+    (wanted,) = torch.autograd.grad(SamplesLoss()(wide, half[3].float()), [wide])
+    assert slope.dtype == dtype and (slope - wanted).abs().max() < 1e-2 * wanted.abs().max()
+    assert SamplesLoss(potentials=True)(*half)[0].dtype == dtype
+    # A student under autocast meets a bank of float32.
+    layer = torch.nn.Linear(3, 3)
+    with torch.autocast("cpu", dtype):
+        student = layer(x)
+        assert student.dtype == dtype and SamplesLoss()(student, layer(y)).dtype == dtype
+        SamplesLoss()(student, y).backward()
+    assert layer.weight.grad.isfinite().all() and layer.weight.grad.abs().max() > 0
+
+
+def test_weights_of_float64_raise_the_dtype():
+    a, x, b, y = (z.detach() for z in measures())
+    arguments = a, x.float(), b, y.float()
+    close(SamplesLoss()(*arguments), geomloss.SamplesLoss()(*arguments), 1e-6)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_transforms(p, debias):
+    """vmap is the batch, with one box around all; derivatives are those of autograd, and GeomLoss's."""
+    a, x, b, y = arguments = [z.detach() for z in measures((3,))]
+    loss = SamplesLoss(p=p, debias=debias)
+    close(vmap(loss)(*arguments), loss(*arguments), 1e-12)
+    close(
+        vmap(loss, (None, 0, None, 1))(a[0], x, b[0], y.movedim(0, 1)),
+        loss(a[:1].expand(3, -1), x, b[:1].expand(3, -1), y),
+        1e-12,
+    )
+    close(vmap(vmap(loss))(x[:, None], y[:, None])[:, 0], loss(x, y), 1e-12)
+    leaves = [z.clone().requires_grad_() for z in arguments]
+    want = torch.autograd.grad(geomloss.SamplesLoss(p=p, debias=debias)(*leaves).sum(), leaves)
+    every = (0, 1, 2, 3)
+    for got, slope in zip(vmap(grad(loss, every))(*arguments), want, strict=True):
+        close(got, slope, 1e-10)
+    for got, slope in zip(grad(lambda *z: vmap(loss)(*z).sum(), every)(*arguments), want, strict=True):
+        close(got, slope, 1e-10)
+    close(jacrev(loss, 1)(*arguments)[0, 0], want[1][0], 1e-10)
+    close(jacfwd(loss, 1)(*arguments)[1, 1], want[1][1], 1e-10)
+    tangents = [torch.cos(z) for z in arguments]
+    slopes = sum((w * t).sum(tuple(range(1, w.dim()))) for w, t in zip(want, tangents, strict=True))
+    value, slope = jvp(loss, tuple(arguments), tuple(tangents))
+    close(value, loss(*arguments), 1e-12)
+    close(slope, slopes, 1e-10)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(z, t) for z, t in zip(arguments, tangents, strict=True)]
+        close(forward_ad.unpack_dual(loss(*duals)).tangent, slopes, 1e-10)
+    # One box for each call: the same for a single problem.
+    small = [z[0, :6] for z in (x, y)]
+    theirs = geomloss.SamplesLoss(p=p, debias=debias)
+    want = torch.autograd.functional.hessian(lambda z: loss(z, small[1]), small[0])
+    close(hessian(loss)(*small), want, 1e-10)
+    close(vmap(hessian(loss))(small[0][None], small[1][None])[0], want, 1e-10)
+    if p == 2 or not debias:  # where p = 1, GeomLoss differentiates a point's distance to itself
+        close(want, torch.autograd.functional.hessian(lambda z: theirs(z, small[1]), small[0]), 1e-9)
+
+
+def test_potentials_and_weights_of_zero_under_vmap():
+    a, x, b, y = (z.detach() for z in measures((3,)))
+    a[:, 3] = 0
+    loss = SamplesLoss(potentials=True)
+    for got, want in zip(vmap(loss)(a, x, b, y), loss(a, x, b, y), strict=True):
+        close(got[:, 0], want, 1e-12)
+    assert all(z.isfinite().all() for z in vmap(grad(SamplesLoss(), (0, 1)))(a, x, b, y))
+
+
+def test_compiled_with_a_diameter_is_one_graph():
+    x, y = (z.detach() for z in measures()[1::2])
+    loss = torch.compile(SamplesLoss(diameter=2.0), backend="aot_eager", fullgraph=True)
+    close(loss(x, y), SamplesLoss(diameter=2.0)(x, y), 1e-12)
+
+
+def test_gradient_of_near_points_far_from_the_origin():
+    """The case of a report: each point pulls at most with its weight."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(50, 64, generator=generator) + 3
+    x = (y + 1e-3 * torch.randn(50, 64, generator=generator)).requires_grad_()
+    (slope,) = torch.autograd.grad(SamplesLoss(p=1)(x, y), [x])
+    assert 50 * slope.norm(dim=1).max() < 1.001
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10, 100, 1000])
+@pytest.mark.parametrize("p", [1, 2])
+def test_near_points_at_any_offset(p, offset):
+    """In float32, judged by float64 on the same numbers; by autograd and by torch.func."""
+    generator = torch.Generator().manual_seed(3)
+    loss = SamplesLoss(p=p)
+    for distance in (1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        y = torch.randn(40, 16, generator=generator) + offset
+        x = y + distance * torch.randn(40, 16, generator=generator) / 4
+        y[0] = x[0]
+        wide = [z.double().requires_grad_() for z in (x, y)]
+        truth = loss(*wide)
+        wanted = torch.autograd.grad(truth, wide)
+        # Where all points are nearer than GeomLoss's floor, the gradient is 0.
+        scale = max(1e-6 / 40, *(w.abs().max().item() for w in wanted))
+        leaves = [z.clone().requires_grad_() for z in (x, y)]
+        value = loss(*leaves)
+        for found in (torch.autograd.grad(value, leaves), grad(loss, (0, 1))(x, y)):
+            for got, want in zip(found, wanted, strict=True):
+                assert (got.double() - want).abs().max().item() < 1e-6 * scale
+        # A divergence is a small difference of values as large as the spread of the points.
+        assert abs(value.double() - truth).item() < 1e-6 * 5**p
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_second_derivatives(p):
     found = []
@@ -226,14 +346,49 @@ def test_bad_calls():
         ((x, y[:, :2]), ValueError, "one width"),
         ((x[None], y), ValueError, "batches"),
         ((x, y.float()), TypeError, "do not mix"),
-        ((x.half(), y.half()), TypeError, "float32"),
+        ((x.long(), y.long()), TypeError, "float32.* got int64"),
+        ((x.double(), y.half()), TypeError, "do not mix"),
         ((a[1:], x, b, y), ValueError, r"a must have shape \(40,\)"),
-        ((a.float(), x, b, y), TypeError, "a must have the points' dtype"),
+        ((a.long(), x, b, y), TypeError, "a must be a torch.Tensor of floats .* got torch.int64"),
         ((a.numpy(), x, b, y), TypeError, "ndarray"),
-        ((x[:0], y), ValueError, "at least one"),
+        ((x[:0], y), ValueError, "x must have at least one point"),
+        ((x, y[:0]), ValueError, "y must have at least one point"),
+        ((x[:, :0], y[:, :0]), ValueError, "x must have at least one point and one coordinate"),
+        ((x[None][:0], y[None][:0]), ValueError, "at least one point"),
+        ((x[0, 0], y), ValueError, r"x must have shape \(N, D\)"),
+        ((x[0], y[0]), ValueError, r"x must have shape \(N, D\)"),
+        ((x[None, None], y), ValueError, r"x must have shape \(N, D\)"),
+        ((a[0], x, b, y), ValueError, r"a must have shape \(40,\), got \(\)"),
+        ((a, x.to("meta"), b, y), ValueError, "one device"),
     ]:
         with pytest.raises(error, match=words):
             loss(*arguments)
+
+
+@pytest.mark.parametrize("diameter", [None, 2.0])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_bad_values_are_named(diameter, transformed):
+    a, x, b, y = (z.detach() for z in measures((2,)))
+
+    def at(z, value):
+        z = z.clone()
+        z[1, 2] = value
+        return z
+
+    loss = SamplesLoss(diameter=diameter)
+    call = vmap(loss) if transformed else loss
+    for arguments, words in [
+        ((a, at(x, torch.nan), b, y), "x must hold finite points, got NaN or inf"),
+        ((a, x, b, at(y, torch.inf)), "y must hold finite points, got NaN or inf"),
+        ((a.float(), at(x.float(), 3e38), b.float(), y.float()), "squared distances fit torch.float32"),
+        ((at(a, -0.25), x, b, y), "a must hold weights >= 0, got -0.25"),
+        ((a, x, at(b, torch.nan), y), "b must hold finite weights, got NaN or inf"),
+        ((a, x, at(b, torch.inf), y), "b must hold finite weights, got NaN or inf"),
+        ((a * 0, x, b, y), "a must hold a weight > 0"),
+        ((a, x, b * torch.tensor([[1.0], [0.0]]), y), "b must hold a weight > 0"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call(*arguments)
 
 
 def test_signature_is_geomlosses():

@@ -381,6 +381,19 @@ def test_refusals_name_the_alternative(function, options, alternative):
         ({"a": np.full(30, 1.0)}, ValueError, "equal sums"),
         ({"warmstart": 3}, TypeError, "pair"),
         ({"tau": 1e3}, TypeError, "tau"),
+        ({"tau": 0.0, "method": "sinkhorn_stabilized"}, ValueError, "tau"),
+        ({"M": None}, TypeError, "M must be .* NoneType"),
+        ({"M": np.ones((30, 24), np.longdouble)}, TypeError, "M must be of dtype .* cast it"),
+        ({"M": [[1.0, 2.0], [3.0]]}, ValueError, "M must have rows of equal length"),
+        ({"M": np.float64(1.0)}, ValueError, r"M must have shape \(N, M\), got \(\)"),
+        ({"a": np.float64(1.0)}, ValueError, r"a must have shape \(30,\), got \(\)"),
+        ({"b": np.ones((24, 0))}, ValueError, "b must hold at least one histogram"),
+        ({"b": np.ones((24, 2, 2))}, ValueError, r"b must have shape \(24,\)"),
+        ({"b": np.full((24, 2), -1.0)}, ValueError, "b must be >= 0 everywhere, got a negative mass"),
+        ({"a": np.full(30, np.nan)}, ValueError, "a must be >= 0 everywhere"),
+        ({"warmstart": (np.zeros(0), np.zeros(0))}, ValueError, r"warmstart .* got \(0,\) and \(0,\)"),
+        ({"warmstart": (np.zeros(30), np.zeros(7))}, ValueError, r"warmstart .* got \(30,\) and \(7,\)"),
+        ({"warmstart": (np.zeros(30), None)}, TypeError, r"warmstart\[1\]"),
     ],
 )
 def test_bad_input(change, error, words):
@@ -388,6 +401,145 @@ def test_bad_input(change, error, words):
     call = {"a": a, "b": b, "M": cost, "reg": 0.1, **change}
     with pytest.raises(error, match=words):
         pot.sinkhorn(**call)
+
+
+KINDS = [np.asarray, torch.tensor]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)], ids=str)
+def test_no_rows_or_no_columns(shape, kind):
+    """With masses of that length, uniform ones, or those of another problem."""
+    n, m = shape
+    cost = kind(np.zeros(shape))
+    words = rf"M must have at least one row and one column, got shape \({n}, {m}\)"
+    for a, b in ((None, None), (kind(np.zeros(n)), kind(np.zeros(m))), (kind(np.ones(3)), kind(np.ones(4)))):
+        for method in METHODS:
+            for function in (pot.sinkhorn, pot.sinkhorn2):
+                with pytest.raises(ValueError, match=words):
+                    function(a, b, cost, 0.1, method=method, log=True)
+        for grad in ("autodiff", "last_step"):
+            with pytest.raises(ValueError, match=words):
+                pot.solve(cost, a, b, reg=0.1, grad=grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("debias", [False, True])
+def test_points_that_are_none(debias, kind):
+    x, y = np.ones((3, 2)), np.ones((4, 2))
+    for points, words in [
+        ((x[:0], y), "X_a must have at least one row"),
+        ((x, y[:0]), "X_b must have at least one row"),
+        ((x[:, :0], y[:, :0]), "X_a must have at least one row and one column"),
+        ((x[:, 0], y), r"X_a must have shape \(n, D\)"),
+        ((x, y * np.nan), "X_b must hold finite points"),
+        ((x * np.inf, y), "X_a must hold finite points"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            pot.solve_sample(*map(kind, points), reg=0.1, debias=debias)
+
+
+def test_one_device():
+    a, b, cost = in_torch(problem())
+    for call in (
+        lambda: pot.sinkhorn(a.to("meta"), b, cost, 0.1),
+        lambda: pot.solve(cost, a.to("meta"), b, reg=0.1),
+        lambda: pot.solve_sample(cost, cost.to("meta"), reg=0.1),
+    ):
+        with pytest.raises(ValueError, match="one device, got .* on meta"):
+            call()
+
+
+def test_numbers_of_other_kinds():
+    a, b, cost = problem()
+    want = pot.sinkhorn(a, b, cost, 0.05)
+    np.testing.assert_array_equal(pot.sinkhorn(a.astype(">f8"), b, cost.astype(">f8"), 0.05), want)
+    counts = np.arange(12).reshape(3, 4)
+    close(pot.sinkhorn(np.ones(3, int), np.full(4, 0.75), counts, 2.0),
+          ot.sinkhorn(np.ones(3), np.full(4, 0.75), counts.astype(float), 2.0))  # fmt: skip
+    close(pot.sinkhorn(*in_torch((a, b)), torch.ones(30, 24, dtype=torch.int64), 1.0),
+          pot.sinkhorn(*in_torch((a, b)), torch.ones(30, 24, dtype=torch.float64), 1.0))  # fmt: skip
+
+
+# Results, as POT's own tests read them.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_has_what_pots_has(kind):
+    import pickle
+
+    a, b, cost = map(kind, problem())
+    for got, want in (
+        (pot.solve(cost, a, b, reg=0.2), ot.solve(cost, a, b, reg=0.2)),
+        (
+            pot.solve_sample(cost, cost, reg=0.2, debias=True),
+            ot.solve_sample(cost, cost, reg=0.2, debias=True),
+        ),
+    ):
+        public = [name for name in dir(want) if not name.startswith("_")]
+        assert {"citation", "sparse_plan", "a_to_b"} < set(public) and set(public) <= set(dir(got))
+        assert type(got._backend) is type(want._backend) is type(ot.backend.get_backend(cost))
+        for name in (
+            "value",
+            "value_linear",
+            "plan",
+            "potential_a",
+            "potential_b",
+            "marginal_a",
+            "marginal_b",
+        ):
+            close(getattr(got, name), getattr(want, name))
+        close(got._backend.to_numpy(got.value), want._backend.to_numpy(want.value))
+        assert (
+            type(got.sparse_plan) is type(want.sparse_plan)
+            and got.sparse_plan.shape == want.sparse_plan.shape
+        )
+        for name in ("status", "value_quad", "lazy_plan"):
+            assert getattr(got, name) is getattr(want, name) is None
+        for name in ("a_to_b", "b_to_a"):
+            with pytest.raises(NotImplementedError, match="plan"):
+                getattr(got, name)
+        assert "Cuturi" in got.citation and "@article" in got.citation
+        again = pickle.loads(pickle.dumps(got))
+        close(again.plan, got.plan, 0)
+        close(again.marginals[0], got.marginals[0], 0)
+
+
+def test_a_result_of_ones_own():
+    empty = pot.OTResult()
+    assert repr(empty) == "OTResult()" and empty._backend is None
+    for name in ("value", "plan", "sparse_plan", "lazy_plan", "potentials", "potential_a", "potential_b", "marginals",
+                 "marginal_a", "marginal_b", "status", "log", "value_linear", "value_quad"):  # fmt: skip
+        assert getattr(empty, name) is None
+    a, b, cost = problem()
+    plan = ot.sinkhorn(a, b, cost, 0.1)
+    lazy = ot.utils.LazyTensor(plan.shape, lambda i, j: plan[i, j])
+    backend = ot.backend.NumpyBackend()
+    for result in (
+        pot.OTResult(plan=plan),
+        pot.OTResult(sparse_plan=pot.OTResult(plan=plan).sparse_plan),
+        pot.OTResult(lazy_plan=lazy, batch_size=7, backend=backend),
+    ):
+        close(result.marginal_a, plan.sum(1), 1e-12)
+        close(result.marginal_b, plan.sum(0), 1e-12)
+        assert "plan=" in repr(result) or result.plan is not None
+    assert result._backend is backend
+
+
+def test_tau_is_taken_and_changes_nothing(monkeypatch):
+    from ucmkd_fast.compat import _scaling
+
+    monkeypatch.setattr(_scaling, "_told", set())
+    a, b, cost = problem()
+    want = pot.sinkhorn(a, b, cost, 0.05, method="sinkhorn_stabilized")
+    with pytest.warns(UserWarning, match="tau=1000 changes nothing here") as caught:
+        got = pot.sinkhorn(a, b, cost, 0.05, method="sinkhorn_stabilized", tau=1e3)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    np.testing.assert_array_equal(got, want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = pot.sinkhorn2(a, b, cost, 0.05, method="sinkhorn_stabilized", tau=1)
+    assert np.isclose(loss, (want * cost).sum(), atol=1e-9)
 
 
 def test_signatures_are_pots():

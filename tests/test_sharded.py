@@ -84,6 +84,9 @@ def test_warm_starts_and_refusals(ranks):
         assert ("x must be finite" if rank == 0 else "another process") in outcome["NaN"]
         assert "call sinkhorn_loss alike" in outcome["alike"]
         assert "equal sums" in outcome["masses"]
+        assert "call sinkhorn_loss alike" in outcome["alike in scale"]
+        assert ("x must be finite" if rank == 0 else "another process") in outcome["NaN in a mean"]
+        assert "mean over its finite entries is a number above 0" in outcome["no mean"]
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):

@@ -252,12 +252,14 @@ def test_nothing_is_kept_where_autograd_records_nothing(context, monkeypatch):
     assert saves == [False] and not got.requires_grad and torch.equal(got, want)
 
 
-def test_forward_mode_is_refused_not_ignored():
+def test_forward_mode_is_refused_by_panels_and_lists():
     x, y = (z.detach() for z in features("cosine"))
+    starts = torch.tensor([0, len(x)]), torch.tensor([0, len(y)])
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="forward"):
-            uk.sinkhorn_loss(dual, y)
+        for options in ({"offsets": starts}, {"memory_budget": 5000}):
+            with pytest.raises(NotImplementedError, match="forward mode"):
+                uk.sinkhorn_loss(dual, y, **options)
 
 
 @pytest.mark.parametrize("case", ["plain", "masses", "classes", "log domain"])

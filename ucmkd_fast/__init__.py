@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
+from .ops._not_converged import ConvergenceWarning
 from .ops.class_conditional import class_conditional_loss
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Convergence",
+    "ConvergenceWarning",
     "Distiller",
     "FeatureAlignmentLoss",
     "LabelTransportLoss",

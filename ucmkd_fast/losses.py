@@ -13,7 +13,8 @@ from .ops.sinkhorn import sinkhorn_loss
 class FeatureAlignmentLoss(nn.Module):
     """`sinkhorn_loss` with its options kept; ``forward(x, y, a=None, b=None)`` on (N, D) and (M, D).
 
-    The options are those of `sinkhorn_loss`, checked at the first call.
+    The options are those of `sinkhorn_loss`, checked at the first call; with ``reg_scale="mean"``, reg is a factor of
+    the mean cost of each call. With ``tol`` > 0 a call that does not reach it raises a `ConvergenceWarning`.
     """
 
     def __init__(
@@ -25,11 +26,12 @@ class FeatureAlignmentLoss(nn.Module):
         objective: str = "transport",
         grad: str = "unrolled",
         accelerate: str | None = None,
+        reg_scale: str | None = None,
     ):
         super().__init__()
         self.options: dict[str, Any] = {
             "metric": metric, "reg": reg, "max_iter": max_iter, "tol": tol, "objective": objective, "grad": grad,
-            "accelerate": accelerate,
+            "accelerate": accelerate, "reg_scale": reg_scale,
         }  # fmt: skip
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

@@ -106,11 +106,19 @@ struct LossSettings {
   Grad grad;
 };
 
+// What there is to say after a call that ran; all true where it went well.
+struct Remarks {
+  bool gradient_converged;  // `implicit`
+  bool reached_tol;         // or tol is 0
+  bool above_rounding;      // reg is not below the rounding of the cost where the plan is
+  bool any() const { return !(gradient_converged && reached_tol && above_rounding); }
+};
+
 // Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init` are
-// read. Null, "not converged" (`implicit`), or as `loss_forward`.
+// read. Null, or as `loss_forward`.
 template <class T>
 const char* loss_and_gradient(const LossSettings&, Problem, T* loss, T* marginal_error, int64_t* n_iter, T* dx,
-                              T* dy);
+                              T* dy, Remarks* remarks);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -1,5 +1,9 @@
 // A small problem between features as one call each way: costs, iterations, gradients, and the matrix
 // products between them. Large ones leave the products to the caller's BLAS (ops/_solve.py).
+#include <math.h>
+
+#include <limits>
+
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -43,6 +47,16 @@ double gradient_work(const Problem& p, Grad grad, bool of_x, bool of_y) {
          elements * p.d * (of_x + of_y);
 }
 
+// Where the cost of a unit of mass is known to no better than reg, nothing determines the plan. (As `look` of
+// ops/_not_converged.py: costs of normalised features come from products of about 1.)
+template <class T>
+bool above_rounding(const Problem& p, T value) {
+  double mass = p.a ? 0 : 1;
+  for (int64_t i = 0; p.a && i < p.n; ++i) mass += static_cast<const T*>(p.a)[i];
+  const double known = fmax(fabs(double(value)), cost::normalised(static_cast<cost::Metric>(p.metric)) ? mass : 0);
+  return !(std::numeric_limits<T>::epsilon() * known > p.reg * mass);
+}
+
 }  // namespace
 
 template <class T>
@@ -77,7 +91,7 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, T* grad_a, T
 
 template <class T>
 const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* marginal_error, int64_t* n_iter, T* dx,
-                              T* dy) {
+                              T* dy, Remarks* remarks) {
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   p.metric = s.metric, p.history = s.grad == Grad::kUnrolled;
   const int64_t head = padded(p.n * p.m + p.n + p.m), saved = saved_size(p.n, p.m, p.max_iter, p.history);
@@ -93,18 +107,24 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, T* loss, T* marg
   *one = 1;
   Upstream up{one, nullptr, nullptr};
   if (s.regularized && s.grad != Grad::kEnvelope) up = upstream_of_dual(p, uniform);
+  T* value = s.regularized ? other : loss;
+  T error = 0;
   return with_helpers(loss_work(p, true) + gradient_work(p, s.grad, dx, dy), [&]() -> const char* {
-    if (const char* refused = loss_forward<T>(p, true, true, nullptr, nullptr, s.regularized ? other : loss,
-                                              s.regularized ? loss : nullptr, marginal_error, n_iter))
+    if (const char* refused = loss_forward<T>(p, true, true, nullptr, nullptr, value, s.regularized ? loss : nullptr,
+                                              &error, n_iter))
       return refused;
-    return loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy) ? nullptr : "not converged";
+    remarks->gradient_converged = loss_backward<T>(p, s.grad, up, nullptr, nullptr, dx, dy);
+    remarks->reached_tol = !(s.tol > 0 && error > T(s.tol));
+    remarks->above_rounding = above_rounding(p, *value);
+    if (marginal_error) *marginal_error = error;
+    return nullptr;
   });
 }
 
 #define UK_INSTANTIATE(T)                                                                         \
   template const char* loss_forward<T>(const Problem&, bool, bool, T*, T*, T*, T*, T*, int64_t*); \
   template bool loss_backward<T>(const Problem&, Grad, const Upstream&, T*, T*, T*, T*);          \
-  template const char* loss_and_gradient<T>(const LossSettings&, Problem, T*, T*, int64_t*, T*, T*);
+  template const char* loss_and_gradient<T>(const LossSettings&, Problem, T*, T*, int64_t*, T*, T*, Remarks*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -93,7 +93,7 @@ def solve(cost: Tensor, a: Tensor | None, b: Tensor | None, settings: Settings, 
         # As POT: log_u and log_v as they are, masses inside, each up to its mean.
         slopes = [reg * (z - z.mean()) for z in (log_u, log_v)]
         value = WithGradients.apply(value, (plan, *slopes), *live)
-    return OTResult((log_u, log_v), value, linear, plan, give)
+    return OTResult((give(log_u), give(log_v)), give(value), give(linear), plan=give(plan))
 
 
 def _side(marginal: Tensor, log_scaling: Tensor, mass: Tensor, kl: bool) -> Tensor:

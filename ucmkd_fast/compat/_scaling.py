@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.sinkhorn import SinkhornResult
 from . import _stopping
-from ._arrays import Give, unify
+from ._arrays import Give, matrix, unify
 from ._stopping import Solved, mass_of, rule_of, warn_not_converged
 
 METHODS = ("sinkhorn", "sinkhorn_log", "sinkhorn_stabilized")
@@ -58,16 +59,17 @@ def call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstar
     method = _check_method(method)
     reg = checks.positive_number("reg", reg)
     period = options.pop("print_period", 20) if method == "sinkhorn_stabilized" else 10
+    if method == "sinkhorn_stabilized" and "tau" in options:
+        _say_what_tau_does(checks.positive_number("tau", options.pop("tau")))
     if options:
-        raise TypeError(
-            f"{', '.join(options)}: no such argument of method {method!r} here; leave it out"
-            + (" (nothing depends on tau: ranges are kept safe by themselves)" if "tau" in options else "")
-        )
-    start = (None, None) if warmstart is None else warmstart
-    if not (isinstance(start, (tuple, list)) and len(start) == 2):
-        raise TypeError(f"warmstart must be a pair of arrays, got {type(warmstart).__name__}")
-    arrays, give = unify(M=M, a=a, b=b, first=start[0], second=start[1])
-    cost = checks.tensor("M", arrays["M"], "(N, M)", 2)
+        raise TypeError(f"{', '.join(options)}: no such argument of method {method!r} here; leave it out")
+    required = {"M": M}
+    if warmstart is not None:
+        if not (isinstance(warmstart, (tuple, list)) and len(warmstart) == 2):
+            raise TypeError(f"warmstart must be a pair of arrays, got {type(warmstart).__name__}")
+        required |= {"warmstart[0]": warmstart[0], "warmstart[1]": warmstart[1]}
+    arrays, give = unify(required, a=a, b=b)
+    cost = matrix("M", arrays["M"], "(N, M)")
     a, b = arrays["a"], arrays["b"]
     histograms = b is not None and b.dim() == 2
     if histograms and method == "sinkhorn_stabilized":
@@ -76,9 +78,12 @@ def call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstar
         )
     if histograms and b.shape[0] != cost.shape[1]:
         raise ValueError(f"b must have shape ({cost.shape[1]}, K), got {tuple(b.shape)}")
+    if histograms and not b.shape[1]:
+        raise ValueError(f"b must hold at least one histogram, got shape {tuple(b.shape)}")
     a = mass_of("a", a, cost, 0)
-    columns = list(b.contiguous().unbind(1)) if histograms else [mass_of("b", b, cost, 1)]
-    starts = _starts(method, cost, reg, arrays["first"], arrays["second"], len(columns))
+    columns = [mass_of("b", c, cost, 1) for c in (b.contiguous().unbind(1) if histograms else [b])]
+    warm = arrays.get("warmstart[0]"), arrays.get("warmstart[1]")
+    starts = _starts(method, cost, reg, *warm, len(columns))
     rule = rule_of(numItermax, "numItermax", stopThr, "stopThr", period, verbose)
 
     together = method == "sinkhorn"  # POT's sinkhorn_log solves histograms one by one
@@ -88,6 +93,16 @@ def call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstar
     if warn and not all(part.converged for part in parts):
         warn_not_converged(4)
     return Call(parts, histograms, method, reg, give)
+
+
+_told: set[str] = set()
+
+
+def _say_what_tau_does(tau: float) -> None:
+    """Once; POT absorbs scalings beyond ``tau`` into the potentials."""
+    if "tau" not in _told:
+        _told.add("tau")
+        warnings.warn(f"tau={tau:g} changes nothing here: ranges are kept safe by themselves", stacklevel=4)
 
 
 def _check_method(method: Any) -> str:
@@ -110,12 +125,13 @@ def _starts(method, cost, reg, first, second, count) -> list[tuple[Tensor, Tenso
         if method != "sinkhorn_log":
             return [None] * count
         first = cost.new_zeros(n)
+    shapes = [None if z is None else tuple(z.shape) for z in (first, second)]
     if first.dim() == 1:
         first = first[:, None].expand(n if len(first) == n else -1, count)
-    if tuple(first.shape) != (n, count) or (second is not None and second.shape[0] != m):
+    if tuple(first.shape) != (n, count) or (second is not None and second.shape[:1] != (m,)):
         raise ValueError(
             f"warmstart must hold log-scalings of shapes ({n},) and ({m},)"
-            f"{f', or ({n}, {count}) and ({m}, {count})' if count > 1 else ''}, got {tuple(first.shape)}"
+            f"{f', or ({n}, {count}) and ({m}, {count})' if count > 1 else ''}, got {shapes[0]} and {shapes[1]}"
         )
     f = first.detach() - reg * math.log(n) if method == "sinkhorn_stabilized" else first.detach() * reg
     g = cost.new_zeros(m)

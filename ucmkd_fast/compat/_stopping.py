@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops._not_converged import silent
 from ..ops.sinkhorn import SinkhornResult, sinkhorn
 from ._exp import exp_or_zero_
 
@@ -59,6 +60,8 @@ def mass_of(name: str, mass: Tensor | None, cost: Tensor, side: int) -> Tensor:
         return cost.new_full((size,), 1 / size)
     found = checks.mass(name, mass, size, None, cost.dtype)
     assert found is not None
+    if found.is_cpu and not bool((found >= 0).all()):  # elsewhere the look would wait for the device
+        raise ValueError(f"{name} must be >= 0 everywhere, got a negative mass or NaN")
     return found
 
 
@@ -90,7 +93,8 @@ def _search(cost, a, columns: list[Tensor], reg: float, starts: list, rule: Rule
     results: list = [None] * len(columns)
 
     def advance(k: int, iterations: int, tol: float = 0.0) -> None:
-        r = sinkhorn(cost, a, columns[k], reg=reg, max_iter=iterations, tol=tol, init=potentials[k])
+        with silent():  # the solver that called warns as POT does
+            r = sinkhorn(cost, a, columns[k], reg=reg, max_iter=iterations, tol=tol, init=potentials[k])
         results[k], potentials[k] = r, r.potentials
         done[k] += int(r.n_iter) if tol > 0 else iterations
 
@@ -146,8 +150,9 @@ def solve(
             found = _search(cost.detach(), a.detach(), constant, reg, starts, rule, record or rule.verbose)
     if found.results and not needs:
         return found
-    results = [
-        sinkhorn(cost, a, b, reg=reg, max_iter=found.n_iter, init=start)
-        for b, start in zip(columns, starts, strict=True)
-    ]
+    with silent():
+        results = [
+            sinkhorn(cost, a, b, reg=reg, max_iter=found.n_iter, init=start)
+            for b, start in zip(columns, starts, strict=True)
+        ]
     return found._replace(results=results, plans=[])

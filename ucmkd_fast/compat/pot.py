@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops import checks
-from ..ops.sinkhorn import _cost_matrix
+from ..ops.dense import cost_matrix
 from . import _entropic, _scaling
-from ._arrays import unify
+from ._arrays import matrix, unify
 from ._entropic import USE_POT, refuse
 from ._result import OTResult
 
@@ -51,7 +50,8 @@ def sinkhorn(
         warn: warn where ``numItermax`` was reached.
         warmstart: logarithms of the scalings u, v to start from ((alpha, beta), in units of cost, for
             ``"sinkhorn_stabilized"``).
-        **options: ``print_period`` for ``"sinkhorn_stabilized"``.
+        **options: ``print_period`` and ``tau`` for ``"sinkhorn_stabilized"``; ``tau`` changes nothing, which is said
+            once.
 
     Returns:
         The plan (N, M), or the losses (K,); with ``log`` also a dict of ``err``, ``niter``, ``u``, ``v`` and what
@@ -60,7 +60,7 @@ def sinkhorn(
     Raises:
         NotImplementedError: a method or option of POT that is not built here; the message names another.
         TypeError: arrays of two kinds, or not real numbers.
-        ValueError: shapes or values that do not fit.
+        ValueError: shapes, devices or values that do not fit.
     """
     solved = _scaling.call(a, b, M, reg, method, numItermax, stopThr, verbose, log, warn, warmstart, options)
     result = solved.losses() if solved.histograms else solved.parts[0].plan()
@@ -136,16 +136,14 @@ def solve(
     Raises:
         NotImplementedError: an argument of POT that is not built here; the message names the alternative.
         TypeError: arrays of two kinds, or not real numbers.
-        ValueError: shapes or values that do not fit.
+        ValueError: shapes, devices or values that do not fit.
     """
     settings = _entropic.settings(
         reg, c, reg_type, unbalanced, unbalanced_type, method, n_threads, max_iter, plan_init, potentials_init, tol,
         verbose, grad,
     )  # fmt: skip
-    arrays, give = unify(M=M, a=a, b=b)
-    return _entropic.solve(
-        checks.tensor("M", arrays["M"], "(N, M)", 2), arrays["a"], arrays["b"], settings, give
-    )
+    arrays, give = unify({"M": M}, a=a, b=b)
+    return _entropic.solve(matrix("M", arrays["M"], "(N, M)"), arrays["a"], arrays["b"], settings, give)
 
 
 def solve_sample(
@@ -216,7 +214,7 @@ def solve_sample(
     Raises:
         NotImplementedError: an argument of POT that is not built here; the message names the alternative.
         TypeError: arrays of two kinds, or not real numbers.
-        ValueError: shapes or values that do not fit.
+        ValueError: shapes, devices or values that do not fit.
     """
     refuse({
         "lazy": (lazy, False, f"the cost (N, M) is kept whole; leave it out, or {USE_POT}"),
@@ -242,15 +240,18 @@ def solve_sample(
         reg, c, reg_type, unbalanced, unbalanced_type, None, n_threads, max_iter, plan_init, potentials_init, tol,
         verbose, grad,
     )  # fmt: skip
-    arrays, give = unify(X_a=X_a, X_b=X_b, a=a, b=b)
-    x, y = (checks.tensor(name, arrays[name], "(n, D)", 2) for name in ("X_a", "X_b"))
+    arrays, give = unify({"X_a": X_a, "X_b": X_b}, a=a, b=b)
+    x, y = (matrix(name, arrays[name], "(n, D)") for name in ("X_a", "X_b"))
+    for name, z in (("X_a", x), ("X_b", y)):
+        if z.is_cpu and not bool(z.isfinite().all()):
+            raise ValueError(f"{name} must hold finite points, got NaN or inf in it")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"X_a and X_b must have the same width, got {tuple(x.shape)} and {tuple(y.shape)}")
 
     a, b = arrays["a"], arrays["b"]
 
     def between(p: Tensor, q: Tensor, mass_p: Tensor | None, mass_q: Tensor | None) -> OTResult:
-        cost = _cost_matrix(p, q, METRICS[metric], p.dtype)
+        cost = cost_matrix(p, q, METRICS[metric], p.dtype)
         return _entropic.solve(cost, mass_p, mass_q, settings, give)
 
     result = between(x, y, a, b)

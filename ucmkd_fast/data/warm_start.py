@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import count_at_least_one
-from ..ops.result import SinkhornResult
+from ..ops.result import Convergence, SinkhornResult
 from ..ops.sharded import gather_rows
 from ..ops.sinkhorn import sinkhorn_loss
 
@@ -21,7 +21,8 @@ class WarmStart(nn.Module):
     have any size; they are buffers of the module and go into its ``state_dict``. The iterations start from the
     bank's potentials. That saves most of them where the same samples come back and only the features have moved: a
     small labelled set against a whole bank. Where either side is drawn anew, potentials belong to other company and
-    save nothing (docs/large-batches.md): such calls are over-relaxed instead, where the gradient allows it.
+    save nothing (docs/large-batches.md): such calls are over-relaxed instead, where the gradient allows it. How a call
+    converged is in ``last_marginal_error`` and ``last_n_iter``; it warns of nothing.
 
     Args:
         bank_size: samples in the bank.
@@ -30,7 +31,7 @@ class WarmStart(nn.Module):
             iterations ``grad="unrolled"`` knows only those: ``"implicit"`` is the gradient where they lead.
 
     Raises:
-        ValueError: ``tol`` is missing or 0, or an option that belongs to the call.
+        ValueError: ``tol`` is missing or 0, an option that belongs to the call, or ``reg_scale``.
     """
 
     bank: Tensor  # (bank_size,)
@@ -44,6 +45,10 @@ class WarmStart(nn.Module):
         count_at_least_one("student_size", student_size)
         if not options.get("tol", 0) > 0:
             raise ValueError("a warm start needs tol > 0, at which the iterations may stop early, got none")
+        if options.get("reg_scale") is not None:
+            raise ValueError(
+                "a warm start keeps potentials at one reg: give it in units of the cost, not by reg_scale"
+            )
         taken = {"init", "offsets", "group", "return_result", "convergence", "class_cost", "y_labels"} & set(
             options
         )
@@ -76,7 +81,8 @@ class WarmStart(nn.Module):
             if index.shape != z.shape[:1]:
                 raise ValueError(f"expected one index a row, ({z.shape[0]},), got {tuple(index.shape)}")
         every, every_bank = (gather_rows(index.to(self.bank.device), group) for index in (rows, bank_rows))
-        options = {**self.options, "return_result": True, "group": group}
+        convergence = Convergence()
+        options = {**self.options, "return_result": True, "group": group, "convergence": convergence}
         if self._may_relax(feature) and not self._same_company(every, every_bank):
             options["accelerate"] = "relax"
         # The first half-step is made from the potentials of the first argument: the bank's.
@@ -90,7 +96,7 @@ class WarmStart(nn.Module):
         self.student[every] = f + self.reg * math.log(len(every))
         self.last_bank.zero_()[every_bank] = 1
         self.last_student.zero_()[every] = 1
-        self.last_n_iter, self.last_marginal_error = found.n_iter, found.marginal_error
+        self.last_n_iter, self.last_marginal_error = convergence.n_iter, convergence.marginal_error
         return found.value_regularized if self.regularized else found.value
 
     def _start(self, kept: Tensor, rows: Tensor, count: int, feature: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Autograd around `_solve`: eager Functions, and the same calls registered with torch.library.
 
 Eager calls on plain tensors take the Functions (a registered op costs more than ten times their
-overhead); under a compiler, a dispatch mode or a functorch transform the registered ops run.
+overhead); under a compiler, a dispatch mode or a functorch transform the registered ops run, and in forward mode
+torch's own operations (`_by_torch`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import sinkhorn as reference
-from . import _cost_cuda, _loss, _pieces, _solve, _solve_cuda, cost
+from . import _cost_cuda, _loss, _not_converged, _pieces, _rules, _solve, _solve_cuda, _transforms, cost
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -26,19 +27,20 @@ def direct(*tensors: Tensor | None) -> bool:
         if t is not None and type(t) not in _PLAIN:
             return False
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_function_stack() == 0
     )
 
 
 def recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd would record a call on these tensors; forward mode counts, so that a Function refuses it."""
+    """Whether autograd would record a call on these tensors."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return forward_ad._current_level >= 0
+    return False
 
 
 def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
@@ -46,42 +48,46 @@ def reference_outputs(cost_matrix, a, b, init_f, init_g, options: _solve.Options
 
     The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
     """
+    return reference_solved(cost_matrix, a, b, init_f, init_g, options)[:4]
+
+
+def reference_solved(cost_matrix, a, b, init_f, init_g, options: _solve.Options) -> tuple[Tensor, ...]:
+    """The same with the marginal error and the iterations that ran: as `Sinkhorn`, problem by problem."""
     init = None if init_f is None else (init_f, init_g)
     if cost_matrix.dim() == 2:
-        return reference.sinkhorn(
+        *found, n_iter = reference.sinkhorn(
             cost_matrix, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
-        )[:4]  # fmt: skip
+        )  # fmt: skip
+        return *found, torch.tensor(n_iter, device=cost_matrix.device)
 
     def one(mass, k):
         return mass if mass is None or mass.dim() == 1 else mass[k]
 
     outputs = [
-        reference_outputs(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), options)
+        reference_solved(c, one(a, k), one(b, k), one(init_f, k), one(init_g, k), options)
         for k, c in enumerate(cost_matrix)
     ]
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
 
 
-def _refuse_second_order(grad: str) -> None:
-    if grad != "unrolled":
-        raise NotImplementedError(
-            f"double backward needs grad='unrolled', got grad={grad!r}: "
-            "its gradient is not the derivative of a function that could be differentiated again"
-        )
+def differentiate(outputs_of, inputs, upstream):
+    """Gradients of the inputs that need one, with a graph; None for the others.
 
-
-def _differentiate(outputs, inputs, upstream):
-    """Gradients of the inputs that need one, with a graph; None for the others."""
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+    ``outputs_of(*inputs)`` gets a view of each input: one tensor in two places has a gradient for each of them.
+    """
+    with torch.enable_grad():
+        apart = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = outputs_of(*apart)
+        wanted = [t for t in apart if t is not None and t.requires_grad]
+        pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+            )
+            if pairs
+            else [None] * len(wanted)
         )
-        if pairs
-        else [None] * len(wanted)
-    )
-    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+    return [next(found) if t is not None and t.requires_grad else None for t in apart]
 
 
 class Sinkhorn(torch.autograd.Function):
@@ -106,10 +112,12 @@ class Sinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (None,) * 6
         if torch.is_grad_enabled():
-            _refuse_second_order(options.grad)
-            with torch.enable_grad():
-                outputs = reference_outputs(matrix, a, b, init_f, init_g, options)
-            return *_differentiate(outputs, (matrix, a, b), upstream), None, None, None
+            _transforms.refuse_second_order(options.grad)
+
+            def again(matrix, a, b):
+                return reference_outputs(matrix, a, b, init_f, init_g, options)
+
+            return *differentiate(again, (matrix, a, b), upstream), None, None, None
         problem = _solve.problem_of(matrix, a, b, init_f, init_g, saved, options)
         d_cost, d_a, d_b = _solve.backward(matrix, a, b, f, g, problem, upstream, options)
         needs = ctx.needs_input_grad
@@ -166,32 +174,40 @@ class SmallSinkhornLoss(torch.autograd.Function):
 
 def _differentiable_gradients(x, y, a, b, init_f, init_g, upstream, options: _loss.LossOptions):
     """Gradients of a loss of features through the reference, with a graph."""
-    _refuse_second_order(options.solver.grad)
-    with torch.enable_grad():
+    _transforms.refuse_second_order(options.solver.grad)
+
+    def again(x, y, a, b):
         matrix = reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
         outputs = reference_outputs(matrix, a, b, init_f, init_g, options.solver)
-    loss = outputs[int(options.regularized)]
-    return *_differentiate((loss,), (x, y, a, b), (upstream,)), None, None, None
+        return (outputs[int(options.regularized)],)
+
+    return *differentiate(again, (x, y, a, b), (upstream,)), None, None, None
 
 
 # The same calls for torch.compile, export and functorch.
 
 
-def register_backward(op, setup_context, backward):
-    """Give a registered op its gradient; returns the callable to use.
+def register_backward(op, setup_context, backward, rule):
+    """Give a registered op its gradient and its rule for ``vmap``; returns the callable to use.
 
     functorch does not transform the autograd formula of a registered op, only Functions with a
-    ``setup_context``: so under its transforms the same three pieces run as such a Function.
+    ``setup_context``: so under its transforms the same pieces run as such a Function. ``rule(call, info, in_dims,
+    *args)`` gives what a Function's ``vmap`` does; it makes its calls by ``call``, which is what is returned here.
     """
     torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
 
     def forward(*args):
         return op(*args)
 
+    def vmap(info, in_dims, *args):
+        return rule(call, info, in_dims, *args)
+
+    torch.library.register_vmap(op._opoverload, vmap)
     members = {
         "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
     }
     function = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
 
@@ -224,6 +240,7 @@ def sinkhorn_forward(
     options = _solve.Options(reg, max_iter, tol, grad, accelerate)
     matrix, a, b, init_f, init_g = _contiguous(matrix, a, b, init_f, init_g)
     s = _solve.forward(matrix, a, b, init_f, init_g, options, True)
+    _not_converged.look(s.marginal_error, s.value, a, options)
     return s.value, s.dual, s.f, s.g, s.marginal_error, s.n_iter, s.saved
 
 
@@ -304,23 +321,9 @@ def _(
     )
 
 
-def _no_further(name: str):
-    """A backward for gradients themselves: refuses."""
-
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{name} cannot be differentiated again under torch.compile or a functorch transform: "
-            "take second derivatives eagerly, with torch.autograd.grad(..., create_graph=True)"
-        )
-
-    return backward
-
-
-def _setup_nothing(ctx, inputs, output):
-    pass
-
-
-_sinkhorn_backward = register_backward(sinkhorn_backward, _setup_nothing, _no_further("sinkhorn's gradient"))
+_sinkhorn_backward = register_backward(
+    sinkhorn_backward, _rules.gradient_setup, _rules.gradient_backward, _rules.backward_rule
+)
 
 
 def _setup_context(ctx, inputs, output):
@@ -347,7 +350,7 @@ def _backward(ctx, *upstream):
     )
 
 
-sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward)
+sinkhorn_transformed = register_backward(sinkhorn_forward, _setup_context, _backward, _rules.forward_rule)
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
@@ -390,7 +393,9 @@ def _(x, y, scale, matrix, grad_cost, metric):
     return matrix.new_empty(x.shape), matrix.new_empty(y.shape)
 
 
-_cost_backward_op = register_backward(cost_backward, _setup_nothing, _no_further("the cost's gradient"))
+_cost_backward_op = register_backward(
+    cost_backward, _rules.cost_gradient_setup, _rules.cost_gradient_backward, _rules.cost_backward_rule
+)
 
 
 def _cost_setup(ctx, inputs, output):
@@ -409,4 +414,4 @@ def _cost_backward(ctx, grad_cost, *_):
     return dx.to(x.dtype), dy.to(y.dtype), None
 
 
-cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward)
+cost_transformed = register_backward(cost_forward, _cost_setup, _cost_backward, _rules.cost_rule)

@@ -120,21 +120,21 @@ def with_gradient(
     loss = x.new_empty(())
     dx, dy = torch.empty_like(x) if need_x else None, torch.empty_like(y) if need_y else None
     error, n_iter = _to_fill_in(x, options)
-    problem = _C.sinkhorn_loss_and_gradient(
+    said = _C.sinkhorn_loss_and_gradient(
         options.native, *x.shape, len(y), x.data_ptr(), y.data_ptr(), _address(a), _address(b), _address(init_f),
         _address(init_g), loss.data_ptr(), _address(error), _address(n_iter), _address(dx), _address(dy),
     )  # fmt: skip
-    if problem == "not converged":
-        _not_converged.warn()
-    elif problem is not None:
-        _raise(problem, x, y)
+    if said is not None:
+        if isinstance(said, str):
+            _raise(said, x, y)
+        _not_converged.remark(said, error, loss, a, options)
     return loss, dx, dy
 
 
-def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor | None, Tensor | None]:
     """Where the marginal error and the iterations go, if somebody wants them."""
     if options.convergence is None:
-        return None, None
+        return (like.new_empty(()) if options.solver.tol > 0 else None), None
     error, n_iter = like.new_empty(()), torch.empty((), dtype=torch.int64)
     options.convergence.take(error, n_iter)
     return error, n_iter
@@ -180,6 +180,7 @@ def forward(
     )  # fmt: skip
     if refused is not None:
         _raise(refused, x, y)
+    _not_converged.look_at_loss(error, value, a, options, classes is not None)
     return (value if dual is None else dual), f, g, kept
 
 
@@ -216,7 +217,7 @@ def backward(
         problem, GRAD_CODES[solver.grad], _address(up.value), _address(up.f), _address(up.g), _address(grad_a),
         _address(grad_b), _address(dx), _address(dy),
     ):  # fmt: skip
-        _not_converged.warn()
+        _not_converged.warn_of_gradient()
     if a is b is None:
         return dx, dy, None, None
     matrix = _kept_cost(kept, len(x), len(y))
@@ -266,7 +267,7 @@ def _backward_large(
             return dx, dy, *_mass_gradients(None, a, b, f, g, upstream, up, grad_a, grad_b, options)
     elif solver.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, *addresses, 0, *masses, *_two(sums, n)):
-            _not_converged.warn()
+            _not_converged.warn_of_gradient()
     call = problem, GRAD_CODES[solver.grad], addresses[0]
     dx, dy = _in_blocks(features, distance, call, sums, product, needs[:2])
     return dx, dy, *_mass_gradients(matrix, a, b, f, g, upstream, up, grad_a, grad_b, options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _cost_cuda, _solve_cuda
+from . import _cost_cuda, _not_converged, _solve_cuda
 from ._solve_cuda import _even
 
 
@@ -41,6 +41,7 @@ def forward(
     value, dual, f, g, error, n_iter, _ = _solve_cuda.forward(matrix, a, b, init_f, solver, save, kept[head:])
     if options.convergence is not None:
         options.convergence.take(error, n_iter)
+    _not_converged.look_at_loss(error, value, a, options, classes is not None)
     return (dual if options.regularized else value), f, g, kept
 
 

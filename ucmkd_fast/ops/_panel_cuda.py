@@ -153,7 +153,7 @@ class Problem(Vectors):
 
     def solve(self, init_f: Tensor | None, history: bool) -> Solved:
         """The iterations of `sinkhorn`, and the first sweep back."""
-        _not_converged.tell()
+        _not_converged.flush_warnings()
         self._take_memory(history)
         tol, last = self.options.tol, self.options.max_iter
         self.hist_f[0] = self.first_potential(init_f)
@@ -346,7 +346,7 @@ class Problem(Vectors):
             if done.seen():
                 break
             change = self.sweep(FIXED_POINT, stop=done)
-        _not_converged.report(done.raised == 0)
+        _not_converged.report_gradient(done.raised == 0)
         return df, dg, grad_b
 
     def _features(self, weight: Tensor, need: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:

@@ -172,7 +172,7 @@ def backward(
     if options.grad == "implicit":
         grad_cost = torch.empty_like(cost)
         if not _C.sinkhorn_implicit(problem, *up_addresses, grad_cost.data_ptr(), *masses, *_NO_WEIGHTS):
-            _not_converged.warn()
+            _not_converged.warn_of_gradient()
     else:
         grad_cost = _unrolled(problem, cost, up_addresses, masses, options.max_iter)
     grad_a, grad_b = _plus(grad_a, up.direct_a), _plus(grad_b, up.direct_b)

@@ -127,7 +127,7 @@ def _call(cost, a, b, init_f, f, g, saved, options, history):
 
 def forward(cost, a, b, init_f, options, save: bool, saved: Tensor | None = None) -> tuple[Tensor, ...]:
     """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`; ``saved`` is made where not given."""
-    _not_converged.tell()
+    _not_converged.flush_warnings()
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     batch = lead[0] if lead else 1
     history = save and options.grad == "unrolled"
@@ -183,6 +183,6 @@ def backward(
         if implicit:
             at = Saved(batch, n, m, options.max_iter, history).flags
             flags = saved[at : at + batch].view(torch.int32)[:batch]
-            _not_converged.report((flags & NOT_CONVERGED).any())
+            _not_converged.report_gradient((flags & NOT_CONVERGED).any())
     kernels.cuda_sinkhorn_gradient(call)
     return grad_cost, grad_a, grad_b

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _autograd, _loss, _solve_cuda, cost
+from . import _autograd, _loss, _solve_cuda, _transforms, cost
 
 # Their gradient divides by the distance, which the cost no longer shows.
 READS_DISTANCE = cost.BY_DIFFERENCE
@@ -117,13 +117,15 @@ class ClassAwareLoss(torch.autograd.Function):
         x, y, class_cost, a, b, y_labels, init_f, init_g, f, g, kept, distance = ctx.saved_tensors
         options, needs, none = ctx.options, ctx.needs_input_grad, [None] * 4
         if torch.is_grad_enabled():
-            _autograd._refuse_second_order(options.solver.grad)
-            with torch.enable_grad():
+            _transforms.refuse_second_order(options.solver.grad)
+
+            def again(x, y, class_cost, a, b):
                 matrix = reference.cost(x.to(kept.dtype), y.to(kept.dtype), options.metric)
                 matrix = matrix + class_cost.index_select(1, y_labels)
                 outputs = _autograd.reference_outputs(matrix, a, b, init_f, init_g, options.solver)
-            loss = outputs[int(options.regularized)]
-            return *_autograd._differentiate((loss,), (x, y, class_cost, a, b), (upstream,)), *none
+                return (outputs[int(options.regularized)],)
+
+            return *_autograd.differentiate(again, (x, y, class_cost, a, b), (upstream,)), *none
         grad = torch.empty_like(class_cost) if needs[2] else None
         dx, dy, d_a, d_b = _loss.backward(
             x, y, a, b, init_f, init_g, f, g, kept, upstream, options, (*needs[:2], *needs[3:5]),

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from . import _transforms, checks, ragged, relative_reg
 from ._autograd import direct
+from ._solve import Options
+from .cost import METRICS
 from .sinkhorn import sinkhorn_loss
 
 
@@ -59,7 +62,8 @@ def class_conditional_loss(
         y_labels: (M,) int64.
         classes: K.
         beta: >= 0, in units of the cost; inf forbids.
-        **options: of `sinkhorn_loss`: ``metric``, ``reg``, ``max_iter``, ``return_result``, ...
+        **options: of `sinkhorn_loss`: ``metric``, ``reg``, ``max_iter``, ``return_result``, ... ``reg_scale="mean"`` is
+            the mean over all pairs of finite cost: at beta = inf, those within the classes.
 
     Returns:
         As `sinkhorn_loss`.
@@ -68,13 +72,14 @@ def class_conditional_loss(
         TypeError: as `sinkhorn_loss`; labels that are not int64.
         ValueError: as `sinkhorn_loss`; labels out of range, no common class, beta < 0 or NaN.
     """
+    relative_reg.check(options.get("reg_scale"))
     if not beta >= 0:
         raise ValueError(f"beta must be a number >= 0 or inf, got {beta}")
     for name, labels, z in (("x_labels", x_labels, x), ("y_labels", y_labels, y)):
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
             found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise TypeError(f"{name} must be int64 of shape ({len(z)},), got {found}")
-        if labels.device.type == "cpu" and len(labels):
+        if labels.device.type == "cpu" and len(labels) and not _transforms.active():
             low, high = (int(v) for v in torch.aminmax(labels))
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")
@@ -85,7 +90,7 @@ def class_conditional_loss(
     if one_call and x.device.type == "cpu" and direct(x, y):
         return _class_by_class(x, y, x_labels, y_labels, classes, dtype, options)
     other = torch.arange(classes, device=x.device) != x_labels[:, None]
-    class_cost = torch.zeros(other.shape, dtype=dtype, device=x.device).masked_fill_(other, beta)
+    class_cost = torch.zeros((), dtype=dtype, device=x.device).masked_fill(other, beta)
     if beta == float("inf"):
         masses = class_masses(x_labels, y_labels, classes, dtype)
         options = {"a": masses.a, "b": masses.b, **options}
@@ -109,10 +114,23 @@ def _class_by_class(x, y, x_labels, y_labels, classes: int, dtype, options: dict
     order = [torch.argsort(labels, stable=True) for labels in (x_labels, y_labels)]
     starts = [torch.nn.functional.pad(count.cumsum(0), (1, 0)) for count in counts]
     told, options = options.get("convergence"), {**options, "offsets": (starts[0], starts[1])}
-    losses = cast("Tensor", sinkhorn_loss(x[order[0]], y[order[1]], **options))
+    x, y = x[order[0]], y[order[1]]
+    if options.pop("reg_scale", None):
+        options["reg"] = _in_units_of_cost(x, y, ragged.Offsets(*starts), dtype, options)
+    losses = cast("Tensor", sinkhorn_loss(x, y, **options))
     if told is not None:  # of the plan as a whole: the classes' columns are apart
         told.take((share * told.marginal_error).sum(), told.n_iter.max())
     loss = (share * losses).sum()
     if options.get("objective") == "regularized":
         loss = loss - float(options.get("reg", 0.1)) * torch.xlogy(share, share).sum()
     return loss
+
+
+def _in_units_of_cost(x, y, offsets: ragged.Offsets, dtype, options: dict[str, Any]) -> float:
+    """Reg times the mean cost over the pairs of all classes: one number, as in one problem."""
+    metric = options.get("metric", "cosine")
+    checks.choice("metric", metric, METRICS)
+    total, count = ragged.cost_sums(x, y, (None, None), offsets, metric, dtype)
+    mean = relative_reg.ratio(total.sum(), count.sum())
+    given = Options(checks.positive_number("reg", options.get("reg", 0.1)), 1, 0.0, "")
+    return relative_reg.settle(mean, given, True)[0].reg

@@ -24,6 +24,10 @@ CENTRED = ("l2", "sqeuclidean")  # centred of csrc/cost/features.h
 BY_DIFFERENCE = (*CENTRED, "chordal")
 
 
+#: Metrics of normalised features: costs from 0 to 2, made from products of about 1.
+NORMALISED = ("cosine", "chordal")
+
+
 class Features(NamedTuple):
     """Both sets as the kernels read them (csrc/cost/features.h)."""
 
@@ -96,6 +100,13 @@ def with_scales(x: Tensor, y: Tensor, metric: str, given_x: Tensor, given_y: Ten
     refused = _C.cost_scales(features.native(), at, at + len(x) * features.scale.element_size())
     check_scales(refused, given_x, given_y)
     return features
+
+
+def matrix(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
+    """The costs (N, M), without a gradient."""
+    found, features = products(x, y, metric, dtype)
+    finish(features, found)
+    return found
 
 
 def plain(z: Tensor, dtype: torch.dtype) -> Tensor:

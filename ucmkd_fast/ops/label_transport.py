@@ -12,7 +12,7 @@ from torch import Tensor
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
-from . import _autograd, _label_cuda, _pieces, _solve_cuda, checks
+from . import _autograd, _devices, _label_cuda, _pieces, _solve_cuda, _transforms, checks
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -117,13 +117,16 @@ class LabelTransport(torch.autograd.Function):
         student, teacher, target = ctx.saved_tensors
         ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                dtype = torch.promote_types(student.dtype, torch.float32)
+            dtype = torch.promote_types(student.dtype, torch.float32)
+
+            def again(student, teacher):
                 loss = reference(
                     student.to(dtype), teacher.to(dtype), target, kappa=kappa, label_smoothing=smoothing,
                     ignore_index=ignore_index, reduction=reduction,
                 )  # fmt: skip
-            return *_autograd._differentiate((loss,), (student, teacher), (upstream,)), *[None] * 5
+                return (loss,)
+
+            return *_autograd.differentiate(again, (student, teacher), (upstream,)), *[None] * 5
         if ctx.grads is None:
             LabelTransport.solve(ctx, student, teacher, target)
         grads, ctx.grads = ctx.grads, None
@@ -158,20 +161,44 @@ def _(student, teacher, target, ignore_index, smoothing, live):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    student, teacher, target, *ctx.options = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(student, teacher, target, *output[1:])
 
 
-def _backward(ctx, upstream, *_):
-    if upstream is None:
-        return (None,) * 6
-    ds, dt = ctx.saved_tensors
-    return (ds * upstream[:, None]).to(ctx.dtypes[0]), (dt * upstream[:, None]).to(ctx.dtypes[1]), *[None] * 4
+def _backward(ctx, upstream, up_ds, up_dt):
+    """Of the rows' losses, and of their gradients where these are differentiated again."""
+    student, teacher, target, ds, dt = ctx.saved_tensors
+    found: list[Tensor | None] = [None, None]
+    if upstream is not None:
+        found = [(ds * upstream[:, None]).to(student.dtype), (dt * upstream[:, None]).to(teacher.dtype)]
+    if up_ds is None and up_dt is None:
+        return *found, *[None] * 4
+    ignore_index, smoothing, live = ctx.options
+
+    def total(student, teacher):
+        loss = reference(
+            student.to(ds.dtype), teacher.to(ds.dtype), target, kappa="live" if live else "detached",
+            label_smoothing=smoothing, ignore_index=ignore_index, reduction="sum",
+        )  # fmt: skip
+        return (loss,)
+
+    def gradients(student, teacher):
+        wide = student.to(ds.dtype), teacher.to(ds.dtype)
+        return _transforms.vjp(total, wide, (ds.new_ones(()),))
+
+    second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+    return *(s if f is None else f + s for f, s in zip(found, second, strict=True)), *[None] * 4
 
 
-_transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward)
+def _rule(call, info, in_dims, *args):
+    """Rows do not know of each other: those of all problems are one call."""
+    folded = _transforms.fold(info, in_dims[:3], *args[:3])
+    outputs = call(*folded, *args[3:])
+    return tuple(z.unflatten(0, (info.batch_size, -1)) for z in outputs), (0, 0, 0)
+
+
+_transformed = _autograd.register_backward(label_transport_forward, _setup_context, _backward, _rule)
 
 
 def _check_logits(student: Any, teacher: Any, target: Any) -> None:
@@ -247,13 +274,17 @@ def label_transport_loss(
     _check_logits(student_logits, teacher_logits, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     label_smoothing = float(label_smoothing)
-    if student_logits.device.type != "cpu" and not _solve_cuda.runs_on(student_logits):
+    kernels = _devices.has_kernels(student_logits)
+    direct = kernels and _autograd.direct(student_logits, teacher_logits, target)
+    if not kernels:
+        _devices.warn_without_kernels(student_logits.device)
+    if not kernels or (not direct and _transforms.by_torch()):
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         return reference(
             student_logits.to(dtype), teacher_logits.to(dtype), target, kappa=kappa,
             label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
-    if _autograd.direct(student_logits, teacher_logits, target):
+    if direct:
         return LabelTransport.apply(
             student_logits, teacher_logits, target, ignore_index, label_smoothing, kappa, reduction
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, _solve_cuda, checks
+from . import _autograd, _devices, checks
 from .label_transport import check_options, check_target, hand_over, label_transport_loss, run, value_of
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
@@ -96,14 +96,17 @@ class LinearLabelTransport(torch.autograd.Function):
         *inputs, target = ctx.saved_tensors
         ignore_index, smoothing, kappa, reduction = ctx.options
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+            dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+
+            def again(*inputs):
                 wide = [None if z is None else z.to(dtype) for z in inputs]
                 loss = composite(
                     wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
                     reduction=reduction,
                 )  # fmt: skip
-            return *_autograd._differentiate((loss,), inputs, (upstream,)), *[None] * 5
+                return (loss,)
+
+            return *_autograd.differentiate(again, inputs, (upstream,)), *[None] * 5
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             needs = ctx.needs_input_grad[:5]
@@ -182,8 +185,7 @@ def linear_label_transport_loss(
     _check(feature, student_weight, student_bias, teacher_weight, teacher_bias, target)
     check_options(kappa, label_smoothing, ignore_index, reduction)
     inputs = (feature, student_weight, student_bias, teacher_weight, teacher_bias)
-    native = feature.device.type == "cpu" or _solve_cuda.runs_on(feature)
-    if reduction == "none" or not native or not _autograd.direct(*inputs, target):
+    if reduction == "none" or not _devices.has_kernels(feature) or not _autograd.direct(*inputs, target):
         dtype = torch.promote_types(feature.dtype, torch.float32)
         wide = [None if z is None else z.to(dtype) for z in inputs]
         return composite(

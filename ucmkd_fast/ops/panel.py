@@ -5,12 +5,13 @@ The sweeps are in `panel_sweeps`, on a GPU in `_panel_cuda`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _panel_cuda, _solve_cuda, class_aware, cost
+from . import _autograd, _devices, _not_converged, _panel_cuda, _solve_cuda, class_aware, cost, relative_reg
 from ._loss import Classes
 from ._solve import Options
 from .panel_sweeps import Alone, Panels, Problem
@@ -85,21 +86,76 @@ def _problem(x, y, class_cost, a, b, y_labels, metric, dtype, options, rows, kee
 
 @torch.compiler.disable
 def solve(
-    x, y, a, b, init_fg, by_class, metric, dtype, options: Options, rows: int, keep=False, over=None
-) -> tuple[Tensor, ...]:
-    """(value, dual, f, g, marginal_error, n_iter) with the cost of ``rows`` rows at a time; no plan."""
-    if not _autograd.direct(x, y, a, b, by_class[0]):
+    x, y, a, b, init_fg, by_class, metric, dtype, options: Options, rows: int, keep=False, over=None, scale=None,
+    quiet=False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """(value, dual, f, g, marginal_error, n_iter) with the cost of ``rows`` rows at a time; no plan.
+
+    Reg is in units of ``scale`` (), for a metric of `relative_reg.SCALABLE`.
+    """
+    _require_eager(x, y, a, b, by_class[0])
+    over, init_f, class_cost = over or Alone(), init_fg[0], by_class[0]
+    if scale is not None:
+        x, y = relative_reg.features(x, y, metric, dtype, scale)
+        init_f = relative_reg.over(init_f, scale)
+        class_cost = None if class_cost is None else class_cost / scale
+    settings = metric, dtype, options, rows, keep, over
+    found = PanelSinkhorn.apply(x, y, class_cost, a, b, by_class[1], init_f, *settings)
+    if not quiet:
+        here = a if over.alone else None
+        _not_converged.look(found[4], found[0], here, options, metric if class_cost is None else None)
+    return found if scale is None else relative_reg.back(found, scale)
+
+
+@torch.compiler.disable
+def mean_cost(x, y, by_class, metric, dtype, rows: int, keep=False, over=None) -> Tensor:
+    """The mean () of `relative_reg.mean_cost` over the rows of all processes, ``rows`` of them at a time."""
+    _require_eager(x, y, by_class[0])
+    over = over or Alone()
+    total = count = torch.zeros((), dtype=torch.float64, device=x.device)
+    for matrix in _matrices(x.detach(), y.detach(), by_class, metric, dtype, rows, over):
+        more = relative_reg.sums(matrix)
+        total, count = total + more[0], count + more[1]
+    mean = relative_reg.ratio(*over.add(torch.stack([total, count])))
+    return over.greatest(mean).to(dtype)  # the same bits everywhere
+
+
+def _matrices(x, y, by_class, metric, dtype, rows: int, over: Alone) -> Iterator[Tensor]:
+    """The costs of some rows at a time, once every process has looked at its part."""
+    y, classes = over.gather(y), None
+    if by_class[0] is not None:
+        classes = Classes(by_class[0].detach().contiguous(), over.gather(by_class[1]).contiguous())
+    if _solve_cuda.runs_on(x):
+        panels = _panel_cuda.Panels(x, y, metric, dtype, rows, False, classes)
+        yield from (matrix for _, matrix, _ in panels.each())
+        return
+    refused = None if classes is None else class_aware.bad_values(*classes[:2])
+    try:
+        cost.scaled(cost.plain(x, dtype), cost.plain(y, dtype), metric)
+    except ValueError as error:
+        refused = str(error)
+    over.refuse(refused)
+    for start in range(0, len(x), max(rows, 1)):
+        here = slice(start, start + rows)
+        matrix = cost.matrix(x[here], y, metric, dtype)
+        yield matrix if classes is None else matrix + class_aware.by_label(classes.cost[here], classes.labels)
+
+
+def _require_eager(*tensors: Tensor | None) -> None:
+    if not _autograd.direct(*tensors):
         raise NotImplementedError(
-            "costs made panel by panel or spread over processes are not built for functorch transforms and dispatch "
-            "modes: raise memory_budget, or call sinkhorn_loss outside of them"
+            "costs made panel by panel or spread over processes are not supported under functorch transforms, forward "
+            "mode and dispatch modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
-    if x.device.type != "cpu" and not _solve_cuda.runs_on(x):
+
+
+def require_kernels(x: Tensor) -> None:
+    """Raise NotImplementedError where no kernels run on x: only they make costs panel by panel."""
+    if not _devices.has_kernels(x):
         raise NotImplementedError(
-            "costs made panel by panel or spread over processes need kernels for the tensors' device, this build has "
-            f"none for {x.device.type}"
+            "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
+            f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"
         )
-    settings = metric, dtype, options, rows, keep, over or Alone()
-    return PanelSinkhorn.apply(x, y, by_class[0], a, b, by_class[1], init_fg[0], *settings)
 
 
 class PanelResult(SinkhornResult):

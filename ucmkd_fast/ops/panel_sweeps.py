@@ -361,7 +361,7 @@ class Problem(Vectors):
             du, dv = self.adjoint(s, sigma, ia)
             row_sum, grad_a = row_sum - du * ia, grad_a + du * ia
         else:
-            _not_converged.warn()
+            _not_converged.warn_of_gradient()
         return grad_a, grad_b, {"sums": (row_sum, col_sum)}
 
     def _log_domain(self, s: Solved, weight: float, dual: float):

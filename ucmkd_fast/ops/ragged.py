@@ -6,6 +6,7 @@ A batch is a ragged list whose problems have one size. The kernels take the whol
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .._native import _C, METRIC_CODES
 from ..reference import sinkhorn as reference
-from . import _autograd, _not_converged, _solve_cuda, class_aware, cost
+from . import _autograd, _not_converged, _solve_cuda, _transforms, class_aware, cost, relative_reg
 from ._solve import GRAD_CODES, Options, _address
 from .result import BatchResult
 
@@ -105,13 +106,15 @@ class RaggedSinkhorn(torch.autograd.Function):
         if all(u is None for u in upstream):
             return (*[None] * 5, *none)
         if torch.is_grad_enabled():
-            _autograd._refuse_second_order(options.grad)
-            by_class = class_cost, y_labels
-            with torch.enable_grad():
-                again = reference_outputs(
+            _transforms.refuse_second_order(options.grad)
+
+            def again(x, y, class_cost, a, b):
+                by_class = class_cost, y_labels
+                return reference_outputs(
                     x, y, a, b, init_f, init_g, by_class, offsets, metric, dtype, options
                 )
-            return *_autograd._differentiate(again, (x, y, class_cost, a, b), upstream), *none
+
+            return *_autograd.differentiate(again, (x, y, class_cost, a, b), upstream), *none
         features = _features(x, y, metric, dtype, offsets, scale)
         table = _table(features, offsets, a, b, init_f, init_g, options, True)
         table.memory(costs.data_ptr(), saved.data_ptr())
@@ -133,7 +136,7 @@ class RaggedSinkhorn(torch.autograd.Function):
             table, GRAD_CODES[options.grad], *map(_address, (up_value, up_f, up_g, dx, dy, da, db))
         )
         if not converged:
-            _not_converged.warn()
+            _not_converged.warn_of_gradient()
         if need_a:
             da = _sum(da, direct_a, a)
         if need_b:
@@ -197,11 +200,7 @@ def _flat_upstream(table, offsets: Offsets, costs, a, b, f, g, upstream, options
     for mass, count in zip((a, b), counts, strict=True):
         each = 1 / count.clamp_min(1).to(f.dtype)
         masses.append(torch.repeat_interleave(each, count) if mass is None else mass)
-        totals.append(
-            torch.ones_like(each)
-            if mass is None
-            else torch.zeros_like(each).index_add_(0, _problem_of_row(count), mass)
-        )
+        totals.append(torch.ones_like(each) if mass is None else _sums(mass, count))
     live = [torch.repeat_interleave(~empty, count) for count in counts]
     grads = [torch.where(keep, w * m, 0) for keep, w, m in zip(live, wide, masses, strict=True)]
     grads = [
@@ -264,9 +263,7 @@ def reference_outputs(
     for k in range(len(offsets.x) - 1):
         rows, columns = offsets.rows(k)
         if rows.start == rows.stop or columns.start == columns.stop:
-            nothing = x.new_zeros((), dtype=dtype)
-            size = (rows.stop - rows.start, columns.stop - columns.start)
-            parts.append((nothing, nothing, *(x.new_full((s,), -torch.inf, dtype=dtype) for s in size)))
+            parts.append(nothing(rows.stop - rows.start, columns.stop - columns.start, x, dtype)[:4])
             continue
         matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype)
 
@@ -284,33 +281,85 @@ def reference_outputs(
 
 @torch.compiler.disable
 def solve(
-    x, y, a, b, init_fg, by_class, offsets: Offsets, metric: str, dtype, options: Options
+    x,
+    y,
+    a,
+    b,
+    init_fg,
+    by_class,
+    offsets: Offsets,
+    metric: str,
+    dtype,
+    options: Options,
+    scale=None,
+    quiet=False,
 ) -> tuple[Any, ...]:
-    """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by whatever runs on these tensors.
+    """(value, dual, f, g, marginal_error, n_iter, costs) of every problem, by the kernels of the tensors' device.
 
-    The costs are flat, padded to ``_C.padded`` each; by the kernels of a GPU a list of matrices.
+    The costs are flat, padded to ``_C.padded`` each; by the kernels of a GPU a list of matrices. There reg may be in
+    units of ``scale`` (B,).
     """
     if not _autograd.direct(x, y, a, b, by_class[0]):
         raise NotImplementedError(
-            "batches of features are not built for functorch transforms and dispatch modes: form the cost and call "
-            "sinkhorn, or call sinkhorn_loss once per problem"
+            "ragged batches are not supported under functorch transforms, forward mode and dispatch modes: form the "
+            "cost and call sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
-        return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
-    if x.device.type != "cpu":
-        return _on_device(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options)
+        return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options, scale, quiet)
     a, b, class_cost, y_labels = (None if t is None else t.contiguous() for t in (a, b, *by_class))
-    return RaggedSinkhorn.apply(x, y, class_cost, a, b, y_labels, *init_fg, offsets, metric, dtype, options)
+    found = RaggedSinkhorn.apply(x, y, class_cost, a, b, y_labels, *init_fg, offsets, metric, dtype, options)
+    if not quiet:
+        live = (offsets.counts[0] > 0) & (offsets.counts[1] > 0)
+        mass = None if a is None else torch.where(live, _sums(a.detach(), offsets.counts[0]), 1)[:, None]
+        _not_converged.look(found[4], found[0], mass, options, metric if class_cost is None else None)
+    return found
+
+
+def _sums(mass: Tensor, count: Tensor) -> Tensor:
+    """Sums (B,) of flat masses, problem by problem."""
+    return mass.new_zeros(len(count)).index_add_(0, _problem_of_row(count), mass)
+
+
+@torch.no_grad()
+def cost_sums(x, y, by_class, offsets: Offsets, metric: str, dtype) -> tuple[Tensor, Tensor]:
+    """Of every problem the sum (B,) of its finite costs, and their number."""
+    x, y = x.detach(), y.detach()
+    total = x.new_zeros(len(offsets.x) - 1, dtype=relative_reg.dtype_of_sums(x.device))
+    count = torch.zeros_like(total, dtype=torch.int64)
+    if _solve_cuda.runs_on(x):
+        for at, left, right in _launches(offsets, dtype, x.device):
+            matrix = _padded_cost(x, y, by_class, left, right, metric)
+            found = relative_reg.sums(matrix, left.inside[:, :, None] & right.inside[:, None, :])
+            total[at], count[at] = found
+        return total, count
+    for k in range(len(total)):
+        rows, columns = offsets.rows(k)
+        if x.is_cpu:
+            matrix = cost.matrix(x[rows], y[columns], metric, dtype)
+            if by_class[0] is not None:
+                matrix = class_aware.cost_by_class(matrix, by_class[0][rows], by_class[1][columns])
+        else:
+            matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype)
+        total[k], count[k] = relative_reg.sums(matrix)
+    return total, count
+
+
+def mean_costs(x, y, by_class, offsets: Offsets, metric: str, dtype) -> Tensor:
+    """The mean (B,) of `relative_reg.mean_cost`; 1 where there is nothing to transport."""
+    n, m = offsets.counts
+    empty = ((n == 0) | (m == 0)).to(x.device, non_blocking=True)
+    mean = relative_reg.ratio(*cost_sums(x, y, by_class, offsets, metric, dtype))
+    return torch.where(empty, 1, mean).to(dtype)
 
 
 # Padded elements for each true one, up to which a list is one batch: beyond, every problem is a launch.
 _PADDING = 4
 
 
-def _on_gpu(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options) -> tuple[Any, ...]:
-    """As `solve`, by the kernels of a GPU: one launch for all problems where each fits a block, else one for each.
+def _launches(offsets: Offsets, dtype, device: torch.device) -> Iterator[tuple[Tensor, _Rows, _Rows]]:
+    """Problems, by their numbers on the device, and their rows: all at once where each fits a block, else one by one.
 
-    A problem without rows on one side has nothing to transport.
+    A problem without rows on one side is in none.
     """
     n, m = offsets.counts
     live = ((n > 0) & (m > 0)).nonzero()[:, 0]
@@ -318,23 +367,33 @@ def _on_gpu(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, opti
     if len(live):
         most = int(n[live].max()), int(m[live].max())
         padded = len(live) * most[0] * most[1] <= _PADDING * int((n[live] * m[live]).sum())
-        if not (padded and _solve_cuda.fits_block(*most, dtype, x.device)):
+        if not (padded and _solve_cuda.fits_block(*most, dtype, device)):
             parts = list(live.split(1))
+    for chosen in parts if len(live) else []:
+        rows, columns = _Rows(offsets.x, chosen, device), _Rows(offsets.y, chosen, device)
+        yield chosen.to(device, non_blocking=True), rows, columns
+
+
+def _on_gpu(
+    x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options, scale, quiet
+) -> tuple[Any, ...]:
+    """As `solve`, by the kernels of a GPU."""
+    n, m = offsets.counts
     batch = len(n)
     value, dual, error = (x.new_zeros(batch, dtype=dtype) for _ in range(3))
     n_iter = x.new_zeros(batch, dtype=torch.int64)
     f, g = (x.new_full((len(z),), -torch.inf, dtype=dtype) for z in (x, y))
     costs = [x.new_zeros(sizes, dtype=dtype) for sizes in zip(n.tolist(), m.tolist(), strict=True)]
-    for chosen in parts if len(live) else []:
-        rows, columns = _Rows(offsets.x, chosen, x.device), _Rows(offsets.y, chosen, x.device)
-        found, matrix = _one_launch(x, y, a, b, init_fg, by_class, rows, columns, metric, dtype, options)
-        at = chosen.to(x.device, non_blocking=True)
+    for at, rows, columns in _launches(offsets, dtype, x.device):
+        its_scale = None if scale is None else scale[at]
+        how = metric, options, its_scale, quiet
+        found, matrix = _one_launch(x, y, a, b, init_fg, by_class, rows, columns, *how)
         value, dual, error, n_iter = (
             whole.index_copy(0, at, part)
             for whole, part in zip((value, dual, error, n_iter), (*found[:2], *found[4:]), strict=True)
         )
         f, g = rows.put_back(f, found[2]), columns.put_back(g, found[3])
-        for place, k in enumerate(chosen.tolist()):
+        for place, k in enumerate(rows.chosen):
             costs[k] = matrix[place, : int(n[k]), : int(m[k])]
     return value, dual, f, g, error, n_iter, costs
 
@@ -343,6 +402,7 @@ class _Rows:
     """Rows of some problems (B', most), the shorter ones padded."""
 
     def __init__(self, starts: Tensor, chosen: Tensor, device: torch.device):
+        self.chosen = chosen.tolist()
         counts = starts.diff()[chosen]
         place = torch.arange(int(counts.max()))
         inside = place < counts[:, None]
@@ -363,47 +423,63 @@ class _Rows:
         return flat.index_copy(0, self._true, rows.flatten()[self._found])
 
 
-def _one_launch(x, y, a, b, init_fg, by_class, rows: _Rows, columns: _Rows, metric, dtype, options):
+def _one_launch(x, y, a, b, init_fg, by_class, rows: _Rows, columns: _Rows, metric, options, scale, quiet):
     """(value, dual, f, g, marginal_error, n_iter) and the costs of some problems as a batch.
 
     Rows and columns beside a problem have no mass and take no part.
     """
+    matrix = _padded_cost(x, y, by_class, rows, columns, metric)
     masses = [
-        each.inside.to(dtype) / each.counts if mass is None else each.take(mass)
+        each.inside.to(matrix.dtype) / each.counts if mass is None else each.take(mass)
         for mass, each in ((a, rows), (b, columns))
     ]
-    init = [None if z is None else each.take(z) for z, each in zip(init_fg, (rows, columns), strict=True)]
+    init: list[Any] = [
+        None if z is None else each.take(z) for z, each in zip(init_fg, (rows, columns), strict=True)
+    ]
+    scaled = matrix
+    if scale is not None:
+        init = [relative_reg.over(z, scale) for z in init]
+        scaled = matrix / scale[:, None, None]
     if init[0] is None:  # as if each problem came alone
-        init[0] = (-options.reg * rows.counts.to(dtype).log()).expand(rows.inside.shape).contiguous()
+        init[0] = (-options.reg * rows.counts.to(matrix.dtype).log()).expand(rows.inside.shape)
         init[1] = masses[1].new_zeros(masses[1].shape)
+    found = _autograd.Sinkhorn.apply(scaled, *(z.contiguous() for z in (*masses, *init)), options)
+    if not quiet:
+        _not_converged.look(found[4], found[0], masses[0], options, metric if by_class[0] is None else None)
+    return found if scale is None else relative_reg.back(found, scale), matrix.detach()
+
+
+def _padded_cost(x, y, by_class, rows: _Rows, columns: _Rows, metric) -> Tensor:
+    """The costs (B', most, most) of some problems."""
     matrix = _autograd.cost_transformed(rows.take(x), columns.take(y), metric)[0]
-    if by_class[0] is not None:
-        matrix = class_aware.cost_by_class(
-            matrix, rows.take(by_class[0]), columns.take(by_class[1])
-        ).contiguous()
-    found = _autograd.Sinkhorn.apply(matrix, *(z.contiguous() for z in masses), *init, options)
-    return found, matrix.detach()
+    if by_class[0] is None:
+        return matrix
+    return class_aware.cost_by_class(matrix, rows.take(by_class[0]), columns.take(by_class[1])).contiguous()
 
 
-def _on_device(x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options) -> tuple[Tensor, ...]:
-    """As `solve`, by the reference on the tensors' device, problem by problem."""
-    outputs = reference_outputs(x, y, a, b, init_fg[0], init_fg[1], by_class, offsets, metric, dtype, options)
-    f, g = (z.detach() for z in outputs[2:])
-    errors, costs = [], []
-    for k in range(len(offsets.x) - 1):
-        rows, columns = offsets.rows(k)
-        matrix = _cost_of(x, y, by_class, rows, columns, metric, dtype).detach()
-        reached = ((f[rows, None] + g[columns] - matrix) / options.reg).exp().sum(0)
-        target = torch.full_like(reached, 1 / max(len(reached), 1)) if b is None else b.detach()[columns]
-        errors.append((reached - target).abs().sum() if matrix.numel() else x.new_zeros((), dtype=dtype))
-        costs.append(
-            torch.nn.functional.pad(matrix.reshape(-1), (0, _C.padded(matrix.numel()) - matrix.numel()))
-        )
-    n_iter = torch.full((len(errors),), options.max_iter, device=x.device)
-    return *outputs, torch.stack(errors), n_iter, torch.cat(costs)
+def nothing(n: int, m: int, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter, cost) of a problem without rows on one side."""
+    zero = like.new_zeros((), dtype=dtype)
+    f, g = (like.new_full((size,), -torch.inf, dtype=dtype) for size in (n, m))
+    return (
+        zero,
+        zero,
+        f,
+        g,
+        zero,
+        torch.zeros_like(zero, dtype=torch.int64),
+        like.new_zeros((n, m), dtype=dtype),
+    )
 
 
-def result(outputs: tuple[Any, ...], offsets: Offsets, shape: torch.Size | None, options: Options, by_class):
+def result(
+    outputs: tuple[Any, ...],
+    offsets: Offsets,
+    shape: torch.Size | None,
+    options: Options,
+    by_class,
+    scale=None,
+) -> BatchResult:
     """The `BatchResult`; ``shape`` (B, N, M) where the batch is not ragged."""
     *outputs6, costs = outputs
     if shape is not None:
@@ -417,4 +493,4 @@ def result(outputs: tuple[Any, ...], offsets: Offsets, shape: torch.Size | None,
             for block, n, m in zip(costs.split(sizes), *(c.tolist() for c in counts), strict=True)
         ]
     classes = None if by_class[0] is None else (by_class[1], by_class[0].shape[-1])
-    return BatchResult(matrices, tuple(outputs6), options, shape is None, classes)
+    return BatchResult(matrices, tuple(outputs6), options, shape is None, classes, scale)

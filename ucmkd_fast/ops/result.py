@@ -35,6 +35,8 @@ class SinkhornResult:
         marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
         n_iter: () or (B,) int64, iterations that ran; negative where the kernels of a GPU refused the input (its
             results are NaN, `check` says why).
+        reg: regularisation in units of cost, a number; with ``reg_scale`` reg times the mean cost, as a tensor (), (B,)
+            where it was not read.
     """
 
     def __init__(
@@ -43,19 +45,26 @@ class SinkhornResult:
         outputs: tuple[Tensor, ...],
         options: Options,
         classes: tuple[Tensor, int] | None = None,  # y_labels (M,) and K
+        scale: Tensor | None = None,  # () or (B,), in whose units the options' reg is
     ):
         self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
         self.marginal_error = error.detach()
         self._cost, self._options, self._classes = cost, options, classes
+        self.reg: float | Tensor = options.reg if scale is None else options.reg * scale
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
         """F (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
         return self._f, self._g
 
+    def outputs(self) -> tuple[Tensor, ...]:
+        """(value, value_regularized, f, g, marginal_error, n_iter)."""
+        return self.value, self.value_regularized, self._f, self._g, self.marginal_error, self.n_iter
+
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
-        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / self._options.reg).exp()
+        reg = self.reg[..., None, None] if isinstance(self.reg, Tensor) else self.reg
+        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg).exp()
 
     def plan_by_class(self) -> Tensor:
         """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
@@ -105,8 +114,9 @@ class BatchResult(SinkhornResult):
         options: Options,
         ragged: bool,
         classes: tuple[Tensor, int] | None = None,  # y_labels (sum M_k,) and K
+        scale: Tensor | None = None,  # (B,)
     ):
-        super().__init__(outputs[0], outputs, options, classes)
+        super().__init__(outputs[0], outputs, options, classes, scale)
         self._costs, self._ragged = costs, ragged
 
     def plan(self) -> Tensor:
@@ -119,9 +129,10 @@ class BatchResult(SinkhornResult):
         """P_k (N_k, M_k) of every problem, constant."""
         f, g = (z.detach().reshape(-1) for z in (self._f, self._g))
         fs, gs = f.split([len(c) for c in self._costs]), g.split([c.shape[1] for c in self._costs])
+        regs = self.reg if isinstance(self.reg, Tensor) else [self.reg] * len(fs)
         return [
-            ((f[:, None] + g - cost) / self._options.reg).exp()
-            for f, g, cost in zip(fs, gs, self._costs, strict=True)
+            ((f[:, None] + g - cost) / reg).exp()
+            for f, g, cost, reg in zip(fs, gs, self._costs, regs, strict=True)
         ]
 
     def plan_by_class(self) -> Tensor:

@@ -72,7 +72,7 @@ def _iterate(C, a, b, reg, max_iter, tol, f):
         if tol > 0 or n_iter == max_iter:
             with torch.no_grad():
                 error = (((f[:, None] + g - C) / reg).exp().sum(0) - b).abs().sum()
-            if error <= tol:
+            if 0 < tol >= error:
                 break
     return f, g, error, n_iter
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.label_transport import label_transport_loss
+from ..ops.result import Convergence
 from ..ops.sinkhorn import SinkhornResult, sinkhorn_loss
 
 _RELATIVE_REG = 0.01  # of the mean distance; brings <P, C> to within a few per cent of the exact W_1
@@ -107,7 +108,7 @@ def bound_parts(
         reg = max(_RELATIVE_REG * mean_distance, torch.finfo(torch.float32).tiny)
         transport: Any = sinkhorn_loss(
             student_feature, teacher_feature, metric="l2", reg=reg, max_iter=_MAX_ITER, tol=_TOL,
-            return_result=True,
+            return_result=True, convergence=Convergence(),
         )  # fmt: skip
         assert isinstance(transport, SinkhornResult)
         teacher_error = F.cross_entropy(teacher_head(teacher_feature), teacher_y)

@@ -1,0 +1,149 @@
+"""Sinkhorn in torch's own operations, on batches and without a look at a value: for forward mode and higher orders.
+
+What `reference.sinkhorn` computes problem by problem; here masks stand for what takes no part, so that every transform
+of torch.func goes through. It keeps a few matrices (N, M) per iteration where a gradient is asked for as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _transforms
+from ._solve import Options
+
+
+class _Problem(NamedTuple):
+    """A problem whose rows, columns and pairs without part in it are marked; leading dimensions are a batch."""
+
+    cost: Tensor  # (B?, N, M), 0 where a pair is forbidden
+    a: Tensor  # (B?, N), 1 where there is no mass
+    b: Tensor  # (B?, M)
+    rows: Tensor  # (B?, N) bool, whether there is mass
+    columns: Tensor  # (B?, M)
+    pairs: Tensor  # (B?, N, M), whether mass may move
+
+    def detached(self) -> _Problem:
+        return self._replace(cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
+
+    def transposed(self) -> _Problem:
+        return _Problem(self.cost.mT, self.b, self.a, self.columns, self.rows, self.pairs.mT)
+
+
+def solve(
+    cost: Tensor,  # (B?, N, M)
+    a: Tensor | None,  # (N,) or (B?, N)
+    b: Tensor | None,
+    init_f: Tensor | None,  # (B?, N)
+    options: Options,
+) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter), each with the batch of the cost.
+
+    ``grad`` means what it means to the kernels. ``accelerate`` changes the way, not where it leads: plain iterations
+    run.
+    """
+    if _transforms.orders() > 1:
+        _transforms.refuse_second_order(options.grad)
+    n, m = cost.shape[-2:]
+    a = cost.new_full((n,), 1 / n) if a is None else a
+    b = cost.new_full((m,), 1 / m) if b is None else b
+    a, b = a.expand(*cost.shape[:-2], n), b.expand(*cost.shape[:-2], m)
+    rows, columns, pairs = a.detach() > 0, b.detach() > 0, cost.detach() != math.inf
+    p = _Problem(
+        torch.where(pairs, cost, 0), torch.where(rows, a, 1), torch.where(columns, b, 1), rows, columns, pairs
+    )
+    start = -options.reg * math.log(n) if init_f is None else init_f.detach()
+    f = torch.where(rows, start, torch.zeros_like(p.a.detach()))
+    f, g, error, n_iter = _iterate(p if options.grad == "unrolled" else p.detached(), f, options)
+    if options.grad == "implicit":
+        f, g = _implicit(p, f, g, options.reg)
+    value, dual = _values(p, a, b, f, g, options)
+    return value, dual, torch.where(rows, f, -math.inf), torch.where(columns, g, -math.inf), error, n_iter
+
+
+def _scores(p: _Problem, g: Tensor, reg: float) -> Tensor:
+    """(g_j - C_ij) / reg (B?, N, M), -inf where nothing moves; 0 in rows without mass, whose sums nobody reads."""
+    scores = (g[..., None, :] - p.cost) / reg
+    scores = torch.where(p.columns[..., None, :] & p.pairs, scores, -math.inf)
+    return torch.where(p.rows[..., :, None], scores, 0)
+
+
+def _half(p: _Problem, g: Tensor, reg: float) -> Tensor:
+    """F from g; 0 in rows without mass."""
+    f = reg * (p.a.log() - _scores(p, g, reg).logsumexp(-1))
+    return torch.where(p.rows, f, 0)
+
+
+def _plan(p: _Problem, f: Tensor, g: Tensor, reg: float) -> Tensor:
+    exponents = (f[..., :, None] + g[..., None, :] - p.cost) / reg
+    moves = p.rows[..., :, None] & p.columns[..., None, :] & p.pairs
+    return torch.where(moves, exponents, -math.inf).exp()
+
+
+def _iterate(p: _Problem, f: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The iterations, each problem's to its own end: f, g, marginal error, iterations."""
+    reg, turned = options.reg, p.transposed()
+    target = torch.where(p.columns, p.b, 0).detach()
+    g = torch.zeros_like(p.b)
+    n_iter = torch.zeros(p.cost.shape[:-2], dtype=torch.int64, device=p.cost.device)
+    error = torch.full_like(p.cost.detach()[..., 0, 0], math.inf)
+    for k in range(1, options.max_iter + 1):
+        new_g = _half(turned, f, reg)
+        new_f = _half(p, new_g, reg)
+        goes_on = error > options.tol  # also while it is NaN or inf: the outputs say so
+        goes_on = goes_on | error.isnan()
+        f, g = torch.where(goes_on[..., None], new_f, f), torch.where(goes_on[..., None], new_g, g)
+        n_iter = n_iter + goes_on
+        if options.tol > 0 or k == options.max_iter:
+            plan = _plan(p, f, g, reg).detach()
+            error = (plan.sum(-2) - target).abs().sum(-1)
+            if options.tol > 0 and not _transforms.active() and bool((error <= options.tol).all()):
+                break
+    return f, g, error, n_iter
+
+
+def _implicit(p: _Problem, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+    """(f, g) with the derivative of the fixed point: a dense least-squares solve, in both modes.
+
+    A step from fixed potentials depends on them by -softmax, so dz = (1 - J)^+ dT, J = [[0, -R], [-Q', 0]].
+    """
+    n, turned = f.shape[-1], p.transposed()
+    step = torch.cat([_half(p, g, reg), _half(turned, f, reg)], -1)
+    fixed = p.detached()
+    r = torch.where(p.rows[..., :, None], _scores(fixed, g, reg).softmax(-1), 0).double()
+    q = torch.where(p.columns[..., :, None], _scores(fixed.transposed(), f, reg).softmax(-1), 0).double()
+    eye = [
+        torch.eye(z.shape[-2], dtype=z.dtype, device=z.device).expand(*z.shape[:-1], z.shape[-2])
+        for z in (r, q)
+    ]
+    system = torch.cat([torch.cat([eye[0], r], -1), torch.cat([q, eye[1]], -1)], -2)
+    moved = (step - step.detach()).double()[..., None]
+    z = torch.cat([f, g], -1) + (torch.linalg.pinv(system, rtol=1e-10) @ moved)[..., 0].to(f.dtype)
+    return z[..., :n], z[..., n:]
+
+
+def _values(
+    p: _Problem, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """<P, C> and the dual value of <P, C> + reg KL(P | a b'), as `reference.sinkhorn` has them."""
+    reg, plan = options.reg, _plan(p, f, g, options.reg)
+    if options.grad == "envelope":  # the plan is a constant of <P, C>, the potentials of the dual value
+        fixed, plan = p.detached(), plan.detach()
+        free_f = -reg * _scores(fixed._replace(rows=torch.ones_like(p.rows)), g, reg).logsumexp(-1)
+        turned = fixed.transposed()
+        free_g = -reg * _scores(turned._replace(rows=torch.ones_like(p.columns)), f, reg).logsumexp(-1)
+        free_g = torch.where(p.columns, g - reg * fixed.b.log(), free_g)
+        free_f, free_g = (torch.where(z.isinf(), 0, z) for z in (free_f, free_g))  # no pair, so no mass
+        dual = (free_f * a).sum(-1) + (free_g * b).sum(-1)
+        moved = _plan(p, f, g, reg).sum((-2, -1))  # its derivative by C, times -reg, is P
+        dual = dual - reg * (moved - moved.detach())
+        a, b = a.detach(), b.detach()
+    else:
+        free_f, free_g = f - reg * p.a.log(), g - reg * p.b.log()
+        a, b = torch.where(p.rows, a, 0), torch.where(p.columns, b, 0)
+        dual = (free_f * a).sum(-1) + (free_g * b).sum(-1)
+    total_a, total_b = a.sum(-1), b.sum(-1)
+    return (plan * p.cost).sum((-2, -1)), dual - reg * (total_a - total_a * total_b)
