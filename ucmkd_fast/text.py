@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
 _BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+#: Starts of entities, tags, formulas and emoji; not every dialect lets a backslash escape these.
+_ENTITIES = re.compile(r"[&<$]|:(?=[\w+-]+:)")
 _MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
 
 
@@ -22,8 +25,13 @@ def visible(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     """The text as Markdown shows it literally, in a paragraph, a heading or a cell of a table."""
-    text = visible(text).replace("&", "&amp;").replace("<", "&lt;")
+    text = _ENTITIES.sub(lambda found: f"&#{ord(found[0])};", visible(text))
     return _MARKDOWN.sub(lambda found: "\\" + found[0], text)
+
+
+def in_html(text: str) -> str:
+    """The text as a page shows it literally, in an element or an attribute."""
+    return html.escape(visible(text))
 
 
 def _hides(c: str) -> bool:

@@ -91,4 +91,4 @@ def _whose(others: Sequence[Share]) -> str:
             said.append(words.format(", ".join(s.over for s in by_verdict[verdict])))
     shown = "so no share of the teacher is shown" if said else "so whether any of it is the teacher's is open"
     said += [f"over {s.over} {why_open(s.difference)}" for s in others if s.open]
-    return f"{'; '.join(said)}; {shown}"
+    return f"{'; '.join(said)}, {shown}"

@@ -44,7 +44,7 @@ class PairedDifference:
         margin: half the width of the 95 % confidence interval: Student's t at n - 1 degrees of freedom
             times the standard error, where equal differences count as known to a test sample only. It assumes that
             differences are about normal; over many comparisons one in twenty is beyond it by chance. NaN where the
-            spread cannot be told: one seed, or equal differences of unknown resolution.
+            spread cannot be told: one seed, or two equal differences of unknown resolution.
         n: seeds.
         step: what one test sample is of the values, where that is known.
     """
@@ -113,5 +113,5 @@ def paired_difference(
 
     # Counts of test samples are whole numbers: differences are equal by chance, and then known to a sample (Sheppard).
     known = max(deviation, 0.0 if step is None else step / math.sqrt(12))
-    margin = float(t.ppf(0.975, n - 1)) * known / math.sqrt(n) if known or not mean else math.nan
+    margin = float(t.ppf(0.975, n - 1)) * known / math.sqrt(n) if known or not mean or n > 2 else math.nan
     return PairedDifference(mean, deviation / math.sqrt(n), margin, n, step)

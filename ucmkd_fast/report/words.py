@@ -19,6 +19,8 @@ def mean_and_deviation(method: Compared) -> str:
 def plus_minus(difference: PairedDifference) -> str:
     """A difference of accuracies and its standard error, in points."""
     error = difference.standard_error
+    if not math.isfinite(difference.mean):
+        return "unknown"
     return f"{100 * difference.mean:+.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
@@ -37,10 +39,10 @@ def why_open(difference: PairedDifference) -> str:
     if n == 1:
         return "one seed cannot tell"
     if math.isnan(difference.margin):
-        return f"{n} seeds are too few to tell (all differ by the same, so their spread is not known)"
+        return f"{n} seeds are too few to tell (both differ by the same, so the spread is not known)"
     if difference.margin >= 1:
-        return f"{n} seeds are too few to tell (at so few, chance alone makes any difference)"
-    return f"{n} seeds are too few to tell (at so few, chance alone makes up to {100 * difference.margin:.1f} points)"
+        return f"{n} seeds are too few to tell (chance alone makes any difference)"
+    return f"{n} seeds are too few to tell (chance alone makes up to {100 * difference.margin:.1f} points)"
 
 
 def what_would_be_seen(difference: PairedDifference) -> str:
