@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import choice, count_at_least_one
+from ..ops.refusals import first_not_finite
 from .files import FileData
 from .frontend import read_wave
 from .images import SUFFIXES, ImageTransform, read_image
@@ -205,7 +206,7 @@ def read_sound(path: Path) -> Tensor:
         )
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not torch.isfinite(values).all():
-        raise ValueError(f"{path}: NaN or inf in its array")
+        raise ValueError(f"{path}: values must be finite, got {first_not_finite(values)}")
     return log_spectrogram(values, 16000) if array.ndim == 1 else values
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..extras import need
+from ..names import did_you_mean
 from .labelled import UNLABELLED
 
 
@@ -42,7 +43,8 @@ def read_feature_table(
         chosen = [n for n in names if n not in (label, group)] if columns is None else list(columns)
         wanted = [*chosen, label, *([] if group is None else [group])]
         if unknown := [name for name in wanted if name not in names]:
-            raise ValueError(f"no column {unknown[0]!r}; it has {', '.join(names)}")
+            hint = did_you_mean(unknown[0], names)
+            raise ValueError(f"no column {unknown[0]!r}{hint}; it has {', '.join(names)}")
         table = parquet.read_table(path, columns=wanted)
         x = numbers(table, chosen)
         y, found = labels_of(table.column(label).to_pylist(), label, classes)
@@ -106,5 +108,7 @@ def labels_of(
     names = sorted(set(known)) if classes is None else [str(name) for name in classes]
     index = {name: k for k, name in enumerate(names)} | {None: UNLABELLED}
     if wrong := [cell for cell in known if cell not in index]:
-        raise ValueError(f"class {wrong[0]!r} in column {name!r} is none of {', '.join(names)}")
+        raise ValueError(
+            f"class {wrong[0]!r} in column {name!r} is none of {', '.join(names)}{did_you_mean(wrong[0], names)}"
+        )
     return torch.tensor([index[cell] for cell in cells]), names

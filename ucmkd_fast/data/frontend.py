@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from scipy.io import wavfile
 from torch import Tensor
 
+from ..ops.refusals import first_not_finite
+
 _LONGEST_FILE = 16 * 2**20  # bytes; ten seconds of stereo at 192 kHz in 32 bits
 _RATES = (8000, 192000)  # Hz
 
@@ -83,7 +85,7 @@ def _as_float(samples: np.ndarray) -> Tensor:
     if kind == "uint8":
         wave -= 1.0
     if not np.isfinite(wave).all():
-        raise ValueError("NaN or inf among the samples")
+        raise ValueError(f"samples must be finite, got {first_not_finite(torch.from_numpy(wave))}")
     if wave.ndim == 2:
         wave = wave.mean(1)
     if wave.min() == wave.max():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..extras import need
+from ..names import did_you_mean
 from ..ops.checks import count_at_least_one
 from .files import FileData
 from .labelled import LabelledData, TensorData
@@ -152,7 +153,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 def _column(table: dict[str, list[Any]], name: str, path: Path) -> list[Any]:
     if name not in table:
-        raise ValueError(f"{path}: no column {name!r}; it has {', '.join(table)}")
+        raise ValueError(f"{path}: no column {name!r}{did_you_mean(name, table)}; it has {', '.join(table)}")
     return table[name]
 
 
@@ -164,5 +165,6 @@ def _labels(
     index = {name: k for k, name in enumerate(names)}
     for row, cell in enumerate(cells):
         if cell not in index:
-            raise ValueError(f"{path}, row {row + 1}: class {cell!r} is none of {', '.join(names)}")
+            hint = did_you_mean(cell, names)
+            raise ValueError(f"{path}, row {row + 1}: class {cell!r} is none of {', '.join(names)}{hint}")
     return torch.tensor([index[cell] for cell in cells]), names

@@ -19,6 +19,7 @@ from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
 from .cost import Features, add_products, check_scales, finish_gradients, plain
 from .cost import backward as features_backward
+from .refusals import explained
 from .result import Convergence
 
 #: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
@@ -114,7 +115,7 @@ def with_gradient(
     if problem == "not converged":
         _not_converged.warn()
     elif problem is not None:
-        _raise(problem, x, y)
+        _raise(problem, x, y, a=a, b=b)
     return loss, dx, dy
 
 
@@ -127,9 +128,9 @@ def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor, Tensor] | t
     return error, n_iter
 
 
-def _raise(refused: str, x: Tensor, y: Tensor) -> None:
+def _raise(refused: str, x: Tensor, y: Tensor, **others: Tensor | None) -> None:
     check_scales(refused, x, y)
-    raise ValueError(refused)
+    raise ValueError(explained(refused, **others))
 
 
 def forward(
@@ -166,7 +167,8 @@ def forward(
         _address(n_iter),
     )  # fmt: skip
     if refused is not None:
-        _raise(refused, x, y)
+        by_class = {} if classes is None else {"class_cost": classes.cost, "y_labels": classes.labels}
+        _raise(refused, x, y, a=a, b=b, **by_class)
     return (value if dual is None else dual), f, g, kept
 
 
