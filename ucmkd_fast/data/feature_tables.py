@@ -44,7 +44,7 @@ def read_feature_table(
         wanted = [*chosen, label, *([] if group is None else [group])]
         if unknown := [name for name in wanted if name not in names]:
             hint = did_you_mean(unknown[0], names)
-            raise ValueError(f"no column {unknown[0]!r}{hint}; it has {', '.join(names)}")
+            raise ValueError(f"no column {unknown[0]!r}; it has {', '.join(names)}{hint}")
         table = parquet.read_table(path, columns=wanted)
         x = numbers(table, chosen)
         y, found = labels_of(table.column(label).to_pylist(), label, classes)

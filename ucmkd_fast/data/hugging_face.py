@@ -86,7 +86,7 @@ def open_hugging_face(
     for name in [*columns, label, *([] if group is None else [group])]:
         if name not in data.features:
             hint = did_you_mean(name, data.features)
-            raise ValueError(f"{root}: no column {name!r}{hint}; it has {', '.join(data.features)}")
+            raise ValueError(f"{root}: no column {name!r}; it has {', '.join(data.features)}{hint}")
     kind = _kind(data.features, columns, rate)
     own = {
         "image_size": image_size,

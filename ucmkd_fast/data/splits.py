@@ -71,7 +71,7 @@ def split_by_group(
     unknown = sorted(set(named) - set(names))
     if unknown:
         hint = did_you_mean(unknown[0], names)
-        raise ValueError(f"no sample is of {', '.join(unknown)}{hint}; the groups are {', '.join(names)}")
+        raise ValueError(f"no sample is of {', '.join(unknown)}; the groups are {', '.join(names)}{hint}")
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)} must be in one part only: train, val and test share no group")

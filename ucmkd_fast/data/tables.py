@@ -153,7 +153,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 def _column(table: dict[str, list[Any]], name: str, path: Path) -> list[Any]:
     if name not in table:
-        raise ValueError(f"{path}: no column {name!r}{did_you_mean(name, table)}; it has {', '.join(table)}")
+        raise ValueError(f"{path}: no column {name!r}; it has {', '.join(table)}{did_you_mean(name, table)}")
     return table[name]
 
 

@@ -264,5 +264,5 @@ def build_method(name: str, **options: Any) -> Method:
     unknown = sorted(set(options) - set(known))
     if unknown:
         hint = did_you_mean(unknown[0], known)
-        raise ValueError(f"method {name!r} has no option {unknown[0]!r}{hint}; its options are {known}")
+        raise ValueError(f"method {name!r} has no option {unknown[0]!r}; its options are {known}{hint}")
     return cls(**options)

@@ -139,8 +139,8 @@ def _plan(report: RunReport) -> _Section:
         "How much of its mass each student class sends to each teacher class, in per cent of the row. "
         f"{100 * on_own:.0f} % of all mass goes to the class of the same name. "
         f"Were classes matched, the diagonal would be dark. Transport: {in_html(how)} ({whose}); "
-        f"marginal error {between.marginal_error:.1e}; {len(between.student.x)} of the student's {report.part} "
-        f"samples, {len(between.teacher.x)} of the teacher's held-out ones."
+        f"marginal error {between.marginal_error:.1e}; {len(between.student.x)} of the student's "
+        f"{in_html(report.part)} samples, {len(between.teacher.x)} of the teacher's held-out ones."
     )
     return _Section(
         "Transport plan by class",
@@ -186,8 +186,8 @@ def _theory(report: RunReport) -> _Section | None:
     if between is None:
         return None
     caption = (
-        f"err<sub>S</sub> ≤ err<sub>T</sub> + FA + LA, each estimated on up to 400 of the student's {report.part} "
-        "samples and as many of the teacher's held-out ones. "
+        f"err<sub>S</sub> ≤ err<sub>T</sub> + FA + LA, each estimated on up to 400 of the student's "
+        f"{in_html(report.part)} samples and as many of the teacher's held-out ones. "
         "FA = τ·W₁. <b>τ</b>, the Lipschitz constant of the teacher's cross-entropy, is estimated as the largest "
         "gradient norm of the teacher head's entropy over all features at hand (its own probabilities stand for the "
         "true ones): it may be steeper between the features than at them, so the inequality is observed, not "
