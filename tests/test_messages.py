@@ -124,7 +124,7 @@ def test_features_masses_and_costs_by_class_are_named_with_their_place(how):
         refused(lambda: call(y=put(POINTS, (2, 3), value)), f"got {said} at y[2, 3]")  # noqa: B023
         refused(lambda: call(a=put(quarter, 1, value)), f"got {said} at a[1]")  # noqa: B023
         refused(lambda: call(b=put(quarter, 1, value)), f"got {said} at b[1]")  # noqa: B023
-    refused(lambda: call(a=put(quarter, 1, -0.5)), "got -0.5 at a[1]")
+    refused(lambda: call(a=put(quarter, 1, -0.5)), "got a negative one, -0.5 at a[1]")
     refused(lambda: call(x=put(POINTS, (2, 3), 1e30)), "a squared norm that overflows in row 2")
     refused(lambda: call(a=2 * quarter), "got 2 and 1")
     costs, labels = torch.rand(4, 3, generator=DRAW), torch.tensor([0, 1, 2, 0])

@@ -64,7 +64,10 @@ def explained(refused: str, **tensors: Tensor | None) -> str:
         if begin in refused:
             found = (first_bad(name, given[name], bad(given[name])) for name in names if name in given)
             here = next((one for one in found if one is not None), None)
-            return refused if here is None else f"{head}, got {here}"
+            if here is None:
+                return refused
+            what = "a negative one, " if here[0] == "-" and here[:4] != "-inf" else ""
+            return f"{head}, got {what}{here}"
     if "y_labels must be columns" in refused and {"y_labels", "class_cost"} <= set(given):
         labels, classes = given["y_labels"], given["class_cost"].shape[-1]
         here = first_bad("y_labels", labels, (labels < 0) | (labels >= classes))
