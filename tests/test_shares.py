@@ -12,7 +12,7 @@ def test_the_interval_is_students_and_a_share_is_clear_outside_of_it():
     low, high = ttest_rel([0.6, 0.7, 0.8, 0.7], [0.5, 0.7, 0.7, 0.65]).confidence_interval(0.95)
     assert one.interval == pytest.approx((low, high)) and one.clear == (low > 0)
     assert not share([0.5, 0.7], [0.6, 0.6], "kd").clear and not share([0.9], [0.1], "kd").clear
-    assert share([0.9], [0.1], "kd").open and not share([0.5, 0.5], [0.5, 0.5], "kd").open
+    assert share([0.9], [0.1], "kd").open and not share([0.5] * 3, [0.5] * 3, "kd").open
 
 
 def test_sentences():

@@ -60,7 +60,7 @@ class PairedDifference:
         """What the seeds say; the one yardstick of every table and sentence.
 
         * "higher", "lower": the mean is beyond its margin, and at least one test sample.
-        * "none": no difference seen, and one of `WORTH_SEEING` would have been; or equal at every seed.
+        * "none": no difference seen, and one of `WORTH_SEEING` would have been.
         * "too few seeds": one seed; or a mean that would be beyond the margin of many seeds, or a margin that hides
           what is worth seeing.
         * "too few samples": beyond its margin and less than one test sample, or samples worth more than that.
@@ -68,8 +68,6 @@ class PairedDifference:
         """
         if not math.isfinite(self.mean):
             return "unknown"
-        if self.n > 1 and self.mean == 0 == self.standard_error:
-            return "none"
         if math.isnan(self.margin):
             return "too few seeds"
         step, size = self.step or 0.0, abs(self.mean)
@@ -113,5 +111,5 @@ def paired_difference(
 
     # Counts of test samples are whole numbers: differences are equal by chance, and then known to a sample (Sheppard).
     known = max(deviation, 0.0 if step is None else step / math.sqrt(12))
-    margin = float(t.ppf(0.975, n - 1)) * known / math.sqrt(n) if known or not mean or n > 2 else math.nan
+    margin = float(t.ppf(0.975, n - 1)) * known / math.sqrt(n) if known or n > 2 else math.nan
     return PairedDifference(mean, deviation / math.sqrt(n), margin, n, step)

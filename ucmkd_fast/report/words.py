@@ -39,7 +39,7 @@ def why_open(difference: PairedDifference) -> str:
     if n == 1:
         return "one seed cannot tell"
     if math.isnan(difference.margin):
-        return f"{n} seeds are too few to tell (both differ by the same, so the spread is not known)"
+        return f"{n} seeds are too few to tell (of two equal differences the spread is not known)"
     if difference.margin >= 1:
         return f"{n} seeds are too few to tell (chance alone makes any difference)"
     return f"{n} seeds are too few to tell (chance alone makes up to {100 * difference.margin:.1f} points)"
