@@ -55,7 +55,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path):
             return x / (0 if len(x) == 5 else 1)
 
     model = Classifier(Breaks(), torch.nn.Linear(6, 3))
-    with pytest.raises(ValueError, match="samples 20 to 24"):
+    with pytest.raises(ValueError, match="got (NaN|[+-]inf) for sample 2[0-4]"):
         extract(model, samples(), tmp_path / "bank", {}, batch_size=10)
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,6 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from speech_folders import write_folder
 
@@ -24,6 +23,7 @@ from ucmkd_fast.demo.settings import BASELINE, CONTENDERS
 from ucmkd_fast.demo.student import Portrait, new_student, train_student
 from ucmkd_fast.models import speech_cnn
 from ucmkd_fast.report import Compared, compare, theory
+from ucmkd_fast.terminal import Terminal
 
 KEYS = [contender.key for contender in CONTENDERS]
 
@@ -133,7 +133,14 @@ def test_what_is_said_fits_80_columns_and_says_where(ran):
     assert max(map(len, lines)) <= 80 and "…" not in said
     for contender in CONTENDERS:
         assert said.count(f"\n{contender.label} ") >= 2  # in both tables
-    for words in ("90 spoken digits by 3 voices", "results.json", "load_file", "no difference", "s/epoch"):
+    for words in (
+        "90 spoken digits by 3 voices",
+        "results.json",
+        "load_file",
+        "2 seeds are too few",
+        "points each",
+        "s/epoch",
+    ):
         assert words in said
 
 
@@ -263,7 +270,7 @@ def test_one_seed_claims_nothing():
 
 def test_the_expectation_is_not_of_this_run():
     said = StringIO()
-    console = Console(file=said, width=80)
+    terminal = Terminal(file=said, width=80)
     methods = made_up({})
     for method in methods:
         method.figures.update({"la": [0.0] * 4, "seconds_per_epoch": [0.1] * 4})
@@ -272,5 +279,5 @@ def test_the_expectation_is_not_of_this_run():
         class speech:
             classes = list("0123456789")
 
-    screen.show(console, Task, DemoSettings(seeds=4), methods, ["a sentence"])
+    screen.show(terminal, Task, DemoSettings(seeds=4), methods, ["a sentence"])
     assert "For comparison, on recordings of" in said.getvalue()

@@ -209,10 +209,10 @@ def test_silence_where_there_is_no_terminal(capfd):
 def test_a_bar_on_a_terminal(monkeypatch):
     from rich.console import Console
 
-    from ucmkd_fast.training import progress
+    from ucmkd_fast import terminal
 
     console = Console(force_terminal=True, width=120, record=True, file=open("/dev/null", "w"))
-    monkeypatch.setattr(progress, "Console", lambda **options: console)
+    monkeypatch.setattr(terminal, "Console", lambda **options: console)
     Distiller(student(), method="ce", epochs=2, batch_size=16).fit(STUDENT_TRAIN, student_val=STUDENT_VAL)
     shown = console.export_text()
     assert "8/8" in shown and "steps/s" in shown and "val accuracy" in shown

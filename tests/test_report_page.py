@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,10 +16,11 @@ import torch
 from finished_runs import finished_run
 
 from ucmkd_fast.cli import main
-from ucmkd_fast.report.page import gather, write_report
+from ucmkd_fast.report.page import figures, gather, write_report
 from ucmkd_fast.report.page.gather import mass_by_class
 from ucmkd_fast.report.sample_terms import Constants, sample_terms
 from ucmkd_fast.run.evaluation import evaluate_run
+from ucmkd_fast.text import visible
 from ucmkd_fast.training.run_folder import RunFolder
 
 TERMS = "d=5,s1=4,s2=4,c1=1,c2=1"
@@ -102,6 +105,44 @@ def test_runs_without_a_teacher_or_of_other_widths(root, capsys):
     assert status == 2 and "need a teacher" in err
     kd = finished_run(root, method="kd", student__model__width=4)
     assert "4 wide and the teacher's 8" in gather(kd).why_not_between
+
+
+HOSTILE = [
+    "$a_{$",
+    "<script>x</script>",
+    "_b",
+    "a\n\x1b[31m",
+    "\udcff",
+    "[/x]&amp;",
+    "'\"><img src=http://x>",
+    "\u202e",
+    "$",
+    "c",
+]
+
+
+def test_classes_and_folders_of_any_name_are_shown_as_they_stand(run, tmp_path):
+    """No tag, no entity, no formula: ``$a_{$`` would end matplotlib with an error, half a surrogate the writing."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra report)")
+    folder = tmp_path / "run <b>[/x] $a_{$"
+    report = replace(gather(run), classes=HOSTILE, folder=folder, part="test <i>")
+    text = write_report(report).read_text(encoding="utf-8")
+    page = Outside()
+    page.feed(text)
+    page.close()
+    assert (
+        not page.outside
+        and not page.open
+        and "<script" not in text
+        and "\x1b" not in text
+        and "\u202e" not in text
+    )
+    shown = html.unescape(text)
+    assert all(visible(name) in shown for name in HOSTILE) and folder.name in shown
+    curves = [{"epoch": 1, "$a_{$": 1.0, "_b\n": 2.0}, {"epoch": 2, "$a_{$": 1.0, "_b\n": 2.0}]
+    assert figures.learning_curves(curves).startswith(b"\x89PNG")
+    with pytest.importorskip("matplotlib").rc_context({"text.usetex": True}):  # somebody's matplotlibrc
+        assert figures.plan_by_class(np.eye(2), ["100 %", "$a_{$"]).startswith(b"\x89PNG")
 
 
 def test_kept_weights_are_those_of_the_epochs(run):

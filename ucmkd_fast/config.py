@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .names import did_you_mean, nearest
 
 #: Keys that change what is shown or kept, never the weights that a run ends with.
 BOOKKEEPING = frozenset(
@@ -94,8 +95,8 @@ def check_keys(values: Iterable[str], known: Iterable[str], what: str) -> None:
     names = list(known)
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            near = nearest(key, names)
+            hint = f"known: {', '.join(names)}" if near is None else f"did you mean {near!r}?"
             raise ValueError(f"unknown {what} {key!r}; {hint}")
 
 
@@ -204,9 +205,9 @@ def one_of(*choices: str) -> Callable[[str, Any], str]:
 
     def check(name: str, value: Any) -> str:
         if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}{hint}")
+            raise ValueError(
+                f"{name} must be one of {list(choices)}, got {value!r}{did_you_mean(value, choices)}"
+            )
         return value
 
     return check

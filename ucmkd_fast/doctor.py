@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from . import __version__, _native, processors
@@ -22,6 +19,7 @@ from .ops.label_transport import KAPPAS, label_transport_loss
 from .ops.sinkhorn import sinkhorn_loss
 from .reference.label_transport import label_transport_loss as reference_label_transport_loss
 from .reference.sinkhorn import sinkhorn_loss as reference_sinkhorn_loss
+from .terminal import Part, Styled, Terminal
 
 # Of value and gradients, relative to the float64 reference.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -55,35 +53,31 @@ def examine() -> dict[str, Any]:
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: dict[str, Any], terminal: Terminal) -> None:
     """The report for people."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in (
-        ("ucmkd-fast", report["version"]),
-        ("Python, torch", f"{report['python']}, {report['torch']}"),
-        ("Platform", report["platform"]),
-        ("Device", report["device"]),
-        ("CPU kernels built", ", ".join(report["cpu_levels_built"])),
-        ("  usable here", ", ".join(report["cpu_levels_usable"])),
-        ("  used", report["cpu_level_used"]),
-        ("CUDA kernels built", ", ".join(report["cuda_architectures"]) or "none in this build"),
-        ("Threads", threads_in_words(report)),
-    ):
-        table.add_row(name, escape(str(value)))
+    facts: list[tuple[str, list[Part]]] = [
+        ("ucmkd-fast", [report["version"]]),
+        ("Python, torch", [f"{report['python']}, {report['torch']}"]),
+        ("Platform", [report["platform"]]),
+        ("Device", [report["device"]]),
+        ("CPU kernels built", [", ".join(report["cpu_levels_built"])]),
+        ("  usable here", [", ".join(report["cpu_levels_usable"])]),
+        ("  used", [report["cpu_level_used"]]),
+        ("CUDA kernels built", [", ".join(report["cuda_architectures"]) or "none in this build"]),
+        ("Threads", [threads_in_words(report)]),
+    ]
     purposes = {distribution: (purpose, extra) for distribution, purpose, extra in OPTIONAL.values()}
     for distribution, found in report["optional"].items():
         purpose, extra = purposes[distribution]
         how = found or f"not installed: pip install 'ucmkd-fast[{extra}]'"
-        table.add_row(distribution, escape(f"{how} ({purpose})"))
+        facts.append((distribution, [f"{how} ({purpose})"]))
     for op, test in report["tests"].items():
-        verdict = "[green]passed[/]" if test["passed"] else "[red]FAILED[/]"
-        text = f"{verdict}, {test['cases']} cases against the reference, values and gradients"
+        verdict = Styled("passed", "green") if test["passed"] else Styled("FAILED", "red")
+        text = f", {test['cases']} cases against the reference, values and gradients"
         if not test["passed"]:
-            text += f"; largest error {test['worst_error']:.0e} of the tolerance; {escape(test['failed'])}"
-        table.add_row(f"Self-test {op}", text)
-    console.print(table, highlight=False)
+            text += f"; largest error {test['worst_error']:.0e} of the tolerance; {test['failed']}"
+        facts.append((f"Self-test {op}", [verdict, text]))
+    terminal.facts(facts)
 
 
 def threads_in_words(report: dict[str, Any]) -> str:

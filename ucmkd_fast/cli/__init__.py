@@ -26,6 +26,9 @@ USER_ERRORS = (
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exits with 0, 1 (a check failed), 2 (wrong usage or input) or 130 (Ctrl-C)."""
+    from ..terminal import write_what_can_be_written
+
+    write_what_can_be_written()
     try:
         app(args=arguments, prog_name="ucmkd")
     except SystemExit as end:
@@ -40,7 +43,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    line = " ".join(message.split())
+    from ..text import visible
+
+    line = visible(" ".join(message.split()))
     print(f"ucmkd: {line}", file=sys.stderr)
     sys.exit(status)
 

@@ -32,11 +32,12 @@ def bench(
     from ..bench.harness import machine, save, table
     from ..extras import need
     from ..ops.checks import choice
+    from ..terminal import bold
 
     out = console(as_json)
     if show_list:
         for name, meaning in SUBJECTS.items():
-            typer.echo(f"{name:16s} {meaning}")
+            console(False).say(f"{name:16s} {meaning}", wrap=False)
         return
     chosen = list(dict.fromkeys(subjects or SUBJECTS))
     for name in chosen:
@@ -45,10 +46,11 @@ def bench(
         need(package)
     found: dict[str, list] = {}
     for name in chosen:
-        out.print(f"[bold]{name}[/bold]: {SUBJECTS[name]}", highlight=False)
+        out.say(bold(name), f": {SUBJECTS[name]}")
         found[name] = []
         for row in rows_of(name)(quick):
-            out.print(table([row]), highlight=False, markup=False, soft_wrap=True)
+            for line in table([row]).splitlines():
+                out.say(line, wrap=False)
             found[name].append(asdict(row))
             if output is not None:  # row by row: an interrupted run keeps what it measured
                 save(output, name, found[name])

@@ -66,4 +66,5 @@ def compare(
         print_json(comparison.plain())
     else:
         show(out, comparison)
-        out.print(f"\nWritten to {folder}: results.json, table.md, and every run", highlight=False)
+        out.say()
+        out.say(f"Written to {folder}: results.json, table.md, and every run", wrap=False)

@@ -58,7 +58,8 @@ def estimate(
         lines.append(
             f"note     measured while other work ran ({limits.share:.0%} of the processors): too long"
         )
-    out.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    for line in lines:
+        out.say(line, wrap=False)
 
 
 def _bytes(size: float) -> str:

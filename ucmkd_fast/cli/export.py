@@ -36,4 +36,4 @@ def export(
     out = console(False)
     for one in done:
         same = "the same logits" if not one.difference else f"logits within {one.difference:.1e}"
-        out.print(f"{one.path} ({one.bytes:,} bytes): {same} on load", highlight=False)
+        out.say(f"{one.path} ({one.bytes:,} bytes): {same} on load", wrap=False)

@@ -46,4 +46,4 @@ def extract(
         print_json({"folder": str(output), "samples": len(data), "new": new})
     else:
         word = "features written to" if new else "features are already in"
-        console(False).print(f"{len(data)} {word} {output}", markup=False, highlight=False, soft_wrap=True)
+        console(False).say(f"{len(data)} {word} {output}", wrap=False)

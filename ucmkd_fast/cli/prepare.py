@@ -10,9 +10,8 @@ import typer
 from .terminal import AsJson, console, print_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..data.prepare import Report
+    from ..terminal import Terminal
 
 _SHOWN = 10  # sentences of a kind
 
@@ -27,15 +26,13 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Examine a data set's folder and make its audio pickles arrays, without running what is in them."""
-    from rich.progress import Progress
-
     from ..data.prepare import clip_count
     from ..data.prepare import prepare as run
+    from ..terminal import Bar
 
     screen = console(as_json)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(dataset, total=clip_count(dataset, root))
-        report = run(dataset, root, dry_run=dry_run, advance=lambda: bar.advance(task))
+    with Bar(screen, dataset, clip_count(dataset, root), silent=not screen.is_terminal) as bar:
+        report = run(dataset, root, dry_run=dry_run, advance=bar.advance)
     if as_json:
         print_json({**report.to_dict(), "dry_run": dry_run})
     else:
@@ -44,9 +41,9 @@ def prepare(
         raise typer.Exit(1)
 
 
-def _show(report: Report, screen: Console, dry_run: bool) -> None:
+def _show(report: Report, screen: Terminal, dry_run: bool) -> None:
     def say(line: str) -> None:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        screen.say(line, wrap=False)
 
     sizes = ", ".join(f"{split} {count}" for split, count in report.clips.items())
     say(f"{report.dataset} in {report.root}: {len(report.classes)} classes; clips: {sizes}")

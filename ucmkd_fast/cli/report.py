@@ -45,4 +45,4 @@ def report(
     if as_json:
         print_json({**numbers(found), "page": str(page)})
     else:
-        console(False).print(f"Written: {page}", highlight=False)
+        console(False).say(f"Written: {page}", wrap=False)

@@ -129,5 +129,5 @@ def _say(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     out = console(False)
     for part, key in (("test", "accuracy"), ("validation", "val_accuracy")):
         if result[key] is not None:
-            out.print(f"Accuracy on {part} data: {100 * result[key]:.1f} %", highlight=False)
-    out.print(f"{folder / result['weights']} after {result['seconds']:.0f} s of training", highlight=False)
+            out.say(f"Accuracy on {part} data: {100 * result[key]:.1f} %")
+    out.say(f"{folder / result['weights']} after {result['seconds']:.0f} s of training", wrap=False)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from ..terminal import Terminal
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 
-def console(as_json: bool) -> Console:
+def console(as_json: bool) -> Terminal:
     """Where a command talks: stdout, or stderr where stdout is for JSON."""
-    from rich.console import Console
+    from ..terminal import Terminal
 
-    return Console(stderr=as_json)
+    return Terminal(stderr=as_json)
 
 
 def print_json(value: Any) -> None:

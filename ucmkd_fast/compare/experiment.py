@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_keys, integer, kind, one_of
+from ..data.registry import data_names
 from ..methods import method_class
+from ..methods.ucmkd import PRESETS
 from ..run.config import CONTROLS, RunConfig
 from ..run.settings import at, load_settings, merge, with_changes
 from ..run.sources import Named
@@ -90,7 +92,10 @@ class Setting:
             raise TypeError(f"expected a mapping of what is different, got {kind(value)}")
         options = value.get("options", {})
         for key, own in options.items():
-            method_class(key.partition("/")[0])
+            method, slash, preset = key.partition("/")
+            method_class(method)
+            if slash:
+                one_of(*PRESETS)("preset", preset)
             if not isinstance(own, Mapping):
                 raise TypeError(f"options: {key} must be a mapping of options, got {kind(own)}")
         over = {key: one for key, one in value.items() if key not in ("paper", "options")}
@@ -162,10 +167,12 @@ class Experiment:
         baseline = values.get("baseline", labels[0])
         with at("experiment"):
             one_of(*labels)("baseline", baseline)
+            roots = values.get("roots") or {}
+            check_keys((str(name).replace("_", "-") for name in roots), data_names(), "data set among roots:")
         settings = {}
         for label, value in (values.get("settings") or {"all": {}}).items():
             with at(f"settings: {label}"):
-                settings[str(label)] = Setting.read(str(label), value, base, values.get("roots") or {})
+                settings[str(label)] = Setting.read(str(label), value, base, roots)
         _check_distinct(labels, "methods")
         _check_distinct(list(settings), "settings")
         title = str(values.get("title", ""))

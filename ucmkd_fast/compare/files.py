@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from ..names import nearest
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -26,6 +27,6 @@ def find_experiment(name: str) -> Path:
     known = shipped_experiments()
     if name in known:
         return SHIPPED / f"{name}.yaml"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(known)}"
+    near = nearest(name, known)
+    hint = f"known names: {', '.join(known)}" if near is None else f"did you mean {near}?"
     raise FileNotFoundError(f"{name}: expected a YAML file or the name of an experiment; {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,14 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Row:
-    """A method in one setting; ``compared`` is None where a run diverged or is missing."""
+    """A method in one setting; ``compared`` is None where a run diverged, is missing, or measured nothing."""
 
     contender: Contender
     compared: Compared | None
     diverged: int  # runs
     paper: float | None  # per cent
     paper_difference: float | None  # to the baseline, points
+    missing: int = 0  # runs without an accuracy that have not diverged
 
     @property
     def label(self) -> str:
@@ -99,7 +101,7 @@ def gather(
         rows = []
         for contender in experiment.contenders:
             own = [
-                results[cell.folder]
+                results.get(cell.folder)
                 for cell in cells
                 if cell.setting == setting and cell.contender.label == contender.label
             ]
@@ -114,6 +116,7 @@ def gather(
             **{key: value for key, value in results[cell.folder].items() if key != "config"},
         }
         for cell in cells
+        if cell.folder in results
     ]
     return Comparison(experiment, blocks, runs)
 
@@ -122,22 +125,25 @@ def _teacher(
     experiment: Experiment, setting: str, cells: Sequence[Cell], results: Mapping[Path, dict[str, Any]]
 ) -> tuple[float | None, float | None]:
     """The teacher's accuracy here, and in the paper."""
-    known = (results[cell.folder].get("teacher_accuracy") for cell in cells if cell.setting == setting)
+    own = (results.get(cell.folder, {}) for cell in cells if cell.setting == setting)
+    known = (result.get("teacher_accuracy") for result in own)
     paper = experiment.paper
     reported = None if paper is None else paper.figure("teacher", experiment.settings[setting].column)
     return next((one for one in known if one is not None), None), reported
 
 
 def _row(
-    experiment: Experiment, setting: str, contender: Contender, results: Sequence[dict[str, Any]]
+    experiment: Experiment, setting: str, contender: Contender, found: Sequence[dict[str, Any] | None]
 ) -> Row:
-    diverged = sum(DIVERGED in result for result in results)
+    diverged = sum(result is not None and DIVERGED in result for result in found)
+    results = [result for result in found if result is not None and _accuracy(result) is not None]
     compared = None
-    if not diverged:
+    if len(results) == len(found):
+        samples = [_test_samples(result) for result in results]
         compared = Compared(
             contender.label,
             contender.label,
-            [_accuracy(result) for result in results],
+            [_accuracy(result) or 0.0 for result in results],
             {
                 name: [r[name] for r in results]
                 for name in FIGURES
@@ -145,18 +151,28 @@ def _row(
             },
             [BoundParts(**result["bound"]) for result in results if "bound" in result],
             contender.control is not None,
+            test_samples=[count for count in samples if count is not None],
         )
     paper, column = experiment.paper, experiment.settings[setting].column
     figure = None if paper is None else paper.figure(contender.row, column)
     base = next(c for c in experiment.contenders if c.label == experiment.baseline)
     reference = None if paper is None else paper.figure(base.row, column)
     difference = None if figure is None or reference is None or contender is base else figure - reference
-    return Row(contender, compared, diverged, figure, difference)
+    missing = len(found) - len(results) - diverged
+    return Row(contender, compared, diverged, figure, difference, missing)
 
 
-def _accuracy(result: dict[str, Any]) -> float:
-    """On the test part, or, where the data have none, on validation."""
-    return result["val_accuracy"] if result["accuracy"] is None else result["accuracy"]
+def _accuracy(result: dict[str, Any]) -> float | None:
+    """On the test part, or, where the data have none, on validation; None where there is neither, or a NaN."""
+    value = result.get("accuracy")
+    value = result.get("val_accuracy") if value is None else value
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _test_samples(result: dict[str, Any]) -> int | None:
+    """How many samples its accuracy is a share of; None where the result does not say."""
+    part = "val" if result["accuracy"] is None else "test"
+    return result.get("samples", {}).get(part)
 
 
 def _with_differences(rows: Sequence[Row], baseline: str) -> list[Row]:
@@ -176,12 +192,14 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "method": row.label,
         "control": row.contender.control,
         "diverged": row.diverged,
+        "missing": row.missing,
         "paper": row.paper,
         "paper_difference": row.paper_difference,
     }
     if method is not None:
         difference = method.difference
         found["accuracy"] = vars(method.spread)
+        found["test_samples"] = list(method.test_samples)
         found["difference"] = (
             None if difference is None else {**vars(difference), "verdict": difference.verdict}
         )

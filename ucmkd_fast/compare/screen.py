@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ..run.plan import plan
+from ..terminal import Bar, Terminal, bold
 from .experiment import Experiment
 from .job import OnDone, standing
 
 
-def say_plan(console: Console, experiment: Experiment, folder: Path) -> dict[str, Any]:
+def say_plan(terminal: Terminal, experiment: Experiment, folder: Path) -> dict[str, Any]:
     """What would run, and what is missing for it; data are looked for at the first seed."""
     now = standing(experiment, folder)
     methods = [contender.label for contender in experiment.contenders]
@@ -27,19 +25,15 @@ def say_plan(console: Console, experiment: Experiment, folder: Path) -> dict[str
         found = plan(cell.config)
         steps[setting] = found["steps"]
         missing |= dict.fromkeys(found["missing"])
-    console.print(f"[bold]{experiment.title or 'Comparison'}[/bold]", highlight=False)
-    console.print(f"methods: {', '.join(methods)}; differences to {experiment.baseline}", highlight=False)
+    terminal.say(bold(experiment.title or "Comparison"))
+    terminal.say(f"methods: {', '.join(methods)}; differences to {experiment.baseline}")
     for setting, count in steps.items():
-        console.print(
-            f"setting {setting}: " + ("data missing" if count is None else f"{count:,} steps a run"),
-            highlight=False,
-        )
-    console.print(
-        f"seeds: {', '.join(map(str, experiment.seeds))}; {now.there + now.waiting} runs, {now.there} of them there",
-        highlight=False,
-    )
+        steps_said = "data missing" if count is None else f"{count:,} steps per run"
+        terminal.say(f"setting {setting}: {steps_said}")
+    seeds = ", ".join(map(str, experiment.seeds))
+    terminal.say(f"seeds: {seeds}; {now.there + now.waiting} runs, {now.there} of them there")
     for sentence in missing:
-        console.print(f"[bold]missing[/bold]: {sentence}", highlight=False)
+        terminal.say(bold("missing"), f": {sentence}", wrap=False)
     return {
         "experiment": experiment.plain(),
         "runs": now.there + now.waiting,
@@ -50,21 +44,14 @@ def say_plan(console: Console, experiment: Experiment, folder: Path) -> dict[str
 
 
 @contextmanager
-def progress(console: Console, experiment: Experiment, folder: Path) -> Iterator[OnDone]:
+def progress(terminal: Terminal, experiment: Experiment, folder: Path) -> Iterator[OnDone]:
     """A bar over all runs; gives the function to call after each."""
     now = standing(experiment, folder)
-    with Progress(
-        TextColumn("Runs"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[last]}"),
-        console=console,
-        transient=True,
-    ) as bars:
-        bar = bars.add_task("", total=now.there + now.waiting, completed=now.there, last="")
+    with Bar(terminal, "Runs", now.there + now.waiting, now.there) as bar:
 
         def on_done(what: str) -> None:
-            bars.update(bar, advance=0 if what.startswith("teacher of ") else 1, last=what)
+            bar.note(what)
+            if not what.startswith("teacher of "):
+                bar.advance()
 
         yield on_done

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ..report.shares import remains, shares
-from ..report.words import against_baseline, against_control, how_alike_classes_lie
+from ..report.words import (
+    against_baseline,
+    against_control,
+    how_alike_classes_lie,
+    mean_and_deviation,
+    plus_minus,
+    resolution,
+)
+from ..terminal import Part, Styled, Terminal, bold
+from ..terminal import Row as TableRow
+from ..text import in_markdown
 from .controls import SELF_TRAINING, is_control
 from .results import Block, Comparison, Row
 
 LEGEND = (
-    "Accuracy: on test data, mean ± deviation over {seeds}. vs {baseline}: paired difference at the same seeds (split, "
-    "first weights, batches), points ± standard error, bold where it exceeds its 95 % margin; of twenty such "
-    "comparisons one is beyond it by chance."
+    "Accuracy: on test data ({test_set}), mean ± deviation over {seeds}. vs {baseline}: paired difference at the same "
+    "seeds (split, first weights, batches), points ± standard error, bold beyond its 95 % margin (Student's t "
+    "over the seeds) and at least one test sample; of twenty such comparisons one is by chance."
 )
 PAPER_LEGEND = " Paper: what the paper's table {number} reports, and its difference to its own {baseline}."
 
 
-def show(console: Console, comparison: Comparison) -> None:
+def show(terminal: Terminal, comparison: Comparison) -> None:
     """Tables and sentences on a terminal."""
     for block in comparison.blocks:
         titles, rows = _cells(comparison, block)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        for i, title in enumerate(titles):
-            table.add_column(title, justify="right" if i else "left", no_wrap=True)
-        for row, cells in zip(block.rows, rows, strict=True):
-            marked = [text.replace("**", "[bold]", 1).replace("**", "[/bold]", 1) for text in cells]
-            table.add_row(*marked, style="dim" if row.contender.control else None)
-        console.print()
-        console.print(table)
+        terminal.say()
+        terminal.table(
+            titles,
+            [
+                TableRow(cells, dim=row.contender.control is not None)
+                for row, cells in zip(block.rows, rows, strict=True)
+            ],
+        )
         for sentence in sentences(comparison, block):
-            console.print(f"  • {sentence}", highlight=False)
-    console.print()
-    console.print(_legend(comparison), style="dim", highlight=False)
+            terminal.say(f"  • {sentence}")
+    terminal.say()
+    terminal.say(_legend(comparison), style="dim")
 
 
 def markdown(comparison: Comparison) -> str:
     """Tables and sentences for a page."""
-    lines = [f"## {comparison.experiment.title or 'Comparison'}", ""]
+    lines = [f"## {in_markdown(comparison.experiment.title or 'Comparison')}", ""]
     for block in comparison.blocks:
         titles, rows = _cells(comparison, block)
         if len(comparison.blocks) > 1:
-            lines += [f"### {block.setting}", ""]
-        lines += [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-        lines += [f"| {' | '.join(cells)} |" for cells in rows]
-        lines += ["", *(f"* {sentence}" for sentence in sentences(comparison, block)), ""]
-    return "\n".join([*lines, _legend(comparison), ""])
+            lines += [f"### {in_markdown(block.setting)}", ""]
+        lines += [f"| {' | '.join(map(in_markdown, titles))} |", f"|{'---|' * len(titles)}"]
+        lines += [f"| {' | '.join(map(_in_markdown, cells))} |" for cells in rows]
+        lines += ["", *(f"* {in_markdown(one)}" for one in sentences(comparison, block)), ""]
+    return "\n".join([*lines, in_markdown(_legend(comparison)), ""])
+
+
+def _in_markdown(cell: Part) -> str:
+    return f"**{in_markdown(cell.text)}**" if isinstance(cell, Styled) else in_markdown(cell)
 
 
 def sentences(comparison: Comparison, block: Block) -> list[str]:
@@ -69,6 +78,9 @@ def sentences(comparison: Comparison, block: Block) -> list[str]:
         if row.diverged:
             runs = len(comparison.experiment.seeds)
             said.append(f"{row.label}: diverged at {row.diverged} of {runs} seeds, so it is not compared.")
+        elif row.missing:
+            runs = len(comparison.experiment.seeds)
+            said.append(f"{row.label}: no accuracy at {row.missing} of {runs} seeds, so it is not compared.")
         elif row.compared is not None and row.compared.difference is not None and not row.contender.control:
             told[row.label] = _remains(block, row, baseline)
             said.append(" ".join([against_baseline(row.compared, baseline), *told[row.label]]))
@@ -93,8 +105,9 @@ def _remains(block: Block, row: Row, baseline: str) -> list[str]:
         or (other.contender.method["name"] in ("kd", SELF_TRAINING) and other.contender.control is None)
     ]
     over = {baseline: there[baseline]} | {other.label: there[other.label] for other in against}
-    gain, *others = shares(there[row.label], over)
-    if gain.difference.mean <= 0 or not any(is_control(other.contender) for other in against):
+    assert row.compared is not None
+    gain, *others = shares(there[row.label], over, min(row.compared.test_samples, default=None))
+    if not gain.clear or not any(is_control(other.contender) for other in against):
         return []
     seeds = f"{gain.wins} of {gain.difference.n} seeds"
     return [f"Of that, above {baseline} at {seeds}, {remains(others)}."]
@@ -116,9 +129,9 @@ def _real(block: Block, control: Row) -> Row | None:
     return None
 
 
-def _cells(comparison: Comparison, block: Block) -> tuple[list[str], list[list[str]]]:
-    """Titles, and a text for each row and column; bold as in Markdown."""
-    columns: list[tuple[str, Sequence[str]]] = [
+def _cells(comparison: Comparison, block: Block) -> tuple[list[str], list[list[Part]]]:
+    """Titles, and a text for each row and column."""
+    columns: list[tuple[str, Sequence[Part]]] = [
         (block.setting if len(comparison.blocks) > 1 else "Method", [row.label for row in block.rows]),
         ("Accuracy %", [_accuracy(row) for row in block.rows]),
         (f"vs {comparison.experiment.baseline}", [_difference(row) for row in block.rows]),
@@ -146,20 +159,15 @@ def _cells(comparison: Comparison, block: Block) -> tuple[list[str], list[list[s
 
 def _accuracy(row: Row) -> str:
     if row.compared is None:
-        return f"diverged ({row.diverged})"
-    return _plus_minus(row.compared.spread.mean, row.compared.spread.deviation)
+        return f"diverged ({row.diverged})" if row.diverged else f"missing ({row.missing})"
+    return mean_and_deviation(row.compared)
 
 
-def _difference(row: Row) -> str:
+def _difference(row: Row) -> Part:
     difference = None if row.compared is None else row.compared.difference
     if difference is None:
         return ""
-    text = _plus_minus(difference.mean, difference.standard_error, "+")
-    return f"**{text}**" if difference.verdict in ("higher", "lower") else text
-
-
-def _plus_minus(mean: float, deviation: float, sign: str = "") -> str:
-    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+    return bold(plus_minus(difference)) if difference.seen else plus_minus(difference)
 
 
 def _or_nothing(value: float | None, form: str) -> str:
@@ -170,10 +178,10 @@ def _legend(comparison: Comparison) -> str:
     experiment = comparison.experiment
     count = len(experiment.seeds)
     seeds = "one seed" if count == 1 else f"{count} seeds"
-    text = LEGEND.format(seeds=seeds, baseline=experiment.baseline)
-    if any(
-        row.compared and "fa" in row.compared.figures for block in comparison.blocks for row in block.rows
-    ):
+    compared = [row.compared for block in comparison.blocks for row in block.rows if row.compared]
+    test_set = resolution(count for method in compared for count in method.test_samples)
+    text = LEGEND.format(seeds=seeds, baseline=experiment.baseline, test_set=test_set)
+    if any("fa" in method.figures for method in compared):
         text += (
             " FA: cosine transport cost from the student's test features to the teacher's held-out ones; 0 = they "
             "coincide. LA: label alignment, nats. Read: how often the teacher's own head names the class from the "

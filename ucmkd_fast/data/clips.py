@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..names import did_you_mean
 from ..ops.checks import choice, count_at_least_one
+from ..ops.refusals import first_not_finite
 from .file_tree import is_ours
 from .files import FileData
 from .images import ImageTransform, read_image
@@ -115,7 +117,7 @@ def label_of(name: str, classes: list[str], where: str, bad: list[str] | None) -
     """The label of a class's name; None, and collected in ``bad``, where there is no such class."""
     if name in classes:
         return classes.index(name)
-    complain(f"{where}: class {name!r} is none of {', '.join(classes)}", bad)
+    complain(f"{where}: class {name!r} is none of {', '.join(classes)}{did_you_mean(name, classes)}", bad)
     return None
 
 
@@ -213,7 +215,7 @@ def read_sound(path: Path) -> Tensor:
         return log_spectrogram(*checked_wave(array, RATE, str(path)))
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not torch.isfinite(values).all():
-        raise ValueError(f"{path}: NaN or inf in its array")
+        raise ValueError(f"{path}: values must be finite, got {first_not_finite(values)}")
     return values
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..names import did_you_mean
 from .class_names import check_distinct
 from .file_tree import counted
 from .labelled import UNLABELLED
@@ -52,6 +53,7 @@ def named_labels(
         if text not in index:
             raise ValueError(
                 f"row {row + 1}: class {text!r} in column {column!r} is none of {', '.join(names)}"
+                + did_you_mean(text, names)
             )
     labels = torch.tensor([index[text] for text in found])
     _tell_missing(labels, texts, column, where)
@@ -113,7 +115,7 @@ def check_named_once(used: Collection[str], names: Sequence[str]) -> None:
     count = Counter(names)
     for name in used:
         if name not in count:
-            raise ValueError(f"no column {name!r}; it has {', '.join(names)}")
+            raise ValueError(f"no column {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}")
         if count[name] > 1:
             raise ValueError(f"{count[name]} columns are named {name!r}: rename them")
 

@@ -17,6 +17,7 @@ import torch
 
 from ..models.contract import check_model
 from ..ops.checks import count_at_least_one
+from ..ops.refusals import first_not_finite
 from .cache import folder_made_beside
 from .labelled import LabelledData
 from .npy import read_npy
@@ -66,10 +67,13 @@ def extract(
             array = None
             for rows in torch.arange(len(data)).split(batch_size):
                 found = model.encode(data.batch(rows)[0].to(device)).float().cpu()
-                if found.dim() != 2 or not torch.isfinite(found).all():
+                samples = f"samples {int(rows[0])} to {int(rows[-1])}"
+                if found.dim() != 2:
+                    raise ValueError(f"features must be of shape (n, D); {samples} gave {tuple(found.shape)}")
+                if not torch.isfinite(found).all():
+                    row = int(rows[(~torch.isfinite(found)).any(1)][0])
                     raise ValueError(
-                        f"features must be finite, of shape (n, D); samples {int(rows[0])} to {int(rows[-1])} gave "
-                        f"{tuple(found.shape)}, finite: {bool(torch.isfinite(found).all())}"
+                        f"features must be finite, got {first_not_finite(found)} for sample {row}"
                     )
                 if array is None:
                     shape = (len(data), found.shape[1])

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..extras import need
+from ..names import did_you_mean
 from ..ops.checks import count_at_least_one
 from .bank import FeatureBank
 from .columns import group_names, labels_of
@@ -90,7 +91,8 @@ def open_hugging_face(
     columns = [column] if isinstance(column, str) else list(column)
     for name in [*columns, label, *([] if group is None else [group])]:
         if name not in data.features:
-            raise ValueError(f"{root}: no column {name!r}; it has {', '.join(data.features)}")
+            hint = did_you_mean(name, data.features)
+            raise ValueError(f"{root}: no column {name!r}; it has {', '.join(data.features)}{hint}")
     kind = _kind(data.features, columns, rate)
     own = {
         "image_size": image_size,
@@ -154,7 +156,8 @@ def _part(found: Any, root: str | Path, part: str | None) -> Any:
         if part is None and len(found) == 1:
             part = next(iter(found))
         if part not in found:
-            raise ValueError(f"{root}: part must be one of {', '.join(found)}, got {part!r}")
+            hint = did_you_mean(part, found)
+            raise ValueError(f"{root}: part must be one of {', '.join(found)}, got {part!r}{hint}")
         found = found[part]
     elif part is not None and (Path(root) / "state.json").is_file():
         raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..ops.refusals import first_not_finite
 from .mapped import MappedRows
 
 Own = TypeVar("Own", bound="TensorData")
@@ -182,7 +183,7 @@ def _check_samples(x: Tensor | MappedRows) -> None:
     for block in _blocks(x):
         if not torch.isfinite(block).all():
             row = first + int((~torch.isfinite(block)).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"x must be finite, got NaN or inf in sample {row}")
+            raise ValueError(f"x must be finite, got {first_not_finite(block)} in sample {row}")
         first += len(block)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..names import did_you_mean
 from ..ops.checks import choice
 from .labelled import LabelledData, TensorData
 
@@ -69,7 +70,8 @@ def split_by_group(
     named = [name for part in asked.values() if isinstance(part, Sequence) for name in _as_names(part)]
     unknown = sorted(set(named) - set(names))
     if unknown:
-        raise ValueError(f"no sample is of {', '.join(unknown)}; the groups are {', '.join(names)}")
+        hint = did_you_mean(unknown[0], names)
+        raise ValueError(f"no sample is of {', '.join(unknown)}; the groups are {', '.join(names)}{hint}")
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)} must be in one part only: train, val and test share no group")

@@ -19,6 +19,7 @@ from scipy.io import wavfile
 from torch import Tensor
 
 from ..extras import need
+from ..ops.refusals import first_not_finite
 
 #: Endings that are read, the second kind by libsndfile (the package soundfile).
 _OF_LIBSNDFILE = frozenset(
@@ -176,7 +177,7 @@ def _in_range(samples: np.ndarray) -> np.ndarray:
         )
     peak = float(np.abs(samples).max())
     if not np.isfinite(peak):
-        raise ValueError("NaN or inf among the samples")
+        raise ValueError(f"samples must be finite, got {first_not_finite(torch.from_numpy(samples))}")
     if 1 < peak <= _OVERSHOOT:
         return samples.astype(np.float32) / np.float32(peak)
     if _INT16_SCALE <= peak <= 2**15:

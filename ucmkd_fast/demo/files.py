@@ -19,6 +19,7 @@ from ..report import Compared
 from ..report.plain import as_plain
 from ..report.statistics import spread
 from ..run.measure import FA_ITER, FA_METRIC, FA_REG
+from ..text import visible
 from ..training.checkpoint import write_bytes, write_text, write_weights
 from ..training.run_folder import versions
 from .settings import BASELINE, CONTENDERS, STEPS_PER_EPOCH, DemoSettings, student_config, teacher_config
@@ -93,7 +94,7 @@ def write(folder: Path, found: dict[str, Any], picture: bytes, portraits: Mappin
         "method": SAVED_STUDENT,
         "seed": "0",
         "labels_per_class": str(found["settings"]["labels_per_class"]),
-        "data": found["data"]["description"],
+        "data": visible(found["data"]["description"]),
     }
     write_weights(folder / STUDENT, tensors_of(portraits[SAVED_STUDENT].weights), about)
     write_bytes(folder / PICTURE, picture)

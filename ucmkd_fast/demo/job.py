@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..compare.pool import one_thread
 from ..extras import need
 from ..report import Compared, compare
+from ..terminal import Terminal
 from . import files, screen
 from .picture import draw
 from .pool import run_all
@@ -31,14 +30,14 @@ class DemoResult:
     folder: Path
 
 
-def run_demo(settings: DemoSettings, folder: Path, console: Console) -> DemoResult:
+def run_demo(settings: DemoSettings, folder: Path, terminal: Terminal) -> DemoResult:
     """Train, compare, say, draw and write.
 
     Args:
         settings: what to run.
         folder: where results.json, picture.png and student.safetensors go; files of those names are replaced,
             at the very end.
-        console: where everything is said.
+        terminal: where everything is said.
 
     Raises:
         ImportError: scikit-learn or matplotlib is not installed, or no speech can be had.
@@ -51,17 +50,17 @@ def run_demo(settings: DemoSettings, folder: Path, console: Console) -> DemoResu
     files.check_output(folder)
     seconds: dict[str, float] = {}
     with one_thread():
-        task = _prepare(settings, console, seconds)
-        with _timed(seconds, "students"), screen.runs(console, settings) as on_done:
+        task = _prepare(settings, terminal, seconds)
+        with _timed(seconds, "students"), screen.runs(terminal, settings) as on_done:
             outcomes, portraits = run_all(task, settings, on_done)
         methods = compared(outcomes)
         conclusions = sentences(methods, len(task.speech.classes))
-        screen.show(console, task, settings, methods, conclusions)
-        with _timed(seconds, "picture"), console.status("Drawing the picture"):
+        screen.show(terminal, task, settings, methods, conclusions)
+        with _timed(seconds, "picture"), terminal.status("Drawing the picture"):
             picture = draw(task, settings, methods, portraits)
     numbers = files.results(task, settings, outcomes, methods, conclusions, seconds)
     files.write(folder, numbers, picture, portraits)
-    screen.say_where(console, folder, seconds)
+    screen.say_where(terminal, folder, seconds)
     return DemoResult(numbers, folder)
 
 
@@ -81,20 +80,21 @@ def compared(outcomes: Sequence[Outcome]) -> list[Compared]:
                 {name: [getattr(o, name) for o in own] for name in names},
                 [o.bound for o in own],
                 contender.permuted,
+                test_samples=[o.test_samples for o in own],
             )
         )
     return compare(methods, BASELINE)
 
 
-def _prepare(settings: DemoSettings, console: Console, seconds: dict[str, float]) -> Task:
+def _prepare(settings: DemoSettings, terminal: Terminal, seconds: dict[str, float]) -> Task:
     """The recordings, checked against what every seed will ask of them, and the teacher."""
-    with _timed(seconds, "speech"), console.status("Listening to the recordings"):
+    with _timed(seconds, "speech"), terminal.status("Listening to the recordings"):
         speech = load_speech(settings.audio)
         for seed in range(settings.seeds):
             split_voices(speech, settings.labels_per_class, seed)
-    with _timed(seconds, "teacher"), console.status("Training the teacher on handwriting"):
+    with _timed(seconds, "teacher"), terminal.status("Training the teacher on handwriting"):
         task = Task(speech, train_teacher(), speech.source, speech.description)
-    screen.introduce(console, task, settings)
+    screen.introduce(terminal, task, settings)
     return task
 
 

@@ -12,7 +12,8 @@ import torch
 from ..data import FeatureBank
 from ..extras import need
 from ..report import Compared
-from ..report.figures import draw_accuracies, draw_bounds, draw_features, project
+from ..report.figures import draw_accuracies, draw_bounds, draw_features, plainly, project
+from ..text import visible
 from .settings import BASELINE, DemoSettings
 from .student import Portrait, new_student
 from .task import Task
@@ -30,6 +31,7 @@ _CAPTION = (
 )
 
 
+@plainly
 def draw(
     task: Task,
     settings: DemoSettings,
@@ -51,7 +53,7 @@ def draw(
     right.set_title("Theorem 2.6: student's error (black)\n≤ teacher's error + LA + FA (stacked)")
     figure.suptitle(
         "Does a teacher of handwriting help students of speech, when not one sample is paired?\n"
-        f"{task.description} {settings.labels_per_class} labelled recordings per digit.",
+        f"{visible(task.description)} {settings.labels_per_class} labelled recordings per digit.",
         fontsize=12,
     )
     figure.supxlabel(_CAPTION, fontsize=8, ha="left", x=0.01)

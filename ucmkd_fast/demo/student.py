@@ -25,6 +25,7 @@ class Outcome:
     key: str  # of the contender
     seed: int
     accuracy: float  # test
+    test_samples: int
     val_accuracy: float
     fa: float  # cosine cost, test features against the teacher's held-out ones
     la: float  # nats, test
@@ -70,6 +71,7 @@ def train_student(
         key=contender.key,
         seed=seed,
         accuracy=distiller.evaluate(voices.test)["accuracy"],
+        test_samples=len(voices.test),
         val_accuracy=distiller.evaluate(voices.val)["accuracy"],
         seconds_per_epoch=statistics.median(epoch["seconds"] for epoch in result.history),
         bound=bound,

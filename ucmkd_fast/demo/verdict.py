@@ -47,6 +47,8 @@ def _alignment(method: Compared, baseline: Compared, classes: int) -> str:
     reads, chance = method.mean("teacher_reads"), 1 / classes
     moved = f"{method.label} takes FA from {baseline.mean('fa'):.2f} (ce) to {method.mean('fa'):.2f}"
     level = f"the teacher's head reads its features at {100 * reads:.0f} % (chance {100 * chance:.0f} %)"
+    if change.verdict == "higher":
+        return f"{moved}, further apart; {level}."
     if change.verdict != "lower":
         return f"{moved}, which chance could do as well; {level}."
     if reads < 2 * chance:

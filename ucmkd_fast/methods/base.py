@@ -20,6 +20,7 @@ from ..alignment import Transport
 from ..bilevel.temporary_point import clear_gradients
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
+from ..names import did_you_mean
 
 _REGISTRY: dict[str, type[Method]] = {}
 _MethodType = TypeVar("_MethodType", bound="type[Method]")
@@ -247,10 +248,12 @@ def available_methods() -> list[str]:
 
 def method_class(name: str) -> type[Method]:
     """The class registered under a name; ValueError when there is none."""
-    if name in _REGISTRY:
+    if isinstance(name, str) and name in _REGISTRY:
         return _REGISTRY[name]
     ours = [cls.name for cls in _REGISTRY.values() if cls.published_name == name]
-    hint = f" (the published code's {name!r} is called {ours[0]!r} here)" if ours else ""
+    hint = did_you_mean(name, _REGISTRY)
+    if ours:
+        hint = f" (the published code's {name!r} is called {ours[0]!r} here)"
     raise ValueError(f"method must be one of {available_methods()}, got {name!r}{hint}")
 
 
@@ -260,5 +263,6 @@ def build_method(name: str, **options: Any) -> Method:
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"method {name!r} has no option {unknown[0]!r}; its options are {known}")
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"method {name!r} has no option {unknown[0]!r}; its options are {known}{hint}")
     return cls(**options)

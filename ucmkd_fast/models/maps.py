@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..names import did_you_mean
 from .contract import Classifier
 
 
@@ -31,6 +32,7 @@ class MappedClassifier(Classifier):
             if layer not in known:
                 raise ValueError(
                     f"layers must name modules of the encoder, one of {list(known)}; got {layer!r}"
+                    f"{did_you_mean(layer, known)}"
                 )
         if not layers:
             raise ValueError(f"layers must name at least one module of the encoder, one of {list(known)}")

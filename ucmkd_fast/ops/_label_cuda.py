@@ -13,11 +13,11 @@ from ._solve_cuda import _address, _stream
 
 def run(
     student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
-    ds: Tensor | None, dt: Tensor | None,
+    ds: Tensor | None, dt: Tensor | None, first_row: int = 0,
 ) -> Tensor:  # fmt: skip
     """Loss of each row (n,); gradients go into ds, dt (n, K). NaN where the target is out of range.
 
-    Raises ValueError for bad input under UCMKD_CHECK=1, which waits for the device.
+    Raises ValueError for such a target under UCMKD_CHECK=1, which waits for the device.
     """
     n, k = student.shape
     loss = _solve_cuda.empty(student, n)
@@ -36,8 +36,9 @@ def run(
     if os.environ.get("UCMKD_CHECK") == "1" and bool(loss.isnan().any()):
         inside = (target >= 0) & (target < k) | (target == ignore_index)
         if not bool(inside.all()):
-            raise ValueError(f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index})")
-        raise ValueError(
-            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
-        )
+            row = int((~inside).nonzero()[0])
+            raise ValueError(
+                f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index}), got {int(target[row])} in "
+                f"row {first_row + row}"
+            )
     return loss

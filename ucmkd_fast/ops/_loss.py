@@ -19,6 +19,7 @@ from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
 from .cost import Features, add_products, begin_gradients, centred, check_scales, finish_gradients, plain
 from .cost import backward as features_backward
+from .refusals import explained
 from .result import Convergence
 
 #: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
@@ -126,7 +127,7 @@ def with_gradient(
     )  # fmt: skip
     if said is not None:
         if isinstance(said, str):
-            _raise(said, x, y)
+            _raise(said, x, y, a=a, b=b)
         _not_converged.remark(said, error, loss, a, options)
     return loss, dx, dy
 
@@ -140,9 +141,9 @@ def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor | None, Tens
     return error, n_iter
 
 
-def _raise(refused: str, x: Tensor, y: Tensor) -> None:
+def _raise(refused: str, x: Tensor, y: Tensor, **others: Tensor | None) -> None:
     check_scales(refused, x, y)
-    raise ValueError(refused)
+    raise ValueError(explained(refused, **others))
 
 
 def forward(
@@ -179,7 +180,8 @@ def forward(
         _address(n_iter),
     )  # fmt: skip
     if refused is not None:
-        _raise(refused, x, y)
+        by_class = {} if classes is None else {"class_cost": classes.cost, "y_labels": classes.labels}
+        _raise(refused, x, y, a=a, b=b, **by_class)
     _not_converged.look_at_loss(error, value, a, options, classes is not None)
     return (value if dual is None else dual), f, g, kept
 

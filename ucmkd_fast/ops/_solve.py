@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._native import _C
 from . import _not_converged, _solve_cuda
+from .refusals import explained
 
 GRAD_CODES = {"unrolled": 0, "implicit": 1, "envelope": 2}  # Grad of csrc/sinkhorn/entry.h
 PAD = _C.padded(1)  # kPad of csrc/sinkhorn/params.h
@@ -62,12 +63,6 @@ def _problem(cost, a, b, init_f, init_g, saved, options, history):
     )  # fmt: skip
 
 
-def _run(problem, save_plan: bool, *outputs: Tensor | None) -> None:
-    refused = _C.sinkhorn_forward(problem, save_plan, *(_address(t) for t in outputs))
-    if refused is not None:
-        raise ValueError(refused)
-
-
 def forward(
     cost: Tensor,  # (B?, N, M) contiguous
     a: Tensor | None,  # (B?, N) contiguous
@@ -87,7 +82,10 @@ def forward(
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
     n_iter = torch.empty(lead, dtype=torch.int64)
     problem = _problem(cost, a, b, init_f, init_g, saved, options, history)
-    _run(problem, save, f, g, value, dual, error, n_iter)
+    outputs = (f, g, value, dual, error, n_iter)
+    refused = _C.sinkhorn_forward(problem, save, *(_address(t) for t in outputs))
+    if refused is not None:
+        raise ValueError(explained(refused, cost=cost, a=a, b=b))
     return Solved(value, dual, f, g, error, n_iter, saved)
 
 

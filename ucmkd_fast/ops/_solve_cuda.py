@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._native import _C
 from . import _not_converged
+from .refusals import explained
 
 # The module with the kernels' entries. Tests put the execution model here, which runs them on CPU tensors.
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
@@ -52,10 +53,10 @@ def refusal(n_iter: Tensor) -> str | None:
     return next((text for bit, text in REFUSALS.items() if bits > 0 and bits & bit), None)
 
 
-def check(n_iter: Tensor) -> None:
+def check(n_iter: Tensor, **tensors: Tensor | None) -> None:
     """Raise ValueError for input that the kernels refused, under UCMKD_CHECK=1; this waits for the device."""
     if os.environ.get("UCMKD_CHECK") == "1" and (text := refusal(n_iter)):
-        raise ValueError(text)
+        raise ValueError(explained(text, **tensors))
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -140,7 +141,7 @@ def forward(cost, a, b, init_f, options, save: bool, saved: Tensor | None = None
     call.value, call.dual, call.marginal_error = value.data_ptr(), dual.data_ptr(), error.data_ptr()
     call.n_iter_out = n_iter.data_ptr()
     kernels.cuda_sinkhorn_forward(call)
-    check(n_iter)
+    check(n_iter, cost=cost, a=a, b=b)
     return value, dual, f, g, error, n_iter, saved
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..names import did_you_mean
+
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -20,8 +21,7 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``allowed``; names the nearest."""
     if value in allowed:
         return
-    near = difflib.get_close_matches(str(value), allowed, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(value, allowed)
     raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..reference import sinkhorn as reference
 from . import _autograd, _loss, _solve_cuda, _transforms, cost
+from .refusals import explained
 
 # Their gradient divides by the distance, which the cost no longer shows.
 READS_DISTANCE = cost.BY_DIFFERENCE
@@ -51,11 +52,12 @@ def check_class_cost(class_cost: Any, y_labels: Any, x: Tensor, y: Tensor, dtype
 
 def bad_values(class_cost: Tensor, y_labels: Tensor) -> str | None:
     """A sentence about the values of W (..., N, K) or labels (..., M), as the kernels', or None."""
+    text = None
     if bool(_outside(class_cost, y_labels).any()):
-        return "y_labels must be columns of class_cost, from 0 to K - 1, got one outside"
-    if bool(_no_cost(class_cost)):
-        return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
-    return None
+        text = "y_labels must be columns of class_cost, from 0 to K - 1, got one outside"
+    elif bool(_no_cost(class_cost)):
+        text = "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf"
+    return None if text is None else explained(text, class_cost=class_cost, y_labels=y_labels)
 
 
 def has_bad_values(class_cost: Tensor, y_labels: Tensor) -> Tensor:

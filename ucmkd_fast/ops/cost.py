@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._native import _C, METRIC_CODES
 from . import _pieces
+from .refusals import first_bad
 
 METRICS = tuple(METRIC_CODES)
 CENTRED = ("l2", "sqeuclidean")  # centred of csrc/cost/features.h
@@ -52,8 +53,15 @@ class Features(NamedTuple):
 def _refuse(name: str, z: Tensor) -> None:
     raise ValueError(
         f"{name} must be finite with squared norms inside {z.dtype}'s range, got "
-        + ("NaN or inf" if not torch.isfinite(z).all() else "a row whose squared norm overflows")
+        + (
+            first_bad(name, z, ~torch.isfinite(z))
+            or f"a squared norm that overflows in row {_longest_row(z)}"
+        )
     )
+
+
+def _longest_row(z: Tensor) -> int:
+    return int(z.abs().flatten(0, -2).amax(-1).argmax())
 
 
 def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from .._native import _C
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
-from . import _autograd, _devices, _label_cuda, _pieces, _solve_cuda, _transforms, checks
+from . import _autograd, _devices, _label_cuda, _pieces, _solve_cuda, _transforms, checks, refusals
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -26,7 +27,7 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
-        loss = _label_cuda.run(student, teacher, target, ignore_index, smoothing, live, ds, dt)
+        loss = _label_cuda.run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row)
         return loss, loss.sum(), (target != ignore_index).sum()
     loss = student.new_empty(n)
     grad = ds if ds is not None else dt
@@ -40,11 +41,47 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
             f"target must hold classes 0 to {k - 1} or ignore_index ({ignore_index}), "
             f"got {int(target[bad])} in row {first_row + bad}"
         )
-    if math.isnan(total):
-        raise ValueError(
-            "student_logits and teacher_logits must not hold NaN or +inf, got a loss that is NaN"
-        )
     return loss, total, kept
+
+
+def is_nan(total) -> bool:
+    """Whether a total is NaN; on a GPU only under UCMKD_CHECK=1, as the look waits for the device."""
+    if isinstance(total, Tensor):
+        return os.environ.get("UCMKD_CHECK") == "1" and bool(total.isnan())
+    return math.isnan(total)
+
+
+def refuse_logits(student, teacher, target, ignore_index, smoothing, first_row=0) -> NoReturn:
+    """Raise ValueError for logits (n, K) whose loss is NaN: what is there, and in which row."""
+    counts = (target != ignore_index)[:, None]
+    at_label = torch.zeros_like(student, dtype=torch.bool).scatter_(
+        1, torch.where(counts, target[:, None], 0), True
+    )
+    named = (("student_logits", student), ("teacher_logits", teacher))
+    tests: list[tuple[str, Any]] = [
+        ("must not hold NaN or +inf", lambda z: z.isnan() | (z == torch.inf)),
+        ("must have a class above -inf in every row", lambda z: (z == -torch.inf).all(1, keepdim=True).expand_as(z)),
+    ]  # fmt: skip
+    if smoothing:
+        tests.append(
+            ("must be above -inf in every class with label_smoothing > 0", lambda z: z == -torch.inf)
+        )
+    for expected, bad in tests:
+        for name, z in named:
+            _refuse_logit(name, z, bad(z) & counts, expected, first_row)
+    _refuse_logit(
+        "teacher_logits", teacher, (teacher == -torch.inf) & at_label & counts,
+        "must be above -inf at the label (other classes may be masked so)", first_row,
+    )  # fmt: skip
+    raise ValueError("student_logits and teacher_logits must stay in range, got a loss that is NaN")
+
+
+def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: int) -> None:
+    if bool(bad.any()):
+        row, k = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} {expected}, got {refusals.spelled(z[row, k].item())} in row {first_row + row}, class {k}"
+        )
 
 
 def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher, mean=False):
@@ -56,6 +93,8 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
     loss, total, kept = run(
         student, teacher, target.contiguous(), ignore_index, smoothing, live, ds, dt, 0, mean
     )
+    if is_nan(total):
+        refuse_logits(student, teacher, target, ignore_index, smoothing)
     return loss, ds, dt, total, kept
 
 

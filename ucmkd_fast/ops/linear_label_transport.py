@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _autograd, _devices, checks
-from .label_transport import check_options, check_target, hand_over, label_transport_loss, run, value_of
+from .label_transport import (
+    check_options,
+    check_target,
+    hand_over,
+    is_nan,
+    label_transport_loss,
+    refuse_logits,
+    run,
+    value_of,
+)
 
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
 # enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
@@ -54,6 +63,9 @@ def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
             s, t, target[begin : begin + rows], ignore_index, smoothing, kappa == "live",
             s if need_student else None, t if need_teacher else None, begin,
         )  # fmt: skip
+        if is_nan(part):  # gradients lie over the logits: these are made again
+            torch.addmm(bias, x, heads.t(), out=z)
+            refuse_logits(s, t, target[begin : begin + rows], ignore_index, smoothing, begin)
         total += part
         grad = z[:, columns]  # lies over the logits now
         if d_feature is not None:

@@ -15,6 +15,7 @@ from . import _autograd, _devices, _not_converged, _panel_cuda, _solve_cuda, cla
 from ._loss import Classes
 from ._solve import Options
 from .panel_sweeps import Alone, Panels, Problem
+from .refusals import explained
 from .result import SinkhornResult
 
 
@@ -182,9 +183,9 @@ def _bad_masses(a: Tensor, b: Tensor, over: Alone) -> str | None:
     least = torch.stack([z.min().double() if len(z) else sums[0] * 0 for z in (a, b)])
     good = (least >= 0).all() & torch.stack(sums).isfinite().all()
     if not good:
-        return "masses must be finite and >= 0, got a negative one, NaN or inf"
+        return explained("masses must be finite and >= 0, got a negative one, NaN or inf", a=a, b=b)
     if not (sums[0] > 0 and sums[1] > 0):
         return "masses must not all be 0, got an all-zero vector"
     if (sums[0] - sums[1]).abs() > (1e-4 if a.dtype == torch.float32 else 1e-6) * (sums[0] + sums[1]):
-        return "a and b must have equal sums (each is 1 where it is not given), got sums that differ"
+        return f"a and b must have equal sums (each is 1 where it is not given), got {sums[0]:.6g} and {sums[1]:.6g}"
     return None

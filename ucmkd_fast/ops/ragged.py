@@ -16,6 +16,7 @@ from .._native import _C, METRIC_CODES
 from ..reference import sinkhorn as reference
 from . import _autograd, _not_converged, _solve_cuda, _transforms, class_aware, cost, relative_reg
 from ._solve import GRAD_CODES, Options, _address
+from .refusals import explained
 from .result import BatchResult
 
 
@@ -86,7 +87,7 @@ class RaggedSinkhorn(torch.autograd.Function):
         n_iter = torch.empty(batch, dtype=torch.int64)
         refused = _C.sinkhorn_ragged_forward(table, needs, *map(_address, (f, g, value, dual, error, n_iter)))
         if refused:
-            raise ValueError(refused)
+            raise ValueError(explained(refused, a=a, b=b, class_cost=class_cost, y_labels=y_labels))
         if needs:
             constants = (f, g) if options.grad == "envelope" else ()
             ctx.mark_non_differentiable(*constants, error, n_iter, costs)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..names import did_you_mean
+
 METRICS = ("cosine", "chordal", "l2", "l1", "sqeuclidean")
 
 
@@ -55,7 +57,7 @@ def cost(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
         return _safe_norm(difference)
     if metric == "sqeuclidean":
         return (difference * difference).sum(-1)
-    raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    raise ValueError(f"metric must be one of {METRICS}, got {metric!r}{did_you_mean(metric, METRICS)}")
 
 
 def _half(log_mass: Tensor, scores: Tensor, dim: int, reg: float) -> Tensor:

@@ -20,11 +20,17 @@ class Compared:
     bounds: Sequence[BoundParts] = ()
     control: bool = False  # there to be compared with, not to be used
     difference: PairedDifference | None = None  # of accuracy, to the baseline; None for the baseline itself
+    test_samples: Sequence[int] = ()  # that the accuracies are shares of, where known
 
     @property
     def spread(self) -> Spread:
         """Of the accuracy."""
         return spread(self.accuracy)
+
+    def over(self, other: Compared) -> PairedDifference:
+        """Its accuracy minus another's."""
+        samples = min((*self.test_samples, *other.test_samples), default=None)
+        return paired_difference(self.accuracy, other.accuracy, samples=samples)
 
     def mean(self, figure: str) -> float:
         """A figure's mean over seeds."""
@@ -41,7 +47,7 @@ def compare(methods: Sequence[Compared], baseline: str) -> list[Compared]:
     if reference is None:
         raise ValueError(f"expected a method {baseline!r} to compare with, got {[m.key for m in methods]}")
     return [
-        Compared(**{**vars(method), "difference": paired_difference(method.accuracy, reference.accuracy)})
+        Compared(**{**vars(method), "difference": method.over(reference)})
         if method is not reference
         else method
         for method in methods

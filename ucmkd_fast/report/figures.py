@@ -6,8 +6,9 @@ by the marker as well, and every group of points carries its class's name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,11 +16,25 @@ from ..extras import need
 from .comparison import Compared, mean_bound
 from .statistics import PairedDifference
 
+Arguments = ParamSpec("Arguments")
+Drawn = TypeVar("Drawn")
+
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777",
 )  # fmt: skip
 _METHOD, _BASELINE, _CONTROL = "#0072B2", "#444444", "#A6C8DD"
 _TEACHER_ERROR, _FA, _LA, _STUDENT = "#009E73", "#E69F00", "#CC79A7", "#222222"
+
+
+def plainly(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
+    """Decorator of what draws a picture: its texts are shown as they stand, none is read as a formula or as TeX."""
+
+    @wraps(draw)
+    def drawn(*args: Arguments.args, **options: Arguments.kwargs) -> Drawn:
+        with need("matplotlib").rc_context({"text.parse_math": False, "text.usetex": False}):
+            return draw(*args, **options)
+
+    return drawn
 
 
 def project(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
+from ..terminal import Part, Row, Terminal, bold
 from .comparison import Compared, mean_bound
+from .words import mean_and_deviation, plus_minus
 
 
-def accuracy_table(methods: Sequence[Compared], baseline: str) -> Table:
+def accuracy_table(terminal: Terminal, methods: Sequence[Compared], baseline: str) -> None:
     """Accuracy, paired difference to the baseline, and the ``figures`` fa, la, teacher_reads, seconds_per_epoch."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("Method", no_wrap=True)
-    for title in ("Accuracy %", f"vs {baseline}", "FA", "LA", "Read %", "s/epoch"):
-        table.add_column(title, justify="right", no_wrap=True)
+    rows = []
     for i, method in enumerate(methods):
         last_before_controls = not method.control and i + 1 < len(methods) and methods[i + 1].control
-        table.add_row(
+        cells: list[Part] = [
             method.label,
-            _plus_minus(100 * method.spread.mean, 100 * method.spread.deviation),
+            mean_and_deviation(method),
             _difference(method),
             f"{method.mean('fa'):.2f}",
             f"{method.mean('la'):.2f}",
             f"{100 * method.mean('teacher_reads'):.0f}",
             f"{method.mean('seconds_per_epoch'):.3f}",
-            style="dim" if method.control else None,
-            end_section=last_before_controls,
-        )
-    return table
+        ]
+        rows.append(Row(cells, dim=method.control, ends=last_before_controls))
+    terminal.table(("Method", "Accuracy %", f"vs {baseline}", "FA", "LA", "Read %", "s/epoch"), rows)
 
 
-def bound_table(methods: Sequence[Compared]) -> Table:
+def bound_table(terminal: Terminal, methods: Sequence[Compared]) -> None:
     """Theorem 2.6 per method: the parts' means over seeds, and in how many runs the bound held."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("Theorem 2.6, nats", no_wrap=True)
-    for title in ("teacher", "+ FA", "+ LA", "= bound", "student", "held"):
-        table.add_column(title, justify="right", no_wrap=True)
+    rows = []
     for method in methods:
         parts = mean_bound(method.bounds)
         held = sum(bound.slack >= 0 for bound in method.bounds)
-        table.add_row(
+        cells = (
             method.label,
             f"{parts.teacher_error:.2f}",
             f"{parts.feature_alignment:.2f}",
@@ -50,18 +41,14 @@ def bound_table(methods: Sequence[Compared]) -> Table:
             f"{parts.bound:.2f}",
             f"{parts.student_error:.2f}",
             f"{held}/{len(method.bounds)}",
-            style="dim" if method.control else None,
         )
-    return table
+        rows.append(Row(cells, dim=method.control))
+    terminal.table(("Theorem 2.6, nats", "teacher", "+ FA", "+ LA", "= bound", "student", "held"), rows)
 
 
-def _plus_minus(mean: float, deviation: float, sign: str = "") -> str:
-    return f"{mean:{sign}.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
-
-
-def _difference(method: Compared) -> str:
+def _difference(method: Compared) -> Part:
     """The paired difference in points, bold where chance alone would rarely make it."""
     if method.difference is None:
         return "-"
-    text = _plus_minus(100 * method.difference.mean, 100 * method.difference.standard_error, "+")
-    return f"[bold]{text}[/bold]" if method.difference.verdict in ("higher", "lower") else text
+    text = plus_minus(method.difference)
+    return bold(text) if method.difference.seen else text

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ..ops.checks import choice
+from ..terminal import Terminal
 from ..training.metrics import evaluate
 from .finished import open_finished
 from .sources import PARTS
@@ -38,17 +38,16 @@ def evaluate_run(folder: Path, part: str, changes: Mapping[str, Any] | None = No
     return {"run": str(folder), "weights": run.weights.name, "part": part, "classes": classes, **found}
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
+def show(terminal: Terminal, found: Mapping[str, Any]) -> None:
     """Say it on a terminal: the rarest right classes, and the commonest mistakes."""
-    console.print(
+    terminal.say(
         f"{found['run']} ({found['weights']}): {100 * found['accuracy']:.1f} % of {found['samples']} {found['part']} "
-        f"samples right, loss {found['loss']:.3f}",
-        highlight=False,
+        f"samples right, loss {found['loss']:.3f}"
     )
     names = found["classes"]
     by_class = zip(names, found["per_class_accuracy"], strict=True)
     said = ", ".join(f"{name} {100 * one:.0f} %" for name, one in by_class if one is not None)
-    console.print(f"By class: {said}", highlight=False)
+    terminal.say(f"By class: {said}")
     mistakes = sorted(
         (
             (count, names[i], names[j])
@@ -60,4 +59,4 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     )
     if mistakes:
         most = ", ".join(f"{a} for {b} ({count})" for count, b, a in mistakes[:5])
-        console.print(f"Taken most often: {most}", highlight=False)
+        terminal.say(f"Taken most often: {most}")

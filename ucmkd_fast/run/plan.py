@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from ..data.class_names import check_same_names
+from ..terminal import Terminal, bold
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
 from .sources import build_model, open_parts
@@ -48,18 +48,19 @@ def plan(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def show(console: Console, found: dict[str, Any]) -> None:
+def show(terminal: Terminal, found: dict[str, Any]) -> None:
     """Say it on a terminal."""
-    console.print(yaml.safe_dump(found["config"], sort_keys=False), highlight=False, markup=False, end="")
+    for line in yaml.safe_dump(found["config"], sort_keys=False, allow_unicode=True).splitlines():
+        terminal.say(line, wrap=False)
     for role in ("teacher", "student"):
         sizes = found[role]
         if sizes is not None:
             samples = ", ".join(f"{count:,} {part}" for part, count in sizes["samples"].items())
-            console.print(f"{role}: {sizes['parameters']:,} parameters; samples: {samples}", highlight=False)
+            terminal.say(f"{role}: {sizes['parameters']:,} parameters; samples: {samples}")
     if found["steps"] is not None:
-        console.print(f"would train the student for {found['steps']:,} steps", highlight=False)
+        terminal.say(f"would train the student for {found['steps']:,} steps")
     for sentence in found["missing"]:
-        console.print(f"[bold]missing[/bold]: {sentence}", highlight=False)
+        terminal.say(bold("missing"), f": {sentence}", wrap=False)
 
 
 def _sizes(

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
+from ..names import did_you_mean
 from .distributed import average, world
 
 PROJECT = "ucmkd"
@@ -27,7 +28,8 @@ def check_trackers(names: Sequence[str], *, has_folder: bool) -> None:
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"trackers must be among {sorted(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
+            hint = did_you_mean(name, LOGGER_TYPE_TO_CLASS)
+            raise ValueError(f"trackers must be among {sorted(LOGGER_TYPE_TO_CLASS)}, got {name!r}{hint}")
         if name not in available:
             raise ValueError(
                 f"tracker {name!r} was asked for and its package is not installed: install it, or leave it "

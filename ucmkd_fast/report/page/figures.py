@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...extras import need
-from ..figures import draw_features, project
+from ...text import visible
+from ..figures import draw_features, plainly, project
 from ..theory import BoundParts
 
 _INK, _ACCENT, _SECOND = "#222222", "#0072B2", "#E69F00"
@@ -24,6 +25,7 @@ _TITLES = {  # other names are words
 _NAMED = 25  # classes at most whose names are written along an axis
 
 
+@plainly
 def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Every figure of every epoch, a small panel each; validation loss with the training loss."""
     names = [name for name in dict.fromkeys(key for one in history for key in one) if name not in _NOT_CURVES]
@@ -45,7 +47,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
             )
             axes.lines[0].set_label("training")
             axes.legend(frameon=False, fontsize=8)
-        axes.set_title(_TITLES.get(name, name.replace("_", " ")), fontsize=10)
+        axes.set_title(_TITLES.get(name, visible(name).replace("_", " ")), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -55,6 +57,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
+@plainly
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
     """Who is taken for whom: a row a label, a column a prediction, shares of the row."""
     table = np.asarray(counts, dtype=np.float64)
@@ -62,12 +65,14 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
     return _matrix(shares, classes, "label", "prediction", table)
 
 
+@plainly
 def plan_by_class(mass: np.ndarray, classes: Sequence[str]) -> bytes:
     """Where each student class sends its mass: a row a student class, a column a teacher class, shares of the row."""
     shares = mass / np.maximum(mass.sum(1, keepdims=True), 1e-12)
     return _matrix(shares, classes, "student's class", "teacher's class", None)
 
 
+@plainly
 def kappa_by_class(kappa: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> bytes:
     """The spread of kappa in every class: quartiles, whiskers from the 5th to the 95th percentile."""
     figure = _figure(max(5.0, min(13.0, 2.2 + 0.5 * len(classes))), 3.2)
@@ -88,6 +93,7 @@ def kappa_by_class(kappa: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return _png(figure)
 
 
+@plainly
 def features(teacher: np.ndarray, teacher_y: np.ndarray, student: np.ndarray, student_y: np.ndarray) -> bytes:
     """Both modalities in one plane: dots are the teacher's, crosses the student's."""
     random = np.random.default_rng(0)
@@ -99,6 +105,7 @@ def features(teacher: np.ndarray, teacher_y: np.ndarray, student: np.ndarray, st
     return _png(figure)
 
 
+@plainly
 def bound_by_epoch(bounds: Mapping[int, BoundParts], classes: int) -> bytes:
     """Theorem 2.6 from epoch to epoch: the bound's parts stacked, the student's error as a line."""
     figure = _figure(8.4, 4.0)
@@ -160,7 +167,7 @@ def _matrix(
 def _name_axis(set_ticks: Any, places: np.ndarray, classes: Sequence[str], *, upright: bool = False) -> None:
     if len(classes) > _NAMED:
         return
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in classes]
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in map(visible, classes)]
     turned = not upright and max(map(len, names)) > 3
     set_ticks(places, names, fontsize=9, **({"rotation": 45, "ha": "right"} if turned else {}))
 

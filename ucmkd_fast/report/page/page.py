@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ...text import in_html
 from ...training.checkpoint import write_bytes, write_text
 from ..plain import as_plain
 from ..theory import BoundParts
@@ -120,7 +121,7 @@ def _confusion(report: RunReport) -> _Section:
     return _Section(
         "Who is taken for whom",
         ("confusion", figures.confusion(counts, report.classes)),
-        f"Counts on the {report.measured['samples']} {escape(report.part)} samples; colour is the share of the row.",
+        f"Counts on the {report.measured['samples']} {in_html(report.part)} samples; colour is the share of the row.",
         f"<details><summary>Accuracy by class, worst first</summary>{table}</details>",
     )
 
@@ -137,9 +138,9 @@ def _plan(report: RunReport) -> _Section:
     caption = (
         "How much of its mass each student class sends to each teacher class, in per cent of the row. "
         f"{100 * on_own:.0f} % of all mass goes to the class of the same name. "
-        f"Were classes matched, the diagonal would be dark. Transport: {escape(how)} ({whose}); "
-        f"marginal error {between.marginal_error:.1e}; {len(between.student.x)} of the student's {report.part} "
-        f"samples, {len(between.teacher.x)} of the teacher's held-out ones."
+        f"Were classes matched, the diagonal would be dark. Transport: {in_html(how)} ({whose}); "
+        f"marginal error {between.marginal_error:.1e}; {len(between.student.x)} of the student's "
+        f"{in_html(report.part)} samples, {len(between.teacher.x)} of the teacher's held-out ones."
     )
     return _Section(
         "Transport plan by class",
@@ -171,7 +172,7 @@ def _features(report: RunReport) -> _Section | None:
         between.teacher.x.numpy(), between.teacher.labels.numpy(),
         between.student.x.numpy(), between.student.labels.numpy(),
     )  # fmt: skip
-    key = ", ".join(f"{k} {escape(name)}" for k, name in enumerate(report.classes) if name != str(k))
+    key = ", ".join(f"{k} {in_html(name)}" for k, name in enumerate(report.classes) if name != str(k))
     caption = (
         "t-SNE of unit-length features of both modalities, up to 300 of each. Dots and round labels: the teacher's; "
         "crosses and square labels: the student's. Distances in such a plane mean little; neighbours mean more."
@@ -185,8 +186,8 @@ def _theory(report: RunReport) -> _Section | None:
     if between is None:
         return None
     caption = (
-        f"err<sub>S</sub> ≤ err<sub>T</sub> + FA + LA, each estimated on up to 400 of the student's {report.part} "
-        "samples and as many of the teacher's held-out ones. "
+        f"err<sub>S</sub> ≤ err<sub>T</sub> + FA + LA, each estimated on up to 400 of the student's "
+        f"{in_html(report.part)} samples and as many of the teacher's held-out ones. "
         "FA = τ·W₁. <b>τ</b>, the Lipschitz constant of the teacher's cross-entropy, is estimated as the largest "
         "gradient norm of the teacher head's entropy over all features at hand (its own probabilities stand for the "
         "true ones): it may be steeper between the features than at them, so the inequality is observed, not "
@@ -246,14 +247,14 @@ def _sample_terms(between: BetweenModalities) -> str:
     )
     return (
         f"{table}<p class='caption'>With probability 1 - 3 δ, at constants that the theorem leaves open and that "
-        f"were said on the command line: {escape(said)}.</p>"
+        f"were said on the command line: {in_html(said)}.</p>"
     )
 
 
 def _missing(title: str, report: RunReport) -> _Section:
     assert report.why_not_between is not None
     what = "Transport plan, kappa, features and the theorem's bound are left out. "
-    return _Section(title, None, what + escape(report.why_not_between))
+    return _Section(title, None, what + in_html(report.why_not_between))
 
 
 _SECTIONS: tuple[Callable[[RunReport], _Section | None], ...] = (
@@ -265,7 +266,7 @@ def _page(report: RunReport, sections: list[_Section]) -> str:
     name = report.folder.resolve().name
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{escape(name)}</title>"
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{in_html(name)}</title>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<style>{style}</style></head><body><main>\n{_head(report, name)}\n"
         + "\n".join(_section(section) for section in sections)
@@ -275,11 +276,13 @@ def _page(report: RunReport, sections: list[_Section]) -> str:
 
 def _head(report: RunReport, name: str) -> str:
     method, student, teacher = (report.config[key] for key in ("method", "student", "teacher"))
-    who = f"<b>{escape(_called(student['model']))}</b> on {escape(_called(student['data']))}"
+    who = f"<b>{in_html(_called(student['model']))}</b> on {in_html(_called(student['data']))}"
     if teacher is not None:
-        who += f", taught by <b>{escape(_called(teacher['model']))}</b> on {escape(_called(teacher['data']))}"
+        who += (
+            f", taught by <b>{in_html(_called(teacher['model']))}</b> on {in_html(_called(teacher['data']))}"
+        )
         if teacher["control"] is not None:
-            who += f" (control: {escape(teacher['control'])})"
+            who += f" (control: {in_html(teacher['control'])})"
     tiles = [(f"{100 * report.measured['accuracy']:.1f} %", f"accuracy, {report.part}")]
     tiles.append((f"{report.measured['loss']:.2f}", f"cross-entropy, {report.part}"))
     if report.result["val_accuracy"] is not None and report.part != "val":
@@ -293,10 +296,11 @@ def _head(report: RunReport, name: str) -> str:
             (f"{100 * report.between.teacher_reads:.0f} %", "of student features read right by the teacher")
         )
     shown = "".join(
-        f"<div class='tile'><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in tiles
+        f"<div class='tile'><b>{in_html(value)}</b><span>{in_html(what)}</span></div>"
+        for value, what in tiles
     )
     return (
-        f"<header><h1>{escape(name)}</h1><p>{who}, by <b>{escape(_called(method))}</b>; "
+        f"<header><h1>{in_html(name)}</h1><p>{who}, by <b>{in_html(_called(method))}</b>; "
         f"seed {report.config['seed']}.</p>"
         f"<div class='tiles'>{shown}</div></header>"
     )
@@ -316,11 +320,11 @@ def _section(section: _Section) -> str:
         data = base64.b64encode(png).decode()
         width = round(int.from_bytes(png[16:20], "big") * 96 / figures.DPI)  # a PNG's width is there
         picture = (
-            f"<img id='{name}' width='{width}' alt='{escape(section.title, quote=True)}' "
+            f"<img id='{name}' width='{width}' alt='{in_html(section.title)}' "
             f"src='data:image/png;base64,{data}'>"
         )
     return (
-        f"<section><h2>{escape(section.title)}</h2>{picture}<p class='caption'>{section.caption}</p>"
+        f"<section><h2>{in_html(section.title)}</h2>{picture}<p class='caption'>{section.caption}</p>"
         f"{section.after}</section>"
     )
 
@@ -331,7 +335,7 @@ def _settings(report: RunReport) -> str:
     if record.get("git"):
         facts["git"] = f"{record['git']['commit'][:12]}, {record['git']['changed_files']} changed files"
     rows = [(key, value) for key, value in facts.items() if value is not None]
-    settings = escape(yaml.safe_dump(report.config, sort_keys=False))
+    settings = html.escape(yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True))
     return (
         f"<section><h2>What ran</h2><details><summary>Settings</summary><pre>{settings}</pre></details>"
         f"<details><summary>Versions</summary>{_table(('', ''), rows)}</details></section>"
@@ -339,6 +343,8 @@ def _settings(report: RunReport) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    titles = "".join(f"<th>{escape(one)}</th>" for one in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(str(one))}</td>" for one in row) + "</tr>" for row in rows)
+    titles = "".join(f"<th>{in_html(one)}</th>" for one in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{in_html(str(one))}</td>" for one in row) + "</tr>" for row in rows
+    )
     return f"<div class='wide'><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>"
