@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from ..models.contract import check_model
+from ..models.precision import inputs_for
 from ..ops.checks import count_at_least_one
+from .batch import row_batches
 from .cache import folder_made_beside
 from .labelled import LabelledData
 from .npy import read_npy
@@ -64,8 +66,9 @@ def extract(
     try:
         with folder_made_beside(folder) as temporary:
             array = None
-            for rows in torch.arange(len(data)).split(batch_size):
-                found = model.encode(data.batch(rows)[0].to(device)).float().cpu()
+            for rows in row_batches(len(data), batch_size):
+                x = inputs_for(model, data.batch(rows)[0].to(device))
+                found = model.encode(x).float().cpu()
                 if found.dim() != 2 or not torch.isfinite(found).all():
                     raise ValueError(
                         f"features must be finite, of shape (n, D); samples {int(rows[0])} to {int(rows[-1])} gave "
