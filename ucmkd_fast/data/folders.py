@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,8 @@ def open_image_folder(
     """
     files, labels, classes = _files_by_class(Path(root), SUFFIXES)
     transform = ImageTransform(image_size, augment)
-
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        return transform(read_image(files[index]), random)
-
     ids = _ids(files, Path(root))
-    return FileData(read, labels, classes, ids=ids, skip_bad=skip_bad, workers=workers)
+    return FileData(_Pictures(files, transform), labels, classes, ids=ids, skip_bad=skip_bad, workers=workers)
 
 
 def open_audio_folder(
@@ -66,13 +63,31 @@ def open_audio_folder(
         ValueError: it has no subfolder with a recording.
     """
     files, labels, classes = _files_by_class(Path(root), frozenset({".wav", ".npy"}))
-
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        spectrogram = read_sound(files[index])
-        return (spectrogram if size is None else resized(spectrogram, size))[None]
-
     ids = _ids(files, Path(root))
-    return FileData(read, labels, classes, ids=ids, skip_bad=skip_bad, workers=workers)
+    return FileData(_Sounds(files, size), labels, classes, ids=ids, skip_bad=skip_bad, workers=workers)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Gives the picture (3, s, s) of an index."""
+
+    files: list[Path]
+    transform: ImageTransform
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        return self.transform(read_image(self.files[index]), random)
+
+
+@dataclass(frozen=True)
+class _Sounds:
+    """Gives the spectrogram (1, h, w) of an index."""
+
+    files: list[Path]
+    size: Sequence[int] | None
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        spectrogram = read_sound(self.files[index])
+        return (spectrogram if self.size is None else resized(spectrogram, self.size))[None]
 
 
 def _ids(files: list[Path], root: Path) -> list[str]:

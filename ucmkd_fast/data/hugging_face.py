@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,28 +186,48 @@ def _labels(data: Any, label: str, classes: Sequence[str] | None) -> tuple[Tenso
 def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
     transform = ImageTransform(given.get("image_size", 224), given.get("augment", "random-crop"))
     cells = data.select_columns([column]).cast_column(column, need("datasets").Image(decode=False))
+    return _Pictures(cells, column, root, transform)
 
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        cell, name = cells[index][column], f"{root}, row {index}"
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Gives the picture (3, s, s) of a row."""
+
+    cells: Any
+    column: str
+    root: str | Path
+    transform: ImageTransform
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        cell, name = self.cells[index][self.column], f"{self.root}, row {index}"
         if cell is None:
             raise ValueError(f"{name}: expected a picture, there is none")
         content = cell["bytes"]
         image = read_image(Path(cell["path"])) if content is None else decode_image(content, name)
-        return transform(image, random)
-
-    return read
+        return self.transform(image, random)
 
 
 def _sounds(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
     cells, size, rate = data.select_columns([column]), given.get("size"), given.get("rate")
     if isinstance(data.features[column], need("datasets").Audio):
         cells = cells.cast_column(column, need("datasets").Audio(decode=False))
+    return _Sounds(cells, column, root, rate, size)
 
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        spectrogram = log_spectrogram(*_wave(cells[index][column], rate, f"{root}, row {index}"))
-        return (spectrogram if size is None else resized(spectrogram, size))[None]
 
-    return read
+@dataclass(frozen=True)
+class _Sounds:
+    """Gives the spectrogram (1, h, w) of a row."""
+
+    cells: Any
+    column: str
+    root: str | Path
+    rate: int | None
+    size: Sequence[int] | None
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        name = f"{self.root}, row {index}"
+        spectrogram = log_spectrogram(*_wave(self.cells[index][self.column], self.rate, name))
+        return (spectrogram if self.size is None else resized(spectrogram, self.size))[None]
 
 
 def _wave(cell: Any, rate: int | None, name: str) -> tuple[Tensor, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,22 @@ def token_reader(
         tokenizer, revision=revision, trust_remote_code=False
     )
 
-    def read(index: int, random: Any) -> Tensor:
-        found = own(sentences[index], truncation=True, padding="max_length", max_length=length)
-        return torch.tensor(found["input_ids"], dtype=torch.int64)
+    return _Tokens(sentences, own, length)
 
-    return read
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Gives the tokens (length,) int64 of an index."""
+
+    sentences: Sequence[str]
+    tokenizer: Any
+    length: int
+
+    def __call__(self, index: int, random: Any) -> Tensor:
+        found = self.tokenizer(
+            self.sentences[index], truncation=True, padding="max_length", max_length=self.length
+        )
+        return torch.tensor(found["input_ids"], dtype=torch.int64)
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
