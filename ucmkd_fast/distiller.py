@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,7 @@ from .training.distributed import (
     on_first_rank,
     world,
 )
+from .training.lock import only_writer
 from .training.method_settings import method_settings, settled_draw
 from .training.metrics import Meter, evaluate
 from .training.progress import ProgressBar
@@ -181,11 +182,20 @@ class Distiller:
         Raises:
             ValueError: data, models and method do not fit each other; ``output_dir`` holds another run.
             FileNotFoundError: nothing readable at ``resume``.
+            FolderInUse: an OSError: another process, or thread, is training into ``output_dir``.
             FloatingPointError: the training diverged; checkpoints are of the epochs before.
         """
-        config = self.config
         data = DataSets.of(student_train, teacher_train, student_val, student_unlabelled)
         self._check(data)
+        with ExitStack() as held:
+            if self.run is not None:
+                folder = self.run.path
+                self._write(lambda: held.enter_context(only_writer(folder)))
+            return self._fit(data, resume, overwrite)
+
+    def _fit(self, data: DataSets, resume: bool | str | Path, overwrite: bool) -> FitResult:
+        """As `fit`, with data that were checked and a folder that nobody else writes to."""
+        config = self.config
         self._step.warm_start = self._warm_start(data)
         loader = self._loader(data)
         saved = self._open_run(self._identity(data), resume, overwrite)
@@ -434,9 +444,7 @@ class Distiller:
             if config.keep_weights_every is not None and epoch % config.keep_weights_every == 0:
                 path = run.weights_at(epoch)  # the first weights are epoch 0
                 path.parent.mkdir(exist_ok=True)
-                write_weights(
-                    path, snapshot(state_of(self.student)), {"format": "pt", "epoch": str(epoch)}
-                )
+                write_weights(path, snapshot(state_of(self.student)), {"format": "pt", "epoch": str(epoch)})
             if state is not None:
                 write_checkpoint(run.checkpoints, standing.step, state)
 

@@ -130,4 +130,9 @@ def _say(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     for part, key in (("test", "accuracy"), ("validation", "val_accuracy")):
         if result[key] is not None:
             out.print(f"Accuracy on {part} data: {100 * result[key]:.1f} %", highlight=False)
-    out.print(f"{folder / result['weights']} after {result['seconds']:.0f} s of training", highlight=False)
+    taught = result.get("teacher_seconds")  # results of before do not say it
+    of_teacher = "" if taught is None else f", its teacher after {taught:.0f} s"
+    out.print(
+        f"{folder / result['weights']} after {result['seconds']:.0f} s of training{of_teacher}",
+        highlight=False,
+    )

@@ -47,7 +47,7 @@ class MappedRows:
         array = self._array
         state = dict(self.__dict__)
         if isinstance(array, np.memmap) and array.filename is not None and _lies_whole(array):
-            order = "C" if array.flags.c_contiguous else "F"
+            order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
             state["_array"] = _Place(str(array.filename), array.dtype, array.shape, array.offset, order)
         return state
 

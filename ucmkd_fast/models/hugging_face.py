@@ -75,7 +75,7 @@ def hugging_face(
     """
     transformers = need("transformers")
     if pretrained:
-        net = from_hub(transformers.AutoModel, model, revision)
+        net = from_hub(transformers.AutoModel, model, revision).float()  # some are stored in half precision
     else:
         commit = _commit(model, revision)
         config = transformers.AutoConfig.from_pretrained(

@@ -24,7 +24,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
+LOCK, STAND_IN = ".lock", ".lock-held"
 _BEAT, _STALE = 10.0, 60.0  # seconds
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -86,7 +86,7 @@ def _kernel_lock(folder: Path) -> Iterator[None]:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 path.unlink(missing_ok=True)
-                break
+                break  # where it does not work, nobody goes by this file
             raise FolderInUse(_in_use(folder, _read(path))) from None
         if _is_at(descriptor, path):
             try:
@@ -94,7 +94,9 @@ def _kernel_lock(folder: Path) -> Iterator[None]:
                 os.write(descriptor, _about_us())
                 yield
             finally:
-                path.unlink(missing_ok=True)  # before the lock goes: whoever opens it after that makes a new one
+                path.unlink(
+                    missing_ok=True
+                )  # before the lock goes: whoever opens it after that makes a new one
                 os.close(descriptor)
             return
         os.close(descriptor)  # its owner has just removed it
@@ -112,7 +114,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 @contextmanager
 def _file_lock(folder: Path) -> Iterator[None]:
     """A lock by the existence of a file, for file systems and machines without kernel locks."""
-    path = folder / LOCK
+    path = folder / STAND_IN
     while True:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -121,7 +123,7 @@ def _file_lock(folder: Path) -> Iterator[None]:
             owner = _read(path)
             if _lives(path, owner):
                 raise FolderInUse(_in_use(folder, owner)) from None
-            _remove_stale(path)
+            _remove_stale(path, owner)
     ended = threading.Event()
     beat = threading.Thread(target=_keep_fresh, args=(path, ended), daemon=True, name="ucmkd-lock")
     try:
@@ -140,12 +142,12 @@ def _keep_fresh(path: Path, ended: threading.Event) -> None:
             os.utime(path)
 
 
-def _remove_stale(path: Path) -> None:
-    """Of several who find it stale, one renames it; a new one of theirs is not touched by the others' second try."""
-    aside = path.with_name(f"{LOCK}.{os.getpid()}.{threading.get_ident()}.part")
+def _remove_stale(path: Path, owner: dict[str, object]) -> None:
+    """Remove a lock file, but for a new one of somebody who found it stale a moment before."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
-        os.unlink(aside)
+        os.rename(aside, path) if _read(aside) != owner else os.unlink(aside)
 
 
 def _lives(path: Path, owner: dict[str, object]) -> bool:
