@@ -7,8 +7,10 @@ plain names, and either kind of model reads either kind of file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 _WRAPPED = "_orig_mod"
@@ -17,6 +19,21 @@ _WRAPPED = "_orig_mod"
 def plain_name(name: str) -> str:
     """The name of a weight, or a module, without what ``torch.compile`` put into it, at any depth."""
     return ".".join(part for part in name.split(".") if part != _WRAPPED)
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a model by their plain names; those that are compiled, as they were before."""
+    inside = {
+        plain_name(name): module for name, module in model.named_modules()
+    }  # the inner of two comes later
+    inside.pop("", None)
+    return inside
+
+
+def as_written(model: nn.Module) -> AbstractContextManager[Any]:
+    """A context in which compiled modules run as they were written: what was compiled does not see new hooks."""
+    compiled = any(_WRAPPED in module._modules for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
