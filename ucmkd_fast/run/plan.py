@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
+from ..training.metrics import output_sizes
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
+from .settings import at
 from .sources import build_model, open_parts
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """The resolved settings, sizes of data and models as far as they can be had, and what is missing.
 
+    Each model is run on a sample of its data.
+
     Returns:
         ``config``; ``student`` and ``teacher``: samples of each part and parameters, or None; ``steps`` of
         the student; ``missing``: a sentence for each thing that is not there.
+
+    Raises:
+        ValueError: broken data, or a model that does not take them.
     """
     missing: list[str] = []
     student = _sizes(config.student, config.seed, "student", missing)
@@ -65,5 +73,7 @@ def _sizes(
     except (OSError, ImportError) as error:
         missing.append(f"{role}: {error}")
         return None
+    with at(role):
+        output_sizes(model, parts.train, torch.device("cpu"))
     samples = {name: len(part) for name, part in vars(parts).items() if part is not None}
     return {"samples": samples, "parameters": sum(p.numel() for p in model.parameters())}
