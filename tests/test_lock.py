@@ -112,6 +112,8 @@ def test_a_file_system_without_locks_has_a_file_instead(tmp_path, monkeypatch):
         ({}, 0, False),  # it has not said yet who it is
         ({}, 300, True),
         ({"host": None, "process": None, "began": "of an earlier process of this number"}, 0, True),
+        ({"host": None, "process": None, "began": None}, 0, False),  # where that cannot be known, as on Windows
+        ({"host": None, "process": None, "began": None}, 300, True),
     ],
 )
 def test_when_a_lock_file_is_taken_over(tmp_path, monkeypatch, owner, age, free):

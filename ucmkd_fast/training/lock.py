@@ -79,6 +79,7 @@ def _make(folder: Path) -> list[Path]:
 def _kernel_lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
+        folder.mkdir(parents=True, exist_ok=True)  # the one before may have removed it just now
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,8 +91,9 @@ def _kernel_lock(folder: Path) -> Iterator[None]:
             raise FolderInUse(_in_use(folder, _read(path))) from None
         if _is_at(descriptor, path):
             try:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, _about_us())
+                with contextlib.suppress(OSError):  # the disk is full: it is a lock all the same
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, _about_us())
                 yield
             finally:
                 path.unlink(
@@ -152,7 +154,7 @@ def _remove_stale(path: Path, owner: dict[str, object]) -> None:
 
 def _lives(path: Path, owner: dict[str, object]) -> bool:
     """Whether the owner of a lock file may still be at work."""
-    if owner.get("host") == socket.gethostname():
+    if owner.get("host") == socket.gethostname() and owner.get("began") is not None:
         return _started(int(str(owner.get("process", 0)))) == owner.get("began")
     try:
         return time.time() - path.stat().st_mtime < _STALE

@@ -126,6 +126,8 @@ def output_sizes(model: Any, data: LabelledData, device: torch.device) -> tuple[
             logits = seen.head(feature)
         except (RuntimeError, IndexError) as error:
             given = f"{tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}"
+            if not x.is_floating_point():
+                given += " (integers are handed over as they are, as tokens: store measurements as floats)"
             raise ValueError(f"{name} does not take a sample of shape {given}: {error}") from error
     if feature.dim() != 2 or logits.dim() != 2:
         raise ValueError(
