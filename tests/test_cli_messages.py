@@ -14,6 +14,7 @@ import yaml
 from digit_runs import run_settings
 from speech_folders import write_folder
 from test_compare import experiment_settings
+from test_lock import HOLDER
 
 from ucmkd_fast.cli import _commands, app, main
 from ucmkd_fast.cli.messages import after_ctrl_c, say
@@ -196,9 +197,9 @@ def test_an_experiment_whose_base_has_both(place):
 def test_two_processes_do_not_train_into_one_folder(ucmkd, place, tmp_path, settings):
     config = RunConfig.read(settings)
     held = tmp_path / "run"
-    command = "import sys, time; from pathlib import Path; from ucmkd_fast.training.lock import only_writer\n"
-    command += "with only_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", command, held], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, held, "kernel"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(FolderInUse, match=f"run is being written to by process {process.pid}"):

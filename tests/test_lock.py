@@ -17,10 +17,13 @@ from ucmkd_fast.distiller import Distiller
 from ucmkd_fast.training import lock
 from ucmkd_fast.training.lock import LOCK, STAND_IN, FolderInUse, only_writer
 
-HOLDER = """
-import sys, time
+# The module by its file: it needs nothing of the package, whose import takes seconds.
+HOLDER = f"""
+import importlib.util, sys, time
 from pathlib import Path
-from ucmkd_fast.training import lock
+spec = importlib.util.spec_from_file_location("lock", {lock.__file__!r})
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
 if sys.argv[2] == "stand-in":
     lock.fcntl = None
 with lock.only_writer(Path(sys.argv[1])):
@@ -112,7 +115,11 @@ def test_a_file_system_without_locks_has_a_file_instead(tmp_path, monkeypatch):
         ({}, 0, False),  # it has not said yet who it is
         ({}, 300, True),
         ({"host": None, "process": None, "began": "of an earlier process of this number"}, 0, True),
-        ({"host": None, "process": None, "began": None}, 0, False),  # where that cannot be known, as on Windows
+        (
+            {"host": None, "process": None, "began": None},
+            0,
+            False,
+        ),  # where that cannot be known, as on Windows
         ({"host": None, "process": None, "began": None}, 300, True),
     ],
 )
