@@ -23,9 +23,8 @@ def plain_name(name: str) -> str:
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules inside a model by their plain names; those that are compiled, as they were before."""
-    inside = {
-        plain_name(name): module for name, module in model.named_modules()
-    }  # the inner of two comes later
+    # Of a wrapper and what it wraps, the same name, the latter comes later.
+    inside = {plain_name(name): module for name, module in model.named_modules()}
     inside.pop("", None)
     return inside
 
