@@ -189,9 +189,7 @@ def test_a_checkpoint_beside_a_train_from_another_file_says_that_both_are_there(
 def test_an_experiment_whose_base_has_both(place):
     values = experiment_settings(place / "audio")
     with pytest.raises(ValueError, match="ce, two, seed 0: teacher: .*got both"):
-        Experiment.read(
-            with_changes(values, {"base.teacher.checkpoint": "runs/before", "methods": {"kd": "kd"}})
-        )
+        Experiment.read(with_changes(values, {"base.teacher.checkpoint": "runs/before"}))
 
 
 def test_two_processes_do_not_train_into_one_folder(ucmkd, place, tmp_path, settings):

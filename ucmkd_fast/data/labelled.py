@@ -88,7 +88,7 @@ class TensorData(LabelledData):
     ):
         self._samples = MappedRows(x) if isinstance(x, np.memmap) else x
         _check_samples(self._samples)
-        if isinstance(self._samples, Tensor):
+        if isinstance(self._samples, Tensor) and self._samples.requires_grad:
             self._samples = self._samples.detach()
         if y is None:
             y = torch.full((len(x),), UNLABELLED)
