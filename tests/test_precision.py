@@ -162,7 +162,9 @@ def test_numbers_beyond_float32_and_complex_ones_are_refused():
 
 
 def test_integer_samples_for_a_model_of_floats_are_told_with_their_dtype():
-    with pytest.raises(ValueError, match=r"of shape \(1, 6\) and dtype int64 .*: store measurements as floats"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(1, 6\) and dtype int64 .*: store measurements as floats"
+    ):
         Distiller(student(), method="ce", progress=False).fit((STUDENT_TRAIN[0].long(), STUDENT_TRAIN[1]))
 
 

@@ -181,7 +181,9 @@ def _check_samples(x: Tensor | MappedRows) -> None:
     if len(x.shape) < 2 or 0 in x.shape:
         raise ValueError(f"x must hold samples (n, ...) with n > 0, got shape {tuple(x.shape)}")
     if x.dtype.is_complex:
-        raise ValueError(f"x must be real, got {str(x.dtype).removeprefix('torch.')}: take its parts or its size")
+        raise ValueError(
+            f"x must be real, got {str(x.dtype).removeprefix('torch.')}: take its parts or its size"
+        )
     if not x.dtype.is_floating_point:
         return
     first = 0
@@ -189,7 +191,9 @@ def _check_samples(x: Tensor | MappedRows) -> None:
         finite = torch.isfinite(block.float())  # models compute in float32, mostly
         if not finite.all():
             row = first + int((~finite).flatten(1).any(1).nonzero()[0])
-            beyond = "NaN or inf" if not torch.isfinite(block[row - first]).all() else "a number beyond float32"
+            beyond = (
+                "NaN or inf" if not torch.isfinite(block[row - first]).all() else "a number beyond float32"
+            )
             raise ValueError(f"x must be finite, got {beyond} in sample {row}")
         first += len(block)
 

@@ -71,7 +71,7 @@ def _make(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "that is a file" if folder.is_file() else error.strerror
-        raise FileNotFoundError(f"{folder}: expected a folder to write to, {reason}") from error
+        raise FileNotFoundError(f"expected a readable folder at {folder}: {reason}") from error
     return missing
 
 
