@@ -140,7 +140,7 @@ def test_ctrl_c_and_our_own_mistakes(capsys, monkeypatch):
 
     raising(KeyboardInterrupt())
     assert status("demo") == 130
-    assert capsys.readouterr().err.endswith("ucmkd: stopped\n")
+    assert capsys.readouterr().err.endswith("ucmkd: stopped; demo starts anew when it is called again\n")
     raising(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["demo"])

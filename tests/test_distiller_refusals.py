@@ -80,7 +80,7 @@ FIVE = blobs(20, 6, seed=1)[0], torch.arange(20) % 5
         ({}, {"teacher_train": None}, "kd", "method 'kd' needs teacher_train, got None"),
         ({}, {"student_train": blobs(20, 5, seed=1)}, "ce", "does not take a sample of shape (1, 5)"),
         ({}, {"teacher_train": FeatureBank(torch.randn(8, 7), torch.arange(8) % 4)}, "kd", "shape (1, 7)"),
-        ({"student": Flat()}, {}, "ce", "gave (1, 1, 6)"),
+        ({"student": Flat()}, {}, "ce", "gave (2, 1, 6)"),
     ],
 )
 def test_data_and_models_that_do_not_fit(models, data, method, said, tmp_path):

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,6 +29,8 @@ from .data import (
 )
 from .methods import FrozenTeacher, Method, Step, TrainedTeacher, build_method
 from .models import check_model
+from .models.precision import inputs_for, loss_dtype, seen_in
+from .models.weights import load_state, state_of
 from .training.checkpoint import snapshot, write_checkpoint, write_weights
 from .training.data_sets import DataSets, as_data
 from .training.diagnosis import Diagnosis, can_diagnose, diagnose
@@ -41,6 +43,7 @@ from .training.distributed import (
     on_first_rank,
     world,
 )
+from .training.lock import only_writer
 from .training.method_settings import method_settings, settled_draw
 from .training.metrics import Meter, evaluate
 from .training.progress import ProgressBar
@@ -137,14 +140,18 @@ class Distiller:
         )
         # Not accelerator.prepare_model: under bf16 it replaces student.forward for good.
         self.student = student.to(self.accelerator.device)
+        dtype = loss_dtype(student)
         as_taught = TrainedTeacher if self.method.trains_teacher else FrozenTeacher
-        self.teacher = None if teacher is None else as_taught(teacher.to(self.accelerator.device))
+        self.teacher = None if teacher is None else as_taught(teacher.to(self.accelerator.device), dtype)
+        _check_trainable(self.student, "student")
+        if self.teacher is not None and self.method.trains_teacher:
+            _check_trainable(self.teacher.model, "teacher")
         # A teacher that learns is known by the head that it began with.
         self._first_head: dict[str, Any] = {}
         if isinstance(self.teacher, TrainedTeacher):
-            self._first_head = snapshot(self.teacher.head.state_dict())
+            self._first_head = snapshot(self.teacher.model.head.state_dict())
         autocast = nullcontext if self.config.mixed_precision == "no" else self.accelerator.autocast
-        self._step = Step(self.student, self.teacher, autocast=autocast)
+        self._step = Step(seen_in(self.student, dtype), self.teacher, autocast=autocast)
         if world().size > 1:
             self._step.reduce_gradients, self._step.gather_rows = average, gather_rows
             self._step.group = dist.group.WORLD
@@ -175,15 +182,24 @@ class Distiller:
         Raises:
             ValueError: data, models and method do not fit each other; ``output_dir`` holds another run.
             FileNotFoundError: nothing readable at ``resume``.
+            FolderInUse: an OSError: another process, or thread, is training into ``output_dir``.
             FloatingPointError: the training diverged; checkpoints are of the epochs before.
         """
-        config = self.config
         data = DataSets.of(student_train, teacher_train, student_val, student_unlabelled)
         self._check(data)
+        with ExitStack() as held:
+            if self.run is not None:
+                folder = self.run.path
+                self._write(lambda: held.enter_context(only_writer(folder)))
+            return self._fit(data, resume, overwrite)
+
+    def _fit(self, data: DataSets, resume: bool | str | Path, overwrite: bool) -> FitResult:
+        """As `fit`, with data that were checked and a folder that nobody else writes to."""
+        config = self.config
         self._step.warm_start = self._warm_start(data)
         loader = self._loader(data)
         saved = self._open_run(self._identity(data), resume, overwrite)
-        optimizers = self._prepare(data.example(self.accelerator.device))
+        optimizers = self._prepare(self._ready(data.example()))
         self._hand_over_bank(data.teacher_train)
         standing = Standing() if saved is None else restore(saved, self._models(), optimizers)
         self._record(standing, None)
@@ -263,7 +279,7 @@ class Distiller:
     def _prepare(self, example: Batch) -> list[torch.optim.Optimizer]:
         """Set seeds, modes and equal weights on every rank; the optimisers, the student's first."""
         set_seed(self.config.seed, device_specific=True)
-        self.method.setup(self.student, self.teacher, example)
+        self.method.setup(self._step.student, self.teacher, example)
         self.method.to(self.accelerator.device)
         for model in self._models().values():
             model.train()
@@ -280,7 +296,7 @@ class Distiller:
         part = teacher_train.subset(rows)
         bank = part if isinstance(part, FeatureBank) else FeatureBank.from_model(self.teacher.model, part)
         device = self.accelerator.device
-        self.method.receive_bank(bank.x.to(device), bank.labels.to(device))
+        self.method.receive_bank(bank.x.to(device, self.teacher.dtype), bank.labels.to(device))
 
     def _train_epoch(
         self,
@@ -291,14 +307,14 @@ class Distiller:
         tracking: Tracking,
     ) -> dict[str, float]:
         """One pass, ``epoch`` counted from 0; the means of the figures of its steps."""
-        meter, device, clip = Meter(), self.accelerator.device, self.config.clip_norm
+        meter, clip = Meter(), self.config.clip_norm
         scheduled = learning_rate(self.config, epoch)
         tracking.begin()
         for i, batch in enumerate(loader):
             self._step.progress = (epoch * len(loader) + i) / (self.config.epochs * len(loader))
             self._step.learning_rate = self.method.learning_rate(scheduled, epoch, i)
             set_learning_rate(optimizers[0], self._step.learning_rate)
-            self._last_batch = batch.to(device)
+            self._last_batch = self._ready(batch)
             self._step.notes.clear()
             parts = {**self.method.backward(self._step, self._last_batch), **self._step.notes}
             if clip is not None:
@@ -317,6 +333,14 @@ class Distiller:
                 "lr, or the method's inner learning rate; what is saved is of the epochs before"
             )
         return means
+
+    def _ready(self, batch: Batch) -> Batch:
+        """The batch on the device, the student's samples in its dtype; the teacher sees to its own."""
+        batch = batch.to(self.accelerator.device)
+        batch.x = inputs_for(self.student, batch.x)
+        if batch.unlabelled_x is not None:
+            batch.unlabelled_x = inputs_for(self.student, batch.unlabelled_x)
+        return batch
 
     def _diagnosis(self) -> dict[str, float]:
         """How well the alignment does on the epoch's last batch; empty where that cannot be said."""
@@ -353,7 +377,7 @@ class Distiller:
 
     def _identity(self, data: DataSets) -> dict[str, Any]:
         """What tells this run from others, see `run_folder.identity_of`."""
-        head = {} if self.teacher is None else self._first_head or self.teacher.head.state_dict()
+        head = {} if self.teacher is None else self._first_head or self.teacher.model.head.state_dict()
         return identity_of(self._settings(), data.described(), head)
 
     def _settings(self) -> dict[str, Any]:
@@ -394,7 +418,7 @@ class Distiller:
         if standing.best_accuracy is not None and validation["accuracy"] <= standing.best_accuracy:
             return
         standing.best_epoch, standing.best_accuracy = standing.epoch, validation["accuracy"]
-        standing.best_weights = snapshot(self.student.state_dict())
+        standing.best_weights = snapshot(state_of(self.student))
 
     def _write(self, action: Callable[[], object]) -> None:
         """Write to the run's folder, on the main process; where that fails, every process stops."""
@@ -420,9 +444,7 @@ class Distiller:
             if config.keep_weights_every is not None and epoch % config.keep_weights_every == 0:
                 path = run.weights_at(epoch)  # the first weights are epoch 0
                 path.parent.mkdir(exist_ok=True)
-                write_weights(
-                    path, snapshot(self.student.state_dict()), {"format": "pt", "epoch": str(epoch)}
-                )
+                write_weights(path, snapshot(state_of(self.student)), {"format": "pt", "epoch": str(epoch)})
             if state is not None:
                 write_checkpoint(run.checkpoints, standing.step, state)
 
@@ -436,9 +458,9 @@ class Distiller:
             last = self.run.last
             path = self.run.best if best else last
             about = {"format": "pt", "epoch": str(standing.epoch)}
-            self._write(lambda: write_weights(last, snapshot(self.student.state_dict()), about))
+            self._write(lambda: write_weights(last, snapshot(state_of(self.student)), about))
         if best:
-            self.student.load_state_dict(best)
+            load_state(self.student, best)
         for model in self._models().values():
             model.eval().zero_grad(set_to_none=True)
         return FitResult(
@@ -449,6 +471,15 @@ class Distiller:
             output_dir=self.run.path if self.run else None,
             student_path=path,
             checkpoint_path=latest_checkpoint(self.run) if self.run else None,
+        )
+
+
+def _check_trainable(model: nn.Module, role: str) -> None:
+    """Raise ValueError for weights in float16 that are to be trained."""
+    if any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            f"the {role} is trained, so its weights must not be in float16, whose gradients vanish or overflow "
+            f"without scaling: call {role}.float(), with mixed_precision='bf16' for speed"
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from . import bench, compare, demo, doctor, estimate, export, extract, prepare, report, running
+from .messages import after_ctrl_c, say, warnings_as_sentences
 
 app = typer.Typer(
     name="ucmkd",
@@ -30,10 +32,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     write_what_can_be_written()
     try:
-        app(args=arguments, prog_name="ucmkd")
+        with warnings_as_sentences():
+            app(args=arguments, prog_name="ucmkd")
     except SystemExit as end:
         if end.code == 130:  # typer's, after Ctrl-C
-            _fail("stopped", 130)
+            _fail(after_ctrl_c(sys.argv[1:] if arguments is None else arguments, _commands()), 130)
         raise
     except USER_ERRORS as error:
         if os.environ.get("UCMKD_TRACEBACK"):
@@ -43,11 +46,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    from ..text import visible
-
-    line = visible(" ".join(message.split()))
-    print(f"ucmkd: {line}", file=sys.stderr)
+    say(message)
     sys.exit(status)
+
+
+def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Each command's name and function."""
+    for command in app.registered_commands:
+        if command.callback is not None:
+            yield command.name or command.callback.__name__, command.callback
 
 
 def _show_version(wanted: bool) -> None:

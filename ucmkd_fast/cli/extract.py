@@ -17,13 +17,12 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Run an encoder once over a data set and keep its features, for a teacher that need not run again."""
-    from safetensors.torch import load_file
-
     from ..config import check_keys, read_yaml
     from ..data import open_data
     from ..data.extract import extract as run
     from ..models import build_model
     from ..models.hugging_face import commit_of
+    from ..run.files import load_weights
 
     told = read_yaml(description)
     if not isinstance(told, dict) or not {"data", "model"} <= set(told):
@@ -35,10 +34,7 @@ def extract(
         weights = Path(told["weights"])
         if not weights.is_file():
             raise FileNotFoundError(f"{weights}: expected weights in a safetensors file, there is none")
-        try:
-            model.load_state_dict(load_file(weights))
-        except RuntimeError as error:  # torch's word for names and shapes that do not fit
-            raise ValueError(f"{weights}: not weights of this model: {error}") from error
+        load_weights(model, weights)
     commit = commit_of(model)
     about = told if commit is None else {**told, "encoder_revision": commit}
     new = run(model, data, output, about, batch_size=batch_size)

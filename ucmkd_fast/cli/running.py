@@ -130,4 +130,7 @@ def _say(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     for part, key in (("test", "accuracy"), ("validation", "val_accuracy")):
         if result[key] is not None:
             out.say(f"Accuracy on {part} data: {100 * result[key]:.1f} %")
-    out.say(f"{folder / result['weights']} after {result['seconds']:.0f} s of training", wrap=False)
+    taught = result.get("teacher_seconds")  # results of before do not say it
+    of_teacher = "" if taught is None else f", its teacher after {taught:.0f} s"
+    weights = folder / result["weights"]
+    out.say(f"{weights} after {result['seconds']:.0f} s of training{of_teacher}", wrap=False)

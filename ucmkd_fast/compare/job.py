@@ -23,6 +23,7 @@ from ..run.sources import DataSpec, Parts, open_parts
 from ..run.teacher import load_teacher
 from ..training.checkpoint import write_text
 from ..training.diagnosis import CannotHelp
+from ..training.lock import only_writer
 from .experiment import Cell, Experiment
 from .pool import run_all
 from .results import Comparison, gather
@@ -73,18 +74,23 @@ def run_experiment(
 
     Raises:
         ChildProcessError: a process died; what was finished stays.
+        FolderInUse: an OSError: another process is writing to the folder.
         FileNotFoundError: missing data.
         ValueError: the folder holds runs and ``resume`` is not said, or runs of other settings.
     """
+    with only_writer(folder):
+        return _run(experiment, folder, jobs, resume, on_done)
+
+
+def _run(experiment: Experiment, folder: Path, jobs: int | None, resume: bool, on_done: OnDone) -> Comparison:
     if jobs is None and torch.cuda.is_available():
         jobs = 1
     cells = list(experiment.cells())
     results = {cell.folder: _done(cell, folder) for cell in cells}
     if not resume and (folder / "runs").is_dir():
         raise ValueError(
-            f"{folder} holds a comparison already: go on with it (--resume), or name another folder"
+            f"{folder} holds a comparison already: pass resume=True to go on with it, or name another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SETTINGS, yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True))
     waiting = [cell for cell in cells if results[cell.folder] is None]
     _check_classes(waiting, folder)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -79,14 +80,16 @@ def _side_by_side(prepare: Prepare, shared: Any, runs: Sequence[Run], jobs: int)
             _hand_out(end, waiting, busy)
         while busy:
             for end in _answered(busy):
-                answer = end.recv()
+                answer, warned = end.recv()
+                for sentence, category in warned:
+                    warnings.warn(sentence, category, stacklevel=2)
                 if isinstance(answer, BaseException):
                     raise answer
                 yield busy.pop(end), answer
                 _hand_out(end, waiting, busy)
     except (EOFError, ConnectionError) as error:
         raise ChildProcessError(
-            f"one of {jobs} processes ended without an answer, perhaps for want of memory: try --jobs 1"
+            f"one of {jobs} processes ended without an answer, perhaps for want of memory: try jobs=1"
         ) from error
     finally:
         for process in processes:
@@ -116,12 +119,13 @@ def _work(end: Connection) -> None:
         do: Callable[[Any], Any] | None = None
         while True:
             run = end.recv()
-            try:
-                do = do or prepare(shared)
-                answer: Any = do(run)
-            except Exception as error:  # the parent's to tell
-                answer = error
-            end.send(answer)
+            with warnings.catch_warnings(record=True) as warned:  # these, too, are the parent's to tell
+                try:
+                    do = do or prepare(shared)
+                    answer: Any = do(run)
+                except Exception as error:
+                    answer = error
+            end.send((answer, [(str(one.message), one.category) for one in warned]))
 
 
 def _end_with_the_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..models.contract import check_model
+from ..models.precision import inputs_for
 from ..ops.checks import count_at_least_one
 from ..training.checkpoint import write_weights
+from .batch import row_batches
 from .extract import read_extracted
 from .labelled import LabelledData, TensorData
 
@@ -71,13 +74,21 @@ class FeatureBank(TensorData):
         model.eval()
         try:
             features = [
-                model.encode(data.batch(rows)[0].to(device)).cpu()
-                for rows in torch.arange(len(data)).split(batch_size)
+                model.encode(inputs_for(model, data.batch(rows)[0].to(device))).cpu()
+                for rows in row_batches(len(data), batch_size)
             ]
         finally:
             for module, training in modes:
                 module.training = training
         return cls(torch.cat(features), data.labels, data.classes, data.groups, about)
+
+    def in_dtype(self, dtype: torch.dtype) -> FeatureBank:
+        """The bank itself where it is in that dtype, else a copy in memory that is."""
+        if self._samples.dtype == dtype:
+            return self
+        twin = copy.copy(self)
+        twin._samples = self.x.to(dtype)
+        return twin
 
     def save(self, path: str | Path) -> None:
         """Write features, labels, names and ``about`` as one safetensors file, beside, then renamed."""

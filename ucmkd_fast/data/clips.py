@@ -20,7 +20,7 @@ from ..names import did_you_mean
 from ..ops.checks import choice, count_at_least_one
 from ..ops.refusals import first_not_finite
 from .file_tree import is_ours
-from .files import FileData
+from .files import FileData, Reader
 from .images import ImageTransform, read_image
 from .npy import read_npy
 from .pixels import picture_suffixes
@@ -163,11 +163,11 @@ def open_clips(
         if size is not None:
             raise ValueError("size is of spectrograms; pictures have image_size")
         paths = [root / layout.image / clip.image for clip in clips]
-        read = _picture_reader(paths, count_at_least_one("frames", frames), transform)
+        read: Reader = _Pictures(paths, count_at_least_one("frames", frames), transform)
     else:
         paths = [sound_file(root / layout.audio / clip.audio) for clip in clips]
         check_can_read(paths)
-        read = _sound_reader(paths, normalise, mask, _size(size), preprocessing == "published-code")
+        read = _Sounds(paths, normalise, mask, _size(size), preprocessing == "published-code")
     actors = [clip.actor for clip in clips]
     return FileData(
         read,
@@ -247,37 +247,40 @@ def chosen_frames(available: int, frames: int, random: np.random.Generator | Non
 _SOUNDS = (".npy", ".pkl", ".wav", *sorted(WAVE_SUFFIXES - {".wav"}))
 
 
-def _sound_reader(
-    paths: list[Path],
-    normalise: tuple[float, float] | None,
-    mask: bool,
-    size: tuple[int, int] | None,
-    sheared: bool,
-) -> Callable[[int, np.random.Generator | None], Tensor]:
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        spectrogram = read_sound(paths[index])
-        if normalise is not None:
-            spectrogram = (spectrogram - normalise[0]) / normalise[1]
-        if size is not None:
-            spectrogram = resized(spectrogram, size, sheared=sheared)
-        if mask and random is not None:
+@dataclass(frozen=True)
+class _Sounds:
+    """Gives the spectrogram (1, h, w) of an index."""
+
+    paths: list[Path]
+    normalise: tuple[float, float] | None
+    mask: bool
+    size: tuple[int, int] | None
+    sheared: bool
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        spectrogram = read_sound(self.paths[index])
+        if self.normalise is not None:
+            spectrogram = (spectrogram - self.normalise[0]) / self.normalise[1]
+        if self.size is not None:
+            spectrogram = resized(spectrogram, self.size, sheared=self.sheared)
+        if self.mask and random is not None:
             spectrogram = masked(spectrogram, random)
         return spectrogram[None]
 
-    return read
 
+@dataclass(frozen=True)
+class _Pictures:
+    """Gives a picture (3, s, s) of the clip of an index, or several (frames, 3, s, s)."""
 
-def _picture_reader(
-    paths: list[Path], frames: int, transform: ImageTransform
-) -> Callable[[int, np.random.Generator | None], Tensor]:
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        files = picture_files(paths[index])
-        pictures = [
-            transform(read_image(files[k]), random) for k in chosen_frames(len(files), frames, random)
-        ]
-        return pictures[0] if frames == 1 else torch.stack(pictures)
+    paths: list[Path]
+    frames: int
+    transform: ImageTransform
 
-    return read
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        files = picture_files(self.paths[index])
+        chosen = chosen_frames(len(files), self.frames, random)
+        pictures = [self.transform(read_image(files[k]), random) for k in chosen]
+        return pictures[0] if self.frames == 1 else torch.stack(pictures)
 
 
 def _size(size: Sequence[int] | None) -> tuple[int, int] | None:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from ..models.contract import check_model
+from ..models.precision import inputs_for
 from ..ops.checks import count_at_least_one
 from ..ops.refusals import first_not_finite
+from .batch import row_batches
 from .cache import folder_made_beside
 from .labelled import LabelledData
 from .npy import read_npy
@@ -65,8 +67,8 @@ def extract(
     try:
         with folder_made_beside(folder) as temporary:
             array = None
-            for rows in torch.arange(len(data)).split(batch_size):
-                found = model.encode(data.batch(rows)[0].to(device)).float().cpu()
+            for rows in row_batches(len(data), batch_size):
+                found = model.encode(inputs_for(model, data.batch(rows)[0].to(device))).float().cpu()
                 samples = f"samples {int(rows[0])} to {int(rows[-1])}"
                 if found.dim() != 2:
                     raise ValueError(f"features must be of shape (n, D); {samples} gave {tuple(found.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,17 +200,31 @@ def _pictures(data: Any, column: str, root: str | Path, given: dict[str, Any]) -
     transform = ImageTransform(given.get("image_size", 224), given.get("augment", "random-crop"))
     reading = ImageReading(given.get("background", "white"), given.get("depth"))
     cells = data.select_columns([column]).cast_column(column, need("datasets").Image(decode=False))
+    return _Pictures(cells, column, root, reading, transform)
 
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        cell, name = cells[index][column], f"{root}, row {index}"
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Gives the picture (3, s, s) of a row."""
+
+    cells: Any
+    column: str
+    root: str | Path
+    reading: ImageReading
+    transform: ImageTransform
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        cell, name = self.cells[index][self.column], f"{self.root}, row {index}"
         if cell is None:
             raise ValueError(f"{name}: expected a picture, there is none")
         content = cell["bytes"]
         known = content is not None
-        image = decode_image(content, name, reading) if known else read_image(Path(cell["path"]), reading)
-        return transform(image, random)
-
-    return read
+        image = (
+            decode_image(content, name, self.reading)
+            if known
+            else read_image(Path(cell["path"]), self.reading)
+        )
+        return self.transform(image, random)
 
 
 def _sounds(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> Reader:
@@ -219,13 +234,24 @@ def _sounds(data: Any, column: str, root: str | Path, given: dict[str, Any]) -> 
         cells = cells.cast_column(column, need("datasets").Audio(decode=False))
     else:
         kind = _kind_of_numbers(data.features[column])
+    return _Sounds(cells, column, root, kind, rate, size)
 
-    def read(index: int, random: np.random.Generator | None) -> Tensor:
-        wave, hertz = _wave(cells[index][column], kind, rate, f"{root}, row {index}")
-        spectrogram = log_spectrogram(wave, hertz)
-        return (spectrogram if size is None else resized(spectrogram, size))[None]
 
-    return read
+@dataclass(frozen=True)
+class _Sounds:
+    """Gives the spectrogram (1, h, w) of a row."""
+
+    cells: Any
+    column: str
+    root: str | Path
+    kind: str | None  # of numbers in lists
+    rate: int | None
+    size: Sequence[int] | None
+
+    def __call__(self, index: int, random: np.random.Generator | None) -> Tensor:
+        name = f"{self.root}, row {index}"
+        spectrogram = log_spectrogram(*_wave(self.cells[index][self.column], self.kind, self.rate, name))
+        return (spectrogram if self.size is None else resized(spectrogram, self.size))[None]
 
 
 def _kind_of_numbers(feature: Any) -> str | None:

@@ -67,14 +67,17 @@ class TensorData(LabelledData):
     """A data set in memory, or in one memory-mapped array.
 
     Args:
-        x: (n, ...) samples; a memory map of NumPy stays on the disk, in subsets too, and is never written to.
+        x: (n, ...) samples, of any floating dtype, which a model gets in its own, or integers; a memory map of NumPy
+            stays on the disk, in subsets too, and is never written to. They are constants: a graph that x carries is
+            left behind.
         y: (n,) integer labels; None where no sample has one.
         classes: the classes' names; None: "0", "1", ... up to the largest label.
         groups: who made each sample, n names.
 
     Raises:
         TypeError: x or y is not a tensor (x: nor a memory map), or y not of an integer dtype.
-        ValueError: empty, NaN or inf in x, lengths that differ, a label without a class.
+        ValueError: empty, complex, NaN or inf in x, or numbers beyond float32; lengths that differ, a label without a
+            class.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class TensorData(LabelledData):
     ):
         self._samples = MappedRows(x) if isinstance(x, np.memmap) else x
         _check_samples(self._samples)
+        if isinstance(self._samples, Tensor) and self._samples.requires_grad:
+            self._samples = self._samples.detach()
         if y is None:
             y = torch.full((len(x),), UNLABELLED)
         _check_labels(y, len(x))
@@ -177,13 +182,20 @@ def _check_samples(x: Tensor | MappedRows) -> None:
         raise TypeError(f"x must be a torch.Tensor of shape (n, ...), got {type(x).__name__}")
     if len(x.shape) < 2 or 0 in x.shape:
         raise ValueError(f"x must hold samples (n, ...) with n > 0, got shape {tuple(x.shape)}")
+    if x.dtype.is_complex:
+        raise ValueError(
+            f"x must be real, got {str(x.dtype).removeprefix('torch.')}: take its parts or its size"
+        )
     if not x.dtype.is_floating_point:
         return
     first = 0
     for block in _blocks(x):
-        if not torch.isfinite(block).all():
-            row = first + int((~torch.isfinite(block)).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"x must be finite, got {first_not_finite(block)} in sample {row}")
+        finite = torch.isfinite(block.float())  # models compute in float32, mostly
+        if not finite.all():
+            row = int((~finite).flatten(1).any(1).nonzero()[0])
+            sample = block[row]
+            what = "a number beyond float32" if torch.isfinite(sample).all() else first_not_finite(sample)
+            raise ValueError(f"x must be finite, got {what} in sample {first + row}")
         first += len(block)
 
 

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _BLOCK = 2**26  # bytes looked at together
+
+
+class _Place(NamedTuple):
+    """Where a mapped array lies in its file."""
+
+    path: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    order: Literal["C", "F"]
+
+
+def _lies_whole(array: np.memmap) -> bool:
+    """Whether it is all of one map, and not a view of a part, whose ``offset`` would be that of the whole."""
+    return not isinstance(array.base, np.memmap) and (array.flags.c_contiguous or array.flags.f_contiguous)
 
 
 class MappedRows:
@@ -25,6 +41,21 @@ class MappedRows:
     def __init__(self, array: np.memmap, rows: Tensor | None = None):
         self._array, self._rows = array, rows
         self.dtype = torch.from_numpy(np.empty(0, self._native)).dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where the numbers lie in the file, not the numbers: what a worker process is sent."""
+        array = self._array
+        state = dict(self.__dict__)
+        if isinstance(array, np.memmap) and array.filename is not None and _lies_whole(array):
+            order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+            state["_array"] = _Place(str(array.filename), array.dtype, array.shape, array.offset, order)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._array, _Place):
+            place = self._array
+            self._array = np.memmap(place.path, place.dtype, "r", place.offset, place.shape, place.order)
 
     def __len__(self) -> int:
         return len(self._array) if self._rows is None else len(self._rows)

@@ -134,13 +134,24 @@ def token_reader(
         tokenizer, revision=revision, trust_remote_code=False
     )
 
-    def read(index: int, random: Any) -> Tensor:
-        if is_empty_text(sentences[index]):
-            raise ValueError(f"{where}, row {index + 1}: expected a text, there is none")
-        found = own(str(sentences[index]), truncation=True, padding="max_length", max_length=length)
-        return torch.tensor(found["input_ids"], dtype=torch.int64)
+    return _Tokens(sentences, own, length, where)
 
-    return read
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Gives the tokens (length,) int64 of an index."""
+
+    sentences: Sequence[str]
+    tokenizer: Any
+    length: int
+    where: Any
+
+    def __call__(self, index: int, random: Any) -> Tensor:
+        text = self.sentences[index]
+        if is_empty_text(text):
+            raise ValueError(f"{self.where}, row {index + 1}: expected a text, there is none")
+        found = self.tokenizer(str(text), truncation=True, padding="max_length", max_length=self.length)
+        return torch.tensor(found["input_ids"], dtype=torch.int64)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import need
+from ..models.weights import state_of
 from ..training.checkpoint import snapshot, write_weights
 
 Read = Callable[[Tensor], Tensor]  # x (n, ...) -> logits (n, K)
@@ -55,7 +56,7 @@ class Format:
 
 
 def _write_safetensors(student: nn.Module, x: Tensor, path: Path, about: dict[str, str]) -> None:
-    write_weights(path, snapshot(student.state_dict()), {"format": "pt", **about})
+    write_weights(path, snapshot(state_of(student)), {"format": "pt", **about})
 
 
 def _read_safetensors(path: Path, student: nn.Module) -> Read:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..extras import need
+from ..models.precision import inputs_for
 from ..ops.checks import choice
 from ..run.files import load_weights
 from ..run.finished import FinishedRun, open_finished
@@ -66,7 +67,7 @@ def export_run(
             need(module)
     run = open_finished(folder, changes)
     data = run.parts.test or run.parts.val or run.parts.train
-    x = data.batch(torch.arange(min(_CHECKED, len(data))))[0]
+    x = inputs_for(run.student, data.batch(torch.arange(min(_CHECKED, len(data))))[0])
     about = _about(run, x)
     output = output or folder / FOLDER
     output.mkdir(parents=True, exist_ok=True)

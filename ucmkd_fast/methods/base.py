@@ -20,6 +20,7 @@ from ..alignment import Transport
 from ..bilevel.temporary_point import clear_gradients
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
+from ..models.precision import dtype_of, inputs_for, loss_dtype, seen_in
 from ..names import did_you_mean
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -76,22 +77,64 @@ class Step:
         )
 
 
-class FrozenTeacher:
-    """A teacher in eval mode, without gradients to its weights, run once per batch at most.
+class _Teacher:
+    """A model that gives features, maps and logits in one dtype, whatever its weights are in (`models.precision`).
 
-    Its parameters get ``requires_grad = False`` and it is put into eval mode.
+    Args:
+        model: has ``encode`` and ``head``.
+        dtype: of what it gives: that of the student's losses; None: its own, float32 at least.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model: Any = model.eval()
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        self.model: Any = model
+        self._asked = dtype
+        self._view: tuple[Any, Any] = (None, None)  # for which dtypes, and the model as it is seen
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of features, maps and logits."""
+        return self._asked or loss_dtype(self.model)
+
+    @property
+    def seen(self) -> Any:
+        """The model, its outputs cast where they need it."""
+        own = dtype_of(self.model), self.dtype
+        if self._view[0] != own:  # the first time, or the owner has cast the model since
+            self._view = own, seen_in(self.model, self.dtype)
+        return self._view[1]
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The batch's teacher samples (m, ...) as the model takes them; ValueError where it has none."""
+        if batch.teacher_x is None:
+            raise ValueError(
+                "this method runs the teacher on its samples, so the batch must have teacher_x; cached features "
+                "do not serve"
+            )
+        return inputs_for(self.model, batch.teacher_x)
+
+
+class FrozenTeacher(_Teacher):
+    """A teacher in eval mode, without gradients to its weights, run once per batch at most.
+
+    Its parameters get ``requires_grad = False`` and it is put into eval mode. Whatever it is stored in, it gives
+    features, cached ones too, maps and logits in one dtype (`models.precision`).
+
+    Args:
+        model: has ``encode`` and ``head``.
+        dtype: of what it gives: that of the student's losses; None: its own, float32 at least.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        super().__init__(model.eval(), dtype)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
     @property
     def head(self) -> nn.Module:
         """The teacher's head in eval mode; differentiable with respect to its input."""
-        head = self.model.head
-        return head.eval() if head.training else head  # the model's owner may have called train() since
+        if self.model.head.training:  # the model's owner may have called train() since
+            self.model.head.eval()
+        return self.seen.head
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
@@ -101,7 +144,8 @@ class FrozenTeacher:
                 raise ValueError("the batch has neither teacher_x nor teacher_feature")
             if self.model.training:
                 self.model.eval()
-            batch.teacher_feature = self.model.encode(batch.teacher_x)
+            batch.teacher_feature = self.seen.encode(self.inputs(batch))
+        batch.teacher_feature = batch.teacher_feature.to(self.dtype)
         return batch.teacher_feature
 
     @torch.no_grad()
@@ -113,45 +157,37 @@ class FrozenTeacher:
         """
         if self.model.training:
             self.model.eval()
-        batch.teacher_feature, maps = encode_with_maps(self.model, _teacher_inputs(batch), "the teacher")
+        batch.teacher_feature, maps = encode_with_maps(self.seen, self.inputs(batch), "the teacher")
         return maps
 
 
-class TrainedTeacher:
+class TrainedTeacher(_Teacher):
     """A teacher that learns beside the student: in train mode, with gradients, run on every batch.
 
-    ValueError where none of its parameters requires a gradient (a `FrozenTeacher` may have frozen it).
+    ValueError where none of its parameters requires a gradient (a `FrozenTeacher` may have frozen it). ``dtype`` as
+    in `FrozenTeacher`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 "this method trains the teacher, but none of its parameters requires a gradient: "
                 "call teacher.requires_grad_(True)"
             )
-        self.model: Any = model.train()
+        super().__init__(model.train(), dtype)
 
     @property
     def head(self) -> nn.Module:
         """The teacher's head."""
-        return self.model.head
+        return self.seen.head
 
     def features(self, batch: Batch) -> Tensor:
         """Features (m, D) of the batch's teacher samples, with a graph."""
-        return self.model.encode(_teacher_inputs(batch))
+        return self.seen.encode(self.inputs(batch))
 
     def features_and_maps(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Features (m, D) and feature maps (m, C, ...), shallow to deep, with a graph."""
-        return encode_with_maps(self.model, _teacher_inputs(batch), "the teacher")
-
-
-def _teacher_inputs(batch: Batch) -> Tensor:
-    if batch.teacher_x is None:
-        raise ValueError(
-            "this method runs the teacher on its samples, so the batch must have teacher_x; cached features "
-            "do not serve"
-        )
-    return batch.teacher_x
+        return encode_with_maps(self.seen, self.inputs(batch), "the teacher")
 
 
 class Method(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
+from ..models.precision import inputs_for
 from ..training.metrics import evaluating
 from .base import FrozenTeacher
 
@@ -22,13 +23,13 @@ def own_adam(module: nn.Module) -> torch.optim.Adam:
 def example_feature(model: Any, x: Tensor) -> Tensor:
     """Features (n, D) of some samples, in eval mode and without a graph: for their width."""
     with evaluating(model):
-        return model.encode(x)
+        return model.encode(inputs_for(model, x))
 
 
 def example_maps(model: Any, x: Tensor, role: str) -> list[Tensor]:
     """Feature maps (n, C, ...) of some samples, in eval mode and without a graph: for their sizes."""
     with evaluating(model):
-        return encode_with_maps(model, x, role)[1]
+        return encode_with_maps(model, inputs_for(model, x), role)[1]
 
 
 def same_samples(name: str, ours: Tensor, theirs: Tensor) -> None:

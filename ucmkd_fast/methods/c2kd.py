@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..models.maps import encode_with_maps
+from ..models.precision import inputs_for
 from ..ops.checks import count_at_least_one, positive_number
 from ..training.metrics import evaluating
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
@@ -74,7 +75,7 @@ class C2KD(LossMethod):
         if example.teacher_x is None:
             raise ValueError("c2kd trains the teacher: expected its samples, got cached features")
         ours = example_maps(student, example.x, "the student")[-1]
-        theirs = example_maps(teacher.model, example.teacher_x, "the teacher")[-1]
+        theirs = example_maps(teacher.model, example.teacher_x, "the teacher")[-1].to(teacher.dtype)
         classes = _classes(student, example.x)
         self.student_proxy = _proxy(ours.shape[1], classes).to(ours)
         self.teacher_proxy = _proxy(theirs.shape[1], classes).to(theirs)
@@ -160,4 +161,4 @@ def _proxy(channels: int, classes: int) -> nn.Sequential:
 
 def _classes(student: Any, x: Tensor) -> int:
     with evaluating(student):
-        return student.head(student.encode(x)).shape[1]
+        return student.head(student.encode(inputs_for(student, x))).shape[1]

@@ -14,8 +14,8 @@ def kl(logits: Tensor, target: Tensor) -> Tensor:
 
 def kl_without(logits: Tensor, target: Tensor, left_out: Tensor) -> Tensor:
     """The same over the classes that are not ``left_out`` (n, K) bool; 0 for a row that has none."""
-    lowest = torch.finfo(logits.dtype).min / 2  # finite: -inf would give 0 * inf
-    return kl(logits.masked_fill(left_out, lowest), target.masked_fill(left_out, lowest))
+    without = (z.masked_fill(left_out, torch.finfo(z.dtype).min / 2) for z in (logits, target))
+    return kl(*without)  # the filling is finite: -inf would give 0 * inf
 
 
 def kl_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def hugging_face(
 
 
 def from_hub(kind: Any, name: str, revision: str = "main", **options: Any) -> Any:
-    """A model of transformers with its weights, all of one commit, which `commit_of` then tells.
+    """A model of transformers with its weights, all of one commit, which `commit_of` then tells; in float32.
 
     Args:
         kind: its class in transformers.
@@ -108,6 +108,7 @@ def from_hub(kind: Any, name: str, revision: str = "main", **options: Any) -> An
     """
     commit = _commit(name, revision)
     net = kind.from_pretrained(name, revision=commit or revision, trust_remote_code=False, **options)
+    net.float()  # some are stored, and loaded, in half precision
     net.hub_commit = commit
     return net
 

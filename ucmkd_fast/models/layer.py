@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import choice
 from .contract import Classifier
+from .weights import as_written, modules_of
 
 
 class LayerEncoder(nn.Module):
@@ -26,7 +27,7 @@ class LayerEncoder(nn.Module):
     def __init__(self, module: nn.Module, layer: str, pool: str = "mean"):
         super().__init__()
         choice("pool", pool, ("mean", "tokens", "first"))
-        known = [name for name, _ in module.named_modules() if name]
+        known = list(modules_of(module))
         if layer not in known:
             choice("layer", layer, known)
         self.module, self.layer, self.pool = module, layer, pool
@@ -34,11 +35,12 @@ class LayerEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, D) of inputs x (n, ...)."""
         found: list[Any] = []
-        handle = self.module.get_submodule(self.layer).register_forward_hook(
+        handle = modules_of(self.module)[self.layer].register_forward_hook(
             lambda module, inputs, output: found.append(output)
         )
         try:
-            self.module(x)
+            with as_written(self.module):
+                self.module(x)
         finally:
             handle.remove()
         if not found:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..names import did_you_mean
 from .contract import Classifier
+from .weights import as_written, modules_of
 
 
 class MappedClassifier(Classifier):
@@ -26,8 +27,7 @@ class MappedClassifier(Classifier):
 
     def __init__(self, encoder: nn.Module, head: nn.Module, layers: Sequence[str]):
         super().__init__(encoder, head)
-        known = dict(encoder.named_modules())
-        known.pop("", None)
+        known = modules_of(encoder)
         for layer in layers:
             if layer not in known:
                 raise ValueError(
@@ -40,7 +40,7 @@ class MappedClassifier(Classifier):
 
     def encode_with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features (n, D) of inputs x (n, ...), and the layers' outputs (n, C, ...), shallow to deep."""
-        modules = dict(self.encoder.named_modules())
+        modules = modules_of(self.encoder)
         maps: dict[str, Tensor] = {}
 
         def keeper(layer: str) -> Any:
@@ -51,7 +51,8 @@ class MappedClassifier(Classifier):
 
         handles = [modules[layer].register_forward_hook(keeper(layer)) for layer in self.layers]
         try:
-            feature = self.encode(x)
+            with as_written(self.encoder):
+                feature = self.encode(x)
         finally:
             for handle in handles:
                 handle.remove()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .contract import check_model
+from .weights import load_state, state_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -39,10 +40,10 @@ def reuse_head(student: Model, teacher: Any, *, frozen: bool = False) -> Model:
             "(with_width gives a student features of the teacher's width)"
         )
     head: Any = student.head
-    head.load_state_dict(teacher.head.state_dict())
+    load_state(head, teacher.head.state_dict())
     head.requires_grad_(not frozen)
     return student
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.head.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in state_of(model.head).items()}

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.precision import head_in
 from ..ops.label_transport import label_transport_loss
 from ..ops.result import Convergence
 from ..ops.sinkhorn import SinkhornResult, sinkhorn_loss
@@ -80,6 +81,8 @@ def bound_parts(
 ) -> BoundParts:
     """The parts of Theorem 2.6 on samples of both modalities; heads in eval mode.
 
+    All is computed in the dtype of the student's features, float32 at least, whatever the rest is kept in.
+
     Args:
         student_head: features to logits (n, K).
         teacher_head: likewise; it reads the student's features as well.
@@ -97,6 +100,9 @@ def bound_parts(
             "student_feature and teacher_feature must have the same width, got "
             f"{tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
         )
+    dtype = torch.promote_types(student_feature.dtype, torch.float32)
+    student_feature, teacher_feature = student_feature.to(dtype), teacher_feature.to(dtype)
+    student_head, teacher_head = head_in(student_head, dtype), head_in(teacher_head, dtype)
     with torch.no_grad():
         student_logits = student_head(student_feature)
         label_alignment = label_transport_loss(student_logits, teacher_head(student_feature), student_y)

@@ -71,9 +71,17 @@ class TeacherConfig:
             raise TypeError(f"checkpoint must be a path, got {kind(checkpoint)}")
         if control is not None:
             one_of(*CONTROLS)("control", control)
-        if (values.get("train") is None) == (checkpoint is None):
+        if values.get("train") is None and checkpoint is None:
             raise ValueError(
-                "expected either train, settings to train the teacher with, or checkpoint, its weights"
+                "expected either train, settings to train the teacher with, or checkpoint, its weights; got neither"
+            )
+        if values.get("train") is not None and checkpoint is not None:
+            train = values["train"]
+            said = ", ".join(map(str, train)) if isinstance(train, Mapping) else kind(train)
+            raise ValueError(
+                "expected either train, settings to train the teacher with, or checkpoint, its weights; got both, "
+                f"checkpoint {checkpoint!r} and train with {said}: where train comes "
+                "from a file that these settings build on, say train: null beside checkpoint"
             )
         return cls(
             data=_data(values),

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..models.weights import load_state
 from ..training.checkpoint import write_text
 
 RESULT, CONFIG = "result.json", "config.yaml"
@@ -57,6 +58,6 @@ def weights_of(place: str | Path) -> Path:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Read weights into a model; ValueError where they are damaged, or of another model."""
     try:
-        model.load_state_dict(load_file(path))
+        load_state(model, load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path}: not weights of this model ({type(model).__name__}): {error}") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from ..data import LabelledData
 from ..data.class_names import check_same_names
 from ..distiller import Distiller, FitResult
 from ..models import reuse_head
+from ..training.lock import only_writer
 from .config import RunConfig, preset_and_options
 from .files import read_result, write_result
 from .measure import alignment, features_of
@@ -128,10 +131,25 @@ def distill(
     Raises:
         FileNotFoundError: missing data or weights.
         FloatingPointError: the training diverged.
+        FolderInUse: an OSError: another process is writing to ``folder``, or to its teacher's.
         ValueError: ``folder`` holds another run; data, models and method do not fit each other.
     """
     if resume and (done := finished(config, folder)) is not None:
         return done
+    # Of several processes that train together, the first holds the folder.
+    with only_writer(folder) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        return _distill(config, folder, teacher_folder, parts, resume=resume, overwrite=overwrite)
+
+
+def _distill(
+    config: RunConfig,
+    folder: Path,
+    teacher_folder: Path | None,
+    parts: Parts | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
     parts = parts or open_parts(config.student.data, config.seed)
     teacher, teacher_result = None, None
     if config.needs_teacher:
@@ -168,6 +186,7 @@ def distill(
         "classes": list(parts.train.classes),
         **_came_out(distiller, fitted, parts),
         "teacher_accuracy": teacher_result and teacher_result["accuracy"],
+        "teacher_seconds": teacher_result and teacher_result["seconds"],  # of its training, whenever that was
     }
     if config.measure_alignment and teacher is not None:
         figures, bound = _alignment(student, teacher, parts.test or parts.val)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data import FeatureBank, LabelledData
+from ..models.precision import head_in
 from ..ops.sinkhorn import sinkhorn_loss
 from ..report.agreement import LEAST_CLASSES, class_agreement, shared_classes
 from ..report.theory import BoundParts, bound_parts
@@ -33,9 +34,10 @@ def alignment(
         (`ucmkd_fast.report.class_agreement`); and the bound.
     """
     device = next(student_head.parameters()).device
-    teacher_head = teacher_head.to(device)
+    dtype = torch.promote_types(student.x.dtype, torch.float32)
+    student_head, teacher_head = head_in(student_head, dtype), head_in(teacher_head.to(device), dtype)
     x, y, teacher_x, teacher_y = (
-        one.to(device) for one in (student.x, student.labels, teacher.x, teacher.labels)
+        one.to(device) for one in (student.x.to(dtype), student.labels, teacher.x.to(dtype), teacher.labels)
     )
     bound = bound_parts(student_head, teacher_head, x, y, teacher_x, teacher_y)
     fa = sinkhorn_loss(x, teacher_x, metric=FA_METRIC, reg=FA_REG, max_iter=FA_ITER)
@@ -58,6 +60,10 @@ def draw(data: LabelledData, most: int) -> LabelledData:
 
 
 def features_of(model: Any, data: LabelledData, most: int) -> FeatureBank:
-    """Features of all samples, or of ``most`` drawn ones, by the model's encoder unless they are features already."""
+    """Features of all samples, or of ``most`` drawn ones, by the model's encoder unless they are features already.
+
+    In float32, whatever they are kept in: heads and costs are computed in it.
+    """
     drawn = draw(data, most)
-    return drawn if isinstance(drawn, FeatureBank) else FeatureBank.from_model(model, drawn)
+    bank = drawn if isinstance(drawn, FeatureBank) else FeatureBank.from_model(model, drawn)
+    return bank.in_dtype(torch.float32)

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import yaml
 
 from ..data.class_names import check_same_names
 from ..terminal import Terminal, bold
+from ..training.metrics import output_sizes
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
+from .settings import at
 from .sources import build_model, open_parts
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """The resolved settings, sizes of data and models as far as they can be had, and what is missing.
 
+    Each model is run on a sample of its data.
+
     Returns:
         ``config``; ``student`` and ``teacher``: samples of each part, classes and parameters, or None; ``steps`` of
         the student; ``missing``: a sentence for each thing that is not there, or does not fit the others.
+
+    Raises:
+        ValueError: broken data, or a model that does not take them.
     """
     missing: list[str] = []
     student = _sizes(config.student, config.seed, "student", missing)
@@ -72,6 +80,8 @@ def _sizes(
     except (OSError, ImportError) as error:
         missing.append(f"{role}: {error}")
         return None
+    with at(role):
+        output_sizes(model, parts.train, torch.device("cpu"))
     samples = {name: len(part) for name, part in vars(parts).items() if part is not None}
     parameters = sum(p.numel() for p in model.parameters())
     return {"samples": samples, "classes": list(parts.train.classes), "parameters": parameters}

@@ -37,9 +37,9 @@ class DataSets:
             None if unlabelled is None else as_unlabelled(unlabelled),
         )
 
-    def example(self, device: torch.device) -> Batch:
-        """The first sample of each modality, for `Method.setup`."""
-        first = torch.zeros(1, dtype=torch.int64)
+    def example(self) -> Batch:
+        """The first sample of each modality, twice, for `Method.setup`."""
+        first = torch.zeros(2, dtype=torch.int64)
         example = Batch(*self.student_train.batch(first))
         if self.teacher_train is not None:
             x = self.teacher_train.batch(first)[0]
@@ -47,7 +47,7 @@ class DataSets:
             example = replace(example, **{name: x})
         if self.unlabelled is not None:
             example.unlabelled_x = self.unlabelled.batch(first)[0]
-        return example.to(device)
+        return example
 
     def described(self) -> dict[str, Any]:
         """What tells these data from others, for `run_folder.identity_of`."""

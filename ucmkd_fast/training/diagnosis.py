@@ -71,10 +71,10 @@ def _pull_and_partners(
     step: Step, feature: Tensor, theirs: Tensor, y: Tensor, transport: Transport
 ) -> dict[str, Tensor]:
     with evaluating(step.student), torch.enable_grad():
-        z = feature.float().requires_grad_()
+        z = feature.to(torch.promote_types(feature.dtype, torch.float32)).requires_grad_()
         with step.autocast():
             ce = F.cross_entropy(step.student.head(z).float(), y)
-        result: Any = sinkhorn_loss(z, theirs.float(), **transport._asdict(), return_result=True)
+        result: Any = sinkhorn_loss(z, theirs.to(z.dtype), **transport._asdict(), return_result=True)
         pulls = [torch.autograd.grad(loss, z)[0].norm() for loss in (result.value, ce)]
     with torch.no_grad():
         shares = result.plan() * len(z)  # a row's sum to 1

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import UNLABELLED, LabelledData
+from ..data.batch import row_batches
+from ..models.precision import inputs_for, loss_dtype, seen_in
 from .distributed import average, total, world
 
 
@@ -78,15 +80,16 @@ def evaluate(
     if not samples:
         raise ValueError("expected at least one sample to evaluate on, got an empty data set")
     rank, size = world()
+    seen = seen_in(model, loss_dtype(model))
     with evaluating(model):
         classes = output_sizes(model, data, device)[1]
         check_labels(data, classes)
         counts, loss = torch.zeros(classes * classes, device=device), torch.zeros((), device=device)
-        for start in range(rank * batch_size, samples, size * batch_size):
-            x, y = data.batch(torch.arange(start, min(start + batch_size, samples)))
-            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        for rows in row_batches(samples, batch_size)[rank::size]:
+            x, y = data.batch(rows)
+            x, y = inputs_for(model, x.to(device, non_blocking=True)), y.to(device, non_blocking=True)
             with autocast():
-                logits = model.head(model.encode(x)).float()
+                logits = seen.head(seen.encode(x)).float()
             loss += F.cross_entropy(logits, y, reduction="sum")
             counts += torch.bincount(y * classes + logits.argmax(1), minlength=classes * classes)
     if size > 1:
@@ -105,24 +108,31 @@ def evaluate(
 
 
 def output_sizes(model: Any, data: LabelledData, device: torch.device) -> tuple[int, int]:
-    """The width of a model's feature and its number of classes, seen on one sample.
+    """The width of a model's feature and its number of classes, seen on one sample, which it gets twice.
+
+    Twice, as layers that normalise by the batch's own statistics (BatchNorm without running ones) refuse one sample.
 
     Raises:
         ValueError: the model does not take the sample, ``encode`` does not give features (n, D), or
             ``head`` logits (n, K).
     """
     x = data.batch(torch.zeros(1, dtype=torch.int64))[0].to(device)
+    twice = inputs_for(model, torch.cat([x, x]))
     name = type(model).__name__
+    seen = seen_in(model, loss_dtype(model))
     with evaluating(model):
         try:
-            feature = x if data.holds_features else model.encode(x)
-            logits = model.head(feature)
+            feature = twice if data.holds_features else seen.encode(twice)
+            logits = seen.head(feature)
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f"{name} does not take a sample of shape {tuple(x.shape)}: {error}") from error
+            given = f"{tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}"
+            if not x.is_floating_point():
+                given += " (integers are handed over as they are, as tokens: store measurements as floats)"
+            raise ValueError(f"{name} does not take a sample of shape {given}: {error}") from error
     if feature.dim() != 2 or logits.dim() != 2:
         raise ValueError(
             f"{name} must give features (n, D) and logits (n, K), gave {tuple(feature.shape)} "
-            f"and {tuple(logits.shape)} for one sample"
+            f"and {tuple(logits.shape)} for two samples"
         )
     return feature.shape[1], logits.shape[1]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.weights import load_state, state_of
 from . import randomness
 from .checkpoint import snapshot
 from .distributed import gather, world
@@ -44,7 +45,7 @@ def capture(
         done["best_weights"] = None  # they are the student's
     return {
         "standing": done,
-        **{name: model.state_dict() for name, model in models.items()},
+        **{name: state_of(model) for name, model in models.items()},
         "optimizers": [optimizer_state(optimizer) for optimizer in optimizers],
         "random": {name: gather(state, device) for name, state in randomness.capture().items()},
     }
@@ -62,14 +63,14 @@ def restore(
     """
     try:
         for name, model in models.items():
-            model.load_state_dict(saved[name])
+            load_state(model, saved[name])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             load_optimizer(optimizer, state)
         standing = Standing(**saved["standing"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"the checkpoint is of another student or method: {error}") from error
     if standing.best_epoch == standing.epoch:
-        standing.best_weights = snapshot(models["student"].state_dict())
+        standing.best_weights = snapshot(state_of(models["student"]))
     rank, size = world()
     if len(saved["random"]["torch"]) == size:
         randomness.restore({name: states[rank] for name, states in saved["random"].items()})

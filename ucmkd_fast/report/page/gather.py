@@ -15,6 +15,7 @@ from torch import Tensor
 from ...data import FeatureBank, LabelledData
 from ...methods import build_method
 from ...methods.checks import transport as transport_of
+from ...models.precision import head_in
 from ...ops.checks import choice
 from ...ops.label_transport import label_transport_loss
 from ...ops.sinkhorn import SinkhornResult, sinkhorn_loss
@@ -155,7 +156,8 @@ def _between(
     settings, by_method = _transport(run)
     result = sinkhorn_loss(student.x, held_out.x, **settings, return_result=True)
     assert isinstance(result, SinkhornResult)
-    logits, teacher_logits = run.student.head(student.x), teacher.model.head(student.x)
+    heads = (head_in(model.head, student.x.dtype) for model in (run.student, teacher.model))
+    logits, teacher_logits = (head(student.x) for head in heads)
     read = teacher_logits.softmax(1)
     assert teacher.held_out is not None
     fewer = features_of(teacher.model, teacher.held_out, _BOUND_SAMPLES)
