@@ -22,8 +22,8 @@ from ucmkd_fast.data import (
 )
 from ucmkd_fast.data.extract import extract
 from ucmkd_fast.data.mismatch import NoisyData
+from ucmkd_fast.data.relabel import relabelled
 from ucmkd_fast.models import mlp
-from ucmkd_fast.run.controls import relabelled
 
 
 def arrays(root, samples=12):

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .waves import checked_wave as checked_wave  # their place in earlier versions
+from .waves import decode_wave as decode_wave
+from .waves import read_wave as read_wave
+
 
 @dataclass(frozen=True)
 class LogMel:
