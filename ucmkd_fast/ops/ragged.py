@@ -6,7 +6,6 @@ A batch is a ragged list whose problems have one size. The kernels take the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,16 @@ from torch import Tensor
 
 from .._native import _C, METRIC_CODES
 from ..reference import sinkhorn as reference
-from . import _autograd, _not_converged, _solve_cuda, _transforms, class_aware, cost, relative_reg
+from . import (
+    _autograd,
+    _not_converged,
+    _ragged_cuda,
+    _solve_cuda,
+    _transforms,
+    class_aware,
+    cost,
+    relative_reg,
+)
 from ._solve import GRAD_CODES, Options, _address
 from .refusals import explained
 from .result import BatchResult
@@ -306,7 +314,9 @@ def solve(
             "cost and call sinkhorn, or call sinkhorn_loss once per problem"
         )
     if _solve_cuda.runs_on(x):
-        return _on_gpu(x, y, a, b, init_fg, by_class, offsets, metric, dtype, options, scale, quiet)
+        return _ragged_cuda.solve(
+            x, y, a, b, init_fg, by_class, offsets, metric, dtype, options, scale, quiet
+        )
     a, b, class_cost, y_labels = (None if t is None else t.contiguous() for t in (a, b, *by_class))
     found = RaggedSinkhorn.apply(x, y, class_cost, a, b, y_labels, *init_fg, offsets, metric, dtype, options)
     if not quiet:
@@ -328,8 +338,8 @@ def cost_sums(x, y, by_class, offsets: Offsets, metric: str, dtype) -> tuple[Ten
     total = x.new_zeros(len(offsets.x) - 1, dtype=relative_reg.dtype_of_sums(x.device))
     count = torch.zeros_like(total, dtype=torch.int64)
     if _solve_cuda.runs_on(x):
-        for at, left, right in _launches(offsets, dtype, x.device):
-            matrix = _padded_cost(x, y, by_class, left, right, metric)
+        for at, left, right in _ragged_cuda.launches(offsets, dtype, x.device):
+            matrix = _ragged_cuda.padded_cost(x, y, by_class, left, right, metric)
             found = relative_reg.sums(matrix, left.inside[:, :, None] & right.inside[:, None, :])
             total[at], count[at] = found
         return total, count
@@ -351,111 +361,6 @@ def mean_costs(x, y, by_class, offsets: Offsets, metric: str, dtype) -> Tensor:
     empty = ((n == 0) | (m == 0)).to(x.device, non_blocking=True)
     mean = relative_reg.ratio(*cost_sums(x, y, by_class, offsets, metric, dtype))
     return torch.where(empty, 1, mean).to(dtype)
-
-
-# Padded elements for each true one, up to which a list is one batch: beyond, every problem is a launch.
-_PADDING = 4
-
-
-def _launches(offsets: Offsets, dtype, device: torch.device) -> Iterator[tuple[Tensor, _Rows, _Rows]]:
-    """Problems, by their numbers on the device, and their rows: all at once where each fits a block, else one by one.
-
-    A problem without rows on one side is in none.
-    """
-    n, m = offsets.counts
-    live = ((n > 0) & (m > 0)).nonzero()[:, 0]
-    parts = [live]
-    if len(live):
-        most = int(n[live].max()), int(m[live].max())
-        padded = len(live) * most[0] * most[1] <= _PADDING * int((n[live] * m[live]).sum())
-        if not (padded and _solve_cuda.fits_block(*most, dtype, device)):
-            parts = list(live.split(1))
-    for chosen in parts if len(live) else []:
-        rows, columns = _Rows(offsets.x, chosen, device), _Rows(offsets.y, chosen, device)
-        yield chosen.to(device, non_blocking=True), rows, columns
-
-
-def _on_gpu(
-    x, y, a, b, init_fg, by_class, offsets: Offsets, metric, dtype, options, scale, quiet
-) -> tuple[Any, ...]:
-    """As `solve`, by the kernels of a GPU."""
-    n, m = offsets.counts
-    batch = len(n)
-    value, dual, error = (x.new_zeros(batch, dtype=dtype) for _ in range(3))
-    n_iter = x.new_zeros(batch, dtype=torch.int64)
-    f, g = (x.new_full((len(z),), -torch.inf, dtype=dtype) for z in (x, y))
-    costs = [x.new_zeros(sizes, dtype=dtype) for sizes in zip(n.tolist(), m.tolist(), strict=True)]
-    for at, rows, columns in _launches(offsets, dtype, x.device):
-        its_scale = None if scale is None else scale[at]
-        how = metric, options, its_scale, quiet
-        found, matrix = _one_launch(x, y, a, b, init_fg, by_class, rows, columns, *how)
-        value, dual, error, n_iter = (
-            whole.index_copy(0, at, part)
-            for whole, part in zip((value, dual, error, n_iter), (*found[:2], *found[4:]), strict=True)
-        )
-        f, g = rows.put_back(f, found[2]), columns.put_back(g, found[3])
-        for place, k in enumerate(rows.chosen):
-            costs[k] = matrix[place, : int(n[k]), : int(m[k])]
-    return value, dual, f, g, error, n_iter, costs
-
-
-class _Rows:
-    """Rows of some problems (B', most), the shorter ones padded."""
-
-    def __init__(self, starts: Tensor, chosen: Tensor, device: torch.device):
-        self.chosen = chosen.tolist()
-        counts = starts.diff()[chosen]
-        place = torch.arange(int(counts.max()))
-        inside = place < counts[:, None]
-        at = torch.where(inside, starts[chosen][:, None] + place, 0)
-        found = inside.flatten().nonzero()[:, 0]  # on the CPU: nothing waits for the device
-        everything = inside, at, counts[:, None], found, at.flatten()[found]
-        self.inside, self.at, self.counts, self._found, self._true = (
-            t.to(device, non_blocking=True) for t in everything
-        )
-
-    def take(self, flat: Tensor) -> Tensor:
-        """Rows of ``flat``, zeros where there are none; what comes back for those is dropped, NaN as well."""
-        inside = self.inside if flat.dim() == 1 else self.inside[..., None]
-        return torch.where(inside, flat[self.at], 0)
-
-    def put_back(self, flat: Tensor, rows: Tensor) -> Tensor:
-        """``flat`` with the true rows of (B', most) where they came from."""
-        return flat.index_copy(0, self._true, rows.flatten()[self._found])
-
-
-def _one_launch(x, y, a, b, init_fg, by_class, rows: _Rows, columns: _Rows, metric, options, scale, quiet):
-    """(value, dual, f, g, marginal_error, n_iter) and the costs of some problems as a batch.
-
-    Rows and columns beside a problem have no mass and take no part.
-    """
-    matrix = _padded_cost(x, y, by_class, rows, columns, metric)
-    masses = [
-        each.inside.to(matrix.dtype) / each.counts if mass is None else each.take(mass)
-        for mass, each in ((a, rows), (b, columns))
-    ]
-    init: list[Any] = [
-        None if z is None else each.take(z) for z, each in zip(init_fg, (rows, columns), strict=True)
-    ]
-    scaled = matrix
-    if scale is not None:
-        init = [relative_reg.over(z, scale) for z in init]
-        scaled = matrix / scale[:, None, None]
-    if init[0] is None:  # as if each problem came alone
-        init[0] = (-options.reg * rows.counts.to(matrix.dtype).log()).expand(rows.inside.shape)
-        init[1] = masses[1].new_zeros(masses[1].shape)
-    found = _autograd.Sinkhorn.apply(scaled, *(z.contiguous() for z in (*masses, *init)), options)
-    if not quiet:
-        _not_converged.look(found[4], found[0], masses[0], options, metric if by_class[0] is None else None)
-    return found if scale is None else relative_reg.back(found, scale), matrix.detach()
-
-
-def _padded_cost(x, y, by_class, rows: _Rows, columns: _Rows, metric) -> Tensor:
-    """The costs (B', most, most) of some problems."""
-    matrix = _autograd.cost_transformed(rows.take(x), columns.take(y), metric)[0]
-    if by_class[0] is None:
-        return matrix
-    return class_aware.cost_by_class(matrix, rows.take(by_class[0]), columns.take(by_class[1])).contiguous()
 
 
 def nothing(n: int, m: int, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
