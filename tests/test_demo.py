@@ -167,7 +167,7 @@ def test_a_process_that_dies_is_an_error_and_not_a_wait(task):
         for process in multiprocessing.active_children():
             process.kill()
 
-    with pytest.raises(ChildProcessError, match="--jobs 1"):
+    with pytest.raises(ChildProcessError, match="jobs=1"):
         run_all(task, SETTINGS, kill_all)
     assert not multiprocessing.active_children()
 

@@ -155,7 +155,7 @@ def test_numbers_beyond_float32_and_complex_ones_are_refused():
     with pytest.raises(ValueError, match="got a number beyond float32 in sample 1"):
         TensorData(x, torch.zeros(3, dtype=torch.int64))
     x[1, 0] = float("inf")
-    with pytest.raises(ValueError, match="got NaN or inf in sample 1"):
+    with pytest.raises(ValueError, match=r"got \+inf in sample 1"):
         TensorData(x, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="x must be real, got complex64"):
         TensorData(torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(3, dtype=torch.int64))

@@ -48,6 +48,12 @@ static inline auto with_helpers(double work, const F& body) -> decltype(body()) 
   }
 }
 
+// The product of sizes, to count work with.
+template <class... Size>
+static inline double times(Size... sizes) {
+  return (1.0 * ... * static_cast<double>(sizes));
+}
+
 // Multiply-adds that an element costs in a pass over a matrix; with an exponential.
 constexpr double kPassWork = 8, kExpWork = 32;
 

@@ -22,7 +22,7 @@ int tasks_for(int64_t rows, int64_t work) {
 
 template <class T>
 const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
-  return with_helpers(kPassWork * (f.n + f.m) * f.d, [&]() -> const char* {
+  return with_helpers(kPassWork * times(f.n + f.m, f.d), [&]() -> const char* {
     const bool inverse = normalised(f.metric);
     if (!kernels<T>().cost.scales(inverse, f.n, f.d, f.x, scale_x, tasks_for(f.n, f.n * f.d))) return "x";
     if (!kernels<T>().cost.scales(inverse, f.m, f.d, f.y, scale_y, tasks_for(f.m, f.m * f.d))) return "y";
@@ -31,19 +31,19 @@ const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
 }
 template <class T>
 void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y) {
-  with_helpers(2.0 * (n + m) * d, [&] {
+  with_helpers(2 * times(n + m, d), [&] {
     kernels<T>().cost.centre(n, m, d, x, y, out_x, out_y, tasks_for(d, (n + m) * d));
   });
 }
 template <class T>
 void finish(const Features<T>& f, T* c) {
-  with_helpers(double(f.n) * f.m * (f.metric == Metric::kL1 ? f.d : kPassWork), [&] {
+  with_helpers(times(f.n, f.m) * (f.metric == Metric::kL1 ? double(f.d) : kPassWork), [&] {
     kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (f.metric == Metric::kL1 ? f.d : 1)));
   });
 }
 template <class T>
 void weigh(const Features<T>& f, const T* c, T* dc, T* row_sum, T* col_sum) {
-  with_helpers(2 * kPassWork * f.n * f.m, [&] {
+  with_helpers(2 * kPassWork * times(f.n, f.m), [&] {
     const int tasks = tasks_for(f.n, f.n * f.m);
     Scratch<T> work(tasks * f.m);
     kernels<T>().cost.weigh(f, c, dc, row_sum, col_sum, work.data(), tasks);
@@ -53,7 +53,7 @@ template <class T>
 void set_apart(const Features<T>& f, const T* c, T* w, T* g_x, T* g_y) {
   if (!by_difference(f.metric)) return;
   const T* distance = f.classes.distance ? f.classes.distance : c;
-  with_helpers(kPassWork * f.n * f.m, [&] {
+  with_helpers(kPassWork * times(f.n, f.m), [&] {
     kernels<T>().cost.set_apart(f, distance, w, g_x, g_y, tasks_for(f.n < f.m ? f.n : f.m, f.n * f.m));
   });
 }
@@ -61,7 +61,7 @@ template <class T>
 void finish_gradient(const Features<T>& f, const T* sums, bool of_y, T* g) {
   const int64_t n = of_y ? f.m : f.n;
   const T *x = of_y ? f.y : f.x, *scale = of_y ? f.scale_y : f.scale_x;
-  with_helpers(2 * kPassWork * n * f.d, [&] {
+  with_helpers(2 * kPassWork * times(n, f.d), [&] {
     if (normalised(f.metric))
       kernels<T>().cost.project(n, f.d, x, scale, g, tasks_for(n, n * f.d));
     else
@@ -97,7 +97,7 @@ void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, c
 template <class T>
 void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
                  T* dx) {
-  with_helpers(2.0 * n * m * d, [&] {
+  with_helpers(2 * times(n, m, d), [&] {
     kernels<T>().cost.l1_backward(n, m, d, x, y, dc, transposed ? 1 : m, transposed ? n : 1, dx,
                                   tasks_for(n, n * m * d));
   });

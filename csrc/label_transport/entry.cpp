@@ -23,7 +23,7 @@ void forward(Forward<T>& call) {
   tasks = call.n < tasks ? call.n : tasks;
   call.tasks = tasks < 1 ? 1 : static_cast<int>(tasks);
   call.grad_share = call.mean ? 1 / T(rows_kept(call.target, call.n, call.ignore_index)) : T(1);
-  with_helpers(2 * kExpWork * call.n * call.k, [&] { kernels<T>().label_transport.forward(call); });
+  with_helpers(2 * kExpWork * times(call.n, call.k), [&] { kernels<T>().label_transport.forward(call); });
 }
 template void forward<float>(Forward<float>&);
 template void forward<double>(Forward<double>&);

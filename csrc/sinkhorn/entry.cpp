@@ -293,7 +293,7 @@ template <class T>
 void gradient_rows(const Problem& p, Grad grad, const Upstream& up, int64_t begin, int64_t end,
                    const T* row_sum, const T* col_sum, const Gradients<T>& out) {
   const Adjoint<T> call = adjoint_call<T>(p, up, 0, tasks_for(end - begin, p.m));
-  with_helpers(last_work(p) * (end - begin) / p.n, [&] {
+  with_helpers(last_work(p) * double(end - begin) / double(p.n), [&] {
     finish_rows<T>(p, call, begin, end, row_sum, col_sum, grad == Grad::kEnvelope, out);
   });
 }

@@ -38,13 +38,13 @@ Upstream upstream_of_dual(const Problem& p, T* work) {
 }
 
 double loss_work(const Problem& p, bool own_products) {
-  return solve_work(p) + (own_products ? double(p.n) * p.m * p.d : 0) + kPassWork * (p.n + p.m) * p.d;
+  return solve_work(p) + (own_products ? times(p.n, p.m, p.d) : 0) + kPassWork * times(p.n + p.m, p.d);
 }
 
 double gradient_work(const Problem& p, Grad grad, bool of_x, bool of_y) {
-  const double elements = double(p.n) * p.m;
-  return sweeps_back_work(p) + last_work(p) + (grad == Grad::kUnrolled ? 2 * elements * p.max_iter : 0) +
-         elements * p.d * (of_x + of_y);
+  const double elements = times(p.n, p.m);
+  return sweeps_back_work(p) + last_work(p) + (grad == Grad::kUnrolled ? 2 * elements * double(p.max_iter) : 0) +
+         elements * double(p.d) * (of_x + of_y);
 }
 
 // Where the cost of a unit of mass is known to no better than reg, nothing determines the plan. (As `look` of

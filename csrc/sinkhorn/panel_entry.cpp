@@ -39,13 +39,13 @@ class Sweep {
 };
 
 // Multiply-adds of one sweep.
-double sweep_work(const PanelsOf& p) { return double(p.n) * p.m * ((p.kept && p.made ? 0 : p.d) + 2 * kExpWork); }
+double sweep_work(const PanelsOf& p) { return times(p.n, p.m) * ((p.kept && p.made ? 0 : double(p.d)) + 2 * kExpWork); }
 
 }  // namespace
 
 template <class T>
 void panels_pack(int64_t m, int64_t d, const T* y, T* packed) {
-  with_helpers(kPassWork * m * d, [&] { kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d)); });
+  with_helpers(kPassWork * times(m, d), [&] { kernels<T>().product.pack(m, d, y, packed, tasks_for(m, d)); });
 }
 template <class T>
 bool panel_columns(const PanelsOf& p, const T* f, T* top, T* total) {

@@ -21,15 +21,15 @@ static inline int tasks_for(int64_t n, int64_t m) {
 
 // Multiply-adds of a call at most (core/parallel.h): the iterations, the sweeps back, and the last pass.
 static inline double solve_work(const Problem& p) {
-  return double(p.batch) * p.n * p.m * (p.max_iter + kExpWork + kPassWork);
+  return times(p.batch, p.n, p.m) * (double(p.max_iter) + kExpWork + kPassWork);
 }
 static inline double sweeps_back_work(const Problem& p) {
-  return double(p.batch) * p.n * p.m * (p.max_iter + kPassWork);
+  return times(p.batch, p.n, p.m) * (double(p.max_iter) + kPassWork);
 }
 static inline double sweeps_back_log_work(const Problem& p) {
-  return double(p.batch) * p.n * p.m * (2 * p.max_iter + 1) * kExpWork;
+  return times(p.batch, p.n, p.m, 2 * p.max_iter + 1) * kExpWork;
 }
-static inline double last_work(const Problem& p) { return double(p.batch) * p.n * p.m * 4 * kPassWork; }
+static inline double last_work(const Problem& p) { return times(p.batch, p.n, p.m) * 4 * kPassWork; }
 
 }  // namespace sinkhorn
 }  // namespace ucmkd
