@@ -81,8 +81,9 @@ def gradients(
     The weights are not kept.
     """
     x, y, metric, *_ = features
-    fresh = weights.new_zeros if metric in BY_DIFFERENCE else weights.new_empty
-    dx, dy = (fresh(z.shape) if wanted else None for z, wanted in zip((x, y), need, strict=True))
+    dx, dy = (
+        begun(z, metric, weights.dtype) if wanted else None for z, wanted in zip((x, y), need, strict=True)
+    )
     set_apart(c, metric, dx, dy)
     sides = ((dx, weights, y, False), (dy, weights.mT, x, True))
     for grad, w, other, of_y in sides:
@@ -92,6 +93,12 @@ def gradients(
             add_weighted(w, other.to(w.dtype), grad, metric)
         finish(c, w.sum(-1) if metric in CENTRED else None, grad, of_y)
     return dx, dy
+
+
+def begun(z: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
+    """Memory for a gradient of z: zeros where `set_apart` adds to it."""
+    grad = _solve_cuda.empty(z, *z.shape, dtype=dtype)
+    return grad.zero_() if metric in BY_DIFFERENCE else grad
 
 
 def set_apart(c: Any, metric: str, dx: Tensor | None, dy: Tensor | None) -> None:

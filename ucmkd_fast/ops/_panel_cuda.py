@@ -355,7 +355,7 @@ class Problem(Vectors):
         weight = weight.contiguous()
         self.call.value_weight = weight.data_ptr()
         x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
-        dx = torch.zeros_like(x) if need[0] else None
+        dx = _cost_cuda.begun(x, p.metric, p.dtype) if need[0] else None
         dy = torch.zeros_like(y) if need[1] else None
         row_sums, col_sums = _solve_cuda.empty(self.a, self.n), torch.zeros_like(self.b)
         by_label = d_classes = None
