@@ -37,7 +37,8 @@ def sinkhorn(
     Args:
         cost: (N, M), or a batch (B, N, M); float32, float64, or half precision (then solved in float32, its gradient
             of the same half precision); may be negative, +inf forbids a pair.
-        a: (N,) or (B, N) masses >= 0 of the rows, float32 or float64; None is 1 / N. Zero masses take no part.
+        a: (N,) or (B, N) masses >= 0 of the rows, float32 or float64; None is 1 / N. Masses of at most 1e-30
+            (1e-290 in float64) take no part.
         b: (M,) or (B, M) masses >= 0 of the columns, of the same sum; None is 1 / M.
         reg: entropic regularisation, in units of cost.
         max_iter: iterations at most.
