@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ucmkd_fast.bench.harness import in_words
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 TEXT = {
@@ -139,7 +141,9 @@ def timings(row: dict[str, Any]) -> list[str]:
         spread = f"{t['low_ms']:.3g} - {t['high_ms']:.3g}"
         error = f"{t['error']:.0e}" if t["error"] else ""
         lines.append(f"| {t['name']} | {t['median_ms']:.3g} | {spread} | {t['ratio']:.2f} | {error} |")
-    lines += [""] + [f"* {k}: {v}" for k, v in row["extra"].items()] + ([""] if row["extra"] else [])
+    lines += (
+        [""] + [f"* {k}: {in_words(v)}" for k, v in row["extra"].items()] + ([""] if row["extra"] else [])
+    )
     return lines
 
 

@@ -198,6 +198,11 @@ def _peak_mb() -> float:
     raise OSError("no VmHWM in /proc/self/status")
 
 
+def in_words(value: Any) -> Any:
+    """A figure as it is; several by name in one line."""
+    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else value
+
+
 def table(rows: Sequence[Row]) -> str:
     """Rows as text: times in milliseconds, ratio to ours in brackets."""
     lines = []
@@ -208,6 +213,7 @@ def table(rows: Sequence[Row]) -> str:
             error = f"  differs by {t.error:.0e}" if t.error else ""
             lines.append(f"  {t.name:34s} {t.median_ms:10.3f} ms  x{t.ratio:7.2f}{error}  {t.note}".rstrip())
         for key, value in row.extra.items():
+            value = in_words(value)
             lines.append(f"  {key}: {value}")
     return "\n".join(lines)
 
