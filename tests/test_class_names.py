@@ -202,3 +202,23 @@ def test_other_data_of_a_finished_run_are_matched_by_name(run, tmp_path):
     other = write(tmp_path / "other.csv", ["a", "B", "c"], each=20)
     status, _, err = call("eval", "out", f"student.data.root={other['root']}")
     assert status == 2 and "only the run has 'b'; only the data set has 'B'" in err
+
+
+def test_the_dry_run_compares_widths_and_refuses_one_class(run, tmp_path):
+    settings, call = run
+    settings["student"]["data"] = settings["teacher"]["data"]
+    settings |= {"method": "ucmkd", "teacher": {**settings["teacher"], "model": {"name": "mlp", "width": 5}}}
+    status, out, _ = call("distill", "run.yaml", "--dry-run")
+    assert (
+        status == 1
+        and "must give one width: the student's is" in out
+        and "the teacher's 5 (student.model.width=5 adds" in out
+    )
+    settings["student"]["model"] = settings["teacher"]["model"]
+    assert call("distill", "run.yaml", "--dry-run")[0] == 0
+    for part in ("student", "teacher"):
+        settings[part]["data"] = write(tmp_path / "one.csv", ["one"])
+        for more in (["--dry-run"], []):
+            status, _, err = call("distill", "run.yaml", *more)
+            assert status == 2 and "expected two classes or more, the training data have 'one' alone" in err
+    assert not (tmp_path / "out" / "teacher").exists()

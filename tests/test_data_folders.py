@@ -145,3 +145,42 @@ def test_folders_pickle(tmp_path):
     for name, root in (("image-folder", "images"), ("audio-folder", "sounds")):
         data = open_data({"name": name, "root": tmp_path / root})
         assert torch.equal(pickle.loads(pickle.dumps(data))[0][0], data[0][0])  # noqa: S301  (our own)
+
+
+@pytest.mark.parametrize("up", ["..", "../..", "../../.."])
+def test_a_link_to_what_holds_the_classes_brings_no_files_of_another_class(tmp_path, up):
+    root = write(tmp_path / "deep" / "root", "cat/1.png", "dog/1.png")
+    (root / "dog" / "up").symlink_to(up)
+    assert silent(root).ids == ["cat/1", "dog/1"]
+
+
+def test_two_names_of_one_folder_are_refused(tmp_path):
+    (write(tmp_path, "cat/1.png") / "dog").symlink_to(tmp_path / "cat")
+    with pytest.raises(ValueError, match="'cat' and 'dog' are one folder"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "cat"])
+@pytest.mark.parametrize("to", ["gone", "dog"], ids=["nothing", "itself"])
+def test_a_folder_that_is_a_link_to_nothing_does_not_vanish_in_silence(tmp_path, place, to):
+    (write(tmp_path, "cat/1.png", "bird/1.png") / place / "dog").symlink_to(to)
+    with pytest.warns(
+        UserWarning, match="1 link to nothing beside" if not place else "1 of 3 files are not read"
+    ):
+        assert found(tmp_path).ids == ["bird/1", "cat/1"]
+
+
+@pytest.mark.parametrize("parts", [["train", "val", "test"], ["Training", "Validation"], ["train"]])
+def test_parts_in_the_place_of_classes_are_refused(tmp_path, parts):
+    write(tmp_path, *(f"{part}/{kind}/1.png" for part in parts for kind in ("cat", "dog")))
+    with pytest.raises(ValueError, match=rf"names of parts.*train: {{..., root: .*{parts[0]}}}"):
+        found(tmp_path)
+    assert found(tmp_path / parts[0]).classes == ["cat", "dog"]
+    write(tmp_path, "car/1.png")  # vehicles, then
+    assert len(found(tmp_path).classes) == len(parts) + 1
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "thumbs.db", "Desktop.ini", "ehthumbs.db", "Icon\r"])
+def test_names_of_the_systems_files_in_any_case(tmp_path, name):
+    write(tmp_path, "cat/1.png", f"cat/{name}", "System Volume Information/a.dat", "__pycache__/a.pyc")
+    assert silent(tmp_path).ids == ["cat/1"]

@@ -73,6 +73,8 @@ def test_small_integer_labels_become_int64():
         ((X, Y[:, None]), ValueError, r"\(6, 1\)"),
         ((X, Y, ["a", "b"]), ValueError, "0 to 1 .*got 2"),
         ((X, Y - 1), ValueError, "got -1"),
+        ((X, Y - 7), ValueError, "labels from 0 on, .*got -7"),
+        ((X, Y + 2**40), ValueError, "at most 1,048,576 classes, got the label 1099511627778"),
         ((X, Y, None, ["u"]), ValueError, "6 samples, got 1"),
     ],
 )

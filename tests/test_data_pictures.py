@@ -26,12 +26,16 @@ def pixels(path, **options):
 
 
 def tiff_of_12_bits(values):
-    """Two samples in three bytes, which Pillow reads and does not write."""
+    """Two samples in three bytes."""
     height, width = values.shape
     bits = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[:, :, 4:]
-    content = np.packbits(bits.reshape(height, -1), axis=1).tobytes()
-    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, None), (277, 1), (278, height)]
-    tags.append((279, len(content)))
+    return tiff(width, height, 12, np.packbits(bits.reshape(height, -1), axis=1).tobytes())
+
+
+def tiff(width, height, bits, content, photometric=1, sample_format=1):
+    """A grey TIFF of kinds that Pillow reads and does not write."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, None), (277, 1)]
+    tags += [(278, height), (279, len(content)), (339, sample_format)]
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, 4, 1, start if value is None else value) for tag, value in tags
@@ -203,3 +207,32 @@ def test_what_runs_other_programs_is_no_picture(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     with pytest.raises(ValueError, match=r"a\.png: not a readable picture"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "white", "sample_format"), [("u1", 255, 1), ("<u2", 65535, 1), ("<f4", 1, 3)], ids=str
+)
+def test_grey_whose_zero_is_white(tmp_path, kind, white, sample_format):
+    values = (np.linspace(0, 1, 64) * white).astype(kind)
+    bits = values.itemsize * 8
+    for name, photometric in (("black", 1), ("white", 0)):
+        content = tiff(8, 8, bits, values.tobytes(), photometric, sample_format)
+        (tmp_path / f"{name}.tif").write_bytes(content)
+    black, white_is_zero = pixels(tmp_path / "black.tif"), pixels(tmp_path / "white.tif")
+    assert black.flat[0] == 0 and white_is_zero.flat[0] == 255
+    np.testing.assert_allclose(white_is_zero, 255 - black.astype(np.float32), atol=1e-4)
+
+
+def test_signed_grey_is_refused(tmp_path):
+    for kind in ("i1", "<i2"):
+        values = (np.arange(64) - 32).astype(kind)
+        (tmp_path / "a.tif").write_bytes(tiff(8, 8, values.itemsize * 8, values.tobytes(), sample_format=2))
+        with pytest.raises(ValueError, match=r"a\.tif: .*(signed|from -32)"):
+            pixels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "it is empty"), (b"hello", "begins with b'hello'")])
+def test_what_is_no_picture_is_told_without_an_object_in_memory(tmp_path, content, says):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.png: not a readable picture: {says}|it {says}"):
+        pixels(tmp_path / "a.png")

@@ -236,3 +236,14 @@ def test_labels_of_minus_one_in_arrays(tmp_path):
     for root, labels in (("x.npy", tmp_path / "y.npy"), ("x.safetensors", None)):
         data = open_data({"name": "features", "root": tmp_path / root, "labels": labels})
         assert data.labels.tolist() == [0, UNLABELLED, 1, UNLABELLED]
+
+
+def test_names_in_a_column_of_bytes(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    cells = {"kind": [b"cat", b"d\xc3\xb6g ", None], "by": [b"ann", b"bob", b"ann"], "a": [1.0, 2.0, 3.0]}
+    parquet.write_table(pyarrow.table(cells), tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="1 of 3 rows have no label"):
+        data = open_data({"name": "table", "root": tmp_path / "a.parquet", "label": "kind", "group": "by"})
+    assert data.classes == ["cat", "dög"] and list(data.groups) == ["ann", "bob", "ann"]

@@ -194,3 +194,34 @@ def test_a_spectrogram_stays_one(tmp_path):
     values = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
     assert torch.equal(read_sound(tmp_path / "a.npy"), torch.from_numpy(values))
+
+
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "W64", "MP3", "FLAC", "CAF"])
+def test_a_recording_that_is_cut_off_is_refused_and_not_shortened(tmp_path, soundfile, kind):
+    if kind not in soundfile.available_formats():
+        pytest.skip(f"this libsndfile has no {kind}")
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, np.tile(FLOATS, 4), 8000, format=kind)
+    assert len(read_wave(path)[0]) == 4 * len(TONE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(ValueError, match=r"a\.\w+: not a readable recording: (?!.*object at)"):
+        read_wave(path)
+
+
+@pytest.mark.parametrize("rate", [None, 0, float("nan"), 7999, 10**6])
+def test_a_rate_that_is_none_is_refused_by_name(rate):
+    with pytest.raises(ValueError, match=f"a: not a readable recording: sample rate {rate} Hz"):
+        checked_wave(FLOATS, rate, "a")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3"])
+def test_an_empty_file_is_told_as_such(name):
+    with pytest.raises(ValueError, match=f"{name}: not a readable recording: it is empty"):
+        decode_wave(b"", name)
+
+
+def test_channels_that_cancel_each_other_are_not_called_silent(tmp_path):
+    with pytest.raises(ValueError, match="a: .*channels cancel each other"):
+        checked_wave(np.stack([FLOATS, -FLOATS]), 8000, "a")
+    with pytest.raises(ValueError, match="a: .*silent: all samples are equal"):
+        checked_wave(np.zeros((2, 100), np.float32), 8000, "a")

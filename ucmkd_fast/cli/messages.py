@@ -24,11 +24,16 @@ _WORDS = (
 )
 
 
-def say(message: str) -> None:
-    """A sentence on stderr, on one line, in the words of the command line."""
+def in_our_words(message: str) -> str:
+    """A sentence of the library in the words of the command line."""
     for ours, theirs in _WORDS:
         message = re.sub(ours, theirs, message)
-    line = visible(" ".join(message.split()))
+    return message
+
+
+def say(message: str) -> None:
+    """A sentence on stderr, on one line, in the words of the command line."""
+    line = visible(" ".join(in_our_words(message).split()))
     print(f"ucmkd: {line}", file=sys.stderr)
 
 

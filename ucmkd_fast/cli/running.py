@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .messages import in_our_words
 from .terminal import AsJson, console, print_json
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _say_plan(run: RunConfig, as_json: bool) -> None:
     from ..run.plan import plan, show
 
     found = plan(run)
+    found["missing"] = [in_our_words(sentence) for sentence in found["missing"]]
     if as_json:
         print_json(found)
     else:

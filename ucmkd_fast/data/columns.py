@@ -192,6 +192,8 @@ def _tell_missing(labels: Tensor, texts: Sequence[str | None], column: str, wher
 
 def _text(cell: Any) -> str | None:
     """A cell's text without blanks around it; None where it holds nothing."""
+    if isinstance(cell, bytes):  # texts of Arrow's binary columns
+        cell = cell.decode(errors="backslashreplace")
     return None if _is_nothing(cell) else str(cell).strip()
 
 

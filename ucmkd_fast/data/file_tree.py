@@ -16,7 +16,16 @@ from .class_names import check_distinct
 
 # Made by systems and programs, never by a person. What begins with a dot is passed over too: macOS's "._1.png",
 # ".ipynb_checkpoints".
-_NOT_OURS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini", "lost+found"})
+_NOT_OURS = frozenset(  # in lower case: Windows writes them in several
+    "__macosx @eadir $recycle.bin thumbs.db ehthumbs.db desktop.ini lost+found __pycache__ icon\r".split(" ")
+) | {"system volume information"}
+
+_BROKEN = "link to nothing"
+_PARTS = {  # folders of parts -> the parts
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,16 +47,20 @@ class ClassFiles:
 
 def is_ours(name: str) -> bool:
     """Whether a file or folder of this name may hold samples: neither hidden nor the system's own."""
-    return not name.startswith(".") and name not in _NOT_OURS
+    return not name.startswith(".") and name.lower() not in _NOT_OURS
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, root: Path) -> Iterator[Path]:
     """All files at any depth, in links to folders too; hidden ones and the system's own are passed over.
+
+    A link back to a folder that it lies in is not followed, nor one to ``root``, which holds ``folder``, or above it:
+    the files there are other classes'.
 
     Raises:
         OSError: a folder that cannot be read.
     """
-    return _below(folder, frozenset())
+    top = Path(os.path.realpath(root))
+    return _below(folder, frozenset(map(str, [top, *top.parents])))
 
 
 def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
@@ -57,10 +70,17 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda one: one.name):
         if not is_ours(entry.name):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _below(folder / entry.name, above | {own})
         else:
             yield folder / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def files_by_class(root: Path, suffixes: Collection[str], what: str) -> ClassFiles:
@@ -76,30 +96,38 @@ def files_by_class(root: Path, suffixes: Collection[str], what: str) -> ClassFil
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: a folder that cannot be read.
-        ValueError: no subfolder, one without a file that is read, or names that look alike.
+        ValueError: no subfolder, one without a file that is read, two that are one folder, names that look alike, or
+            parts (train, val, test) in the place of classes.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected a folder with a subfolder per class, there is none")
     found: dict[str, list[Path]] = {}
+    named: dict[str, str] = {}  # by the folder itself
     unread: dict[str, Counter[str]] = {}
     beside: Counter[str] = Counter()
     for entry in sorted(root.iterdir()):
         if not is_ours(entry.name):
             continue
         if not entry.is_dir():
-            beside[kind_of(entry)] += 1
+            beside[kind_of(entry) if entry.exists() else _BROKEN] += 1
             continue
         name = entry.name.strip()
+        other = named.setdefault(os.path.realpath(entry), name)
+        if other != name:
+            raise ValueError(
+                f"{root}: {other!r} and {name!r} are one folder: its files would be of two classes"
+            )
         files, others = found.setdefault(name, []), unread.setdefault(name, Counter())
-        for path in files_below(entry):
+        for path in files_below(entry, root):
             if path.suffix.lower() in suffixes:
                 files.append(path)
             else:
                 others[kind_of(path)] += 1
     classes = sorted(found)
-    beside = Counter({kind: count for kind, count in beside.items() if kind in suffixes})
+    beside = Counter({kind: count for kind, count in beside.items() if kind in suffixes or kind == _BROKEN})
     _check_all_have_files(root, found, unread, beside, what)
     check_distinct(classes, str(root))
+    _check_not_parts(root, classes)
     warn_of_unread(root, sum(unread.values(), Counter()), sum(map(len, found.values())), beside)
     files = [path for name in classes for path in sorted(found[name])]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
@@ -137,6 +165,15 @@ def warn_of_unread(root: Path, kinds: Counter[str], read: int, beside: Counter[s
         said.append(f"{counted(beside)} beside the subfolders belong to no class")
     if said:
         warnings.warn(f"{root}: {'; '.join(said)}", stacklevel=4)
+
+
+def _check_not_parts(root: Path, classes: list[str]) -> None:
+    if all(name.lower() in _PARTS for name in classes):
+        own = ", ".join(f"{_PARTS[name.lower()]}: {{..., root: {root / name}}}" for name in classes)
+        raise ValueError(
+            f"{root}: {', '.join(map(repr, classes))} are names of parts, expected a subfolder per class; give each "
+            f"part a root of its own, such as data: {{{own}}}"
+        )
 
 
 def _check_all_have_files(

@@ -18,7 +18,7 @@ from .columns import group_names, labels_of
 from .feature_tables import numbers
 from .files import FileData, Reader
 from .images import ImageTransform, decode_image, read_image
-from .labelled import LabelledData, TensorData
+from .labelled import LabelledData, TensorData, numbered_classes
 from .pixels import ImageReading
 from .spectrograms import log_spectrogram, resized
 from .tables import check_texts, token_reader
@@ -123,7 +123,7 @@ def open_hugging_face(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{root}: {error}") from error
     if names is None:
-        names = [str(k) for k in range(int(labels.max()) + 1)]
+        names = numbered_classes(labels)
     read = {"pictures": _pictures, "sounds": _sounds, "text": _text}[kind](data, columns[0], root, given)
     return FileData(
         read,

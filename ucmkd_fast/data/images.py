@@ -58,6 +58,15 @@ def _decoded(file: BinaryIO, name: str, reading: ImageReading) -> Image:
             if image.width * image.height > _LARGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels, expected at most {_LARGEST}")
             return reading(image)
+    except pillow.UnidentifiedImageError as error:  # its own words name the object in memory
+        file.seek(0)
+        start = file.read(8)
+        what = (
+            f"it begins with {start!r}, which is no format of pictures that is read"
+            if start
+            else "it is empty"
+        )
+        raise ValueError(f"{name}: not a readable picture: {what}") from error
     # A broken picture makes Pillow fail in many ways.
     except Exception as error:
         raise ValueError(f"{name}: not a readable picture: {error}") from error

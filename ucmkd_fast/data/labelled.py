@@ -22,6 +22,7 @@ from .mapped import MappedRows
 Own = TypeVar("Own", bound="TensorData")
 
 UNLABELLED = -100  # the label of a sample that has none: torch's ignore_index
+_MOST_CLASSES = 2**20  # that labels alone may number
 
 
 class LabelledData(Dataset):
@@ -94,7 +95,7 @@ class TensorData(LabelledData):
         if y is None:
             y = torch.full((len(x),), UNLABELLED)
         _check_labels(y, len(x))
-        self.classes = [str(k) for k in range(int(y.max()) + 1)] if classes is None else list(classes)
+        self.classes = numbered_classes(y) if classes is None else list(classes)
         _check_classes(y, self.classes)
         if groups is not None and len(groups) != len(x):
             raise ValueError(f"groups must hold a name for each of {len(x)} samples, got {len(groups)}")
@@ -162,6 +163,21 @@ class _Subset(LabelledData):
         return {i: own[k] for i, k in enumerate(self.indices.tolist()) if k in own}
 
 
+def numbered_classes(y: Tensor) -> list[str]:
+    """The names "0", "1", ... of the classes of labels (n,), up to the largest.
+
+    Raises:
+        ValueError: a label so large that it is no label: an id, a time, -1 in an unsigned type.
+    """
+    largest = int(y.max())
+    if largest >= _MOST_CLASSES:
+        raise ValueError(
+            f"y must hold labels from 0 on, at most {_MOST_CLASSES:,} classes, got the label {largest}: number the "
+            "classes from 0, or use names"
+        )
+    return [str(k) for k in range(largest + 1)]
+
+
 def _pick(names: list[str] | None, rows: Tensor) -> list[str] | None:
     return None if names is None else [names[i] for i in rows.tolist()]
 
@@ -206,9 +222,9 @@ def _blocks(x: Tensor | MappedRows) -> Iterator[Tensor]:
 def _check_classes(y: Tensor, classes: list[str]) -> None:
     wrong = y[(y < 0) & (y != UNLABELLED) | (y >= len(classes))]
     if len(wrong):
+        known = f"from 0 to {len(classes) - 1} ({len(classes)} classes)" if classes else "from 0 on"
         raise ValueError(
-            f"y must hold labels from 0 to {len(classes) - 1} ({len(classes)} classes), "
-            f"or {UNLABELLED} for a sample without one; got {int(wrong[0])}"
+            f"y must hold labels {known}, or {UNLABELLED} for a sample without one; got {int(wrong[0])}"
         )
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 # Of what Pillow opens. EPS runs Ghostscript, the others are not decoded by Pillow itself.
 _COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # tried first
 _NOT_READ = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
+_ORIENTATION = 0x0112  # tags of EXIF and TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _TURNS = {  # EXIF's orientations -> Pillow's transpositions that put them right
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -83,6 +85,8 @@ class ImageReading:
         """
         image.load()
         pillow = need("PIL.Image")
+        if image.mode in ("L", "RGB") and _tag(image, _SAMPLE_FORMAT, 1) == _SIGNED:
+            raise ValueError("its values are signed, expected them from 0 on")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             pixels = self._grey(image)
         elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -99,6 +103,8 @@ class ImageReading:
         low, high = values.min(), values.max()
         if np.isnan(high):
             raise ValueError("NaN among its grey values")
+        clear = image.info.get("transparency")
+        shown = values != clear if clear is not None else None
         if low < 0 or high > white:
             raise ValueError(
                 f"grey values from {low:g} to {high:g}, expected 0 to {white:g} (mode {image.mode}); depth says "
@@ -110,11 +116,14 @@ class ImageReading:
                 "with 12 bits, say depth: 12",
                 stacklevel=2,
             )
+        if (
+            _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO
+        ):  # Pillow turns those of eight bits itself, and no others
+            values = white - values.astype(np.float32)
         grey = pillow.fromarray(values.astype(np.float32) * np.float32(255 / white))
-        clear = image.info.get("transparency")
-        if clear is None:
+        if shown is None:
             return grey
-        alpha = np.where(values == clear, 0, 255).astype(np.uint8)
+        alpha = np.where(shown, 255, 0).astype(np.uint8)
         eight = pillow.fromarray(np.asarray(grey).round().astype(np.uint8)).convert("RGBA")
         eight.putalpha(pillow.fromarray(alpha))
         return self._over_background(eight)
@@ -124,8 +133,7 @@ class ImageReading:
             return 2**self.depth - 1
         if image.mode == "F":
             return 1
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
-        return 2 ** min(16, bits[0] if isinstance(bits, tuple) else int(bits)) - 1
+        return 2 ** min(16, _tag(image, _BITS_PER_SAMPLE, 16)) - 1
 
     def _over_background(self, image: Image) -> Image:
         ground = need("PIL.Image").new("RGBA", image.size, (*self._colour(), 255))
@@ -148,6 +156,12 @@ def _checked_colour(values: Sequence[int]) -> tuple[int, int, int]:
             f"background must be a colour's name, or red, green and blue from 0 to 255, got {values!r}"
         )
     return numbers[0], numbers[1], numbers[2]
+
+
+def _tag(image: Image, tag: int, default: int) -> int:
+    """The first number of a tag of a TIFF; the default where there is none, and for other formats."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _orientation(image: Image) -> int:

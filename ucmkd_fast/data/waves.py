@@ -8,10 +8,12 @@ by 32768. Anything else does not say its scale and is refused. Channels are aver
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ WAVE_SUFFIXES = _OF_LIBSNDFILE | {".wav"}
 
 _WAV = (b"RIFF", b"RIFX", b"RF64")
 _OTHERS = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"NIST", b"Creative")  # first bytes
+_SIZES = re.compile(r": (\d+) \(should be (\d+)\)")  # in libsndfile's log
+_MP3_HEADER = 2**16  # bytes; in front of the first frame there may be a title
 _LONGEST_FILE = 16 * 2**20  # bytes; ten seconds of stereo at 192 kHz in 32 bits
 _MOST_SAMPLES = 16 * 2**20  # of all channels, once unpacked
 _MOST_CHANNELS = 32
@@ -63,6 +67,8 @@ def read_wave(path: Path) -> tuple[Tensor, int]:
 def decode_wave(content: bytes, name: str) -> tuple[Tensor, int]:
     """A recording from a file's content, as `read_wave`; error messages start with the name."""
     try:
+        if not content:
+            raise ValueError("it is empty")
         _check_length(len(content))
         rate, samples = _decoded(content, Path(name).suffix.lower())
         return _mono(_in_range(samples)), _checked_rate(rate)
@@ -73,7 +79,7 @@ def decode_wave(content: bytes, name: str) -> tuple[Tensor, int]:
         raise ValueError(f"{name}: not a readable recording: {error}") from error
 
 
-def checked_wave(samples: np.ndarray, rate: int, name: str) -> tuple[Tensor, int]:
+def checked_wave(samples: np.ndarray, rate: int | None, name: str) -> tuple[Tensor, int]:
     """An array (n,), (n, channels) or (channels, n) and its rate as `read_wave` gives a recording.
 
     The shorter axis is that of the channels.
@@ -115,12 +121,29 @@ def _by_scipy(content: bytes) -> tuple[int, np.ndarray]:
 
 def _by_libsndfile(content: bytes) -> tuple[int, np.ndarray]:
     soundfile = need("soundfile")
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
-        most = _MOST_SAMPLES // file.channels
-        samples = file.read(most + 1, dtype="float32", always_2d=True)
-        if len(samples) > most:
-            raise ValueError(f"more than {_MOST_SAMPLES} samples, expected a shorter recording")
-        return file.samplerate, samples
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            most = _MOST_SAMPLES // file.channels
+            samples = file.read(most + 1, dtype="float32", always_2d=True)
+            if len(samples) > most:
+                raise ValueError(f"more than {_MOST_SAMPLES} samples, expected a shorter recording")
+            _check_whole(content, file, len(samples))
+            return file.samplerate, samples
+    except soundfile.LibsndfileError as error:  # its text names the object in memory
+        raise ValueError(error.error_string) from error
+
+
+def _check_whole(content: bytes, file: Any, read: int) -> None:
+    """Raise ValueError for a file that is cut off, which libsndfile reads as far as it goes.
+
+    Its log compares the sizes that headers say with the file's; mp3 files may say how many frames there are.
+    """
+    for said, there in _SIZES.findall(file.extra_info):
+        if int(there) + 1 < int(said) < 2**31:  # an odd size may lack the byte that makes it even
+            raise ValueError(f"it is cut off: its header says {said} bytes, there are {there}")
+    counted = file.format == "MP3" and any(mark in content[:_MP3_HEADER] for mark in (b"Xing", b"Info"))
+    if counted and read < 0.9 * file.frames:  # of the last frames encoders count some that are not heard
+        raise ValueError(f"it is cut off: its header says {file.frames} samples, there are {read}")
 
 
 def _check_sizes(content: bytes) -> None:
@@ -144,8 +167,8 @@ def _check_sizes(content: bytes) -> None:
         )
 
 
-def _checked_rate(rate: int) -> int:
-    if not _RATES[0] <= rate <= _RATES[1]:
+def _checked_rate(rate: int | None) -> int:
+    if rate is None or not _RATES[0] <= rate <= _RATES[1]:
         raise ValueError(f"sample rate {rate} Hz, expected {_RATES[0]} to {_RATES[1]} Hz")
     return rate
 
@@ -192,7 +215,10 @@ def _in_range(samples: np.ndarray) -> np.ndarray:
 def _mono(wave: np.ndarray) -> Tensor:
     """One channel; raises ValueError where there is nothing to hear."""
     if wave.ndim == 2:
+        heard = wave.min() != wave.max()
         wave = wave.mean(1)
+        if heard and wave.min() == wave.max():
+            raise ValueError("its channels cancel each other: their mean is silent")
     if wave.min() == wave.max():
         raise ValueError("silent: all samples are equal")
     return torch.from_numpy(np.ascontiguousarray(wave))

@@ -178,7 +178,7 @@ class RunConfig:
             measured = flag("measure_alignment", values.get("measure_alignment", False))
         with at("method"):
             named = Named.read(values["method"])
-            method = _checked_method(named)
+            method = checked_method(named)
         with at("train"):
             train = _train(values.get("train") or {}, seed)
             train = train.updated(draw=settled_draw(method, train.draw))
@@ -246,7 +246,8 @@ def preset_and_options(method: Named) -> tuple[str, dict[str, Any]]:
     return str(options.pop("preset", "paper")), options
 
 
-def _checked_method(named: Named) -> Method:
+def checked_method(named: Named) -> Method:
+    """The method itself; ValueError for options that it does not take."""
     preset, options = preset_and_options(named)
     settings = method_settings(named.name, preset, options)
     with warnings.catch_warnings():

@@ -9,8 +9,9 @@ import yaml
 
 from ..data.class_names import check_same_names
 from ..terminal import Terminal, bold
+from ..training.data_sets import check_widths
 from ..training.metrics import output_sizes
-from .config import RunConfig, StudentConfig, TeacherConfig
+from .config import RunConfig, StudentConfig, TeacherConfig, checked_method
 from .files import weights_of
 from .settings import at
 from .sources import build_model, open_parts
@@ -22,8 +23,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
     Each model is run on a sample of its data.
 
     Returns:
-        ``config``; ``student`` and ``teacher``: samples of each part, classes and parameters, or None; ``steps`` of
-        the student; ``missing``: a sentence for each thing that is not there, or does not fit the others.
+        ``config``; ``student`` and ``teacher``: samples of each part, classes, width of the features and
+        parameters, or None; ``steps`` of the student; ``missing``: a sentence for each thing that is not there, or does
+        not fit the others.
 
     Raises:
         ValueError: broken data, or a model that does not take them.
@@ -41,6 +43,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
     if student is not None and teacher is not None:
         try:
             check_same_names(student["classes"], teacher["classes"])
+            if config.uses_teacher:
+                check_widths(
+                    checked_method(config.method), config.method.name, student["width"], teacher["width"]
+                )
         except ValueError as error:
             missing.append(str(error))
     steps = None
@@ -81,7 +87,12 @@ def _sizes(
         missing.append(f"{role}: {error}")
         return None
     with at(role):
-        output_sizes(model, parts.train, torch.device("cpu"))
+        width, _ = output_sizes(model, parts.train, torch.device("cpu"))
     samples = {name: len(part) for name, part in vars(parts).items() if part is not None}
     parameters = sum(p.numel() for p in model.parameters())
-    return {"samples": samples, "classes": list(parts.train.classes), "parameters": parameters}
+    return {
+        "samples": samples,
+        "classes": list(parts.train.classes),
+        "width": width,
+        "parameters": parameters,
+    }

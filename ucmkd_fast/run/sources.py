@@ -102,7 +102,8 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
 
     Raises:
         FileNotFoundError: data that are missing.
-        ValueError: data that are broken, or cannot be split so; a part with a class that the training part lacks.
+        ValueError: data that are broken, or cannot be split so; fewer than two classes; a part with a class that the
+            training part lacks.
     """
     named = data.parts if data.whole is None else dict.fromkeys(PARTS, data.whole)
     opened: dict[str, LabelledData] = {}
@@ -117,6 +118,11 @@ def open_parts(data: DataSpec, seed: int) -> Parts:
             opened[part], rest = _labelled(opened[part], part)
             unlabelled = rest if part == "train" else unlabelled
     classes = opened["train"].classes
+    if len(classes) < 2:
+        raise ValueError(
+            f"expected two classes or more, the training data have {', '.join(map(repr, classes)) or 'none'} alone; of "
+            "folders, root is the one that holds the classes' folders"
+        )
     for part in opened:
         opened[part] = in_classes(opened[part], classes, ("the part 'train'", f"the part {part!r}"))
     return Parts(**opened, unlabelled=unlabelled)

@@ -90,12 +90,7 @@ class DataSets:
                 f"the teacher's {teacher_classes}"
             )
         check_labels(self.teacher_train, classes, all_labelled=False)
-        if method.needs_equal_widths and width != teacher_width:
-            raise ValueError(
-                f"method {name!r} compares features, so both encoders must give one width: the student's is "
-                f"{width}, the teacher's {teacher_width} (ucmkd_fast.models.with_width(student, {teacher_width}) "
-                "adds a projection)"
-            )
+        check_widths(method, name, width, teacher_width)
         return width, teacher_width, classes
 
     def _check_unlabelled(self, student: Any, method: Method, name: str, config: TrainConfig, device) -> None:
@@ -109,6 +104,16 @@ class DataSets:
             raise ValueError(
                 f"unlabelled_batch_size={config.unlabelled_batch_size} needs student_unlabelled, got None"
             )
+
+
+def check_widths(method: Method, name: str, width: int, teacher_width: int) -> None:
+    """Raise ValueError where a method compares features of two widths."""
+    if method.needs_equal_widths and width != teacher_width:
+        raise ValueError(
+            f"method {name!r} compares features, so both encoders must give one width: the student's is "
+            f"{width}, the teacher's {teacher_width} (ucmkd_fast.models.with_width(student, {teacher_width}) "
+            "adds a projection)"
+        )
 
 
 def as_data(data: Any) -> LabelledData:
