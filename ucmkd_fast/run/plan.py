@@ -10,6 +10,7 @@ import yaml
 from ..data.class_names import check_same_names
 from ..terminal import Terminal, bold
 from ..training.metrics import output_sizes
+from ..training.tracking import check_trackers
 from .config import RunConfig, StudentConfig, TeacherConfig
 from .files import weights_of
 from .settings import at
@@ -43,6 +44,14 @@ def plan(config: RunConfig) -> dict[str, Any]:
             check_same_names(student["classes"], teacher["classes"])
         except ValueError as error:
             missing.append(str(error))
+    trained = {"train": config.train}
+    if teacher is not None and config.teacher is not None and config.teacher.train is not None:
+        trained["teacher: train"] = config.teacher.train
+    for place, train in trained.items():
+        try:
+            check_trackers(train.trackers, has_folder=True)
+        except ValueError as error:
+            missing.append(f"{place}: {error}")
     steps = None
     if student is not None:
         train = config.train
