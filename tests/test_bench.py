@@ -52,6 +52,23 @@ def test_command_names_the_nearest_subject():
     assert isinstance(done.exception, ValueError) and "did you mean 'sinkhorn'" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("holds", "said"), [(None, "this is a folder"), ("x", "expected JSON"), ("[]", "got a list")]
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path, monkeypatch, holds, said
+):
+    monkeypatch.setattr("ucmkd_fast.bench.rows_of", lambda name: pytest.fail("measured"))
+    monkeypatch.setattr("ucmkd_fast.extras.need", lambda name: None)
+    path = tmp_path
+    if holds is not None:
+        path = tmp_path / "results.json"
+        path.write_text(holds)
+    done = CliRunner().invoke(app, ["bench", "overhead", "--output", str(path)])
+    assert isinstance(done.exception, ValueError) and said in str(done.exception)
+    assert str(path) in str(done.exception)
+
+
 def test_busy_processes_end_with_their_block_whatever_happens_in_it():
     with pytest.raises(KeyError), busy_processes(2) as running:
         assert [process.poll() for process in running] == [None, None]

@@ -103,6 +103,22 @@ def test_the_words_are_those_of_the_errors(ucmkd, settings):
     assert status == 2 and " labels_per_class=99" in err
 
 
+@pytest.mark.parametrize(("change", "where"), [("train", "train"), ("teacher.train", "teacher: train")])
+def test_a_mistyped_tracker_is_said_before_anything_is_trained(ucmkd, change, where):
+    change = f"{change}.trackers=[tensorbord]"
+    status, out, err = ucmkd("distill", "run.yaml", change, "--dry-run")
+    assert status == 1 and f"{where}: trackers" in out and "did you mean 'tensorboard'?" in out
+    status, _, err = ucmkd("distill", "run.yaml", change)
+    assert status == 2 and "train: trackers" in err and "did you mean 'tensorboard'?" in err
+    assert not list(Path("run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "."])
+def test_settings_that_cannot_be_read_are_named_once(ucmkd, name):
+    status, _, err = ucmkd("distill", name)
+    assert status == 2 and "Errno" not in err and err.count(str(Path(name).resolve())) == 1
+
+
 def test_warnings_are_sentences(ucmkd, monkeypatch):
     def warn(path):
         warnings.warn("the teacher\nis old", stacklevel=1)

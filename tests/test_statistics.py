@@ -84,6 +84,12 @@ def verdict_of(*differences, samples=None):
         ((0.6, 0.5, 0.7, 0.6, 0.6, 0.5, 0.7, 0.6, 0.6, 0.6), 1000, "higher"),
         ((10, 0, -10, 0, 10, 0), 10, "too few samples"),
         ((30, 30, 20, 30, 40, 30), 10, "higher"),
+        # Samples are worth much, and yet what is missing is seeds: many would call it a difference.
+        ((-38.9, -22.2), 18, "too few seeds"),
+        ((50, 30), 10, "too few seeds"),
+        ((20, 20), 10, "too few seeds"),
+        ((0, 0), 10, "too few samples"),
+        ((10, 0), 10, "too few samples"),
         ((3.0, math.nan), 50, "unknown"),
         ((3.0, math.inf), 50, "unknown"),
     ],

@@ -149,7 +149,8 @@ def read_yaml(path: str | Path) -> Any:
             data = file.read(_LARGEST_FILE + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileNotFoundError(f"expected a readable YAML file at {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # the path is said once
+        raise FileNotFoundError(f"expected a readable YAML file at {path}: {reason}") from error
     if len(data) > _LARGEST_FILE:
         raise ValueError(f"{path} is larger than settings are: over {_LARGEST_FILE} bytes")
     try:

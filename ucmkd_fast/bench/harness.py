@@ -218,9 +218,32 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def check_output(path: Path) -> None:
+    """Raise ValueError or OSError for a file that results cannot be saved to."""
+    _kept(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent}: expected a folder that can be written to")
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What a file of results holds; nothing where there is none."""
+    if not path.exists():
+        return {}
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a JSON file for the results, this is a folder")
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, of an earlier benchmark: {error}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path}: expected the results of a benchmark, got a {type(results).__name__}")
+    return results
+
+
 def save(path: Path, subject: str, rows: Sequence[dict[str, Any]]) -> None:
     """Put a subject's rows into a JSON file beside those of others, written beside and renamed."""
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = _kept(path)
     results[subject] = {"machine": machine(), "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")

@@ -29,7 +29,7 @@ def bench(
     from dataclasses import asdict
 
     from ..bench import SUBJECTS, rows_of
-    from ..bench.harness import machine, save, table
+    from ..bench.harness import check_output, machine, save, table
     from ..extras import need
     from ..ops.checks import choice
     from ..terminal import bold
@@ -44,6 +44,8 @@ def bench(
         choice("subject", name, list(SUBJECTS))
     for package in ("ot", "geomloss"):
         need(package)
+    if output is not None:
+        check_output(output)  # before minutes of measuring
     found: dict[str, list] = {}
     for name in chosen:
         out.say(bold(name), f": {SUBJECTS[name]}")

@@ -171,7 +171,7 @@ def _accuracy(result: dict[str, Any]) -> float | None:
 
 def _test_samples(result: dict[str, Any]) -> int | None:
     """How many samples its accuracy is a share of; None where the result does not say."""
-    part = "val" if result["accuracy"] is None else "test"
+    part = "val" if result.get("accuracy") is None else "test"
     return result.get("samples", {}).get(part)
 
 

@@ -63,7 +63,8 @@ class PairedDifference:
         * "none": no difference seen, and one of `WORTH_SEEING` would have been.
         * "too few seeds": one seed; or a mean that would be beyond the margin of many seeds, or a margin that hides
           what is worth seeing.
-        * "too few samples": beyond its margin and less than one test sample, or samples worth more than that.
+        * "too few samples": beyond its margin and less than one test sample, or samples worth more than
+          `WORTH_SEEING` where nothing hints at a difference.
         * "unknown": a value is missing.
         """
         if not math.isfinite(self.mean):
@@ -75,7 +76,8 @@ class PairedDifference:
             if size < step * (1 - 1e-9):
                 return "too few samples"
             return "higher" if self.mean > 0 else "lower"
-        if step > WORTH_SEEING:
+        hinted = size > _MANY * self.standard_error and size >= step * (1 - 1e-9)
+        if step > WORTH_SEEING and not hinted:
             return "too few samples"
         if self.margin > WORTH_SEEING or size > _MANY * self.standard_error:
             return "too few seeds"

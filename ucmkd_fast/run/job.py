@@ -15,9 +15,11 @@ from ..data.class_names import check_same_names
 from ..distiller import Distiller, FitResult
 from ..models import reuse_head
 from ..training.lock import only_writer
+from ..training.tracking import check_trackers
 from .config import RunConfig, preset_and_options
 from .files import read_result, write_result
 from .measure import alignment, features_of
+from .settings import at
 from .sources import Parts, build_model, open_parts
 from .teacher import Teacher, load_teacher
 
@@ -150,6 +152,8 @@ def _distill(
     resume: bool,
     overwrite: bool,
 ) -> dict[str, Any]:
+    with at("train"):  # before the teacher is trained
+        check_trackers(config.train.trackers, has_folder=True)
     parts = parts or open_parts(config.student.data, config.seed)
     teacher, teacher_result = None, None
     if config.needs_teacher:

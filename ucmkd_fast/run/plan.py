@@ -11,6 +11,7 @@ from ..data.class_names import check_same_names
 from ..terminal import Terminal, bold
 from ..training.data_sets import check_widths
 from ..training.metrics import output_sizes
+from ..training.tracking import check_trackers
 from .config import RunConfig, StudentConfig, TeacherConfig, checked_method
 from .files import weights_of
 from .settings import at
@@ -49,6 +50,14 @@ def plan(config: RunConfig) -> dict[str, Any]:
                 )
         except ValueError as error:
             missing.append(str(error))
+    trained = {"train": config.train}
+    if teacher is not None and config.teacher is not None and config.teacher.train is not None:
+        trained["teacher: train"] = config.teacher.train
+    for place, train in trained.items():
+        try:
+            check_trackers(train.trackers, has_folder=True)
+        except ValueError as error:
+            missing.append(f"{place}: {error}")
     steps = None
     if student is not None:
         train = config.train
