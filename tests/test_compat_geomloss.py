@@ -9,6 +9,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
+from ucmkd_fast.compat._distances import cost_of
 from ucmkd_fast.compat.geomloss import SamplesLoss
 
 geomloss = pytest.importorskip(
@@ -277,6 +278,29 @@ def test_near_points_at_any_offset(p, offset):
                 assert (got.double() - want).abs().max().item() < 1e-6 * scale
         # A divergence is a small difference of values as large as the spread of the points.
         assert abs(value.double() - truth).item() < 1e-6 * 5**p
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("p", [1, 2])
+def test_points_far_out_leave_the_others_alone(p, offset):
+    """A few points at 1e6 must not cost the distances of the rest, as they do where they move the centre."""
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(n, 1, generator=generator) for n in (30, 20))
+    x[1] = y[1] + 1e-3
+    x, y = x + offset, y + offset
+    x[0], y[0], y[-1] = 1e6, 1e6, -1e6
+    square = (x.double() - y.double().T)[1:, 1:-1].square()
+    want = square.clamp_min(1e-8).sqrt() if p == 1 else square / 2
+    for dtype in (torch.float32, torch.float64):
+        got = cost_of(x.to(dtype)[None], y.to(dtype)[None], p)[0, 1:, 1:-1]
+        assert torch.allclose(got.double(), want, rtol=2e-6, atol=1e-9)
+    # float32 knows potentials of 1e6 to 0.06
+    leaf = x.double().requires_grad_()
+    (got,) = torch.autograd.grad(SamplesLoss(p=p, blur=1.0, debias=False)(leaf, y.double()), leaf)
+    leaf = (x.double() - offset).requires_grad_()  # at the origin, where GeomLoss keeps them too
+    theirs = geomloss.SamplesLoss(p=p, blur=1.0, debias=False, diameter=2e6, backend="tensorized")
+    (want,) = torch.autograd.grad(theirs(leaf, y.double() - offset), leaf)
+    assert ((got - want)[1:].abs().max() <= 2e-5 * want[1:].abs().max()).item()
 
 
 @pytest.mark.parametrize("p", [1, 2])

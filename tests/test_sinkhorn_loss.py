@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ucmkd_fast as uk
+from tests.cuda_harness import build, model
 from ucmkd_fast.ops import _autograd, _loss
 from ucmkd_fast.reference import sinkhorn as reference
 
@@ -78,6 +79,71 @@ def test_gradient_is_zero_not_nan_where_all_coincide(metric):
     loss = uk.sinkhorn_loss(x, torch.ones(5, 3), metric=metric)
     loss.backward()
     assert loss.abs() < 1e-6 and torch.isfinite(x.grad).all() and x.grad.abs().max() < 1e-6
+
+
+def as_a_batch(x, y, **options):
+    return uk.sinkhorn_loss(x[None], y[None], **options)[0]
+
+
+def in_panels(x, y, **options):
+    return uk.sinkhorn_loss(x, y, memory_budget=32 * len(x) * x.element_size(), **options)
+
+
+@pytest.mark.parametrize("route", [uk.sinkhorn_loss, as_a_batch, in_panels, reference.sinkhorn_loss])
+@pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
+@pytest.mark.parametrize("metric", ["cosine", "chordal"])
+def test_rows_too_small_to_normalise_count_as_zero(metric, objective, route):
+    """1 / |x| of two such rows multiplies to inf, and the gradient of all rows would be NaN."""
+    for dtype, tiny in ((torch.float32, 1e-20), (torch.float64, 1e-160)):
+        x, y = (z.detach() for z in features(metric, dtype=dtype))
+        found = []
+        for size in (tiny, 0.0):
+            x[3:6], y[4:6] = size * x[6:9].sign(), size * y[6:8].sign()
+            leaves = [z.clone().requires_grad_() for z in (x, y)]
+            loss = route(*leaves, metric=metric, objective=objective, max_iter=15)
+            found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+        for got, want in zip(*found, strict=True):
+            assert torch.isfinite(got).all() and torch.equal(got, want)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "chordal"])
+def test_rows_too_small_to_normalise_on_other_routes(metric):
+    x, y = (z.detach() for z in features(metric, dtype=torch.float32))
+    x[3:6], y[4:6] = 1e-20 * x[6:9], 1e-20 * y[6:8]
+
+    def f(x, y):
+        return uk.sinkhorn_loss(x, y, metric=metric, max_iter=15)
+
+    leaves = [z.clone().requires_grad_() for z in (x, y)]
+    want = torch.autograd.grad(f(*leaves), leaves)
+    (once,) = torch.autograd.grad(f(*leaves), leaves[0], create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(once.square().sum(), leaves[0])[0]).all()
+    for got in (
+        torch.func.grad(f, (0, 1))(x, y),
+        torch.func.vmap(torch.func.grad(f, (0, 1)))(x[None], y[None]),
+    ):
+        for g, w in zip(got, want, strict=True):
+            assert torch.allclose(g.reshape(w.shape), w, atol=1e-7) and (w[4] == 0).all()
+    if build.compiler() is not None:
+        with model():
+            for g, w in zip(torch.autograd.grad(f(*leaves), leaves), want, strict=True):
+                assert torch.allclose(g, w, atol=1e-6)
+
+
+def test_reg_is_a_number_of_the_costs_dtype():
+    """Outside it 1 / reg or reg itself is inf or 0."""
+    x, y = (z.detach().float() for z in features("l2"))
+    for reg in (1e-39, 1e-50, 1e39):
+        for call in (
+            lambda: uk.sinkhorn_loss(x, y, reg=reg),  # noqa: B023
+            lambda: uk.sinkhorn_loss(x.half(), y.half(), reg=reg),  # noqa: B023
+            lambda: uk.sinkhorn(x @ x.T, reg=reg),  # noqa: B023
+        ):
+            with pytest.raises(ValueError, match="reg must be a normal number of torch.float32.*float64"):
+                call()
+    assert torch.isfinite(uk.sinkhorn_loss(x.double(), y.double(), reg=1e39))
+    wide = uk.sinkhorn_loss(x * 1e18, y * 1e18, metric="l2", reg=1e-39, reg_scale="mean", max_iter=2)
+    assert torch.isfinite(wide)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -26,7 +26,7 @@ bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks)
     for (int64_t i = begin; i < end; ++i) {
       const T square = dot(x + i * d, x + i * d, d);
       if (!(square <= Lanes<T>::kMax)) good[index] = false;
-      scale[i] = !inverse ? square : square > 0 ? 1 / root(square) : 0;
+      scale[i] = !inverse ? square : square < cost::kLeastSquare<T> ? 0 : 1 / root(square);
     }
   });
   bool all = true;

@@ -74,7 +74,7 @@ __global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
     square += e * e;
   }
   square = warp_sum(square);
-  const T scale = !unit_rows(c.metric) ? square : square > 0 ? 1 / cuda::root(square) : square;
+  const T scale = !unit_rows(c.metric) ? square : square < cost::kLeastSquare<T> ? T(0) : 1 / cuda::root(square);
   if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 

@@ -25,7 +25,8 @@ def check_options(*values: Any) -> Options:
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _checked_options(reg, max_iter, tol, grad, accelerate) -> Options:
+def _checked_options(reg, max_iter, tol, grad, accelerate, dtype) -> Options:
+    """The dtype is that of the cost; None where reg is not in its units."""
     checks.choice("grad", grad, GRADS)
     if accelerate is not None:
         checks.choice("accelerate", accelerate, ACCELERATE)
@@ -34,8 +35,14 @@ def _checked_options(reg, max_iter, tol, grad, accelerate) -> Options:
                 f"accelerate={accelerate!r} needs grad='implicit' or 'envelope': 'unrolled' is the gradient of "
                 "plain iterations"
             )
+    reg = checks.positive_number("reg", reg)
+    if dtype is not None and not torch.finfo(dtype).tiny <= reg <= torch.finfo(dtype).max:
+        raise ValueError(
+            f"reg must be a normal number of {dtype}, in which the cost is computed, got {reg:g}: "
+            "scale the cost and reg, or compute in float64"
+        )
     return Options(
-        checks.positive_number("reg", reg),
+        reg,
         checks.count_at_least_one("max_iter", max_iter),
         checks.number_at_least_zero("tol", tol),
         grad,

@@ -2,7 +2,8 @@
 
     cosine 1 - <x^, y^>    chordal |x^ - y^|    l2 |x - y|    sqeuclidean |x - y|^2    l1 sum |x - y|
 
-x^ = x / |x|; a zero row stays zero. Gradients are 0 where a distance is 0.
+x^ = x / |x|; a zero row stays zero, and one with |x|^2 below the dtype's normal numbers counts as zero. Gradients are
+0 where a distance is 0.
 
 ``l2`` and ``sqeuclidean`` centre both sets by the mean of y before the products: far from the origin |x|^2 + |y|^2 -
 2 <x, y> would lose the distance. Pairs that are still near are measured, and differentiated, by their differences.

@@ -70,7 +70,7 @@ def sinkhorn(
         cost = cost.float()
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
-    options = check_options(reg, max_iter, tol, grad, accelerate)
+    options = check_options(reg, max_iter, tol, grad, accelerate, None if reg_scale else cost.dtype)
     batch = cost.shape[0] if cost.dim() == 3 else None
     a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
     b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
@@ -165,7 +165,7 @@ def sinkhorn_loss(
     dtype = check_features(x, y, shards=group is not None)
     checks.choice("metric", metric, METRICS)
     checks.choice("objective", objective, OBJECTIVES)
-    options = check_options(reg, max_iter, tol, grad, accelerate)
+    options = check_options(reg, max_iter, tol, grad, accelerate, None if reg_scale else dtype)
     batch = x.shape[0] if x.dim() == 3 else None
     if a is not None or b is not None:
         a = checks.mass("a", a, x.shape[-2], batch, dtype)

@@ -38,9 +38,13 @@ def _safe_norm(z: Tensor) -> Tensor:
 
 
 def normalise(z: Tensor) -> Tensor:
-    """Rows of z (N, D) at unit norm; a zero row stays zero and gets gradient 0."""
-    norm = _safe_norm(z)
-    return torch.where(norm[..., None] == 0, 0, z / torch.where(norm == 0, 1, norm)[..., None])
+    """Rows of z (N, D) at unit norm; a zero row stays zero and gets gradient 0.
+
+    One whose squared norm is below the dtype's normal numbers counts as zero: its gradient is beyond them.
+    """
+    zero = (z * z).sum(-1, keepdim=True) < torch.finfo(z.dtype).tiny
+    z = torch.where(zero, 0, z)
+    return z / torch.where(zero, 1, _safe_norm(z)[..., None])
 
 
 def cost(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
