@@ -116,7 +116,10 @@ def test_batches_of_features_and_results_form_no_differences(metric, monkeypatch
         options["objective"] = "transport"
         one = uk.sinkhorn_loss(x[1], y[1], return_result=True, **options)
         # torch sums the centre of a batch in another order than that of one problem
-        assert distance(one.value, uk.sinkhorn_loss(x, y, **options)[1]) < 1e-14 and one.plan().shape == (9, 7)
+        assert distance(one.value, uk.sinkhorn_loss(x, y, **options)[1]) < 1e-14 and one.plan().shape == (
+            9,
+            7,
+        )
     assert distance(got, want) < 1e-10
     for g, w in zip(grads, wants, strict=True):
         assert distance(g, w) < 1e-8

@@ -3,9 +3,11 @@
 //   cosine 1 - <x^, y^>   chordal |x^ - y^|   l2 |x - y|   sqeuclidean |x - y|^2   l1 sum |x - y|
 //
 // x^ = x / |x|; a zero row stays zero, and so is a row taken whose |x|^2 is below the normal numbers of its type: its
-// gradient, about 1 / |x|, and the products of two such are beyond them. All but l1 start from the inner products <x_i, y_j>. l2 and sqeuclidean take
-// them between centred features, x - c and y - c with one c per problem: far from the origin |x|^2 + |y|^2 - 2 <x, y>
-// would lose the distance. Pairs that are still near (row.h) are measured by the differences of what was given.
+// gradient, about 1 / |x|, and the products of two such are beyond them.
+//
+// All but l1 start from the inner products <x_i, y_j>. l2 and sqeuclidean take them between centred features, x - c and
+// y - c with one c per problem: far from the origin |x|^2 + |y|^2 - 2 <x, y> would lose the distance. Pairs that are
+// still near (row.h) are measured by the differences of what was given.
 #pragma once
 #include <stdint.h>
 
@@ -50,6 +52,7 @@ struct ClassTerm {
   }
 };
 
+// The smallest normal number: a row with a smaller square is not normalised.
 template <class T>
 constexpr T kLeastSquare = T(2.2250738585072014e-308);
 template <>
