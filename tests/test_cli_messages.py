@@ -163,6 +163,11 @@ def test_after_ctrl_c_every_command_that_can_go_on_says_how():
     assert after_ctrl_c([], commands.items()) == "stopped"
 
 
+def heed_sigint():
+    """A suite that a shell runs in its background passes on that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("command", ["distill", "compare"])
 def test_ctrl_c_ends_in_the_hint_and_the_hint_is_right(command, place, tmp_path, settings):
     if command == "distill":
@@ -173,7 +178,9 @@ def test_ctrl_c_ends_in_the_hint_and_the_hint_is_right(command, place, tmp_path,
         options, begun = ["--output", str(tmp_path / "out"), "--jobs", "1"], "out/runs/two"
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(values))
     call = [sys.executable, "-m", "ucmkd_fast", command, str(tmp_path / "file.yaml"), *options]
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    )
     for _ in range(1200):
         if any(tmp_path.glob(begun)):
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -192,6 +193,54 @@ def test_the_bits_do_not_depend_on_who_runs_the_tasks(threads):
     alone = loss_and_gradient()
     for other in (own_helpers, fewer_than_torch, alone):
         assert torch.equal(other[0], with_helpers[0]) and torch.equal(other[1], with_helpers[1])
+
+
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+PARALLEL_FOR = ctypes.CFUNCTYPE(
+    ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, BODY, ctypes.c_void_p
+)
+GET_NUM_THREADS = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_uint32))
+
+
+def led_by(others: bool, calls):
+    """What calls return with a pool of two whose leader is another thread, in which torch counts one; or the caller."""
+    caller = threading.get_ident()
+
+    def parallel_for(begin, end, grain, body, context):
+        if others:
+            helpers = [threading.Thread(target=body, args=(k, k + 1, context)) for k in range(begin, end)]
+            for helper in helpers:
+                helper.start()
+            for helper in helpers:
+                helper.join()
+        else:
+            body(begin, end, context)
+        return 0
+
+    def get_num_threads(count):
+        count[0] = 2 if threading.get_ident() == caller else 1
+        return 0
+
+    pool = PARALLEL_FOR(parallel_for), GET_NUM_THREADS(get_num_threads)
+    _C.set_threads(*(ctypes.cast(one, ctypes.c_void_p).value for one in pool), 2, least_work=0)
+    return [call() for call in calls]
+
+
+def test_the_bits_do_not_depend_on_who_leads(threads):
+    """Of a call, and of problems of a list, which helpers solve one by one."""
+
+    def ragged():
+        generator = torch.Generator().manual_seed(2)
+        sizes = torch.tensor([60, 300, 40, 280, 50])
+        x, y = (torch.randn(730, 16, generator=generator, requires_grad=True) for _ in "xy")
+        at = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        loss = uk.sinkhorn_loss(x, y, reg=0.05, max_iter=20, metric="l2", offsets=(at, at))
+        loss.sum().backward()
+        return loss.detach(), x.grad, y.grad
+
+    calls = loss_and_gradient, lambda: loss_and_gradient(700, 600), ragged
+    for ours, theirs in zip(led_by(False, calls), led_by(True, calls), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_torchs_threads_are_used_and_respected(threads):

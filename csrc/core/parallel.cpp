@@ -41,7 +41,29 @@ int torch_threads() {
 
 }  // namespace
 
-int num_threads() { return std::min({torch_threads(), std::max(thread_settings().limit, 1), kMaxTasks}); }
+namespace {
+
+// Of the call that this thread works for, asked where it was made: in another thread of its pool, torch may answer 1.
+// 0: it works for none.
+thread_local int threads_of_call = 0;
+
+// Works for a call while it lives.
+class Working {
+ public:
+  explicit Working(int threads) : before_(threads_of_call) { threads_of_call = threads; }
+  ~Working() { threads_of_call = before_; }
+  Working(const Working&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace
+
+int num_threads() {
+  if (threads_of_call > 0) return threads_of_call;
+  return std::min({torch_threads(), std::max(thread_settings().limit, 1), kMaxTasks});
+}
 
 namespace {
 
@@ -122,7 +144,7 @@ class alignas(64) Team {
       state_.store(kFree);
       return false;
     }
-    threads_ = threads, jobs_ = 0, alone_ = false, begin_ = Clock::now();
+    threads_ = threads, splits_ = num_threads(), jobs_ = 0, alone_ = false, begin_ = Clock::now();
     fegetenv(&rounding_);
     room_.store(threads - 1);
     state_.store(kOpen);
@@ -133,6 +155,8 @@ class alignas(64) Team {
   // Runs main() as the leader; what it throws comes back.
   std::exception_ptr lead(void (*main)(void*), void* context) {
     std::exception_ptr thrown;
+    const Working here(splits_);
+    fesetenv(&rounding_);  // as in `help`: one of the pool's threads may lead
     team_of_this_thread = this;
     try {
       main(context);
@@ -168,6 +192,7 @@ class alignas(64) Team {
     const int room = state_.load() == kOpen ? room_.fetch_sub(1) : 0;
     if (room > 0) {
       fesetenv(&rounding_);  // a caller may flush subnormals: its numbers do not depend on who makes them
+      const Working here(splits_);
       for (SpinWait spin; state_.load(std::memory_order_acquire) == kOpen;) {
         int index;
         if (!take(room, &index)) {
@@ -215,7 +240,7 @@ class alignas(64) Team {
   }
 
   std::atomic<int> state_{kFree}, inside_{0}, room_{0};
-  int threads_ = 1, jobs_ = 0;
+  int threads_ = 1, splits_ = 1, jobs_ = 0;
   bool alone_ = false;
   Clock::time_point begin_;
   fenv_t rounding_;
