@@ -14,6 +14,8 @@ from ucmkd_fast.reference import sinkhorn as reference
 ot = pytest.importorskip("ot", reason="POT, which this part is compared with, is not installed (extra: test)")
 
 METHODS = ["sinkhorn", "sinkhorn_log", "sinkhorn_stabilized"]
+#: Of a result, what is compared with POT's.
+FIELDS = ("value", "value_linear", "plan", "potential_a", "potential_b", "marginal_a", "marginal_b")
 
 
 def close(got, want, tolerance=1e-4):
@@ -66,15 +68,7 @@ def test_gallery_2d_samples():
         got, want = (
             f.solve_sample(xs, xt, a, b, reg=1.0, max_iter=3000, tol=1e-7, **options) for f in (pot, ot)
         )
-        for field in (
-            "value",
-            "value_linear",
-            "plan",
-            "potential_a",
-            "potential_b",
-            "marginal_a",
-            "marginal_b",
-        ):
+        for field in FIELDS:
             close(getattr(got, field), getattr(want, field))
 
 
@@ -479,15 +473,7 @@ def test_a_result_has_what_pots_has(kind):
         public = [name for name in dir(want) if not name.startswith("_")]
         assert {"citation", "sparse_plan", "a_to_b"} < set(public) and set(public) <= set(dir(got))
         assert type(got._backend) is type(want._backend) is type(ot.backend.get_backend(cost))
-        for name in (
-            "value",
-            "value_linear",
-            "plan",
-            "potential_a",
-            "potential_b",
-            "marginal_a",
-            "marginal_b",
-        ):
+        for name in FIELDS:
             close(getattr(got, name), getattr(want, name))
         close(got._backend.to_numpy(got.value), want._backend.to_numpy(want.value))
         assert (

@@ -378,8 +378,7 @@ def cost_backward(
     """Gradients of both feature sets, in the cost's dtype."""
     if _solve_cuda.runs_on(x):
         return _cost_cuda.backward(x, y, scale, matrix, grad_cost, metric)
-    x, y = cost.plain(x, matrix.dtype), cost.plain(y, matrix.dtype)
-    features = cost.Features(*cost.centred(x, y, metric), scale, metric, x, y)
+    features = cost.with_known_scales(x, y, scale, metric, matrix.dtype)
     # The gradient may be shared by autograd: work on a copy.
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
     sums = cost.weigh(features, matrix, weights)

@@ -17,7 +17,15 @@ from torch import Tensor
 from .._native import _C, METRIC_CODES
 from . import _loss_cuda, _not_converged, _solve, _solve_cuda
 from ._solve import GRAD_CODES, Options, _address
-from .cost import Features, add_products, begin_gradients, centred, check_scales, finish_gradients, plain
+from .cost import (
+    Features,
+    add_products,
+    begin_gradients,
+    check_scales,
+    finish_gradients,
+    plain,
+    with_known_scales,
+)
 from .cost import backward as features_backward
 from .refusals import explained
 from .result import Convergence
@@ -60,9 +68,7 @@ class Classes(NamedTuple):
 def _features(x: Tensor, y: Tensor, kept: Tensor, options: LossOptions) -> Features:
     """Both sets as the kernels read them; their scales are, or will be, in ``kept``."""
     n, m = len(x), len(y)
-    given = plain(x, options.dtype), plain(y, options.dtype)
-    scale = kept[n * m : n * m + n + m]
-    return Features(*centred(*given, options.metric), scale, options.metric, *given)
+    return with_known_scales(x, y, kept[n * m : n * m + n + m], options.metric, options.dtype)
 
 
 def _problem(

@@ -391,14 +391,11 @@ class Problem(Vectors):
     def _weigh(self, call: Any, weights: Tensor, rows: slice, features, grads) -> None:
         """The panel's products with x and y; l1 takes signs in their place."""
         (x, y), (dx, dy) = features, grads
+        dx = None if dx is None else dx[rows]
         if self.panels.metric != "l1":
-            if dx is not None:
-                cost.add_weighted(weights, y, dx[rows], self.panels.metric)
-            if dy is not None:  # out=: autocast leaves it alone
-                torch.addmm(dy, weights.t(), x[rows], out=dy)
-            return
+            return cost.add_both(weights, x[rows], y, dx, dy, self.panels.metric)
         if dx is not None:
-            _cost_cuda.finish(call, None, dx[rows], False)
+            _cost_cuda.finish(call, None, dx, False)
         if dy is not None:
             part = _solve_cuda.empty(y, *y.shape)
             _cost_cuda.finish(call, None, part, True)

@@ -97,6 +97,12 @@ def centred(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     return out
 
 
+def with_known_scales(x: Tensor, y: Tensor, scale: Tensor, metric: str, dtype: torch.dtype) -> Features:
+    """The features of a call whose scales (N + M,) are made already, or will be by the kernel."""
+    given = plain(x, dtype), plain(y, dtype)
+    return Features(*centred(given[0], given[1], metric), scale, metric, *given)
+
+
 def scaled(x: Tensor, y: Tensor, metric: str) -> Features:
     """The features with their scales. Refuses what is not finite."""
     return with_scales(*centred(x, y, metric), metric, x, y)
@@ -178,10 +184,17 @@ def add_products(
         assert distance is not None
         near = (0 if z is None else z.data_ptr() for z in (None if dx is None else dx[rows], dy))
         _C.cost_set_apart(features.native(rows), distance.data_ptr(), weights.data_ptr(), *near)
+    add_both(weights, x[rows], y, None if dx is None else dx[rows], dy, metric)
+
+
+def add_both(
+    weights: Tensor, x: Tensor, y: Tensor, dx: Tensor | None, dy: Tensor | None, metric: str
+) -> None:
+    """As `add_weighted`, W y for dx (R, D); W' x is added to dy (M, D), which other rows add to as well."""
     if dx is not None:
-        add_weighted(weights, y, dx[rows], metric)
+        add_weighted(weights, y, dx, metric)
     if dy is not None:  # out=: autocast leaves it alone
-        torch.addmm(dy, weights.t(), x[rows], out=dy)
+        torch.addmm(dy, weights.t(), x, out=dy)
 
 
 def add_weighted(weights: Tensor, z: Tensor, grad: Tensor, metric: str) -> None:
