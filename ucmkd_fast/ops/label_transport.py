@@ -84,10 +84,15 @@ def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: i
         )
 
 
+def _rows(*logits: Tensor) -> Iterable[Tensor]:
+    """Logits (n, K) with unit column stride."""
+    return (z if z.stride(1) == 1 and len(z) > 1 else z.contiguous() for z in logits)
+
+
 def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher, mean=False):
     """`run` on logits of any strides, with gradients of its own."""
     n, k = student.shape
-    student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
+    student, teacher = _rows(student, teacher)
     ds = student.new_empty(n, k) if need_student else None
     dt = student.new_empty(n, k) if need_teacher else None
     loss, total, kept = run(
@@ -124,7 +129,7 @@ def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any
 class LabelTransport(torch.autograd.Function):
     """Gradients are made in the forward, which has both rows of logits at hand, and handed over by the backward.
 
-    A second backward through the same graph finds them gone and makes them again.
+    A second backward through the same graph finds them gone and makes them again. On a GPU each backward makes them.
     """
 
     @staticmethod
@@ -141,7 +146,8 @@ class LabelTransport(torch.autograd.Function):
         """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them."""
         ignore_index, smoothing, kappa, reduction = ctx.options
         dtype = torch.promote_types(student.dtype, torch.float32)
-        need_student, need_teacher = ctx.needs_input_grad[:2]
+        later = _solve_cuda.runs_on(student)
+        need_student, need_teacher = (need and not later for need in ctx.needs_input_grad[:2])
         mean = reduction == "mean"
         loss, ds, dt, total, kept = _forward(
             student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
@@ -166,16 +172,26 @@ class LabelTransport(torch.autograd.Function):
                 return (loss,)
 
             return *_autograd.differentiate(again, (student, teacher), (upstream,)), *[None] * 5
+        grads = LabelTransport.gradients(ctx, student, teacher, target, upstream)
+        ds, dt = (
+            None if g is None else g.to(z.dtype) for g, z in zip(grads, (student, teacher), strict=True)
+        )
+        return ds, dt, *[None] * 5
+
+    @staticmethod
+    def gradients(ctx: Any, student, teacher, target, upstream):
+        """Of both logits, in the type that the kernels compute in."""
+        ignore_index, smoothing, kappa, reduction = ctx.options
+        if _solve_cuda.runs_on(student):
+            dtype = torch.promote_types(student.dtype, torch.float32)
+            return _label_cuda.gradients(
+                *_rows(student.to(dtype), teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
+                kappa == "live", ctx.needs_input_grad[:2], upstream, ctx.divisor,
+            )  # fmt: skip
         if ctx.grads is None:
             LabelTransport.solve(ctx, student, teacher, target)
         grads, ctx.grads = ctx.grads, None
-        if reduction == "none":
-            upstream = upstream[:, None]
-        ds, dt = (
-            None if g is None else g.to(z.dtype)
-            for g, z in zip(hand_over(grads, upstream, ctx.divisor), (student, teacher), strict=True)
-        )
-        return ds, dt, *[None] * 5
+        return hand_over(grads, upstream[:, None] if reduction == "none" else upstream, ctx.divisor)
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())
