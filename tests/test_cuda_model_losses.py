@@ -330,9 +330,13 @@ def test_gradients_over_the_logits(k):
         ds, dt = torch.empty(6, k), torch.empty(6, k)
         loss = _label_cuda.run(s, t, *options, ds, dt)
         for only in ((s, t), (s.clone(), None), (None, t.clone())):
-            assert torch.equal(_label_cuda.run(*logits.split(k, 1), *options, None, None).nan_to_num(), loss.nan_to_num())
+            assert torch.equal(
+                _label_cuda.run(*logits.split(k, 1), *options, None, None).nan_to_num(), loss.nan_to_num()
+            )
             z = logits.clone()
-            over = [part if want is not None else None for part, want in zip(z.split(k, 1), only, strict=True)]
+            over = [
+                part if want is not None else None for part, want in zip(z.split(k, 1), only, strict=True)
+            ]
             _label_cuda.run(*z.split(k, 1), *options, *over)
             for got, want in zip(over, (ds, dt), strict=True):
                 assert got is None or torch.equal(got.nan_to_num(7), want.nan_to_num(7))

@@ -170,7 +170,7 @@ __device__ void write_part(const T* z, T* out, int k, const Team& team, T top, T
 
 // Rows of any length, read twice.
 template <class T, int W, int V>
-__global__ void __launch_bounds__(kStreamThreads) stream_kernel(const __grid_constant__ Call<T> p) {
+__global__ void __launch_bounds__(kStreamThreads, 1) stream_kernel(const __grid_constant__ Call<T> p) {
   Team<T, true> team{int(threadIdx.x), int(blockDim.x), reinterpret_cast<T*>(cuda::shared_memory())};
   Row<T> row;
   if (!find_row(p, blockIdx.x, team, &row)) return;
@@ -216,7 +216,7 @@ const char* launch(const Call<T>& p, cuda::Stream stream) {
   if (p.k <= kFull<T> / 2 * kWarp) return by_warps(warp_kernel<T, W, V / 2>);
   if (warps <= 1) return by_warps(warp_kernel<T, W, V>);
   if (warps * kWarp <= kMaxThreads) return by_blocks(block_kernel<T, W, V>, warps * kWarp);
-  return by_blocks(stream_kernel<T, W, V / 4>, kStreamThreads);
+  return by_blocks(stream_kernel<T, W, V / 2>, kStreamThreads);
 }
 
 template <class T>
