@@ -8,7 +8,7 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _cost_cuda, _label_cuda
+from ucmkd_fast.ops import _cost_cuda, _label_cuda, linear_label_transport
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -365,8 +365,10 @@ def test_the_mean_of_no_rows_has_no_gradient():
         assert loss.isnan() and not torch.autograd.grad(loss, s)[0].any()
 
 
+@pytest.mark.parametrize("rows", [4, 11])
 @pytest.mark.parametrize("kappa", ["detached", "live"])
-def test_linear_label_transport(kappa):
+def test_linear_label_transport(kappa, rows, monkeypatch):
+    monkeypatch.setattr(linear_label_transport, "CUDA_CHUNK_ELEMENTS", rows * 2 * 7)
     feature, sw, tw = torch.randn(11, 6), torch.randn(7, 6), torch.randn(7, 6)
     sb, tb, target = torch.randn(7), torch.randn(7), torch.randint(7, (11,))
     ours = [z.double().requires_grad_() for z in (feature, sw, sb, tw, tb)]

@@ -23,12 +23,13 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
     """Loss of each row (n,), the total and the number of rows kept; gradients go into ds, dt (n, K) where given.
 
     Logits and gradients have unit column stride; a gradient may lie over its logits. The gradients are those of
-    the total, or on a CPU with ``mean`` those of the mean. On a GPU the total and the number are tensors there.
+    the total, or on a CPU with ``mean`` those of the mean. On a GPU the rows stand for the total, and nothing is
+    counted: launches that not every caller needs.
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
         loss = _label_cuda.run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row)
-        return loss, loss.sum(), (target != ignore_index).sum()
+        return loss, loss, None
     loss = student.new_empty(n)
     grad = ds if ds is not None else dt
     total, kept, bad = _C.label_transport_forward(
@@ -45,9 +46,9 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
 
 
 def is_nan(total) -> bool:
-    """Whether a total is NaN; on a GPU only under UCMKD_CHECK=1, as the look waits for the device."""
+    """Whether a total is NaN (`run`); on a GPU only under UCMKD_CHECK=1, as the look waits for the device."""
     if isinstance(total, Tensor):
-        return os.environ.get("UCMKD_CHECK") == "1" and bool(total.isnan())
+        return os.environ.get("UCMKD_CHECK") == "1" and bool(total.isnan().any())
     return math.isnan(total)
 
 
@@ -84,15 +85,15 @@ def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: i
         )
 
 
-def _rows(*logits: Tensor) -> Iterable[Tensor]:
+def _rows(logits: Tensor) -> Tensor:
     """Logits (n, K) with unit column stride."""
-    return (z if z.stride(1) == 1 and len(z) > 1 else z.contiguous() for z in logits)
+    return logits if logits.stride(1) == 1 and len(logits) > 1 else logits.contiguous()
 
 
 def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher, mean=False):
     """`run` on logits of any strides, with gradients of its own."""
     n, k = student.shape
-    student, teacher = _rows(student, teacher)
+    student, teacher = _rows(student), _rows(teacher)
     ds = student.new_empty(n, k) if need_student else None
     dt = student.new_empty(n, k) if need_teacher else None
     loss, total, kept = run(
@@ -104,9 +105,9 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
 
 
 def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The loss () from the total and the number of rows kept; the mean of none is NaN."""
+    """The loss () from the total and the number of rows kept (`run`); the mean of none is NaN."""
     if isinstance(total, Tensor):
-        return total if reduction == "sum" else mean_of_rows(total, kept)
+        return total.sum() if reduction == "sum" else mean_of_rows(total.sum(), kept)
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
@@ -143,7 +144,10 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def solve(ctx: Any, student, teacher, target):
-        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them."""
+        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them.
+
+        On a GPU they are left to the backward.
+        """
         ignore_index, smoothing, kappa, reduction = ctx.options
         dtype = torch.promote_types(student.dtype, torch.float32)
         later = _solve_cuda.runs_on(student)
@@ -153,8 +157,9 @@ class LabelTransport(torch.autograd.Function):
             student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
             kappa == "live", need_student, need_teacher, mean,
         )  # fmt: skip
-        ctx.grads = ds, dt
-        ctx.divisor = kept if mean and isinstance(kept, Tensor) else None
+        ctx.grads, ctx.divisor = (ds, dt), None
+        if later and mean:
+            ctx.divisor = kept = (target != ignore_index).sum()
         return loss, total, kept
 
     @staticmethod
@@ -185,7 +190,7 @@ class LabelTransport(torch.autograd.Function):
         if _solve_cuda.runs_on(student):
             dtype = torch.promote_types(student.dtype, torch.float32)
             return _label_cuda.gradients(
-                *_rows(student.to(dtype), teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
+                _rows(student.to(dtype)), _rows(teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
                 kappa == "live", ctx.needs_input_grad[:2], upstream, ctx.divisor,
             )  # fmt: skip
         if ctx.grads is None:
