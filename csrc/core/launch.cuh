@@ -28,6 +28,8 @@ template <class T>
 __device__ inline T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
+// Lanes of a warp see what any of them has read or written before.
+__device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // The dynamic shared memory of the block.
@@ -40,6 +42,16 @@ __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return ::exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
 __device__ inline double log_of(double x) { return ::log(x); }
+// 2^x in one instruction; a float below the normal ones is 0.
+__device__ inline float exp2_of(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+__device__ inline double exp2_of(double x) { return ::exp2(x); }
+// The one that is not NaN where the other is.
+__device__ inline float larger_of(float x, float y) { return fmaxf(x, y); }
+__device__ inline double larger_of(double x, double y) { return ::fmax(x, y); }
 // Features as they are read: half precision is computed in float.
 using Half = __half;
 using BFloat16 = __nv_bfloat16;

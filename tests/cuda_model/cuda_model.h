@@ -64,6 +64,7 @@ inline T shuffle_xor(T value, int lane_mask) {
   memcpy(&other, model::exchange(&value, sizeof(T), lane_mask), sizeof(T));
   return other;
 }
+inline void sync_warp() { shuffle_xor(0, 0); }
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
@@ -71,6 +72,10 @@ inline float exp_of(float x) { return expf(x); }
 inline double exp_of(double x) { return ::exp(x); }
 inline float log_of(float x) { return logf(x); }
 inline double log_of(double x) { return ::log(x); }
+inline float exp2_of(float x) { return exp2f(x); }
+inline double exp2_of(double x) { return ::exp2(x); }
+inline float larger_of(float x, float y) { return fmaxf(x, y); }
+inline double larger_of(double x, double y) { return ::fmax(x, y); }
 struct Half {
   uint16_t bits;
 };

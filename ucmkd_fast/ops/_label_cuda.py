@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _solve_cuda
 from ._solve_cuda import _address, _stream
+
+
+def _call(
+    student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
+    ds: Tensor | None, dt: Tensor | None,
+) -> Any:  # fmt: skip
+    n, k = student.shape
+    call = _solve_cuda.kernels.CudaLabel()
+    call.f64, call.device, call.stream = (
+        student.dtype == torch.float64, student.device.index or 0, _stream(student),
+    )  # fmt: skip
+    call.n, call.k, call.student, call.teacher = n, k, student.data_ptr(), teacher.data_ptr()
+    call.student_stride, call.teacher_stride = student.stride(0), teacher.stride(0)
+    call.target, call.ignore_index = target.data_ptr(), ignore_index
+    call.label_smoothing, call.live_kappa = smoothing, live
+    call.grad_student, call.grad_teacher = _address(ds), _address(dt)
+    grad = ds if ds is not None else dt
+    call.grad_stride = 0 if grad is None else grad.stride(0)
+    return call
 
 
 def run(
@@ -21,17 +41,8 @@ def run(
     """
     n, k = student.shape
     loss = _solve_cuda.empty(student, n)
-    call = _solve_cuda.kernels.CudaLabel()
-    call.f64, call.device, call.stream = (
-        student.dtype == torch.float64, student.device.index or 0, _stream(student),
-    )  # fmt: skip
-    call.n, call.k, call.student, call.teacher = n, k, student.data_ptr(), teacher.data_ptr()
-    call.student_stride, call.teacher_stride = student.stride(0), teacher.stride(0)
-    call.target, call.ignore_index = target.data_ptr(), ignore_index
-    call.label_smoothing, call.live_kappa, call.loss = smoothing, live, loss.data_ptr()
-    call.grad_student, call.grad_teacher = _address(ds), _address(dt)
-    grad = ds if ds is not None else dt
-    call.grad_stride = 0 if grad is None else grad.stride(0)
+    call = _call(student, teacher, target, ignore_index, smoothing, live, ds, dt)
+    call.loss = loss.data_ptr()
     _solve_cuda.kernels.cuda_label_transport(call)
     if os.environ.get("UCMKD_CHECK") == "1" and bool(loss.isnan().any()):
         inside = (target >= 0) & (target < k) | (target == ignore_index)
@@ -42,3 +53,20 @@ def run(
                 f"row {first_row + row}"
             )
     return loss
+
+
+def gradients(
+    student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
+    needs: tuple[bool, bool], upstream: Tensor, counted: Tensor | None,
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of both logits for that of the losses, () or (n,), over the number counted where there is one.
+
+    The logits are read again: that is less traffic than gradients which are stored before their factor is known,
+    read and stored once more.
+    """
+    grads = [_solve_cuda.empty(student, *student.shape) if need else None for need in needs]
+    call = _call(student, teacher, target, ignore_index, smoothing, live, *grads)
+    call.upstream, call.counted = upstream.data_ptr(), _address(counted)
+    call.upstream_stride = upstream.stride(0) if upstream.dim() else 0
+    _solve_cuda.kernels.cuda_label_transport(call)
+    return grads
