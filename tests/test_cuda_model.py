@@ -80,7 +80,7 @@ def test_shapes_of_grid_tile_and_warps():
         grads = gradients(want, (C, a, b))
         for threads in (32, 96, 256):
             for blocks in (1, 2, 7):
-                for shared in (16 * 1024, 200 * 1024):
+                for shared in (18 * 1024, 200 * 1024):
                     for regime in ("resident", "sweep"):
                         with model(regime, "random", 1, blocks, shared, threads):
                             got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5).value
@@ -90,10 +90,10 @@ def test_shapes_of_grid_tile_and_warps():
 
 
 def test_rows_that_fit_no_shared_memory():
-    C, a, b = leaves(Case(5, 2100, 0.1, 1, "random"), torch.float64)
+    C, a, b = leaves(Case(5, 2400, 0.1, 1, "random"), torch.float64)
     want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
-    with model("sweep", "random", shared=16 * 1024) as module:
-        assert module.make_plan(3, 5, 2100, 1, 8, 3, 16 * 1024)["tile_rows"] == 0
+    with model("sweep", "random", shared=18 * 1024) as module:
+        assert module.make_plan(3, 5, 2400, 1, 8, 3, 18 * 1024)["tile_rows"] == 0
         got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
         for g, w in zip(gradients(got, (C, a, b)), gradients(want, (C, a, b)), strict=True):
             assert distance(g, w) < 1e-10
@@ -185,3 +185,37 @@ def test_refused_input_gives_nan_and_says_why_when_it_is_read(name, regime, monk
 def test_gradients_at_the_fixed_point(grad, masses, regime):
     with model(regime, "random"):
         compare(Case(14, 9, 0.5, 150, masses), torch.float64, grad)
+
+
+TILES = {  # n, m, multiprocessors, problems -> side of the tiles of the gradient
+    "small": (70, 65, 16, 1, 32),
+    "medium": (60, 190, 1, 1, 64),
+    "medium, vectors": (66, 132, 1, 1, 64),
+    "large": (127, 255, 1, 1, 128),
+    "large, vectors": (128, 252, 1, 1, 128),
+    "batch": (61, 64, 1, 3, 64),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reg, max_iter", [(0.1, 1), (0.1, 6), (0.1, 23), (0.004, 23)])
+@pytest.mark.parametrize("name", TILES)
+def test_gradients_by_tiles_of_every_size(name, reg, max_iter, dtype):
+    """Whole and cut tiles, iterations that do and do not fill a chunk, ratios in and out of range."""
+    n, m, multiprocessors, batch, side = TILES[name]
+    C, a, b = Case(n, m, reg, max_iter, "zeros", "forbidden").tensors()
+    C = torch.stack([C * (1 + k / 4) for k in range(batch)])
+    weight = torch.rand(batch, dtype=torch.float64)
+
+    def run(dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (C, a, b)]
+        values = uk.sinkhorn(*inputs, reg=reg, max_iter=max_iter).value
+        return gradients((values * weight.to(dtype)).sum(), inputs)
+
+    wants = run(torch.float64)
+    with model("block", "random", max_iter, multiprocessors, threads=256) as module:
+        tile = module.gradient_tile(n, m, batch, DTYPES[dtype].itemsize, multiprocessors)
+        assert tile == (min(side, 64) if dtype == "f64" else side)
+        gots = run(DTYPES[dtype])
+    for got, want in zip(gots, wants, strict=True):
+        assert distance(got, want) < (1e-10 if dtype == "f64" else 2e-4 if reg == 0.1 else 2e-3)

@@ -7,9 +7,11 @@
 //
 //   exp((f_t + g_t - C) / reg) = P u_t v_t,   u_t = exp((f_t - f_T) / reg), v_t likewise
 //
-// so a tile of the cost takes two multiply-adds per element and iteration. Where a ratio of the tile leaves
-// [e^-R, e^R], or potentials are so large against reg that their rounding shows, that iteration takes the
-// softmaxes of the half-steps themselves, in this tile only.
+// so the sum is P times a matrix product of depth 2 T, left' right: a block makes a square tile of it, a thread
+// kPer x kPer elements in registers. The ratios are made chunk by chunk, the next chunk's while this one is
+// multiplied. Where a ratio of the tile leaves [e^-R, e^R], or potentials are so large against reg that their rounding
+// shows, the product leaves that chunk out, and its iterations take the softmaxes of the half-steps themselves at the
+// end, in this tile only.
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
 
@@ -17,115 +19,269 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-constexpr int kTileRows = 32, kTileCols = 64, kDepth = 8;  // iterations at a time
-constexpr int kThreads = 256;
-constexpr int kPerThread = kTileRows * kTileCols / kThreads;
-constexpr int kRowStep = kThreads / kTileCols;
+constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
 
-template <class T>
-struct Ratios {
-  T x[kDepth][kTileRows];       // u_t df_t / a
-  T before[kDepth][kTileRows];  // u_(t-1)
-  T v[kDepth][kTileCols];       // v_t
-  T w[kDepth][kTileCols];       // v_t dg_t / b
-  int out_of_range[kDepth];
+// Elements that are read and written together.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T)) Pack {
+  T e[kCount];
 };
 
-// exp((now - last) / reg), 0 where there is no mass; says whether it is exact enough.
+// The shape of the work of a block.
+template <class T, int kPer>
+struct Tile {
+  static constexpr int kSize = kSide * kPer;  // rows, columns
+  static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : 16 / sizeof(T);
+  static constexpr int kSteps = 16 / sizeof(T);  // iterations of a chunk of which one thread makes the ratios
+  static constexpr int kDepth = kSteps * kThreads / (2 * kSize);  // iterations of a chunk; two chunks take 16 KB
+  using Vec = Pack<T, kVec>;
+
+  T left[2 * kDepth][kSize];   // u_t df_t / a, u_(t-1) by turns
+  T right[2 * kDepth][kSize];  // v_t, v_t dg_t / b by turns
+
+  // Where in the tile element e of the row or column `thread` of threads lies: neighbours read neighbouring vectors.
+  static __device__ int at(int thread, int e) { return (e / kVec * kSide + thread) * kVec + e % kVec; }
+
+  static __device__ void read(const T* from, int thread, T (&to)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const Vec vec = *reinterpret_cast<const Vec*>(from + at(thread, e));
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) to[e + q] = vec.e[q];
+    }
+  }
+
+  __device__ void multiply(T (&sum)[kPer][kPer]) const {
+#pragma unroll 4
+    for (int k = 0; k < 2 * kDepth; ++k) {
+      T x[kPer], y[kPer];
+      read(left[k], threadIdx.x / kSide, x);
+      read(right[k], threadIdx.x % kSide, y);
+#pragma unroll
+      for (int r = 0; r < kPer; ++r)
+#pragma unroll
+        for (int c = 0; c < kPer; ++c) sum[r][c] += x[r] * y[c];
+    }
+  }
+};
+
+// Which iterations the sum is over, `first` to `last`, and their vectors. At the fixed point it is one.
 template <class T>
-__device__ inline T ratio(T now, T last, T inverse_reg, bool* in_range) {
-  if (!(last > -T(INFINITY))) return 0;
-  const T power = (now - last) * inverse_reg;
-  *in_range = *in_range && magnitude(power) <= Limits<T>::kRatio &&
-              magnitude(now * inverse_reg) <= Limits<T>::kPower;
-  return cuda::exp_of(power);
+struct Steps {
+  const One<T>& p;
+  const GradientCall<T>& call;
+  int first, last;
+
+  __device__ Steps(const One<T>& problem, const GradientCall<T>& of)
+      : p(problem), call(of), last(of.implicit ? 1 : int(*problem.n_iter())) {
+    first = of.plan_only ? last + 1 : of.implicit ? 1 : int(of.first[problem.k]);
+  }
+  __device__ const T* f_at(int64_t t) const { return call.implicit ? p.f() : p.f_at(t); }
+  __device__ const T* g_at(int64_t t) const { return call.implicit ? p.g() : p.g_at(t); }
+  __device__ int64_t row(int64_t t) const { return call.implicit ? p.k : p.k * p.all.max_iter + t - 1; }
+  __device__ const T* df_at(int64_t t) const { return call.df + row(t) * p.n(); }
+  __device__ const T* dg_at(int64_t t) const { return call.dg + row(t) * p.m(); }
+};
+
+// The ratios of one row or one column that a thread makes of every chunk: iterations t, t - 1, ... of kSteps. What they
+// are made from is on its way while the chunk before is multiplied.
+template <class T, int kPer>
+struct Ratios {
+  using Own = Tile<T, kPer>;
+  static constexpr int kSteps = Own::kSteps;
+  T potential[kSteps + 1], adjoint[kSteps];
+
+  static __device__ bool of_row() { return threadIdx.x / Own::kSize % 2 == 0; }
+  static __device__ int place() { return threadIdx.x % Own::kSize; }
+  static __device__ int depth() { return threadIdx.x / (2 * Own::kSize) * kSteps; }
+
+  // `index`: of the row or column in its problem; negative: none.
+  __device__ void load(const Steps<T>& steps, int top, int index) {
+    const int t = top - depth();
+#pragma unroll
+    for (int s = 0; s <= kSteps; ++s) {
+      const bool mine = index >= 0 && (of_row() ? t - s + 1 >= steps.first && t >= steps.first
+                                                : s < kSteps && t - s >= steps.first);
+      potential[s] = mine ? (of_row() ? steps.f_at(t - s) : steps.g_at(t - s))[index] : T(0);
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      adjoint[s] = index >= 0 && t - s >= steps.first
+                       ? (of_row() ? steps.df_at(t - s) : steps.dg_at(t - s))[index]
+                       : T(0);
+  }
+
+  // Into the tile; says whether they are exact enough.
+  __device__ bool store(Own& tile, T last, T inverse_mass, T inverse_reg, int count) const {
+    T ratio[kSteps + 1];
+    bool in_range = true;
+    const bool any = last > -T(INFINITY);  // no mass: 0
+    const int mine = count > depth() ? count - depth() + of_row() : 0;  // potentials that are there
+#pragma unroll
+    for (int s = 0; s <= kSteps; ++s) {
+      const T power = (potential[s] - last) * inverse_reg;
+      const bool there = any && s < mine && (s < kSteps || of_row());
+      in_range = in_range && (!there || (magnitude(power) <= Limits<T>::kRatio &&
+                                         magnitude(potential[s] * inverse_reg) <= Limits<T>::kPower));
+      ratio[s] = there ? cuda::exp_of(power) : T(0);
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int k = 2 * (depth() + s), at = place();
+      const T weighed = ratio[s] * adjoint[s] * inverse_mass;
+      if (of_row())
+        tile.left[k][at] = weighed, tile.left[k + 1][at] = s + 1 < mine ? ratio[s + 1] : T(0);
+      else
+        tile.right[k][at] = ratio[s], tile.right[k + 1][at] = weighed;
+    }
+    return in_range;
+  }
+};
+
+// The iterations that the product left out, for one row of a thread: added to what is written.
+template <class T, int kPer>
+__device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int col0, const T* cost, T* out,
+                          T inverse_reg) {
+  using Own = Tile<T, kPer>;
+  const One<T>& p = steps.p;
+  T sum[kPer] = {};
+  int chunk = 0;
+  for (int top = steps.last; top >= steps.first; top -= Own::kDepth, ++chunk) {
+    if (!(outside[chunk / 32] >> chunk % 32 & 1)) continue;
+    for (int t = top; t > top - Own::kDepth && t >= steps.first; --t) {
+      const T log_f = p.log_f_at(t)[i], df = steps.df_at(t)[i], f = p.f_at(t - 1)[i];
+#pragma unroll
+      for (int e = 0; e < kPer; ++e) {
+        const int j = col0 + Own::at(threadIdx.x % kSide, e);
+        if (j >= p.m()) continue;
+        sum[e] += cuda::exp_of((p.g_at(t)[j] - cost[j]) * inverse_reg - log_f) * df +
+                  cuda::exp_of((f - cost[j]) * inverse_reg - p.log_g_at(t)[j]) * steps.dg_at(t)[j];
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kPer; ++e) {
+    const int j = col0 + Own::at(threadIdx.x % kSide, e);
+    if (j < p.m()) out[j] += sum[e];
+  }
 }
 
-// One tile of kTileRows x kTileCols.  Block: a tile of a problem, or of the panel that the cost holds. Rows are
-// those of the problem, but in the cost and its gradient.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
-                                                            const __grid_constant__ GradientCall<T> call) {
-  const int tiles_across = int((batch.m + kTileCols - 1) / kTileCols);
-  const int tiles = int((batch.rows + kTileRows - 1) / kTileRows) * tiles_across;
+// Block: a tile of a problem, or of the panel that the cost holds. Rows are those of the problem, but in the cost and
+// its gradient. `vectors`: the rows of both begin where vectors may.
+template <class T, int kPer>
+__global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
+                                                            const __grid_constant__ GradientCall<T> call,
+                                                            bool vectors) {
+  using Own = Tile<T, kPer>;
+  const int tid = threadIdx.x;
+  const int tiles_across = int((batch.m + Own::kSize - 1) / Own::kSize);
+  const int tiles = int((batch.rows + Own::kSize - 1) / Own::kSize) * tiles_across;
   const int64_t k = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
   const One<T> p{batch, k};
-  const int n = int(p.n()), m = int(p.m()), tid = threadIdx.x;
+  const int m = p.m();
   const int first_row = int(batch.first_row), end = first_row + int(batch.rows);
-  const int row0 = first_row + tile / tiles_across * kTileRows, col0 = tile % tiles_across * kTileCols;
-  const int j = col0 + tid % kTileCols, row = row0 + tid / kTileCols;
-  const T inverse_reg = 1 / p.reg(), weight = call.value_weight ? call.value_weight[k] : T(0);
-  const int64_t rows = call.implicit ? 1 : p.all.max_iter;
-  const T *df = call.df + k * rows * n, *dg = call.dg + k * rows * m;
-  const T* cost = p.cost();
-  T* out = call.grad_cost + k * int64_t(n) * m;
-  Ratios<T>& shared = *reinterpret_cast<Ratios<T>*>(cuda::shared_memory());
+  const int row0 = first_row + tile / tiles_across * Own::kSize, col0 = tile % tiles_across * Own::kSize;
+  const T inverse_reg = 1 / p.reg();
+  const Steps<T> steps(p, call);
+  Own* shared = reinterpret_cast<Own*>(cuda::shared_memory());  // two, by turns
+  int* outside = reinterpret_cast<int*>(shared + 2);            // a bit per chunk that the product leaves out
+  T sum[kPer][kPer] = {};
+  int any_outside = 0;
 
-  T in_range_sum[kPerThread] = {}, outside_sum[kPerThread] = {};
-  const int64_t last = call.implicit ? 1 : *p.n_iter();
-  const int64_t first = call.plan_only ? last + 1 : call.implicit ? 1 : call.first[k];
-  auto f_at = [&](int64_t t) { return call.implicit ? p.f() : p.f_at(t); };
-  auto g_at = [&](int64_t t) { return call.implicit ? p.g() : p.g_at(t); };
-  for (int64_t top = last; top >= first; top -= kDepth) {
-    const int depth = top - first + 1 < kDepth ? int(top - first + 1) : kDepth;
-    cuda::sync_block();  // the ratios of the chunk before are in use until here
-    if (tid < kDepth) shared.out_of_range[tid] = 0;
-    cuda::sync_block();
-    for (int e = tid; e < depth * (kTileRows + kTileCols); e += kThreads) {
-      const int d = e / (kTileRows + kTileCols), at = e % (kTileRows + kTileCols);
-      const int64_t t = top - d;
-      bool in_range = true;
-      if (at < kTileRows) {
-        const int i = row0 + at;
-        const bool there = i < end;
-        const T now = there ? ratio(f_at(t)[i], p.f()[i], inverse_reg, &in_range) : T(0);
-        shared.x[d][at] = there ? now * df[(t - 1) * n + i] * inverse_or_zero(p.mass_a(i)) : T(0);
-        shared.before[d][at] = there ? ratio(f_at(t - 1)[i], p.f()[i], inverse_reg, &in_range) : T(0);
-      } else {
-        const int c = at - kTileRows, col = col0 + c;
-        const T now = col < m ? ratio(g_at(t)[col], p.g()[col], inverse_reg, &in_range) : T(0);
-        shared.v[d][c] = now;
-        shared.w[d][c] = col < m ? now * dg[(t - 1) * m + col] * inverse_or_zero(p.mass_b(col)) : T(0);
-      }
-      if (!in_range && !call.implicit) cuda::atomic_or(&shared.out_of_range[d], 1);
+  if (steps.last >= steps.first) {
+    const int chunks = (steps.last - steps.first) / Own::kDepth + 1;
+    using Mine = Ratios<T, kPer>;
+    int index = Mine::place() + (Mine::of_row() ? row0 : col0);
+    if (index >= (Mine::of_row() ? end : m)) index = -1;
+    T last = -T(INFINITY), inverse_mass = 0;
+    if (index >= 0) {
+      last = Mine::of_row() ? p.f()[index] : p.g()[index];
+      inverse_mass = inverse_or_zero(Mine::of_row() ? p.mass_a(index) : p.mass_b(index));
     }
+    for (int c = tid; c <= (chunks - 1) / 32; c += kThreads) outside[c] = 0;
     cuda::sync_block();
-    for (int d = 0; d < depth; ++d) {
-      if (!shared.out_of_range[d]) {
-        const T v = shared.v[d][tid % kTileCols], w_v = shared.w[d][tid % kTileCols];
-#pragma unroll
-        for (int q = 0; q < kPerThread; ++q) {
-          const int r = tid / kTileCols + q * kRowStep;
-          in_range_sum[q] += shared.x[d][r] * v + shared.before[d][r] * w_v;
-        }
-        continue;
-      }
-      if (j >= m) continue;
-      const int64_t t = top - d;
-      const T g = g_at(t)[j], log_g = p.log_g_at(t)[j], dg_j = dg[(t - 1) * m + j];
-      for (int q = 0; q < kPerThread; ++q) {
-        const int i = row + q * kRowStep;
-        if (i >= end) break;
-        const T c = cost[int64_t(i - first_row) * m + j];
-        outside_sum[q] += cuda::exp_of((g - c) * inverse_reg - p.log_f_at(t)[i]) * df[(t - 1) * n + i] +
-                          cuda::exp_of((f_at(t - 1)[i] - c) * inverse_reg - log_g) * dg_j;
-      }
+    Mine mine;
+    auto stage = [&](int chunk) {
+      const int count = steps.last - steps.first + 1 - chunk * Own::kDepth;
+      if (!mine.store(shared[chunk % 2], last, inverse_mass, inverse_reg, count) && !call.implicit)
+        cuda::atomic_or(&outside[chunk / 32], int(1u << chunk % 32));
+    };
+    mine.load(steps, steps.last, index);
+    stage(0);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const bool more = chunk + 1 < chunks;
+      if (more) mine.load(steps, steps.last - (chunk + 1) * Own::kDepth, index);
+      cuda::sync_block();  // this chunk is made, and the one before multiplied by all
+      const int left_out = outside[chunk / 32] >> chunk % 32 & 1;
+      any_outside |= left_out;
+      if (!left_out) shared[chunk % 2].multiply(sum);
+      if (more) stage(chunk + 1);
     }
   }
-  if (j >= m) return;
+
+  const T weight = call.value_weight ? call.value_weight[k] : T(0);
   const bool poisoned = *p.flags() & kFlagsThatPoison;
+  T g[kPer];
 #pragma unroll
-  for (int q = 0; q < kPerThread; ++q) {
-    const int i = row + q * kRowStep;
-    if (i >= end) break;
-    const T c = cost[int64_t(i - first_row) * m + j];
-    const T plan = cuda::exp_of(exponent(p.f()[i], p.g()[j], c, inverse_reg));
-    T of_plan = weight;
-    if (!call.plan_only) of_plan += in_range_sum[q] - weight * (c - p.alpha()[i]) * inverse_reg;
-    const T d = (plan > 0 ? plan * of_plan : T(0)) + outside_sum[q];
-    out[int64_t(i - first_row) * m + j] = poisoned ? T(NAN) : d;
+  for (int e = 0; e < kPer; ++e) {
+    const int j = col0 + Own::at(tid % kSide, e);
+    g[e] = j < m ? p.g()[j] : T(0);
   }
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) {
+    const int i = row0 + Own::at(tid / kSide, r);
+    if (i >= end) continue;
+    const T* cost = p.cost() + int64_t(i - first_row) * m;
+    T* out = call.grad_cost + k * p.n() * int64_t(m) + int64_t(i - first_row) * m;
+    const T f = p.f()[i], alpha = call.plan_only ? T(0) : p.alpha()[i];
+#pragma unroll
+    for (int e = 0; e < kPer; e += Own::kVec) {
+      using Vec = typename Own::Vec;
+      const int j = col0 + Own::at(tid % kSide, e);
+      if (j >= m) continue;
+      Vec c, d;
+      if (vectors) {
+        c = *reinterpret_cast<const Vec*>(cost + j);
+      } else {
+#pragma unroll
+        for (int q = 0; q < Own::kVec; ++q) c.e[q] = j + q < m ? cost[j + q] : T(0);
+      }
+#pragma unroll
+      for (int q = 0; q < Own::kVec; ++q) {
+        const T plan = cuda::exp_of(exponent(f, g[e + q], c.e[q], inverse_reg));
+        T of_plan = weight;
+        if (!call.plan_only) of_plan += sum[r][e + q] - weight * (c.e[q] - alpha) * inverse_reg;
+        d.e[q] = poisoned ? T(NAN) : plan > 0 ? plan * of_plan : T(0);
+      }
+      if (vectors) {
+        *reinterpret_cast<Vec*>(out + j) = d;
+      } else {
+#pragma unroll
+        for (int q = 0; q < Own::kVec; ++q)
+          if (j + q < m) out[j + q] = d.e[q];
+      }
+    }
+  }
+  if (!any_outside) return;
+  for (int r = 0; r < kPer; ++r) {
+    const int i = row0 + Own::at(tid / kSide, r);
+    if (i >= end) continue;
+    const int64_t row = int64_t(i - first_row) * m;
+    add_exact<T, kPer>(steps, outside, i, col0, p.cost() + row, call.grad_cost + k * p.n() * int64_t(m) + row,
+                       inverse_reg);
+  }
+}
+
+template <class T, int kPer>
+const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::Stream stream) {
+  using Own = Tile<T, kPer>;
+  const int64_t tiles = (p.rows + Own::kSize - 1) / Own::kSize * ((p.m + Own::kSize - 1) / Own::kSize);
+  const int64_t chunks = call.plan_only || call.implicit ? 1 : (p.max_iter + Own::kDepth - 1) / Own::kDepth;
+  const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.cost) | reinterpret_cast<uintptr_t>(call.grad_cost);
+  const bool vectors = p.m % Own::kVec == 0 && addresses % sizeof(typename Own::Vec) == 0;
+  return cuda::launch(gradient_kernel<T, kPer>, tiles * p.batch, 1, kThreads,
+                      2 * sizeof(Own) + size_t(chunks + 31) / 32 * sizeof(int), stream, p, call, vectors);
 }
 
 }  // namespace
@@ -135,8 +291,15 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
                           cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows * ((p.m + kTileCols - 1) / kTileCols);
-  return cuda::launch(gradient_kernel<T>, tiles * p.batch, 1, kThreads, sizeof(Ratios<T>), stream, p, call);
+  int multiprocessors = 0;
+  int64_t shared = 0;
+  if (const char* refused = cuda::device_properties(device, &multiprocessors, &shared)) return refused;
+  switch (gradient_tile(p.rows, p.m, p.batch, sizeof(T), multiprocessors)) {
+    case 32: return start<T, 2>(p, call, stream);
+    case 64: return start<T, 4>(p, call, stream);
+  }
+  if constexpr (sizeof(T) == 4) return start<T, 8>(p, call, stream);
+  return "no such tile";
 }
 template const char* cuda_gradient<float>(const DeviceProblem<float>&, const GradientCall<float>&, int,
                                           cuda::Stream);

@@ -117,5 +117,20 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   return plan;
 }
 
+// Side of the square tiles in which blocks make the gradient: the one of least predicted time. That is the tiles that one
+// multiprocessor makes after each other, times what an element costs: of smaller tiles more, for the loads of a
+// multiply-add from shared memory, and the ratios that each tile makes for itself.
+UK_HOST_DEVICE int gradient_tile(int64_t rows, int64_t m, int64_t batch, int64_t element, int multiprocessors) {
+  int best = 0;
+  double least = 0;
+  for (int side = element == 8 ? 64 : 128; side >= 32; side /= 2) {
+    const int64_t tiles = (rows + side - 1) / side * ((m + side - 1) / side) * batch;
+    const int64_t turns = (tiles + multiprocessors - 1) / multiprocessors;
+    const double time = double(turns) * side * side * (side == 128 ? 1.0 : side == 64 ? 1.2 : 2.5);
+    if (best == 0 || time < least) best = side, least = time;
+  }
+  return best;
+}
+
 }  // namespace sinkhorn
 }  // namespace ucmkd
