@@ -20,6 +20,13 @@ __device__ inline bool in_range(T sum) {
   return sum >= T(1e-30) && sum <= T(1e30);
 }
 
+// log_sum - potential inverse_reg, rounded once: both sides' softmaxes are made with it.
+template <class T>
+__device__ inline T log_sum_without(T potential, T inverse_reg, T log_sum) {
+  const T power = potential * inverse_reg;
+  return (log_sum - cuda::fused(potential, inverse_reg, -power)) - power;
+}
+
 template <class T>
 struct OwnedStart {
   static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false;
@@ -57,8 +64,11 @@ struct OwnedIterate {
       log_f[row] = T(NAN);  // to be mended
       return;
     }
-    const T log_sum = cuda::log_of(sum);
-    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY), log_sum - before * inverse_reg);
+    // what the rounding of `power` took from the entries
+    const T lost = a > 0 ? cuda::fused(before, k, -power(row)) * T(0.6931471805599453) : T(0);
+    const T log_sum = cuda::log_of(sum) + lost;
+    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY),
+          log_sum_without(before, inverse_reg, log_sum));
   }
 
   __device__ bool to_mend(int row) const { return !(log_f[row] == log_f[row]); }
@@ -101,7 +111,7 @@ struct ColumnStep {
     }
     const T log_sum = cuda::log_of(sum);
     write(j, b, before, b > 0 ? before + p.reg() * (cuda::log_of(b) - log_sum) : -T(INFINITY),
-          log_sum - before * inverse_reg);
+          log_sum_without(before, inverse_reg, log_sum));
   }
   // Column j exactly; one warp.
   __device__ void mend(int j, int lane) {
