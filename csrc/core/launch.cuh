@@ -32,6 +32,52 @@ __device__ inline T shuffle_xor(T value, int lane_mask) {
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
+// That of one lane, for the whole warp.
+template <class T>
+__device__ inline T shuffle_from(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+// A barrier of the block that says whether any thread of it came with true.
+__device__ inline bool any_of_block(bool mine) { return __syncthreads_or(mine); }
+
+// A barrier of a cooperative grid on a counter that was 0 when the kernel started and only grows; `target` is what it
+// reads when all have come. What a block wrote before is seen by all behind it.
+__device__ inline void counted_barrier(unsigned* counter, unsigned target) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(counter, 1u);
+    unsigned seen;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    while (static_cast<int>(seen - target) < 0);
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// Four elements in a row at an address of 16 bytes' alignment. `once`: constant while the kernel runs, and not wanted
+// in the first-level cache.
+__device__ inline void load_four(const float* at, float (&to)[4]) {
+  const float4 x = *reinterpret_cast<const float4*>(at);
+  to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+}
+__device__ inline void load_four(const double* at, double (&to)[4]) {
+  const double2 x = reinterpret_cast<const double2*>(at)[0], y = reinterpret_cast<const double2*>(at)[1];
+  to[0] = x.x, to[1] = x.y, to[2] = y.x, to[3] = y.y;
+}
+__device__ inline void load_four_once(const float* at, float (&to)[4]) {
+  asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "l"(at));
+}
+__device__ inline void load_four_once(const double* at, double (&to)[4]) { load_four(at, to); }
+__device__ inline void store_four(float* at, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(at) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ inline void store_four(double* at, const double (&x)[4]) {
+  reinterpret_cast<double2*>(at)[0] = make_double2(x[0], x[1]);
+  reinterpret_cast<double2*>(at)[1] = make_double2(x[2], x[3]);
+}
+
 // The dynamic shared memory of the block.
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char bytes[];
@@ -42,16 +88,21 @@ __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return ::exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
 __device__ inline double log_of(double x) { return ::log(x); }
-// 2^x in one instruction; a float below the normal ones is 0.
-__device__ inline float exp2_of(float x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-}
-__device__ inline double exp2_of(double x) { return ::exp2(x); }
 // The one that is not NaN where the other is.
 __device__ inline float larger_of(float x, float y) { return fmaxf(x, y); }
 __device__ inline double larger_of(double x, double y) { return ::fmax(x, y); }
+// 2^x as the hardware has it (2 units in the last place; below the normal numbers: 0), and a quotient likewise.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline double power_of_two(double x) { return ::exp2(x); }
+// x y + z with one rounding
+__device__ inline float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+__device__ inline double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
+__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
+__device__ inline double quotient(double a, double b) { return a / b; }
 // Features as they are read: half precision is computed in float.
 using Half = __half;
 using BFloat16 = __nv_bfloat16;

@@ -61,7 +61,7 @@ constexpr int kReductions = 3;  // of a row: tops, sums of exponentials, sums of
 // exp(x - top), by the one power that the hardware has. Subtracted before it is scaled: no logit overflows.
 template <class T>
 __device__ inline T exp_below(T x, T top) {
-  return cuda::exp2_of((x - top) * T(1.4426950408889634));
+  return cuda::power_of_two((x - top) * T(1.4426950408889634));
 }
 
 // The packs of a thread: each warp has a stretch of the row, V packs for a lane, 32 packs apart.

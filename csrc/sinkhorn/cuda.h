@@ -53,6 +53,7 @@ struct DeviceProblem {
   int* flags;        // (batch,)
   T* work;           // (batch, Plan::work)
   Plan plan;
+  bool own_barrier;
 };
 
 // Problem number k of the batch. Addresses are made where they are used, from the kernel's arguments: kept in

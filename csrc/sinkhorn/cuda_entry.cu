@@ -19,7 +19,8 @@ const char* properties_of(const CudaCall& c, DeviceProperties* properties) {
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c, &properties);
-  if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties);
+  if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
+                                 {c.tune_threads, c.tune_quads, c.tune_grid});
   return refused;
 }
 
@@ -32,7 +33,7 @@ DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
   p.init_f = to<T>(c.init_f), p.relax = c.relax, p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
   p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
   p.f = to<T>(c.f), p.g = to<T>(c.g), p.alpha = to<T>(c.alpha), p.n_iter = to<int64_t>(c.n_iter);
-  p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan;
+  p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan, p.own_barrier = c.own_barrier;
   return p;
 }
 

@@ -1,33 +1,17 @@
-// The iterations on a GPU, in the log domain, one sweep over the cost per iteration (team.cuh): while the rows' potentials f_t are made, the columns' log-sums for g_(t+1) are gathered.
+// The iterations on a GPU for problems of any size, in the log domain: while the rows' potentials f_t are made, the
+// columns' log-sums for g_(t+1) are gathered (team.cuh). Where threads can own the columns: forward_owned.cu.
 //
 //   g_t = reg (log b - L_t),  L_t,j = LSE_i((f_(t-1) - C_ij) / reg)
 //   f_t = reg (log a - LSE_j((g_t - C_ij) / reg))
 //
 // L_(t+1) also gives the marginal error after iteration t: (P'1)_j = exp(g_t,j / reg + L_(t+1),j).
-#include "sinkhorn/cuda.h"
+#include "sinkhorn/forward_ends.cuh"
 #include "sinkhorn/relaxation.h"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
-
-template <class T, bool kGrid>
-__device__ void check_masses(const One<T>& p, Team<T, kGrid>& team, double* sum_a, double* sum_b) {
-  double sums[2] = {0, 0};
-  int wrong = 0;
-  auto look = [&](T mass, int side) {
-    if (!(mass >= 0) || !(mass <= Limits<T>::kMax)) wrong = kFlagBadMass;
-    sums[side] += mass;
-  };
-  team.over(team.row_begin, team.row_end, [&](int i) { look(p.mass_a(i), 0); });
-  team.over(team.col_begin, team.col_end, [&](int j) { look(p.mass_b(j), 1); });
-  *sum_a = p.all.a ? team.total(sums[0]) : 1, *sum_b = p.all.b ? team.total(sums[1]) : 1;
-  if (!(*sum_a > 0 && *sum_b > 0)) wrong |= kFlagNoMass;
-  const double gap = *sum_a > *sum_b ? *sum_a - *sum_b : *sum_b - *sum_a;
-  if (!(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (*sum_a + *sum_b))) wrong |= kFlagSums;
-  if (wrong) cuda::atomic_or(p.flags(), wrong);
-}
 
 template <class T, bool kGrid>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(const __grid_constant__ DeviceProblem<T> batch,
@@ -92,14 +76,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
     p.g()[j] = g;
   });
   const double total = team.total(value.value), total_dual = team.total(dual);
-  if (!team.leads()) return;
-  const bool poisoned = *p.flags() & kFlagsThatPoison;
-  const T nan = T(NAN);
-  out.value[k] = poisoned ? nan : T(total);
-  out.dual[k] = poisoned ? nan : T(total_dual - p.reg() * (sum_a - sum_a * sum_b));
-  out.marginal_error[k] = poisoned ? nan : T(error);
-  *p.n_iter() = t;
-  out.n_iter[k] = poisoned ? -(*p.flags() & kFlagsThatPoison) : t;
+  report(p, out, team.leads(), t, total, total_dual - p.reg() * (sum_a - sum_a * sum_b), error);
 }
 
 }  // namespace
@@ -111,6 +88,7 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
   if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if (plan.owned.threads > 0) return forward_owned(p, out, stream);
   if (plan.regime == Regime::kBlock)
     return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k)

@@ -22,6 +22,24 @@ struct DeviceProperties {
   int max_threads;           // of a block, at most max_threads(element)
 };
 
+// What a call may ask for instead of what is chosen here; 0: nothing.
+struct Tuning {
+  int threads = 0;  // of a block, at most
+  int quads = 0;    // of columns that a thread owns
+  int grid = 0;     // blocks, at most what the device holds
+};
+
+// The launch of a sweep in which threads own columns (owned.cuh). `groups` of `span` threads share the rows of a block
+// in turns; each thread has `quads` times four columns, and takes `rows` rows at a time.
+struct OwnedPlan {
+  int threads;  // groups * span; 0: there are more columns, or rows of a block, than it can have
+  int span, groups, quads, rows;
+  int grid;
+  bool kept;       // the rows of a block stay in shared memory
+  int64_t shared;  // bytes
+  int64_t work;    // elements of work space
+};
+
 struct Plan {
   Regime regime;
   int threads;         // of a block
@@ -30,7 +48,8 @@ struct Plan {
   bool kept;           // the tile holds all rows of the block for good
   bool state_shared;   // sums of the columns live in shared memory, else in the work space
   int64_t shared;      // bytes of shared memory of a block
-  int64_t work;        // elements of work space per problem
+  int64_t work;        // elements of work space per problem, a multiple of 4
+  OwnedPlan owned;
 };
 
 // Doubles take twice the registers: half the threads.
@@ -96,9 +115,56 @@ UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t
   return Regime::kSweep;
 }
 
+UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
+
+// Most quads of columns that one thread owns: beyond, registers would spill.
+UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 8; }
+// With so many, the columns' potentials are in shared memory.
+constexpr int kSharedQuads = 8;
+// Rows at a time, as compiled: as many as leave registers for the rows that are on their way meanwhile.
+UK_HOST_DEVICE constexpr int owned_rows(int quads, bool few) {
+  return few && quads == 1 ? 1 : quads <= 2 ? 4 : quads == 4 ? 2 : 1;
+}
+
+// Elements of shared memory beside kept rows, in the order of Owned: sums of rows (two rounds, two values a row),
+// two vectors of the rows, columns on their way between groups or warps, potentials.
+UK_HOST_DEVICE int64_t owned_red(const OwnedPlan& p) { return in_fours(4 * p.rows * (p.threads / 32)); }
+UK_HOST_DEVICE int64_t owned_strip(const OwnedPlan& p) {
+  return p.groups > 1 ? int64_t(p.threads) * 4 * p.quads : p.threads;
+}
+UK_HOST_DEVICE int64_t owned_elements(const OwnedPlan& p, int64_t rows) {
+  return owned_red(p) + 2 * in_fours(rows) + owned_strip(p) +
+         (p.quads >= kSharedQuads ? int64_t(p.threads) * 4 * p.quads : 0);
+}
+constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
+
+UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid,
+                                    const DeviceProperties& device, const Tuning& tuning) {
+  OwnedPlan p{};
+  const int most = tuning.threads ? tuning.threads : device.max_threads;
+  p.quads = 1;
+  while (p.quads < most_quads(element) && int64_t(4) * p.quads * most < m) p.quads *= 2;
+  if (tuning.quads) p.quads = tuning.quads;
+  p.grid = tuning.grid && grid > 1 ? static_cast<int>(smaller(tuning.grid, n)) : grid;
+  p.work = 4 + 4 * int64_t(p.grid) + (p.grid + 1) * in_fours(m);
+  if (int64_t(4) * p.quads * most < m) return p;
+  const int64_t rows = (n + p.grid - 1) / p.grid, fours = (m + 4 * p.quads - 1) / (4 * p.quads);
+  p.span = static_cast<int>((fours + 31) / 32 * 32);
+  p.groups = static_cast<int>(smaller(most / p.span, rows));
+  p.rows = owned_rows(p.quads, rows <= 2 * p.groups);
+  p.threads = p.groups * p.span;
+  const int64_t bytes = kOwnedScratch + owned_elements(p, rows) * element;
+  const int64_t kept = bytes + rows * in_fours(m) * element;
+  p.kept = regime != Regime::kSweep && p.quads < kSharedQuads && kept <= device.shared_per_block;
+  if (!p.kept) p.rows = owned_rows(p.quads, false);
+  p.shared = p.kept ? kept : kOwnedScratch + owned_elements(p, rows) * element;
+  if (p.shared > device.shared_per_block) p.threads = 0;
+  return p;
+}
+
 // The launch of one problem.
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
-                             const DeviceProperties& device) {
+                             const DeviceProperties& device, const Tuning& tuning = Tuning()) {
   Plan plan{};
   plan.regime = regime == Regime::kAuto ? choose_regime(n, m, batch, element, device) : regime;
   const bool block = plan.regime == Regime::kBlock;
@@ -113,7 +179,9 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   }
   const int64_t parts = int64_t(plan.grid) * column_groups(plan.threads, m);
   // sums of the columns, two doubles per block, three vectors of the implicit gradient
-  plan.work = 2 * parts * m + 4 * int64_t(plan.grid) + (3 * m + 1) / 2 * 2;
+  plan.work = in_fours(2 * parts * m + 4 * int64_t(plan.grid) + (3 * m + 1) / 2 * 2);
+  plan.owned = make_owned(plan.regime, n, m, element, plan.grid, device, tuning);
+  plan.work = larger(plan.work, plan.owned.work);
   return plan;
 }
 

@@ -7,9 +7,10 @@
 // from global memory once, by the row pass, and the column pass finds them on chip. What the blocks have
 // gathered for the columns is put together in a fixed order: results do not depend on scheduling.
 //
-// A team is one block (its barrier is the block's) or a whole cooperative grid. The code is the same.
+// For problems whose columns no block can own (owned.cuh).
 #pragma once
 #include "core/launch.cuh"
+#include "sinkhorn/crew.cuh"
 #include "sinkhorn/regime.h"
 #include "sinkhorn/steps.cuh"
 
@@ -17,13 +18,7 @@ namespace ucmkd {
 namespace sinkhorn {
 
 template <class T, bool kGrid>
-struct Team {
-  // where this block stands
-  int rank, size;        // blocks of the team
-  int tid, threads, warp, lane, warps;
-  int n, m;
-  int row_begin, row_end;  // rows of this block
-  int col_begin, col_end;  // columns that this block puts together
+struct Team : Crew {
   // memory
   const T* cost;   // (n, m) global
   T* tile;         // shared (tile_rows, m)
@@ -31,22 +26,14 @@ struct Team {
   bool kept, state_shared;
   RowValue<T>* values;  // shared (rows at once,)
   T* parts;             // shared 2 (max(rows at once, warps),)
-  double* scratch;      // shared (64,) elements of T, used as doubles or T's
   T* state;             // this block's (groups, m) sums of 2 elements: shared, or its part of all_states
   T* all_states;        // (size * groups, m) sums of 2 elements; global where size > 1
-  double* slots;        // global (2, size): one number of each block, two rounds in flight
-  int span, groups, round;
+  int span, groups;
 
   // `work`: the work space of this problem (Plan::work elements).
-  __device__ Team(const Plan& plan, int n_, int m_, const T* cost_, T* work) : n(n_), m(m_), cost(cost_) {
-    rank = kGrid ? blockIdx.x : 0;
-    size = kGrid ? gridDim.x : 1;
-    tid = threadIdx.x, threads = blockDim.x;
-    warp = tid / kWarp, lane = tid % kWarp, warps = threads / kWarp;
-    row_begin = part_of(n, rank), row_end = part_of(n, rank + 1);
-    col_begin = part_of(m, rank), col_end = part_of(m, rank + 1);
+  __device__ Team(const Plan& plan, int n_, int m_, const T* cost_, T* work) : Crew(kGrid, n_, m_, nullptr), cost(cost_) {
     tile_rows = plan.tile_rows, kept = plan.kept, state_shared = plan.state_shared;
-    span = column_span(threads, m), groups = threads / span, round = 0;
+    span = column_span(threads, m), groups = threads / span;
     const int at_once = rows_at_once(tile_rows), part_count = at_once > warps ? at_once : warps;
     scratch = reinterpret_cast<double*>(cuda::shared_memory());
     T* shared = reinterpret_cast<T*>(scratch) + 2 * 64;
@@ -71,23 +58,6 @@ struct Team {
 
   // (3, m) global elements for vectors of the columns.
   __device__ T* spare() const { return reinterpret_cast<T*>(slots + 2 * size); }
-
-  __device__ int part_of(int count, int index) const {
-    return static_cast<int>(int64_t(count) * index / size);
-  }
-  __device__ void sync() const { kGrid ? cuda::sync_grid() : cuda::sync_block(); }
-  __device__ bool leads() const { return rank == 0 && tid == 0; }
-
-  // body(k) for every k of [begin, end), shared by the threads of this block.
-  template <class Body>
-  __device__ void over(int begin, int end, Body body) const {
-    for (int k = begin + tid; k < end; k += threads) body(k);
-  }
-
-  // The sum, or the largest, of one number per thread over the whole team: the same on every thread, and in
-  // an order that never changes. Every thread of the team calls it; it is a barrier of the team.
-  __device__ double total(double mine) { return reduce<false>(mine); }
-  __device__ double largest(double mine) { return reduce<true>(mine); }
 
   // Row pass and column pass over the rows of this block. Ends with the team's sums complete in all_states,
   // and a barrier of the team.
@@ -133,32 +103,6 @@ struct Team {
   }
 
  private:
-  template <bool kLargest>
-  __device__ double combine(double a, double b) const {
-    return kLargest ? (a < b ? b : a) : a + b;
-  }
-  template <bool kLargest>
-  __device__ double warp_reduce(double x) const {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) x = combine<kLargest>(x, cuda::shuffle_xor(x, mask));
-    return x;
-  }
-  template <bool kLargest>
-  __device__ double reduce(double mine) {
-    mine = warp_reduce<kLargest>(mine);
-    cuda::sync_block();  // scratch may still be read from the round before
-    if (lane == 0) scratch[warp] = mine;
-    cuda::sync_block();
-    double result = 0;  // sums and magnitudes only: 0 is neutral for both
-    for (int w = 0; w < warps; ++w) result = combine<kLargest>(result, scratch[w]);
-    if (!kGrid) return result;
-    double* slot = slots + (round++ & 1) * size;
-    if (tid == 0) slot[rank] = result;
-    sync();
-    result = 0;
-    for (int k = lane; k < size; k += kWarp) result = combine<kLargest>(result, slot[k]);
-    return warp_reduce<kLargest>(result);
-  }
-
   template <class Step>
   __device__ void row_pass(Step& step, int begin, int count) {
     using Row = typename Step::Row;

@@ -84,6 +84,7 @@ struct Warp {
 struct Block {
   ModelIndex index;
   Barrier barrier;
+  bool vote[2] = {false, false};
   std::vector<Warp> warps;
   std::vector<unsigned char> memory;  // guard, shared memory, guard
 };
@@ -92,7 +93,7 @@ struct Fiber {
   Context context;
   Block* block;
   int thread;
-  int64_t exchanges = 0;
+  int64_t exchanges = 0, votes = 0;
   Barrier* waits_for = nullptr;
   int64_t waits_since = 0;
   bool done = false;
@@ -199,13 +200,36 @@ void grid_barrier() {
   wait(machine.grid);
 }
 
-void* exchange(const void* value, size_t bytes, int lane_mask) {
+bool any_of_block(bool mine) {
+  Block& block = *machine.current->block;
+  const int side = machine.current->votes++ & 1;
+  block.vote[side] |= mine;
+  wait(block.barrier);
+  const bool any = block.vote[side];
+  wait(block.barrier);
+  block.vote[side] = false;
+  return any;
+}
+
+void counted_barrier(unsigned* counter, unsigned target) {
+  wait(machine.current->block->barrier);
+  if (machine.current->thread == 0) ++*counter;
+  grid_barrier();
+  if (*counter != target) fail("the counter of a grid barrier is not where it ought to be");
+  wait(machine.grid);
+}
+
+void need_alignment(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16) fail("a vector access at an address that is no multiple of 16 bytes");
+}
+
+void* exchange(const void* value, size_t bytes, int flip, int from) {
   Fiber* self = machine.current;
   Warp& warp = self->block->warps[self->thread / kWarp];
   const int lane = self->thread % kWarp, side = self->exchanges++ & 1;
   memcpy(warp.slot[side][lane], value, bytes);
   wait(warp.barrier);
-  return warp.slot[side][lane ^ lane_mask];
+  return warp.slot[side][flip < 0 ? from : lane ^ flip];
 }
 
 unsigned char* shared() { return machine.current->block->memory.data() + kGuard; }

@@ -47,7 +47,11 @@ int64_t launches();
 
 void block_barrier();
 void grid_barrier();
-void* exchange(const void* value, size_t bytes, int lane_mask);  // the other lane's value
+// Another lane's value: of this one's number with `flip` changed, or where that is below 0, of lane `from`.
+void* exchange(const void* value, size_t bytes, int flip, int from);
+bool any_of_block(bool mine);
+void counted_barrier(unsigned* counter, unsigned target);
+void need_alignment(const void* at);  // of 16 bytes, else the launch fails
 unsigned char* shared();
 
 // Null, or what went wrong.
@@ -61,10 +65,32 @@ inline void sync_grid() { model::grid_barrier(); }
 template <class T>
 inline T shuffle_xor(T value, int lane_mask) {
   T other;
-  memcpy(&other, model::exchange(&value, sizeof(T), lane_mask), sizeof(T));
+  memcpy(&other, model::exchange(&value, sizeof(T), lane_mask, 0), sizeof(T));
   return other;
 }
 inline void sync_warp() { shuffle_xor(0, 0); }
+template <class T>
+inline T shuffle_from(T value, int lane) {
+  T other;
+  memcpy(&other, model::exchange(&value, sizeof(T), -1, lane), sizeof(T));
+  return other;
+}
+inline bool any_of_block(bool mine) { return model::any_of_block(mine); }
+inline void counted_barrier(unsigned* counter, unsigned target) { model::counted_barrier(counter, target); }
+template <class T>
+inline void load_four(const T* at, T (&to)[4]) {
+  model::need_alignment(at);
+  memcpy(to, at, sizeof to);
+}
+template <class T>
+inline void load_four_once(const T* at, T (&to)[4]) {
+  load_four(at, to);
+}
+template <class T>
+inline void store_four(T* at, const T (&x)[4]) {
+  model::need_alignment(at);
+  memcpy(at, x, sizeof x);
+}
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
@@ -72,10 +98,18 @@ inline float exp_of(float x) { return expf(x); }
 inline double exp_of(double x) { return ::exp(x); }
 inline float log_of(float x) { return logf(x); }
 inline double log_of(double x) { return ::log(x); }
-inline float exp2_of(float x) { return exp2f(x); }
-inline double exp2_of(double x) { return ::exp2(x); }
 inline float larger_of(float x, float y) { return fmaxf(x, y); }
 inline double larger_of(double x, double y) { return ::fmax(x, y); }
+// As the hardware: what is below the normal numbers is 0.
+inline float power_of_two(float x) {
+  const float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
+inline double power_of_two(double x) { return exp2(x); }
+inline float fused(float x, float y, float z) { return fmaf(x, y, z); }
+inline double fused(double x, double y, double z) { return fma(x, y, z); }
+inline float quotient(float a, float b) { return a / b; }
+inline double quotient(double a, double b) { return a / b; }
 struct Half {
   uint16_t bits;
 };

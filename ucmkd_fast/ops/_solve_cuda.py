@@ -20,6 +20,8 @@ from .refusals import explained
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
 device_type = "cuda"
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
+own_barrier = False  # of cooperative grids: not the runtime's own
+tuning: dict[str, int] = {}  # "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice
 
 # Flag of csrc/sinkhorn/cuda.h
 BAD_COST, FORBIDDEN, BAD_MASS, NO_MASS, SUMS, NOT_CONVERGED, OVERFLOW = (1 << bit for bit in range(7))
@@ -103,6 +105,9 @@ def call_of(batch, n, m, a, b, init_f, f, g, saved, options, history):
     call.f64 = saved.dtype == torch.float64
     call.device = saved.device.index or 0
     call.stream, call.regime = _stream(saved), regime
+    call.own_barrier = own_barrier
+    for name, number in tuning.items():
+        setattr(call, f"tune_{name}", number)
     call.n, call.m, call.batch, call.max_iter = n, m, batch, options.max_iter
     call.reg, call.tol, call.history = options.reg, options.tol, history
     call.relax = options.accelerate == "relax"

@@ -1,0 +1,45 @@
+// How every forward kernel begins and ends: the masses looked at, the results of a problem written.
+#pragma once
+#include "sinkhorn/crew.cuh"
+#include "sinkhorn/cuda.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+template <class T>
+__device__ void check_masses(const One<T>& p, Crew& crew, double* sum_a, double* sum_b) {
+  double sums[2] = {0, 0};
+  int wrong = 0;
+  auto look = [&](T mass, int side) {
+    if (!(mass >= 0) || !(mass <= Limits<T>::kMax)) wrong = kFlagBadMass;
+    sums[side] += mass;
+  };
+  crew.over(crew.row_begin, crew.row_end, [&](int i) { look(p.mass_a(i), 0); });
+  crew.over(crew.col_begin, crew.col_end, [&](int j) { look(p.mass_b(j), 1); });
+  *sum_a = p.all.a ? crew.total(sums[0]) : 1, *sum_b = p.all.b ? crew.total(sums[1]) : 1;
+  if (!(*sum_a > 0 && *sum_b > 0)) wrong |= kFlagNoMass;
+  const double gap = *sum_a > *sum_b ? *sum_a - *sum_b : *sum_b - *sum_a;
+  if (!(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (*sum_a + *sum_b))) wrong |= kFlagSums;
+  if (wrong) cuda::atomic_or(p.flags(), wrong);
+}
+
+// On one thread, behind a barrier of all that may raise flags.
+template <class T>
+__device__ void report(const One<T>& p, const ForwardOut<T>& out, bool leads, int64_t t, double value, double dual,
+                       double error) {
+  if (!leads) return;
+  const bool poisoned = *p.flags() & kFlagsThatPoison;
+  const T nan = T(NAN);
+  out.value[p.k] = poisoned ? nan : T(value);
+  out.dual[p.k] = poisoned ? nan : T(dual);
+  out.marginal_error[p.k] = poisoned ? nan : T(error);
+  *p.n_iter() = t;
+  out.n_iter[p.k] = poisoned ? -(*p.flags() & kFlagsThatPoison) : t;
+}
+
+// Where threads own columns (forward_owned.cu): Plan::owned has threads.
+template <class T>
+const char* forward_owned(const DeviceProblem<T>&, const ForwardOut<T>&, cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

@@ -1,0 +1,290 @@
+// The iterations on a GPU with one exponential per element (owned.cuh): with e_ij = exp((f_(t-1) + g_t - C_ij) / reg),
+//
+//   s_i = sum_j e_ij             f_t     = f_(t-1) + reg log(a / s)
+//   c_j = sum_i e_ij a_i / s_i   g_(t+1) = g_t + reg log(b / c)        c: the columns' masses after iteration t
+//
+// Behind a plain half-step no entry exceeds its mass. A sum that leaves [1e-30, 1e30] is taken again, exactly, as a
+// log-sum. The columns' sums for g_1 are those of f_0 against g_0 = 0, or the opposite of f_0 where that is chosen here.
+#include "sinkhorn/forward_ends.cuh"
+#include "sinkhorn/owned.cuh"
+#include "sinkhorn/relaxation.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+
+template <class T>
+__device__ inline bool in_range(T sum) {
+  return sum >= T(1e-30) && sum <= T(1e30);
+}
+
+// log_sum - potential inverse_reg, rounded once: both sides' softmaxes are made with it.
+template <class T>
+__device__ inline T log_sum_without(T potential, T inverse_reg, T log_sum) {
+  const T power = potential * inverse_reg;
+  return (log_sum - cuda::fused(potential, inverse_reg, -power)) - power;
+}
+
+template <class T>
+struct OwnedStart {
+  static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false;
+  const T* potential;  // f_0 (count,)
+  T k, g;              // log2(e) / reg, g_0
+  bool bad;
+  __device__ T shift(int) const { return g; }
+  __device__ T power(int row) const { return potential[row] * k; }
+  __device__ void look(T c, bool there) { bad |= there && !(c >= -Limits<T>::kMax); }
+};
+
+template <class T>
+struct OwnedIterate {
+  static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true;
+  One<T> p;
+  T *potential, *mass;  // shared (count,): f_(t-1), which becomes f_t; a
+  const T* g;           // g_t (m,)
+  T *f, *log_f;         // f_t and its log-sums, of this block's rows
+  T k, inverse_reg;
+  bool relaxed, wrong;
+
+  __device__ T shift(int j) const { return g[j]; }
+  __device__ T power(int row) const { return potential[row] * k; }
+  __device__ T value(int row, T sum) {
+    const T a = mass[row];
+    if (!(a > 0)) return 0;
+    const T ratio = cuda::quotient(a, sum), y = relaxed ? ratio * cuda::root(ratio) : ratio;
+    const bool sound = in_range(sum) && y <= T(1e30);
+    wrong |= !sound;
+    return sound ? y : T(0);
+  }
+  __device__ void store(int row, T sum) {
+    const T a = mass[row], before = potential[row];
+    if (a > 0 && value(row, sum) == 0) {
+      log_f[row] = T(NAN);  // to be mended
+      return;
+    }
+    // what the rounding of `power` took from the entries
+    const T lost = a > 0 ? cuda::fused(before, k, -power(row)) * T(0.6931471805599453) : T(0);
+    const T log_sum = cuda::log_of(sum) + lost;
+    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY),
+          log_sum_without(before, inverse_reg, log_sum));
+  }
+
+  __device__ bool to_mend(int row) const { return !(log_f[row] == log_f[row]); }
+  // The power of the row's new potential, from the sum of its entries against 2^(shift k).
+  __device__ T mended(int row, T shift, T sum) const {
+    return then(row, half_step(mass[row], log_sum(shift, sum), p.reg())) * k;
+  }
+  __device__ void store_mended(int row, T shift, T sum) {
+    const T of_row = log_sum(shift, sum), next = half_step(mass[row], of_row, p.reg());
+    if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+    write(row, next, of_row);
+  }
+
+ private:
+  __device__ T log_sum(T shift, T sum) const { return shift * inverse_reg + cuda::log_of(sum); }
+  __device__ T then(int row, T next) const { return relaxed ? over_relaxed(next, potential[row]) : next; }
+  __device__ void write(int row, T next, T of_row) {
+    next = then(row, next);
+    log_f[row] = mass[row] > 0 ? of_row : T(INFINITY);
+    potential[row] = f[row] = next;
+  }
+};
+
+// g_(t+1) of one column from the sum of its entries.
+template <class T>
+struct ColumnStep {
+  One<T> p;
+  const T *f, *g_before;  // f_t (n,); g_t, or null: g_0
+  T g_0;
+  T *g, *log_g;
+  T inverse_reg;
+  bool relaxed, wrong;
+
+  __device__ void step(int j, T sum) {
+    const T b = p.mass_b(j), before = g_before ? g_before[j] : g_0;
+    if (b > 0 && !in_range(sum)) {
+      log_g[j] = T(NAN);  // to be mended
+      wrong = true;
+      return;
+    }
+    const T log_sum = cuda::log_of(sum);
+    write(j, b, before, b > 0 ? before + p.reg() * (cuda::log_of(b) - log_sum) : -T(INFINITY),
+          log_sum_without(before, inverse_reg, log_sum));
+  }
+  // Column j exactly; one warp.
+  __device__ void mend(int j, int lane) {
+    if (log_g[j] == log_g[j]) return;
+    LogSum<T> sums = LogSum<T>::empty();
+    for (int i = lane; i < p.n(); i += kWarp) sums.add((f[i] - p.cost()[int64_t(i) * p.m() + j]) * inverse_reg);
+    sums = warp_merge(sums);
+    if (lane > 0) return;
+    const T b = p.mass_b(j), next = half_step(b, sums.value(), p.reg());
+    if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
+    write(j, b, g_before ? g_before[j] : g_0, next, sums.value());
+  }
+
+ private:
+  __device__ void write(int j, T b, T before, T next, T of_column) {
+    log_g[j] = b > 0 ? of_column : T(INFINITY);
+    g[j] = relaxed ? over_relaxed(next, before) : next;
+  }
+};
+
+// alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
+// for what rounding left of the mean; the adjoint divides it by reg.
+template <class T, int kQ, int kR, bool kKept>
+__device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
+  double value = 0;
+  const int last = team.steps();
+  for (int turn = 0; turn < last; ++turn) {
+    T c[kR][kQ][4], plan[kR][kQ][4], sums[2 * kR], rest[kR];
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+      const int row = team.row_of(turn, r);
+      const T f = row < team.count ? team.potential[row] : -T(INFINITY);
+      sums[r] = sums[kR + r] = 0;
+#pragma unroll
+      for (int q = 0; q < kQ; ++q) {
+        team.load(c[r][q], row, q);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const int j = team.column(q) + v;
+          const T x = c[r][q][v], e = j < team.m ? cuda::exp_of(exponent(f, g[j], x, inverse_reg)) : T(0);
+          plan[r][q][v] = e > 0 ? e : T(0);
+          c[r][q][v] = e > 0 ? x : T(0);
+          sums[r] += plan[r][q][v], sums[kR + r] += plan[r][q][v] * c[r][q][v];
+        }
+      }
+    }
+    const T sum = team.template group_sums<2 * kR>(sums);
+    constexpr int kLanes = kWarp / (2 * kR);
+    T mean[kR], mass[kR], of_cost[kR];
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+      mass[r] = cuda::shuffle_from(sum, r * kLanes), of_cost[r] = cuda::shuffle_from(sum, (kR + r) * kLanes);
+      mean[r] = mass[r] > 0 ? of_cost[r] / mass[r] : T(0);
+      rest[r] = 0;
+#pragma unroll
+      for (int q = 0; q < kQ; ++q)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) rest[r] += plan[r][q][v] * (c[r][q][v] - mean[r]);
+    }
+    const T rests = team.template group_sums<kR>(rest);
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+      const int row = team.row_of(turn, r);
+      const T of_row = cuda::shuffle_from(rests, r * team.kLane);
+      if (team.at > 0 || row >= team.count) continue;
+      alpha[row] = mass[r] > 0 ? mean[r] + of_row / mass[r] : T(0);
+      value += of_cost[r];
+    }
+  }
+  return value;
+}
+
+template <class T, int kQ, int kR, bool kKept>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
+                 int first_problem) {
+  const bool grid = batch.plan.regime != Regime::kBlock;
+  const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
+  const One<T> p{batch, k};
+  Owned<T, kQ, kR, kKept> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  const T inverse_reg = 1 / p.reg(), log2_over_reg = T(kLog2E / double(p.reg()));
+  const T f_start = -p.reg() * cuda::log_of(T(p.n())), g_0 = p.init_f() ? T(0) : -f_start;
+  double sum_a, sum_b;
+  check_masses(p, team, &sum_a, &sum_b);
+  team.over(0, team.count, [&](int row) {
+    const int i = team.row_begin + row;
+    const T start = p.init_f() ? p.init_f()[i] : f_start, a = p.mass_a(i);
+    team.mass[row] = a;
+    p.f_at(0)[i] = team.potential[row] = a > 0 ? start : -T(INFINITY);
+  });
+  cuda::sync_block();
+  OwnedStart<T> start{team.potential, log2_over_reg, g_0, false};
+  team.sweep(start);
+  if (start.bad) cuda::atomic_or(p.flags(), kFlagBadCost);
+
+  int64_t t = 1;
+  double error = 0;
+  Relaxation relaxation(p.all.relax, p.all.tol, p.all.max_iter);
+  const bool watches = p.all.tol > 0 || p.all.relax;
+  for (;; ++t) {
+    const bool relaxed = relaxation.begin(t);
+    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t), inverse_reg,
+                          relaxed, false};
+    if (watches && t > 1)
+      team.over(team.col_begin, team.col_end, [&](int j) { columns.step(j, team.held[j]); });
+    else
+      team.columns([&](int j, T sum) { columns.step(j, sum); });
+    if (cuda::any_of_block(columns.wrong))
+      for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
+    team.sync();
+    OwnedIterate<T> iterate{p, team.potential, team.mass, p.g_at(t), p.f_at(t) + team.row_begin,
+                            p.log_f_at(t) + team.row_begin, log2_over_reg, inverse_reg, relaxed, false};
+    team.sweep(iterate);
+    if (!watches && t < p.all.max_iter) continue;
+    double mine = 0;
+    team.columns([&](int j, T sum) {
+      team.held[j] = sum;
+      const T mass = p.mass_b(j);
+      if (mass > 0) mine += magnitude(double(sum) - double(mass));
+    });
+    error = team.total(mine);  // the same on every thread
+    if (t == p.all.max_iter || (p.all.tol > 0 && error <= p.all.tol && !relaxed)) break;
+    relaxation.watch(error);
+  }
+
+  double value = value_of_rows(team, p.g_at(t), p.alpha() + team.row_begin, inverse_reg), dual = 0;
+  team.over(0, team.count, [&](int row) {
+    const T f = team.potential[row], a = team.mass[row];
+    dual += double(without_mass(f, a, p.reg())) * a;
+    p.f()[team.row_begin + row] = f;
+  });
+  team.over(team.col_begin, team.col_end, [&](int j) {
+    const T mass = p.mass_b(j), g = p.g_at(t)[j];
+    dual += double(without_mass(g, mass, p.reg())) * mass;
+    p.g()[j] = g;
+  });
+  value = team.total(value), dual = team.total(dual);
+  report(p, out, team.leads(), t, value, dual - p.reg() * (sum_a - sum_a * sum_b), error);
+}
+
+template <class T, int kQ, int kR, bool kKept>
+const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
+  const auto kernel = owned_kernel<T, kQ, kR, kKept>;
+  const OwnedPlan& plan = p.plan.owned;
+  if (p.plan.regime == Regime::kBlock)
+    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
+  for (int k = 0; k < p.batch; ++k) {
+    if (p.own_barrier)
+      if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
+    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, out, k))
+      return refused;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+template <class T>
+const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
+  const OwnedPlan& plan = p.plan.owned;
+  if (plan.quads == 1)
+    return plan.rows == 1 ? start<T, 1, 1, true>(p, out, stream)
+           : plan.kept    ? start<T, 1, 4, true>(p, out, stream)
+                          : start<T, 1, 4, false>(p, out, stream);
+  if constexpr (sizeof(T) == 4) {
+    if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, out, stream) : start<T, 2, 4, false>(p, out, stream);
+    if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, out, stream) : start<T, 4, 2, false>(p, out, stream);
+    return start<T, 8, 1, false>(p, out, stream);
+  }
+  return "more columns than a thread can own";
+}
+template const char* forward_owned<float>(const DeviceProblem<float>&, const ForwardOut<float>&, cuda::Stream);
+template const char* forward_owned<double>(const DeviceProblem<double>&, const ForwardOut<double>&, cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd

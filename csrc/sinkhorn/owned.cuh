@@ -1,0 +1,279 @@
+// The sweep with one exponential per element: threads own columns.
+//
+//   e_ij = 2^((shift_j - C_ij) k + power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
+//
+// A thread keeps the potentials and the sums of its columns in registers for all rows of its block, and takes kR rows
+// at a time: the next ones are on their way while these are summed. Potentials are subtracted before anything is
+// scaled: what remains of g - C is small, and its rounding with it. What blocks have gathered for the columns is
+// put together in a fixed order: results do not depend on scheduling.
+#pragma once
+#include "sinkhorn/crew.cuh"
+#include "sinkhorn/regime.h"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+// T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory.
+template <class T, int kQ, int kR, bool kKept>
+struct Owned : Crew {
+  static constexpr bool kSharedShift = kQ >= kSharedQuads;
+  static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
+
+  int span, group, groups, at;  // threads of a group, which one this is in, and where in it
+  int stride;                   // of the rows that are read
+  int count;                    // rows of this block
+  bool aligned;
+  const T* rows;  // of this block: shared, or the cost
+  T* red;         // shared, sums of rows on their way; two rounds
+  T *potential, *mass;  // shared (count,): of the rows, for the steps
+  T* strip;             // shared, sums of columns on their way
+  T* shifts;            // shared (span, 4 kQ)
+  T* parts;             // global (size, stride of parts)
+  T* held;              // global (m,)
+  int parts_stride, turn = 0;
+
+  // `work`: the work space of this problem (OwnedPlan::work elements).
+  __device__ Owned(const OwnedPlan& plan, bool grid_, int n_, int m_, const T* cost, T* work, bool own_barrier)
+      : Crew(grid_, n_, m_, own_barrier ? reinterpret_cast<unsigned*>(work) : nullptr) {
+    span = plan.span, groups = plan.groups, group = tid / span, at = tid % span;
+    count = row_end - row_begin;
+    parts_stride = int(in_fours(m));
+    slots = reinterpret_cast<double*>(work + 4);
+    parts = work + 4 + 4 * int64_t(size), held = parts + int64_t(size) * parts_stride;
+    scratch = reinterpret_cast<double*>(cuda::shared_memory());
+    red = reinterpret_cast<T*>(scratch + 64);
+    potential = red + owned_red(plan), mass = potential + in_fours(count);
+    strip = mass + in_fours(count), shifts = strip + owned_strip(plan);
+    T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
+    const T* own = cost + int64_t(row_begin) * m;
+    aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
+    rows = kKept ? tile : own, stride = kKept ? parts_stride : m;
+    if constexpr (kKept) {
+      keep(tile, own);
+      cuda::sync_block();
+    }
+  }
+
+  // Columns 4 q ... 4 q + 3 of this thread begin here; there may be fewer, or none, below m.
+  __device__ int column(int q) const { return (q * span + at) * 4; }
+  // The row of this block that this group takes as number r of its turn `step`; `count` and more: none.
+  __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
+  __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
+
+  // Four costs; +inf where there are none.
+  __device__ void load(T (&c)[4], int row, int q) const {
+    const int j = column(q);
+    const T* from = rows + int64_t(row) * stride + j;
+    if (row < count && j < m && (kKept || aligned)) {
+      if constexpr (kKept)
+        cuda::load_four(from, c);
+      else
+        cuda::load_four_once(from, c);
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < 4; ++v) c[v] = !kKept && row < count && j + v < m ? from[v] : T(INFINITY);
+  }
+
+  // The sums of kN numbers over the threads of each group. A lane gets that of number lane / (32 / kN).
+  template <int kN>
+  __device__ T group_sums(T (&x)[kN]) {
+    constexpr int kLanes = kWarp / kN;
+    const int warps_of_group = span / kWarp, mine = lane / kLanes, slot = lane % kLanes;
+    const T of_warp = fold<kN, kWarp / 2>(x);
+    T* buffer = red + (turn ^= 1) * (2 * kR * warps) + group * kN * warps_of_group;
+    if (slot == 0) buffer[mine * warps_of_group + warp % warps_of_group] = of_warp;
+    cuda::sync_block();
+    T sum = 0;
+    for (int w = slot; w < warps_of_group; w += kLanes) sum += buffer[mine * warps_of_group + w];
+#pragma unroll
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+    return sum;
+  }
+
+  // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
+  template <class Step>
+  __device__ void sweep(Step& step) {
+    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], acc[kQ][4], c[kR][kQ][4], e[kR][kQ][4];
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : T(0);
+        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
+        acc[q][v] = 0;
+      }
+      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
+    }
+#pragma unroll
+    for (int r = 0; r < kR; ++r)
+#pragma unroll
+      for (int q = 0; q < kQ; ++q) load(c[r][q], row_of(0, r), q);
+    const int last = steps();
+    for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
+      T sums[kR];
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        const int row = row_of(turn_of_rows, r);
+        const T power = row < count ? step.power(row) : -T(INFINITY);
+        sums[r] = 0;
+#pragma unroll
+        for (int q = 0; q < kQ; ++q) {
+          if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
+#pragma unroll
+          for (int v = 0; v < 4; ++v) {
+            const T x = c[r][q][v];
+            if constexpr (Step::kLooks) step.look(x, row < count && column(q) + v < m);
+            e[r][q][v] = cuda::power_of_two((shift[kSharedShift ? 0 : q][v] - x) * step.k + power);
+            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
+          }
+          load(c[r][q], row_of(turn_of_rows + 1, r), q);
+        }
+      }
+      T y[kR];
+      if constexpr (Step::kRows) {
+        const T sum = group_sums<kR>(sums);
+        const int row = row_of(turn_of_rows, lane / kLane);
+        const bool there = row < count;
+        const T mine = there ? step.value(row, sum) : T(0);
+        if (at < kWarp && lane % kLane == 0 && there) step.store(row, sum);
+#pragma unroll
+        for (int r = 0; r < kR; ++r) y[r] = cuda::shuffle_from(mine, r * kLane);
+      }
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        if (Step::kRows && y[r] == 0) continue;  // no mass, or a row to be mended: its entries may be anything
+#pragma unroll
+        for (int q = 0; q < kQ; ++q)
+#pragma unroll
+          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * y[r] : e[r][q][v];
+      }
+    }
+    if constexpr (Step::kMends)
+      if (cuda::any_of_block(step.wrong)) mend(step, acc);
+    publish(acc);
+    sync();
+  }
+
+  // body(j, sum of column j) on one thread per column of this block.
+  template <class Body>
+  __device__ void columns(Body body) {
+    if (size == 1) {
+      over(0, m, [&](int j) { body(j, parts[j]); });
+      return;
+    }
+    const int width = strip_width(col_end - col_begin), slices = threads / width;
+    for (int first = col_begin; first < col_end; first += width) {
+      const int j = first + tid % width;
+      T sum = 0;
+      if (j < col_end)
+#pragma unroll 4
+        for (int s = tid / width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+      for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+      strip[tid] = sum;
+      cuda::sync_block();
+      if (tid < width && j < col_end) {
+        T all = 0;
+        for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
+        body(j, all);
+      }
+      cuda::sync_block();
+    }
+  }
+
+ private:
+  // Threads beside each other that read the sums of columns beside each other.
+  __device__ static int strip_width(int columns) {
+    int width = 1;
+    while (width < columns && width < kWarp) width *= 2;
+    return width;
+  }
+
+  __device__ void keep(T* tile, const T* own) const {
+    const int fours = stride / 4;
+    for (int64_t k = tid; k < int64_t(count) * fours; k += threads) {
+      const int row = int(k / fours), j = int(k % fours) * 4;
+      T c[4];
+      if (aligned)
+        cuda::load_four_once(own + int64_t(row) * m + j, c);
+      else
+        for (int v = 0; v < 4; ++v) c[v] = j + v < m ? own[int64_t(row) * m + j + v] : T(INFINITY);
+      cuda::store_four(tile + int64_t(row) * stride + j, c);
+    }
+  }
+
+  // Sums over a warp of kN numbers in turn: half of them at each step, then the butterfly of the last.
+  template <int kN, int kMask>
+  __device__ T fold(T (&x)[kN]) const {
+    if constexpr (kN == 1) {
+      T sum = x[0];
+#pragma unroll
+      for (int mask = kMask; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+      return sum;
+    } else {
+      T half[kN / 2];
+      const bool upper = lane & kMask;
+#pragma unroll
+      for (int k = 0; k < kN / 2; ++k) {
+        const T mine = upper ? x[k + kN / 2] : x[k], other = upper ? x[k] : x[k + kN / 2];
+        half[k] = mine + cuda::shuffle_xor(other, kMask);
+      }
+      return fold<kN / 2, kMask / 2>(half);
+    }
+  }
+
+  // Rows whose sums left the range: their log-sums exactly, then their entries against the new potential.
+  template <class Step>
+  __device__ void mend(Step& step, T (&acc)[kQ][4]) {
+    for (int row = 0; row < count; ++row) {
+      if (!step.to_mend(row)) continue;  // the same on every thread
+      double top = -double(INFINITY), sum = 0;
+      each(step, row, [&](int, int, T x) { top = x > top ? double(x) : top; });
+      top = in_block<true>(top);
+      const T shift = top > -double(INFINITY) ? T(top) : T(0);
+      if (group == 0) each(step, row, [&](int, int, T x) { sum += cuda::power_of_two((x - shift) * step.k); });
+      sum = in_block<false>(sum);
+      const T power = step.mended(row, shift, T(sum));
+      if (group == 0)
+        each(step, row, [&](int q, int v, T x) { acc[q][v] += cuda::power_of_two(x * step.k + power); });
+      cuda::sync_block();
+      if (tid == 0) step.store_mended(row, shift, T(sum));
+    }
+  }
+  // body(q, v, shift - cost) of this thread's elements of a row.
+  template <class Step, class Body>
+  __device__ void each(const Step& step, int row, Body body) const {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      T c[4];
+      load(c, row, q);
+#pragma unroll
+      for (int v = 0; v < 4; ++v)
+        if (column(q) + v < m) body(q, v, step.shift(column(q) + v) - c[v]);
+    }
+  }
+
+  // The sums of this block's columns to where the crew finds them.
+  __device__ void publish(T (&acc)[kQ][4]) {
+    T* out = parts + int64_t(rank) * parts_stride;
+    if (groups == 1) {
+#pragma unroll
+      for (int q = 0; q < kQ; ++q)
+        if (column(q) < m) cuda::store_four(out + column(q), acc[q]);
+      return;
+    }
+    const int wide = span * 4 * kQ;
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
+    cuda::sync_block();
+    for (int j = tid; j < m; j += threads) {
+      T sum = strip[j];
+      for (int g = 1; g < groups; ++g) sum += strip[g * wide + j];
+      out[j] = sum;
+    }
+  }
+};
+
+}  // namespace sinkhorn
+}  // namespace ucmkd
