@@ -1,5 +1,6 @@
-"""Both losses on a GPU beside its bandwidth and their peers: the modes speed and peers of `gpu_check.sh`, without a build.
+"""Both losses on a GPU beside its bandwidth and their peers: modes of `gpu_check.sh`, without its build.
 
+Usage:
     python benchmarks/bench_cuda.py [--out runs/gpu] [--seconds 420]
 """
 
@@ -21,7 +22,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("bench_cuda.py needs a GPU: torch finds none")
     run = Path(__file__).parent / "gpu/run.py"
-    command = [sys.executable, str(run), str(options.out.resolve()), "--seconds", str(options.seconds), "speed", "peers"]
+    limits = ["--seconds", str(options.seconds)]
+    command = [sys.executable, str(run), str(options.out.resolve()), *limits, "speed", "peers"]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

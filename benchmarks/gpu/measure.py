@@ -62,7 +62,7 @@ def kernel_microseconds(call: Callable[[], Any], repeats: int = 3) -> dict[str, 
     for event in trace.key_averages():
         spent = getattr(event, "self_device_time_total", 0.0) / repeats
         if spent > 0:
-            match = re.search(r"ucmkd::(?:\w+::)*(\w+)", event.key)
+            match = re.search(r"ucmkd::.*?(\w*kernel\w*)", event.key)
             name = match.group(1) if match else "others"
             found[name] = found.get(name, 0.0) + spent
     return found
@@ -104,6 +104,7 @@ def floor_microseconds(n: int, m: int) -> float:
     """An iteration at least: an exponential per element, and one read of a cost that no chip memory holds."""
     device = torch.cuda.get_device_properties(0)
     clock = getattr(device, "clock_rate", 1_755_000) * 1e3  # of kHz
-    issue = n * m / (device.multi_processor_count * 16 * clock)
+    used = 1 if n * m <= 128 * 128 else device.multi_processor_count  # what is small runs in one block
+    issue = n * m / (used * 16 * clock)
     kept = device.multi_processor_count * getattr(device, "shared_memory_per_block_optin", 227 << 10)
     return 1e6 * max(issue, 4 * n * m / copy_bandwidth() if 4 * n * m > kept else 0.0)

@@ -93,8 +93,9 @@ def transport(name: str, n: int) -> dict[str, Any]:
     call = make(REG, ITERATIONS)
     (value, grad), (want, wanted) = call(x, y), ours(x, y, **same)
     found: dict[str, Any] = {
-        "value_differs": abs((value / want).item() - 1), "gradient_differs": ((grad - wanted).norm() / wanted.norm()).item(),
-    }  # fmt: skip
+        "value_differs": abs((value / want).item() - 1),
+        "gradient_differs": ((grad - wanted).norm() / wanted.norm()).item(),
+    }
     if not found["value_differs"] <= limit:
         return {**found, "failed": f"the value differs by more than {limit}: not timed"}
     found["ms"] = milliseconds(lambda: call(x, y), 1.5, warm=2)
@@ -105,7 +106,10 @@ def transport(name: str, n: int) -> dict[str, Any]:
     if same:
         found["ours_alike_ms"] = milliseconds(lambda: ours(x, y, **same))
     found["device_ms"] = sum(kernel_microseconds(lambda: call(x, y), 1).values()) / 1e3
-    found["peak_mb"], found["ours_peak_mb"] = peak_megabytes(lambda: call(x, y)), peak_megabytes(lambda: ours(x, y))
+    found["peak_mb"], found["ours_peak_mb"] = (
+        peak_megabytes(lambda: call(x, y)),
+        peak_megabytes(lambda: ours(x, y)),
+    )
     return found
 
 
@@ -131,8 +135,14 @@ def liger(n: int, d: int, k: int, dtype: torch.dtype) -> Iterator[dict[str, Any]
     leaves = [z.requires_grad_(), A.requires_grad_()]
     entropy, divergence = LigerFusedLinearCrossEntropyLoss(), LigerFusedLinearJSD()
     ways = {
-        "Liger cross-entropy, one head": (lambda: entropy(A, z, target), lambda: F.cross_entropy((z @ A.T).float(), target)),
-        "Liger JSD, two heads": (lambda: divergence(z, A, z.detach(), B), lambda: jensen_shannon(z @ A.T, z @ B.T)),
+        "Liger cross-entropy, one head": (
+            lambda: entropy(A, z, target),
+            lambda: F.cross_entropy((z @ A.T).float(), target),
+        ),
+        "Liger JSD, two heads": (
+            lambda: divergence(z, A, z.detach(), B),
+            lambda: jensen_shannon(z @ A.T, z @ B.T),
+        ),
         "our label transport, two heads": (
             lambda: uk.linear_label_transport_loss(z, A, None, B, None, target),
             lambda: uk.label_transport_loss((z @ A.T).float(), (z @ B.T).float(), target),

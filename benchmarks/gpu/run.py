@@ -36,10 +36,12 @@ class Report:
         self.failures = 0
 
     def log(self, text: str) -> None:
+        """Everything that is no result."""
         self.log_file.write(text)
         self.log_file.flush()
 
     def row(self, mode: str, case: str, **figures: Any) -> None:
+        """One result, printed and written at once; ``failed`` among its figures makes the whole a failure."""
         self.failures += "failed" in figures
         self.rows.write(json.dumps({"mode": mode, "case": case, **figures}) + "\n")
         self.rows.flush()
@@ -66,6 +68,7 @@ class Process:
         self.killed = False
 
     def lines(self, deadline: float) -> Iterator[str]:
+        """What it prints, until it ends; it is killed at the earlier of its own limit and the deadline."""
         assert self.child.stdout is not None
         os.set_blocking(self.child.stdout.fileno(), False)
         pending = b""
@@ -85,6 +88,7 @@ class Process:
             yield pending.decode(errors="replace")
 
     def kill(self) -> None:
+        """End it and what it started."""
         self.killed = True
         os.killpg(self.child.pid, signal.SIGKILL)
 
@@ -134,7 +138,18 @@ def cases(report: Report, mode: str, deadline: float) -> None:
 def pytest_part(report: Report, name: str, arguments: list[str], deadline: float, workers: int) -> None:
     """One run of pytest; a row for each test that fails, then one for the count."""
     have = {p: importlib.util.find_spec(p) is not None for p in ("xdist", "pytest_timeout")}
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE", "-p", "sticky", "--maxfail=25", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "--tb=short",
+        "-rfE",
+        "-p",
+        "sticky",
+        "--maxfail=25",
+        *arguments,
+    ]
     if have["xdist"] and workers > 1:
         command += ["-n", str(workers), "--dist=worksteal", "--max-worker-restart=20"]
     if have["pytest_timeout"]:
@@ -166,7 +181,9 @@ def correct(report: Report, deadline: float) -> None:
     apart = "inductor or nccl or not_current or wait or captured or graph"
     workers = min(8, os.cpu_count() or 1)
     pytest_part(report, "device: agreement", [device, "-k", f"not ({apart})"], deadline, workers)
-    pytest_part(report, "device: capture, streams", [device, "-k", f"({apart}) and not inductor"], deadline, 1)
+    pytest_part(
+        report, "device: capture, streams", [device, "-k", f"({apart}) and not inductor"], deadline, 1
+    )
     pytest_part(report, "ops", ["tests/test_device_ops.py", "-k", "cuda"], deadline, workers)
     pytest_part(report, "inductor", [device, "-k", "inductor"], deadline, 1)
 
@@ -179,8 +196,10 @@ def sanitize(report: Report, deadline: float) -> None:
         report.row("sanitize", "compute-sanitizer", left_out="not on PATH nor below /usr/local/cuda*/bin")
         return
     for check in ("memcheck", "racecheck", "initcheck"):
-        share = time.monotonic() + (deadline - time.monotonic()) / {"memcheck": 3, "racecheck": 2, "initcheck": 1}[check]
-        command = [tool, "--tool", check, "--kernel-regex", f"kns={OURS}", "--error-exitcode", "9", "--print-limit", "20"]
+        parts = {"memcheck": 3, "racecheck": 2, "initcheck": 1}[check]
+        share = time.monotonic() + (deadline - time.monotonic()) / parts
+        command = [tool, "--tool", check, "--kernel-regex", f"kns={OURS}"]
+        command += ["--error-exitcode", "9", "--print-limit", "20"]
         run = Process([*command, sys.executable, str(HERE / "tiny.py")], PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         run.limit = share
         done, errors, begin = 0, [], time.monotonic()
@@ -189,7 +208,9 @@ def sanitize(report: Report, deadline: float) -> None:
             if line.startswith(MARK):
                 done += 1
                 print(f"sanitize {check} {line[1:]}", flush=True)
-            elif line.startswith("========= ") and re.search(r"Invalid|Error:|Race|hazard|Uninitialized|SUMMARY", line):
+            elif line.startswith("========= ") and re.search(
+                r"Invalid|Error:|Race|hazard|Uninitialized|SUMMARY", line
+            ):
                 errors.append(line[10:].strip())
                 print(f"sanitize {check} {line}", flush=True)
         ended = run.status()

@@ -57,9 +57,15 @@ def solve(n: int, m: int, regime: str, dtype: torch.dtype, grad: str, masses: bo
     """Error at most twice that of plain torch at the same dtype, and a floor: the rule of tests/test_sinkhorn.py."""
     _solve_cuda.regime = REGIMES[regime]
     tensors = problem(n, m, dtype, masses)
-    options = {"reg": 0.5 if grad == "implicit" else 0.1, "max_iter": 300 if grad == "implicit" else 30, "grad": grad}
+    options = {
+        "reg": 0.5 if grad == "implicit" else 0.1,
+        "max_iter": 300 if grad == "implicit" else 30,
+        "grad": grad,
+    }
     wide = [None if z is None else z.double() for z in tensors]
-    where = DEVICE if n * m > 100_000 else "cpu"  # torch in double is as good a reference on a GPU, and quick there
+    where = (
+        DEVICE if n * m > 100_000 else "cpu"
+    )  # torch in double is as good a reference on a GPU, and quick there
     want, wants = solved(reference.sinkhorn, wide, options, where)
     plain, plains = solved(reference.sinkhorn, tensors, options, where)
     got, gots = solved(uk.sinkhorn, tensors, options, DEVICE)
@@ -76,7 +82,10 @@ def loss(n: int, m: int, dtype: torch.dtype, **options: Any) -> dict[str, Any]:
     torch.manual_seed(n)
     tensors = [torch.randn(k, 24).to(dtype) for k in (n, m)]
     tensors[1] = tensors[1] + 0.2
-    ours, truth = ([z.to(DEVICE).requires_grad_() for z in tensors], [z.double().requires_grad_() for z in tensors])
+    ours, truth = (
+        [z.to(DEVICE).requires_grad_() for z in tensors],
+        [z.double().requires_grad_() for z in tensors],
+    )
     rest = {k: v for k, v in options.items() if k != "memory_budget"}
     got, want = uk.sinkhorn_loss(*ours, **options), reference.sinkhorn_loss(*truth, **rest)
     gots, wants = torch.autograd.grad(got, ours), torch.autograd.grad(want, truth)
@@ -90,7 +99,10 @@ def label(n: int, k: int, dtype: torch.dtype, kappa: str) -> dict[str, Any]:
     tensors = [(3 * torch.randn(n, k)).to(dtype) for _ in range(2)]
     target = torch.randint(k, (n,))
     target[3] = -100
-    ours, truth = ([z.to(DEVICE).requires_grad_() for z in tensors], [z.double().requires_grad_() for z in tensors])
+    ours, truth = (
+        [z.to(DEVICE).requires_grad_() for z in tensors],
+        [z.double().requires_grad_() for z in tensors],
+    )
     options = {"kappa": kappa, "label_smoothing": 0.1}
     got = uk.label_transport_loss(*ours, target.to(DEVICE), **options)
     want = label_reference.label_transport_loss(*truth, target, **options)
@@ -106,11 +118,15 @@ def linear(n: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(k)
     z, A, B = torch.randn(n, 16, dtype=dtype), *(torch.randn(k, 16, dtype=dtype) for _ in range(2))
     target = torch.randint(k, (n,))
-    ours, truth = ([t.to(DEVICE).requires_grad_() for t in (z, A, B)], [t.double().requires_grad_() for t in (z, A, B)])
+    ours = [t.to(DEVICE).requires_grad_() for t in (z, A, B)]
+    truth = [t.double().requires_grad_() for t in (z, A, B)]
     got = uk.linear_label_transport_loss(ours[0], ours[1], None, ours[2], None, target.to(DEVICE))
     want = label_reference.label_transport_loss(truth[0] @ truth[1].T, truth[0] @ truth[2].T, target)
-    worst = max(distance(g, w) for g, w in zip(*(torch.autograd.grad(v, t[:2]) for v, t in ((got, ours), (want, truth)))))
-    return verdict(value=(distance(got, want, 1.0), WIDE_LIMIT[dtype]), gradient=(worst, 10 * WIDE_LIMIT[dtype]))
+    gots, wants = torch.autograd.grad(got, ours[:2]), torch.autograd.grad(want, truth[:2])
+    worst = max(distance(g, w) for g, w in zip(gots, wants, strict=True))
+    return verdict(
+        value=(distance(got, want, 1.0), WIDE_LIMIT[dtype]), gradient=(worst, 10 * WIDE_LIMIT[dtype])
+    )
 
 
 def batch(count: int, n: int, m: int) -> dict[str, Any]:
@@ -141,10 +157,11 @@ def refused() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
+    built = {k: str(v) for k, v in uk._native._C.build_info().items()}
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name, "capability": f"{properties.major}.{properties.minor}", "torch": torch.__version__,
-        "multiprocessors": properties.multi_processor_count, **{k: str(v) for k, v in uk._native._C.build_info().items()},
+        "multiprocessors": properties.multi_processor_count, **built,
     }  # fmt: skip
 
 
@@ -155,12 +172,15 @@ def cases() -> list[Case]:
             for grad in ("unrolled", "implicit", "envelope"):
                 run = partial(solve, 33, 20, regime, dtype, grad, grad == "unrolled")
                 found.append(Case(f"33x20 {regime} {name} {grad}", run, 30))
-            found.append(Case(f"130x257 {regime} {name}", partial(solve, 130, 257, regime, dtype, "unrolled", True), 30))
+            larger = partial(solve, 130, 257, regime, dtype, "unrolled", True)
+            found.append(Case(f"130x257 {regime} {name}", larger, 30))
     sizes = [(64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024), (700, 1001), (2100, 2048)]
     for n, m in sizes:
         found.append(Case(f"{n}x{m} auto f32", partial(solve, n, m, "auto", torch.float32, "unrolled"), 60))
         if n <= 1024:
-            found.append(Case(f"{n}x{m} sweep f32", partial(solve, n, m, "sweep", torch.float32, "unrolled"), 60))
+            found.append(
+                Case(f"{n}x{m} sweep f32", partial(solve, n, m, "sweep", torch.float32, "unrolled"), 60)
+            )
     for count, n, m in ((256, 64, 64), (3, 300, 200), (7, 64, 33)):
         found.append(Case(f"batch of {count}, {n}x{m}", partial(batch, count, n, m)))
     half = {**DTYPES, "bf16": torch.bfloat16}
@@ -169,7 +189,8 @@ def cases() -> list[Case]:
         panels = partial(loss, 300, 257, dtype, max_iter=10, memory_budget=300 * 257 * 8)
         found.append(Case(f"panels 300x257 {name}", panels))
     for metric in ("l2", "sqeuclidean", "l1", "chordal"):
-        found.append(Case(f"loss 130x96 {metric}", partial(loss, 130, 96, torch.float32, max_iter=20, metric=metric, reg=0.5)))
+        run = partial(loss, 130, 96, torch.float32, max_iter=20, metric=metric, reg=0.5)
+        found.append(Case(f"loss 130x96 {metric}", run))
     for name, dtype in DTYPES.items():
         for k in (1, 10, 1000, 1001, 20_000):
             kappa = "live" if k == 1000 else "detached"

@@ -47,7 +47,8 @@ def limits() -> Iterator[dict[str, Any]]:
         for _ in range(100):
             small.add_(1)
 
-    yield {"case": "a launch of torch", "eager_us": 10 * milliseconds(many), "in_graph_us": 10 * replay_milliseconds(many)}
+    eager, replayed = 10 * milliseconds(many), 10 * replay_milliseconds(many)
+    yield {"case": "a launch of torch", "eager_us": eager, "in_graph_us": replayed}
 
 
 def no_early_end() -> None:
@@ -100,7 +101,9 @@ def iteration(n: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     size = C.element_size() * n * n
     if size > 60e6:  # beyond the chip's memory: what a read of the cost per iteration comes to
         rate = size / copy_bandwidth() * 1e6
-        found["of_copy"] = {k: rate / found[f"{k}_us"] for k in ("forward", "adjoint") if found.get(f"{k}_us")}
+        found["of_copy"] = {
+            k: rate / found[f"{k}_us"] for k in ("forward", "adjoint") if found.get(f"{k}_us")
+        }
     return found
 
 
@@ -133,9 +136,9 @@ def label(n: int, k: int, dtype: torch.dtype = torch.float32) -> Iterator[dict[s
 
     yield told("forward", forward, 2 * size)
     for kappa, count in (("detached", 1), ("live", 2)):
-        wanted = logits[:count]
+        wanted, other = logits[:count], logits[1] if count == 2 else logits[1].detach()
 
-        def both(wanted=wanted, kappa=kappa, other=logits[1].detach() if count == 1 else logits[1]) -> None:
+        def both(wanted=wanted, kappa=kappa, other=other) -> None:
             torch.autograd.grad(uk.label_transport_loss(logits[0], other, target, kappa=kappa), wanted)
 
         yield told(f"{count} gradient(s), kappa {kappa}", both, (2 + count) * size)
@@ -169,7 +172,8 @@ def batch() -> dict[str, Any]:
         torch.autograd.grad(uk.sinkhorn(leaf, reg=REG, max_iter=ITERATIONS).value.sum(), leaf)
 
     many, one = replay_milliseconds(lambda: run(C)), replay_milliseconds(lambda: run(C[:wave]))
-    return {"graph_ms": many, "one_wave_ms": one, "waves": many / one, "kernels_us": kernel_microseconds(lambda: run(C))}
+    kernels = kernel_microseconds(lambda: run(C))
+    return {"graph_ms": many, "one_wave_ms": one, "waves": many / one, "kernels_us": kernels}
 
 
 def panels(dtype: torch.dtype, budget: int | None, how: str) -> dict[str, Any]:
@@ -188,7 +192,10 @@ def cases() -> list[Case]:
     found = [Case("card", card), Case("limits", limits)]
     found += [Case(f"iteration, N = {n}", partial(iteration, n), 60) for n in SIZES[:8]]
     found += [Case(f"loss and gradient, N = {n}, D = 512", partial(as_called, n), 60) for n in SIZES[:8]]
-    found += [Case("label", partial(label, 65536, 1000)), Case("label", partial(label, 65536, 1000, torch.bfloat16))]
+    found += [
+        Case("label", partial(label, 65536, 1000)),
+        Case("label", partial(label, 65536, 1000, torch.bfloat16)),
+    ]
     found += [Case("label", partial(label, 4096, 50_000)), Case("label", partial(label, 65536, 10))]
     found += [Case("256 problems of 64 x 64", batch)]
     found += [Case(f"iteration, N = {n}", partial(iteration, n), 90) for n in SIZES[8:]]
@@ -197,5 +204,7 @@ def cases() -> list[Case]:
             name = f"N = 8192, 20 iterations, {str(dtype)[6:]}, {how}"
             found.append(Case(name, partial(panels, dtype, budget, how), 60))
         found.append(Case("linear label", partial(linear, 8192, 1024, 32_000, dtype), 60))
-    found += [Case(f"iteration, N = {n}, double", partial(iteration, n, torch.float64), 60) for n in (64, 1024)]
+    found += [
+        Case(f"iteration, N = {n}, double", partial(iteration, n, torch.float64), 60) for n in (64, 1024)
+    ]
     return found

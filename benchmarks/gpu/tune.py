@@ -29,9 +29,8 @@ def overrides() -> dict[str, list[Any]]:
     """Names that `_solve_cuda` has, each with the values to try."""
     wanted = dict(OVERRIDES)
     if told := os.environ.get("TUNE"):
-        wanted = {
-            name.strip(): list(ast.literal_eval(f"[{values}]")) for name, values in (p.split("=") for p in told.split(";"))
-        }
+        pairs = (part.split("=") for part in told.split(";"))
+        wanted = {name.strip(): list(ast.literal_eval(f"[{values}]")) for name, values in pairs}
     return {name: values for name, values in wanted.items() if hasattr(_solve_cuda, name)}
 
 
