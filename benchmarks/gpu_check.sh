@@ -65,7 +65,7 @@ print("%d%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() e
   suffix=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') || fail "$PYTHON does not run"
   stamp=ucmkd_fast/_C${suffix%.so}.stamp
   now="$arch $(find csrc CMakeLists.txt -type f | LC_ALL=C sort | xargs cat | sha256sum)"
-  if [ -f "ucmkd_fast/_C$suffix" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$now" ]; then
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && (cd ucmkd_fast && "$PYTHON" -c 'import _C') 2>/dev/null; then
     echo "build: left out, ucmkd_fast/_C$suffix is of these sources, for sm_$arch"
     return
   fi

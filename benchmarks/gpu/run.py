@@ -23,7 +23,7 @@ MODES = ("smoke", "correct", "speed", "peers", "sanitize", "tune")
 MARK = "\x1e"  # begins a worker's line that is a message to this process
 START_LIMIT = 150.0  # seconds until a worker names its first case: torch is read, a device set up
 NEXT_PLEASE = 71  # a worker's exit status: go on in a fresh process
-OURS = "_kernel"  # in the name of every kernel of ours
+OURS = "ucmkd"  # in the name of every kernel of ours, as the compiler writes it
 
 
 class Report:
@@ -33,7 +33,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = (folder / "results.jsonl").open("a")
         self.log_file = (folder / "log.txt").open("a")
-        self.failures = 0
+        self.failures: list[str] = []
 
     def log(self, text: str) -> None:
         """Everything that is no result."""
@@ -42,7 +42,7 @@ class Report:
 
     def row(self, mode: str, case: str, **figures: Any) -> None:
         """One result, printed and written at once; ``failed`` among its figures makes the whole a failure."""
-        self.failures += "failed" in figures
+        self.failures += [f"{mode}: {case}"] if "failed" in figures else []
         self.rows.write(json.dumps({"mode": mode, "case": case, **figures}) + "\n")
         self.rows.flush()
         print(f"{mode:8s} {case:44s} " + "  ".join(f"{k} {short(v)}" for k, v in figures.items()), flush=True)
@@ -72,20 +72,22 @@ class Process:
         assert self.child.stdout is not None
         os.set_blocking(self.child.stdout.fileno(), False)
         pending = b""
-        with selectors.DefaultSelector() as ready:
-            ready.register(self.child.stdout, selectors.EVENT_READ)
-            while True:
-                left = min(self.limit, deadline) - time.monotonic()
-                if left <= 0 or not ready.select(left):
-                    self.kill()
-                    break
-                data = os.read(self.child.stdout.fileno(), 1 << 16)
-                if not data:
-                    break
-                *whole, pending = (pending + data).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
-        if pending:
-            yield pending.decode(errors="replace")
+        ended = False
+        try:
+            with selectors.DefaultSelector() as ready:
+                ready.register(self.child.stdout, selectors.EVENT_READ)
+                while (left := min(self.limit, deadline) - time.monotonic()) > 0 and ready.select(left):
+                    data = os.read(self.child.stdout.fileno(), 1 << 16)
+                    ended = not data
+                    if ended:
+                        break
+                    *whole, pending = (pending + data).split(b"\n")
+                    yield from (line.decode(errors="replace") for line in whole)
+            if pending:
+                yield pending.decode(errors="replace")
+        finally:  # also where this process is told to end
+            if not ended:
+                self.kill()
 
     def kill(self) -> None:
         """End it and what it started."""
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("modes", nargs="*")
     parser.add_argument("--seconds", type=float, default=420)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report(options.folder)
     for mode in options.modes or MODES:
         begin = time.monotonic()
@@ -238,7 +241,9 @@ def main() -> None:
                 cases(report, mode, deadline)
         except Exception as error:  # the other modes go on
             report.row(mode, "the mode itself", failed=f"{type(error).__name__}: {error}")
-        report.row(mode, "all", seconds=time.monotonic() - begin)
+        failed = [name for name in report.failures if name.startswith(f"{mode}: ")]
+        report.row(mode, "all", seconds=time.monotonic() - begin, failures=len(failed))
+        print("\n".join(f"FAILED {name}" for name in failed[:40]), flush=True)
     raise SystemExit(1 if report.failures else 0)
 
 

@@ -146,6 +146,29 @@ def batch(count: int, n: int, m: int) -> dict[str, Any]:
     return verdict(value=(worst, 3e-5), gradient=(of_gradient, 3e-4))
 
 
+def captured(n: int, m: int) -> dict[str, Any]:
+    """A graph's replay on other numbers gives the bits of the call."""
+    _solve_cuda.regime = 0
+    first, second = (torch.rand(n, m, device=DEVICE) for _ in range(2))
+    static = first.clone().requires_grad_()
+
+    def run(C: Tensor) -> tuple[Tensor, Tensor]:
+        value = uk.sinkhorn(C, max_iter=20).value
+        return value.detach(), torch.autograd.grad(value, C)[0]
+
+    run(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, grad = run(static)
+    with torch.no_grad():
+        static.copy_(second)
+    graph.replay()
+    want, wanted = run(second.requires_grad_())
+    same = torch.equal(value, want) and torch.equal(grad, wanted)
+    return {"same_bits": same, **({} if same else {"failed": f"differs by {distance(grad, wanted)}"})}
+
+
 def refused() -> dict[str, Any]:
     C = torch.tensor([[1.0, float("nan")]], device=DEVICE)
     told = uk.sinkhorn(C)
@@ -196,4 +219,7 @@ def cases() -> list[Case]:
             kappa = "live" if k == 1000 else "detached"
             found.append(Case(f"label 65x{k} {name} {kappa}", partial(label, 65, k, dtype, kappa)))
         found.append(Case(f"linear label 300x501 {name}", partial(linear, 300, 501, dtype)))
+    found += [
+        Case(f"graph {n}x{m}", partial(captured, n, m)) for n, m in ((64, 64), (300, 411), (2100, 2048))
+    ]
     return [*found, Case("NaN is refused", refused)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 import ucmkd_fast as uk
@@ -34,21 +37,26 @@ def label(n: int, k: int, dtype: torch.dtype) -> None:
     gradients(uk.label_transport_loss(s, t, torch.arange(n, device="cuda") % k, kappa="live"), s, t)
 
 
+def told(name: str, case: Callable[..., None], *args: Any, **options: Any) -> None:
+    try:
+        case(*args, **options)
+    except Exception as error:  # the other cases go on
+        name += f": {type(error).__name__}: {error}".splitlines()[0]
+    print(MARK + name, flush=True)
+
+
 def main() -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         for regime in (0, 1, 2, 3):
             for n, m in ((7, 5), (64, 64), (33, 140), (150, 260)):
                 for grad in ("unrolled", "implicit") if n == 7 else ("unrolled",):
-                    solve(n, m, regime, dtype, grad)
-                    print(f"{MARK}{n}x{m} regime {regime} {str(dtype)[6:]} {grad}", flush=True)
+                    told(f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}", solve, n, m, regime, dtype, grad)
         for k in (1, 10, 130, 1000, 1100):
-            label(5, k, dtype)
-        print(f"{MARK}label {str(dtype)[6:]}", flush=True)
+            told(f"label 5x{k} {str(dtype)[6:]}", label, 5, k, dtype)
     for metric in ("cosine", "l2", "l1"):
-        features(40, 35, metric=metric)
-        features(70, 65, metric=metric, memory_budget=70 * 65 * 8)
-        print(f"{MARK}features {metric}", flush=True)
+        told(f"features {metric}", features, 40, 35, metric=metric)
+        told(f"panels {metric}", features, 70, 65, metric=metric, memory_budget=70 * 65 * 8)
 
 
 if __name__ == "__main__":
