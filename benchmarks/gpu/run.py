@@ -31,7 +31,8 @@ class Report:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows = (folder / "results.jsonl").open("a")
+        self.path = (folder / "results.jsonl").resolve()
+        self.rows = self.path.open("a")
         self.log_file = (folder / "log.txt").open("a")
         self.failures: list[str] = []
 
@@ -109,7 +110,7 @@ def cases(report: Report, mode: str, deadline: float) -> None:
     """All cases of a mode, by workers: where one dies or hangs, the next goes on behind the case that did it."""
     at = 0
     while time.monotonic() < deadline:
-        worker = Process([sys.executable, str(HERE / "worker.py"), mode, str(at)])
+        worker = Process([sys.executable, str(HERE / "worker.py"), mode, str(at)], RESULTS=str(report.path))
         name, busy, tail = "", False, ""
         for line in worker.lines(deadline):
             if not line.startswith(MARK):

@@ -53,9 +53,19 @@ def solved(solver: Callable[..., Any], tensors: list[Tensor | None], options: di
     return value, torch.autograd.grad(value, [z for z in leaves if z is not None])
 
 
-def solve(n: int, m: int, regime: str, dtype: torch.dtype, grad: str, masses: bool = False) -> dict[str, Any]:
+def solve(
+    n: int,
+    m: int,
+    regime: str,
+    dtype: torch.dtype,
+    grad: str,
+    masses: bool = False,
+    own_barrier: bool = False,
+) -> dict[str, Any]:
     """Error at most twice that of plain torch at the same dtype, and a floor: the rule of tests/test_sinkhorn.py."""
     _solve_cuda.regime = REGIMES[regime]
+    if hasattr(_solve_cuda, "own_barrier"):
+        _solve_cuda.own_barrier = own_barrier
     tensors = problem(n, m, dtype, masses)
     options = {
         "reg": 0.5 if grad == "implicit" else 0.1,
@@ -188,6 +198,18 @@ def environment() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def switches() -> list[Case]:
+    """What is off by default until it has run on a GPU."""
+    if not hasattr(_solve_cuda, "own_barrier"):
+        return []
+    found = []
+    for n, m in ((33, 20), (130, 257), (1024, 1024), (2100, 2048)):
+        for regime in ("resident", "sweep"):
+            run = partial(solve, n, m, regime, torch.float32, "unrolled", n < 1000, own_barrier=True)
+            found.append(Case(f"{n}x{m} {regime} f32, own barrier", run, 30))
+    return found
+
+
 def cases() -> list[Case]:
     found = [Case("device and build", environment)]
     for name, dtype in DTYPES.items():
@@ -222,4 +244,5 @@ def cases() -> list[Case]:
     found += [
         Case(f"graph {n}x{m}", partial(captured, n, m)) for n, m in ((64, 64), (300, 411), (2100, 2048))
     ]
-    return [*found, Case("NaN is refused", refused)]
+    found.append(Case("NaN is refused", refused))
+    return found + switches()

@@ -48,7 +48,7 @@ def told(name: str, case: Callable[..., None], *args: Any, **options: Any) -> No
 def main() -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64):
-        for regime in (0, 1, 2, 3):
+        for regime in (0, 1, 2, 3) if dtype == torch.float32 else (1, 2):
             for n, m in ((7, 5), (64, 64), (33, 140), (150, 260)):
                 for grad in ("unrolled", "implicit") if n == 7 else ("unrolled",):
                     told(f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}", solve, n, m, regime, dtype, grad)
