@@ -12,7 +12,8 @@ usage: sh benchmarks/gpu_check.sh [options] [FOLDER] [MODE ...]
                 speed     bandwidth, launches, microseconds per iteration and kernel against the floor, losses, panels
                 peers     POT, GeomLoss, flash-sinkhorn, Liger beside ours; each in its own process
                 sanitize  memcheck, racecheck, initcheck of tiny cases, our kernels only
-                tune      sweeps over overrides, the best per size
+                tune      sweeps over overrides, the best per size; TUNE="regime=0,2;own_barrier=False,True" names others,
+                          SIZES=64,1024 other sizes
                 all of them in this order where none is named; one that fails takes nothing from the others
   --seconds N   for each mode, at most (420)
   --build-only  build and stop; needs no GPU
@@ -62,10 +63,11 @@ build() {
   arch=${UCMKD_CUDA_ARCHITECTURES:-$("$PYTHON" -c '
 import torch
 print("%d%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "90")' 2>/dev/null || echo 90)}
-  suffix=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') || fail "$PYTHON does not run"
+  python=$("$PYTHON" -c 'import sys; print(sys.executable)') || fail "$PYTHON does not run"
+  suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
   stamp=ucmkd_fast/_C${suffix%.so}.stamp
   now="$arch $(find csrc CMakeLists.txt -type f | LC_ALL=C sort | xargs cat | sha256sum)"
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && (cd ucmkd_fast && "$PYTHON" -c 'import _C') 2>/dev/null; then
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && (cd ucmkd_fast && "$python" -c 'import _C') 2>/dev/null; then
     echo "build: left out, ucmkd_fast/_C$suffix is of these sources, for sm_$arch"
     return
   fi
@@ -78,7 +80,7 @@ print("%d%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() e
   rm -f "$stamp"
   {
     cmake -S . -B "$folder" -G "$generator" -DCMAKE_BUILD_TYPE=Release -DUCMKD_CUDA=ON \
-      -DUCMKD_CUDA_ARCHITECTURES="$arch" -DPython_EXECUTABLE="$(command -v "$PYTHON")" -Dpybind11_DIR="$pybind" \
+      -DUCMKD_CUDA_ARCHITECTURES="$arch" -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$pybind" \
       -DSKBUILD_PROJECT_NAME=ucmkd_fast -DSKBUILD_PROJECT_VERSION=0 &&
       cmake --build "$folder" -j "${JOBS:-$(nproc)}" && cp "$folder/_C$suffix" ucmkd_fast/
   } >"$OUT/build.log" 2>&1 || {

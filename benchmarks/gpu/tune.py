@@ -1,7 +1,7 @@
 """Sweeps over the overrides of `_solve_cuda`, and the best per size.
 
-What is swept where the module has it: OVERRIDES and TUNINGS, or what TUNE names, as ``regime=0,2;own_barrier=False,True``,
-values of several names combined; SIZES names sizes, as ``64,1024``.
+What is swept where the module has it: OVERRIDES and TUNINGS, or what TUNE names, as
+``regime=0,2;own_barrier=False,True``, values of several names combined; SIZES names sizes, as ``64,1024``.
 """
 
 from __future__ import annotations
