@@ -140,7 +140,7 @@ def liger(n: int, d: int, k: int, dtype: torch.dtype) -> Iterator[dict[str, Any]
             lambda: F.cross_entropy((z @ A.T).float(), target),
         ),
         "Liger JSD, two heads": (
-            lambda: divergence(z, A, z.detach(), B),
+            lambda: divergence(z, A, z.detach(), B, None),
             lambda: jensen_shannon(z @ A.T, z @ B.T),
         ),
         "our label transport, two heads": (
