@@ -226,6 +226,10 @@ def cases() -> list[Case]:
             found.append(
                 Case(f"{n}x{m} sweep f32", partial(solve, n, m, "sweep", torch.float32, "unrolled"), 60)
             )
+    for n, m in ((1, 9), (97, 128), (127, 65), (300, 5001), (64, 20_000)):
+        found.append(
+            Case(f"{n}x{m} auto f32", partial(solve, n, m, "auto", torch.float32, "unrolled", True), 60)
+        )
     for count, n, m in ((256, 64, 64), (3, 300, 200), (7, 64, 33)):
         found.append(Case(f"batch of {count}, {n}x{m}", partial(batch, count, n, m)))
     half = {**DTYPES, "bf16": torch.bfloat16}
