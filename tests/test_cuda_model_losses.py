@@ -358,6 +358,19 @@ def test_a_second_backward_and_a_scaled_loss_read_the_logits_again(reduction):
                 assert distance(g, w, 1e-2) < 1e-6
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n", [1, 33, 1024, 2500])
+def test_totals_of_many_rows(n, order):
+    loss, target = torch.rand(n), torch.arange(n) % 7
+    want = loss[target != 3].sum().item(), (target != 3).sum().item()
+    loss[target == 3] = 0
+    with model(order=order):
+        total, kept = _label_cuda.total(loss, target, 3, False)
+        mean, _ = _label_cuda.total(loss, target, 3, True)
+    assert kept.item() == want[1] and abs(total.item() - want[0]) <= 1e-6 * want[0]
+    assert abs(mean.item() * want[1] - want[0]) <= 1e-6 * want[0]
+
+
 def test_the_mean_of_no_rows_has_no_gradient():
     s, target = torch.randn(3, 5).requires_grad_(), torch.full((3,), -100)
     with model():

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kRowsPerBlock = 4;      // of a warp each
 constexpr int kMaxThreads = 512;      // of a row in the registers of a block
+constexpr int kTotalThreads = 1024;
 constexpr int kStreamThreads = 512;  // of a row that is read twice
 // Logits of each side in the registers of a thread. 16 warps of a multiprocessor then have 128 KB of loads in flight.
 template <class T>
@@ -188,6 +189,23 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_kernel(const __grid_
   write_label<W, V>(row, team, found, top);
 }
 
+// One block, in a fixed order: one launch instead of a handful of torch's for numbers as small as these.
+template <class T>
+__global__ void __launch_bounds__(kTotalThreads)
+total_kernel(const T* loss, const int64_t* target, int64_t n, int64_t ignore_index, bool mean, T* total, int64_t* counted) {
+  Team<double, true> team{int(threadIdx.x), int(blockDim.x), reinterpret_cast<double*>(cuda::shared_memory())};
+  double sum = 0, kept = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    sum += loss[i];
+    kept += target[i] != ignore_index;
+  }
+  const Pair<double> all = team.sum({sum, kept});
+  if (threadIdx.x > 0) return;
+  *counted = static_cast<int64_t>(all.teacher);
+  *total = T(!mean ? all.student : all.teacher > 0 ? all.student / all.teacher : double(NAN));
+}
+
 // Packs of W logits: where every row that is touched starts on their alignment, and holds no part of one.
 template <class T>
 bool aligned(const Call<T>& p, int width) {
@@ -236,7 +254,22 @@ const char* run(const CudaLabel& c) {
   return aligned(p, kWidth) ? launch<T, kWidth>(p, stream) : launch<T, 1>(p, stream);
 }
 
+template <class T>
+const char* run_total(const CudaLabel& c, int64_t threads) {
+  return cuda::launch(total_kernel<T>, 1, 1, static_cast<int>(threads), threads / kWarp * sizeof(Pair<double>),
+                      reinterpret_cast<cuda::Stream>(c.stream), reinterpret_cast<const T*>(c.loss),
+                      reinterpret_cast<const int64_t*>(c.target), c.n, c.ignore_index, c.mean,
+                      reinterpret_cast<T*>(c.total), reinterpret_cast<int64_t*>(c.counted));
+}
+
 }  // namespace
+
+const char* cuda_total(const CudaLabel& c) {
+  const cuda::DeviceGuard guard(c.device);
+  if (guard.error()) return guard.error();
+  const int64_t threads = c.n < kTotalThreads ? (c.n + kWarp - 1) / kWarp * kWarp : kTotalThreads;
+  return c.f64 ? run_total<double>(c, threads) : run_total<float>(c, threads);
+}
 
 const char* cuda_forward(const CudaLabel& c) {
   const cuda::DeviceGuard guard(c.device);

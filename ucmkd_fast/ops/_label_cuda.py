@@ -55,6 +55,22 @@ def run(
     return loss
 
 
+def total(loss: Tensor, target: Tensor, ignore_index: int, mean: bool) -> tuple[Tensor, Tensor]:
+    """Sum or mean () of the rows that are not ignored, and how many these are; the mean of none is NaN."""
+    value, counted = _solve_cuda.empty(loss), _solve_cuda.empty(loss, dtype=torch.int64)
+    call = _solve_cuda.kernels.CudaLabel()
+    call.f64, call.device, call.stream = loss.dtype == torch.float64, loss.device.index or 0, _stream(loss)
+    call.n, call.loss, call.target, call.ignore_index = (
+        len(loss),
+        loss.data_ptr(),
+        target.data_ptr(),
+        ignore_index,
+    )
+    call.mean, call.total, call.counted = mean, value.data_ptr(), counted.data_ptr()
+    _solve_cuda.kernels.cuda_label_total(call)
+    return value, counted
+
+
 def gradients(
     student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
     needs: tuple[bool, bool], upstream: Tensor, counted: Tensor | None,

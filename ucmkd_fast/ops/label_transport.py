@@ -24,7 +24,7 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
 
     Logits and gradients have unit column stride; a gradient may lie over its logits. The gradients are those of
     the total, or on a CPU with ``mean`` those of the mean. On a GPU the rows stand for the total, and nothing is
-    counted: launches that not every caller needs.
+    counted: that is `_label_cuda.total`.
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
@@ -105,9 +105,9 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
 
 
 def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The loss () from the total and the number of rows kept (`run`); the mean of none is NaN."""
+    """The loss () from the total and the number of rows kept; the mean of none is NaN. On a GPU it is there already."""
     if isinstance(total, Tensor):
-        return total.sum() if reduction == "sum" else mean_of_rows(total.sum(), kept)
+        return total
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
@@ -144,9 +144,9 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def solve(ctx: Any, student, teacher, target):
-        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them.
+        """Rows, total and number kept; the gradients stay in ``ctx.grads``.
 
-        On a GPU they are left to the backward.
+        On a GPU the total is the loss, and the gradients are left to the backward, with what they want dividing by.
         """
         ignore_index, smoothing, kappa, reduction = ctx.options
         dtype = torch.promote_types(student.dtype, torch.float32)
@@ -158,8 +158,9 @@ class LabelTransport(torch.autograd.Function):
             kappa == "live", need_student, need_teacher, mean,
         )  # fmt: skip
         ctx.grads, ctx.divisor = (ds, dt), None
-        if later and mean:
-            ctx.divisor = kept = (target != ignore_index).sum()
+        if later and reduction != "none":
+            total, kept = _label_cuda.total(loss, target.contiguous(), ignore_index, mean)
+            ctx.divisor = kept if mean else None
         return loss, total, kept
 
     @staticmethod
