@@ -5,8 +5,11 @@
 namespace ucmkd {
 namespace label_transport {
 
+enum class LogitType : int { kAsLoss = 0, kHalf = 1, kBFloat16 = 2 };
+
 struct CudaLabel {
-  bool f64 = false;  // double, else float
+  bool f64 = false;    // losses: double, else float
+  int logit_type = 0;  // LogitType of the logits and their gradients
   int device = 0;
   uintptr_t stream = 0;
   int64_t n = 0, k = 0;

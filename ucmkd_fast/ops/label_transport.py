@@ -85,6 +85,13 @@ def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: i
         )
 
 
+def _kernel_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """What the kernels are given: on a GPU both logits of one half precision as they are, else float32 or float64."""
+    if _solve_cuda.runs_on(student) and student.dtype == teacher.dtype:
+        return student.dtype
+    return torch.promote_types(student.dtype, torch.float32)
+
+
 def _rows(logits: Tensor) -> Tensor:
     """Logits (n, K) with unit column stride."""
     return logits if logits.stride(1) == 1 and len(logits) > 1 else logits.contiguous()
@@ -149,7 +156,7 @@ class LabelTransport(torch.autograd.Function):
         On a GPU the total is the loss, and the gradients are left to the backward, with what they want dividing by.
         """
         ignore_index, smoothing, kappa, reduction = ctx.options
-        dtype = torch.promote_types(student.dtype, torch.float32)
+        dtype = _kernel_dtype(student, teacher)
         later = _solve_cuda.runs_on(student)
         need_student, need_teacher = (need and not later for need in ctx.needs_input_grad[:2])
         mean = reduction == "mean"
@@ -186,10 +193,10 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: Any, student, teacher, target, upstream):
-        """Of both logits, in the type that the kernels compute in."""
+        """Of both logits, in the type that the kernels are given."""
         ignore_index, smoothing, kappa, reduction = ctx.options
         if _solve_cuda.runs_on(student):
-            dtype = torch.promote_types(student.dtype, torch.float32)
+            dtype = _kernel_dtype(student, teacher)
             return _label_cuda.gradients(
                 _rows(student.to(dtype)), _rows(teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
                 kappa == "live", ctx.needs_input_grad[:2], upstream, ctx.divisor,
