@@ -358,6 +358,41 @@ def test_a_second_backward_and_a_scaled_loss_read_the_logits_again(reduction):
                 assert distance(g, w, 1e-2) < 1e-6
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("k", [1, 33, 132, 1000, 1025, 17000, 17001])
+def test_half_precision_logits_are_read_as_they_are(k, half, monkeypatch):
+    """Nothing is rounded but the gradients, once."""
+    logits = [(3 * torch.randn(4, k)).to(half).requires_grad_() for _ in range(2)]
+    truth = [z.detach().double().requires_grad_() for z in logits]
+    target = torch.randint(k, (4,))
+    options = {"label_smoothing": 0.1, "kappa": "live", "reduction": "sum"}
+    want = label_reference.label_transport_loss(*truth, target, **options)
+    seen = []
+    run = _label_cuda.run
+    monkeypatch.setattr(_label_cuda, "run", lambda s, *more: seen.append(s.dtype) or run(s, *more))
+    with model(order="random"):
+        loss = uk.label_transport_loss(*logits, target, **options)
+        grads = torch.autograd.grad(3 * loss, logits)
+    assert loss.dtype == torch.float32 and distance(loss, want, 1.0) < 2e-6 and seen == [half]
+    rounding = torch.finfo(half).eps / 2
+    for g, w in zip(grads, torch.autograd.grad(3 * want, truth), strict=True):
+        error = (g.double() - w).abs() - rounding * 1.01 * w.abs()
+        assert g.dtype == half and error.max() < 1e-6
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n", [1, 33, 1024, 2500])
+def test_totals_of_many_rows(n, order):
+    loss, target = torch.rand(n), torch.arange(n) % 7
+    want = loss[target != 3].sum().item(), (target != 3).sum().item()
+    loss[target == 3] = 0
+    with model(order=order):
+        total, kept = _label_cuda.total(loss, target, 3, False)
+        mean, _ = _label_cuda.total(loss, target, 3, True)
+    assert kept.item() == want[1] and abs(total.item() - want[0]) <= 1e-6 * want[0]
+    assert abs(mean.item() * want[1] - want[0]) <= 1e-6 * want[0]
+
+
 def test_the_mean_of_no_rows_has_no_gradient():
     s, target = torch.randn(3, 5).requires_grad_(), torch.full((3,), -100)
     with model():

@@ -111,6 +111,20 @@ __device__ inline double wide(double x) { return x; }
 __device__ inline float wide(Half x) { return __half2float(x); }
 __device__ inline float wide(BFloat16 x) { return __bfloat162float(x); }
 
+// The nearest of a narrower type.
+template <class S>
+__device__ inline S narrow(S x) {
+  return x;
+}
+template <class S>
+__device__ inline std::enable_if_t<std::is_same<S, Half>::value, S> narrow(float x) {
+  return __float2half(x);
+}
+template <class S>
+__device__ inline std::enable_if_t<std::is_same<S, BFloat16>::value, S> narrow(float x) {
+  return __float2bfloat16(x);
+}
+
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return ::sqrt(x); }
 

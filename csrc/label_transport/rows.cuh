@@ -94,7 +94,7 @@ __device__ inline void store(S* z, int k, int first, const T (&e)[V * W], T scal
   for (int v = 0; v < V; ++v) {
     Pack<S, W> pack;
 #pragma unroll
-    for (int w = 0; w < W; ++w) pack.at[w] = S(e[v * W + w] * scale + shift);
+    for (int w = 0; w < W; ++w) pack.at[w] = cuda::narrow<S>(e[v * W + w] * scale + shift);
     if (v * kWarp * W < k) *reinterpret_cast<Pack<S, W>*>(z + v * kWarp * W) = pack;
   }
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include <functional>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -130,6 +131,28 @@ inline float wide(Half x) {
                      : exponent     ? ldexpf(1024 + fraction, exponent - 25)
                                     : ldexpf(fraction, -24);
   return x.bits >> 15 ? -size : size;
+}
+
+template <class S>
+inline S narrow(S x) {
+  return x;
+}
+// The nearest, of two as near the even one; NaN stays.
+template <class S>
+inline std::enable_if_t<std::is_same<S, BFloat16>::value, S> narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return {uint16_t(x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+template <class S>
+inline std::enable_if_t<std::is_same<S, Half>::value, S> narrow(float x) {
+  const uint16_t sign = signbit(x) ? 0x8000 : 0;
+  const float size = fabsf(x);
+  if (!(size < 65520)) return {uint16_t(x != x ? 0x7E00 : sign | 0x7C00)};
+  if (size < 0x1p-14f) return {uint16_t(sign | uint16_t(nearbyintf(size * 0x1p24f)))};
+  int exponent;
+  const float fraction = nearbyintf(ldexpf(frexpf(size, &exponent), 11));  // 1024 to 2048, which carries
+  return {uint16_t(sign + ((exponent + 13) << 10) + int(fraction))};
 }
 
 inline float root(float x) { return sqrtf(x); }

@@ -11,6 +11,8 @@ from torch import Tensor
 from . import _solve_cuda
 from ._solve_cuda import _address, _stream
 
+_LOGIT_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # LogitType of csrc/label_transport/cuda_call.h
+
 
 def _call(
     student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool,
@@ -18,9 +20,8 @@ def _call(
 ) -> Any:  # fmt: skip
     n, k = student.shape
     call = _solve_cuda.kernels.CudaLabel()
-    call.f64, call.device, call.stream = (
-        student.dtype == torch.float64, student.device.index or 0, _stream(student),
-    )  # fmt: skip
+    call.f64, call.logit_type = student.dtype == torch.float64, _LOGIT_TYPES.get(student.dtype, 0)
+    call.device, call.stream = student.device.index or 0, _stream(student)
     call.n, call.k, call.student, call.teacher = n, k, student.data_ptr(), teacher.data_ptr()
     call.student_stride, call.teacher_stride = student.stride(0), teacher.stride(0)
     call.target, call.ignore_index = target.data_ptr(), ignore_index
@@ -37,10 +38,11 @@ def run(
 ) -> Tensor:  # fmt: skip
     """Loss of each row (n,); gradients go into ds, dt (n, K). NaN where the target is out of range.
 
+    Logits and gradients of half precision stay as they are, their loss is float32.
     Raises ValueError for such a target under UCMKD_CHECK=1, which waits for the device.
     """
     n, k = student.shape
-    loss = _solve_cuda.empty(student, n)
+    loss = _solve_cuda.empty(student, n, dtype=torch.promote_types(student.dtype, torch.float32))
     call = _call(student, teacher, target, ignore_index, smoothing, live, ds, dt)
     call.loss = loss.data_ptr()
     _solve_cuda.kernels.cuda_label_transport(call)
@@ -53,6 +55,22 @@ def run(
                 f"row {first_row + row}"
             )
     return loss
+
+
+def total(loss: Tensor, target: Tensor, ignore_index: int, mean: bool) -> tuple[Tensor, Tensor]:
+    """Sum or mean () of the rows that are not ignored, and how many these are; the mean of none is NaN."""
+    value, counted = _solve_cuda.empty(loss), _solve_cuda.empty(loss, dtype=torch.int64)
+    call = _solve_cuda.kernels.CudaLabel()
+    call.f64, call.device, call.stream = loss.dtype == torch.float64, loss.device.index or 0, _stream(loss)
+    call.n, call.loss, call.target, call.ignore_index = (
+        len(loss),
+        loss.data_ptr(),
+        target.data_ptr(),
+        ignore_index,
+    )
+    call.mean, call.total, call.counted = mean, value.data_ptr(), counted.data_ptr()
+    _solve_cuda.kernels.cuda_label_total(call)
+    return value, counted
 
 
 def gradients(

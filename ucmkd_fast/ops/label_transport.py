@@ -24,7 +24,7 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
 
     Logits and gradients have unit column stride; a gradient may lie over its logits. The gradients are those of
     the total, or on a CPU with ``mean`` those of the mean. On a GPU the rows stand for the total, and nothing is
-    counted: launches that not every caller needs.
+    counted: that is `_label_cuda.total`.
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
@@ -85,6 +85,13 @@ def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: i
         )
 
 
+def _kernel_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """What the kernels are given: on a GPU both logits of one half precision as they are, else float32 or float64."""
+    if _solve_cuda.runs_on(student) and student.dtype == teacher.dtype:
+        return student.dtype
+    return torch.promote_types(student.dtype, torch.float32)
+
+
 def _rows(logits: Tensor) -> Tensor:
     """Logits (n, K) with unit column stride."""
     return logits if logits.stride(1) == 1 and len(logits) > 1 else logits.contiguous()
@@ -105,9 +112,9 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
 
 
 def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The loss () from the total and the number of rows kept (`run`); the mean of none is NaN."""
+    """The loss () from the total and the number of rows kept; the mean of none is NaN. On a GPU it is there already."""
     if isinstance(total, Tensor):
-        return total.sum() if reduction == "sum" else mean_of_rows(total.sum(), kept)
+        return total
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
@@ -144,12 +151,12 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def solve(ctx: Any, student, teacher, target):
-        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them.
+        """Rows, total and number kept; the gradients stay in ``ctx.grads``.
 
-        On a GPU they are left to the backward.
+        On a GPU the total is the loss, and the gradients are left to the backward, with what they want dividing by.
         """
         ignore_index, smoothing, kappa, reduction = ctx.options
-        dtype = torch.promote_types(student.dtype, torch.float32)
+        dtype = _kernel_dtype(student, teacher)
         later = _solve_cuda.runs_on(student)
         need_student, need_teacher = (need and not later for need in ctx.needs_input_grad[:2])
         mean = reduction == "mean"
@@ -158,8 +165,9 @@ class LabelTransport(torch.autograd.Function):
             kappa == "live", need_student, need_teacher, mean,
         )  # fmt: skip
         ctx.grads, ctx.divisor = (ds, dt), None
-        if later and mean:
-            ctx.divisor = kept = (target != ignore_index).sum()
+        if later and reduction != "none":
+            total, kept = _label_cuda.total(loss, target.contiguous(), ignore_index, mean)
+            ctx.divisor = kept if mean else None
         return loss, total, kept
 
     @staticmethod
@@ -185,10 +193,10 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: Any, student, teacher, target, upstream):
-        """Of both logits, in the type that the kernels compute in."""
+        """Of both logits, in the type that the kernels are given."""
         ignore_index, smoothing, kappa, reduction = ctx.options
         if _solve_cuda.runs_on(student):
-            dtype = torch.promote_types(student.dtype, torch.float32)
+            dtype = _kernel_dtype(student, teacher)
             return _label_cuda.gradients(
                 _rows(student.to(dtype)), _rows(teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
                 kappa == "live", ctx.needs_input_grad[:2], upstream, ctx.divisor,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, _devices, _solve_cuda, checks
+from . import _autograd, _devices, _label_cuda, _solve_cuda, checks
 from .label_transport import (
     check_options,
     check_target,
@@ -99,10 +99,13 @@ class LinearLabelTransport(torch.autograd.Function):
     def forward(ctx: Any, feature, sw, sb, tw, tb, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
         inputs = tuple(None if z is None else z.detach() for z in (feature, sw, sb, tw, tb))
         needs = ctx.needs_input_grad[:5]
-        total, ctx.grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
-        kept = (target != ignore_index).sum()
-        if not isinstance(total, Tensor):
-            kept = int(kept)
+        target = target.contiguous()
+        total, ctx.grads = _chunked(inputs, target, ignore_index, smoothing, kappa, needs)
+        kept: Tensor | int
+        if isinstance(total, Tensor):
+            total, kept = _label_cuda.total(total, target, ignore_index, reduction == "mean")
+        else:
+            kept = int((target != ignore_index).sum())
         ctx.save_for_backward(feature, sw, sb, tw, tb, target)
         ctx.options = (ignore_index, smoothing, kappa, reduction)
         ctx.divisor = kept if reduction == "mean" else None
