@@ -35,7 +35,7 @@ struct OwnedStart {
   bool bad;
   __device__ T shift(int) const { return g; }
   __device__ T power(int row) const { return potential[row] * k; }
-  __device__ void look(T c, bool there) { bad |= there && !(c >= -Limits<T>::kMax); }
+  __device__ void look(T c) { bad |= !(c >= -Limits<T>::kMax); }
 };
 
 template <class T>
@@ -134,12 +134,12 @@ struct ColumnStep {
 
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <class T, int kQ, int kR, bool kKept>
+template <bool kVector, class T, int kQ, int kR, bool kKept>
 __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
   T next[kQ][4];
 #pragma unroll
-  for (int q = 0; q < kQ; ++q) team.load(next[q], team.group, q);
+  for (int q = 0; q < kQ; ++q) team.template load<kVector>(next[q], team.group, q);
   for (int first = 0; first < team.count; first += team.groups) {
     const int row = first + team.group;
     const T f = row < team.count ? team.potential[row] : -T(INFINITY);
@@ -153,7 +153,7 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* al
         plan[q][v] = e > 0 ? e : T(0), c[q][v] = e > 0 ? x : T(0);
         sums[0] += plan[q][v], sums[1] += plan[q][v] * c[q][v];
       }
-      team.load(next[q], row + team.groups, q);
+      team.template load<kVector>(next[q], row + team.groups, q);
     }
     const T sum = team.template group_sums<2>(sums);
     const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
@@ -223,7 +223,10 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     relaxation.watch(error);
   }
 
-  double value = value_of_rows(team, p.g_at(t), p.alpha() + team.row_begin, inverse_reg), dual = 0;
+  T* alpha = p.alpha() + team.row_begin;
+  double value = team.vectors() ? value_of_rows<true>(team, p.g_at(t), alpha, inverse_reg)
+                                : value_of_rows<false>(team, p.g_at(t), alpha, inverse_reg);
+  double dual = 0;
   team.over(0, team.count, [&](int row) {
     const T f = team.potential[row], a = team.mass[row];
     dual += double(without_mass(f, a, p.reg())) * a;
