@@ -127,13 +127,13 @@ UK_HOST_DEVICE constexpr int owned_rows(int quads, bool few) {
 }
 
 // Elements of shared memory beside kept rows, in the order of Owned: sums of rows (two rounds, two values a row),
-// two vectors of the rows, columns on their way between groups or warps, potentials.
+// three vectors of the rows, columns on their way between groups or warps, potentials.
 UK_HOST_DEVICE int64_t owned_red(const OwnedPlan& p) { return in_fours(4 * p.rows * (p.threads / 32)); }
 UK_HOST_DEVICE int64_t owned_strip(const OwnedPlan& p) {
   return p.groups > 1 ? int64_t(p.threads) * 4 * p.quads : p.threads;
 }
 UK_HOST_DEVICE int64_t owned_elements(const OwnedPlan& p, int64_t rows) {
-  return owned_red(p) + 2 * in_fours(rows) + owned_strip(p) +
+  return owned_red(p) + 3 * in_fours(rows) + owned_strip(p) +
          (p.quads >= kSharedQuads ? int64_t(p.threads) * 4 * p.quads : 0);
 }
 constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
