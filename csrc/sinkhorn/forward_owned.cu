@@ -29,7 +29,7 @@ __device__ inline T log_sum_without(T potential, T inverse_reg, T log_sum) {
 
 template <class T>
 struct OwnedStart {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false;
+  static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false, kOnce = true;
   const T* potential;  // f_0 (count,)
   T k, g;              // log2(e) / reg, g_0
   bool bad;
@@ -40,7 +40,7 @@ struct OwnedStart {
 
 template <class T>
 struct OwnedIterate {
-  static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true;
+  static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true, kOnce = false;
   One<T> p;
   T *potential, *mass;  // shared (count,): f_(t-1), which becomes f_t; a
   const T* g;           // g_t (m,)
@@ -134,11 +134,11 @@ struct ColumnStep {
 
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <bool kVector, class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, bool kKept>
 __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
   T next[kQ][4] = {};
-  team.template load<kVector>(next, team.group);
+  team.template load<false>(next, team.group);
   for (int first = 0; first < team.count; first += team.groups) {
     const int row = first + team.group;
     const T f = row < team.count ? team.potential[row] : -T(INFINITY);
@@ -153,7 +153,7 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* al
         sums[0] += plan[q][v], sums[1] += plan[q][v] * c[q][v];
       }
     }
-    team.template load<kVector>(next, row + team.groups);
+    team.template load<false>(next, row + team.groups);
     const T sum = team.template group_sums<2>(sums);
     const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
     const T mean = mass > 0 ? of_cost / mass : T(0);
@@ -223,9 +223,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   }
 
   T* alpha = p.alpha() + team.row_begin;
-  double value = team.vectors() ? value_of_rows<true>(team, p.g_at(t), alpha, inverse_reg)
-                                : value_of_rows<false>(team, p.g_at(t), alpha, inverse_reg);
-  double dual = 0;
+  double value = value_of_rows(team, p.g_at(t), alpha, inverse_reg), dual = 0;
   team.over(0, team.count, [&](int row) {
     const T f = team.potential[row], a = team.mass[row];
     dual += double(without_mass(f, a, p.reg())) * a;

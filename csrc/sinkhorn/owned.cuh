@@ -111,7 +111,7 @@ struct Owned : Crew {
   template <class Step>
   __device__ void sweep(Step& step) {
     T acc[kQ][4];
-    if (vectors())
+    if (!Step::kOnce && vectors())
       pass<true>(step, acc);
     else
       pass<false>(step, acc);
@@ -128,18 +128,20 @@ struct Owned : Crew {
       over(0, m, [&](int j) { body(j, parts[j]); });
       return;
     }
-    const int width = strip_width(col_end - col_begin), slices = threads / width;
+    const int log_width = log_strip(col_end - col_begin), width = 1 << log_width, slices = threads >> log_width;
+#pragma unroll 1
     for (int first = col_begin; first < col_end; first += width) {
-      const int j = first + tid % width;
+      const int j = first + (tid & (width - 1));
       T sum = 0;
       if (j < col_end)
 #pragma unroll 4
-        for (int s = tid / width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+        for (int s = tid >> log_width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
       for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
       strip[tid] = sum;
       cuda::sync_block();
       if (tid < width && j < col_end) {
         T all = 0;
+#pragma unroll 4
         for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
         body(j, all);
       }
@@ -216,11 +218,11 @@ struct Owned : Crew {
     }
   }
 
-  // Threads beside each other that read the sums of columns beside each other.
-  __device__ static int strip_width(int columns) {
-    int width = 1;
-    while (width < columns && width < kWarp) width *= 2;
-    return width;
+  // So many threads beside each other, as a power of two, read the sums of columns beside each other.
+  __device__ static int log_strip(int columns) {
+    int log_width = 0;
+    while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
+    return log_width;
   }
 
   __device__ void keep(T* tile, const T* own) const {
@@ -300,8 +302,10 @@ struct Owned : Crew {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
     cuda::sync_block();
+#pragma unroll 1
     for (int j = tid; j < m; j += threads) {
       T sum = strip[j];
+#pragma unroll 1
       for (int g = 1; g < groups; ++g) sum += strip[g * wide + j];
       out[j] = sum;
     }
