@@ -2,6 +2,7 @@
 //
 //   e_ij = 2^((shift_j - C_ij) k + power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
 //
+// and step.store(i, s_i) on one thread per row, behind the last row.
 // A thread keeps the potentials and the sums of its columns in registers for all rows of its block, and takes kR rows
 // at a time: the next ones are on their way while these are summed. Potentials are subtracted before anything is
 // scaled: what remains of g - C is small, and its rounding with it. What blocks have gathered for the columns is
@@ -26,6 +27,7 @@ struct Owned : Crew {
   const T* rows;  // of this block: shared, or the cost
   T* red;         // shared, sums of rows on their way; two rounds
   T *potential, *mass;  // shared (count,): of the rows, for the steps
+  T* row_sum;           // shared (count,): s_i
   T* strip;             // shared, sums of columns on their way
   T* shifts;            // shared (span, 4 kQ)
   T* parts;             // global (size, stride of parts)
@@ -43,7 +45,8 @@ struct Owned : Crew {
     scratch = reinterpret_cast<double*>(cuda::shared_memory());
     red = reinterpret_cast<T*>(scratch + 64);
     potential = red + owned_red(plan), mass = potential + in_fours(count);
-    strip = mass + in_fours(count), shifts = strip + owned_strip(plan);
+    row_sum = mass + in_fours(count);
+    strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
     T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
     const T* own = cost + int64_t(row_begin) * m;
     aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
@@ -54,38 +57,51 @@ struct Owned : Crew {
     }
   }
 
-  // Columns 4 q ... 4 q + 3 of this thread begin here; there may be fewer, or none, below m.
-  __device__ int column(int q) const { return (q * span + at) * 4; }
+  // Four columns of this thread begin here; there may be fewer, or none, below m. A warp's columns lie together: the
+  // distances between its loads are constants.
+  __device__ int column(int q) const { return at / kWarp * (kWarp * 4 * kQ) + (q * kWarp + lane) * 4; }
   // The row of this block that this group takes as number r of its turn `step`; `count` and more: none.
   __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
   __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
 
-  // Four costs; +inf where there are none.
-  __device__ void load(T (&c)[4], int row, int q) const {
-    const int j = column(q);
-    const T* from = rows + int64_t(row) * stride + j;
-    if (row < count && j < m && (kKept || aligned)) {
-      if constexpr (kKept)
-        cuda::load_four(from, c);
-      else
-        cuda::load_four_once(from, c);
-      return;
-    }
-#pragma unroll
-    for (int v = 0; v < 4; ++v) c[v] = !kKept && row < count && j + v < m ? from[v] : T(INFINITY);
+  // This thread's costs of a row; where there are none, `c` stays as it is.
+  template <bool kVector>
+  __device__ void load(T (&c)[kQ][4], int row) const {
+    if (row < count) load_from<kVector>(c, rows + row * stride + column(0));
   }
+  template <bool kVector>
+  __device__ void load_from(T (&c)[kQ][4], const T* from) const {
+    const int left = m - column(0);
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      const int j = q * kWarp * 4;
+      if constexpr (kKept) {
+        if (j < left) cuda::load_four(from + j, c[q]);
+      } else if constexpr (kVector) {
+        if (j < left) cuda::load_four_once(from + j, c[q]);
+      } else {
+#pragma unroll
+        for (int v = 0; v < 4; ++v)
+          if (j + v < left) c[q][v] = from[j + v];
+      }
+    }
+  }
+  __device__ bool vectors() const { return kKept || aligned; }
 
   // The sums of kN numbers over the threads of each group. A lane gets that of number lane / (32 / kN).
   template <int kN>
   __device__ T group_sums(T (&x)[kN]) {
     constexpr int kLanes = kWarp / kN;
+    constexpr int kMost = max_threads(sizeof(T)) / kWarp;
     const int warps_of_group = span / kWarp, mine = lane / kLanes, slot = lane % kLanes;
     const T of_warp = fold<kN, kWarp / 2>(x);
     T* buffer = red + (turn ^= 1) * (2 * kR * warps) + group * kN * warps_of_group;
-    if (slot == 0) buffer[mine * warps_of_group + warp % warps_of_group] = of_warp;
+    if (slot == 0) buffer[mine * warps_of_group + at / kWarp] = of_warp;
     cuda::sync_block();
     T sum = 0;
-    for (int w = slot; w < warps_of_group; w += kLanes) sum += buffer[mine * warps_of_group + w];
+#pragma unroll
+    for (int w = 0; w < kMost; w += kLanes)
+      if (w + slot < warps_of_group) sum += buffer[mine * warps_of_group + w + slot];
 #pragma unroll
     for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
     return sum;
@@ -94,62 +110,11 @@ struct Owned : Crew {
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
   template <class Step>
   __device__ void sweep(Step& step) {
-    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], acc[kQ][4], c[kR][kQ][4], e[kR][kQ][4];
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = column(q) + v;
-        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : T(0);
-        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
-        acc[q][v] = 0;
-      }
-      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
-    }
-#pragma unroll
-    for (int r = 0; r < kR; ++r)
-#pragma unroll
-      for (int q = 0; q < kQ; ++q) load(c[r][q], row_of(0, r), q);
-    const int last = steps();
-    for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
-      T sums[kR];
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        const int row = row_of(turn_of_rows, r);
-        const T power = row < count ? step.power(row) : -T(INFINITY);
-        sums[r] = 0;
-#pragma unroll
-        for (int q = 0; q < kQ; ++q) {
-          if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
-#pragma unroll
-          for (int v = 0; v < 4; ++v) {
-            const T x = c[r][q][v];
-            if constexpr (Step::kLooks) step.look(x, row < count && column(q) + v < m);
-            e[r][q][v] = cuda::power_of_two((shift[kSharedShift ? 0 : q][v] - x) * step.k + power);
-            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
-          }
-          load(c[r][q], row_of(turn_of_rows + 1, r), q);
-        }
-      }
-      T y[kR];
-      if constexpr (Step::kRows) {
-        const T sum = group_sums<kR>(sums);
-        const int row = row_of(turn_of_rows, lane / kLane);
-        const bool there = row < count;
-        const T mine = there ? step.value(row, sum) : T(0);
-        if (at < kWarp && lane % kLane == 0 && there) step.store(row, sum);
-#pragma unroll
-        for (int r = 0; r < kR; ++r) y[r] = cuda::shuffle_from(mine, r * kLane);
-      }
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        if (Step::kRows && y[r] == 0) continue;  // no mass, or a row to be mended: its entries may be anything
-#pragma unroll
-        for (int q = 0; q < kQ; ++q)
-#pragma unroll
-          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * y[r] : e[r][q][v];
-      }
-    }
+    T acc[kQ][4];
+    if (!Step::kOnce && vectors())
+      pass<true>(step, acc);
+    else
+      pass<false>(step, acc);
     if constexpr (Step::kMends)
       if (cuda::any_of_block(step.wrong)) mend(step, acc);
     publish(acc);
@@ -163,18 +128,20 @@ struct Owned : Crew {
       over(0, m, [&](int j) { body(j, parts[j]); });
       return;
     }
-    const int width = strip_width(col_end - col_begin), slices = threads / width;
+    const int log_width = log_strip(col_end - col_begin), width = 1 << log_width, slices = threads >> log_width;
+#pragma unroll 1
     for (int first = col_begin; first < col_end; first += width) {
-      const int j = first + tid % width;
+      const int j = first + (tid & (width - 1));
       T sum = 0;
       if (j < col_end)
 #pragma unroll 4
-        for (int s = tid / width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+        for (int s = tid >> log_width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
       for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
       strip[tid] = sum;
       cuda::sync_block();
       if (tid < width && j < col_end) {
         T all = 0;
+#pragma unroll 4
         for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
         body(j, all);
       }
@@ -183,11 +150,79 @@ struct Owned : Crew {
   }
 
  private:
-  // Threads beside each other that read the sums of columns beside each other.
-  __device__ static int strip_width(int columns) {
-    int width = 1;
-    while (width < columns && width < kWarp) width *= 2;
-    return width;
+  template <bool kVector, class Step>
+  __device__ void pass(Step& step, T (&acc)[kQ][4]) {
+    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : -T(INFINITY);
+        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
+        acc[q][v] = 0;
+      }
+      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
+    }
+    const int apart = groups * stride;  // rows of this group, one after the other
+    const T* next = rows + group * stride + column(0);
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+#pragma unroll
+      for (int q = 0; q < kQ; ++q)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
+      if (row_of(0, r) < count) load_from<kVector>(c[r], next + r * apart);
+    }
+    const int last = steps();
+#pragma unroll 1
+    for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
+      next += kR * apart;
+      T sums[kR];
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        const int row = row_of(turn_of_rows, r);
+        const T power = row < count ? step.power(row) : -T(INFINITY);
+        sums[r] = 0;
+#pragma unroll
+        for (int q = 0; q < kQ; ++q) {
+          if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
+#pragma unroll
+          for (int v = 0; v < 4; ++v) {
+            const T x = c[r][q][v];
+            if constexpr (Step::kLooks) step.look(x);
+            e[r][q][v] = cuda::power_of_two((shift[kSharedShift ? 0 : q][v] - x) * step.k + power);
+            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
+          }
+        }
+        if (row_of(turn_of_rows + 1, r) < count) load_from<kVector>(c[r], next + r * apart);
+      }
+      if constexpr (Step::kRows) {
+        const T sum = group_sums<kR>(sums);
+        const int row = row_of(turn_of_rows, lane / kLane);
+        const T mine = row < count ? step.value(row, sum) : T(0);
+        if (at < kWarp && lane % kLane == 0 && row < count) row_sum[row] = sum;
+#pragma unroll
+        for (int r = 0; r < kR; ++r) sums[r] = cuda::shuffle_from(mine, r * kLane);
+      }
+#pragma unroll
+      for (int r = 0; r < kR; ++r)
+#pragma unroll
+        for (int q = 0; q < kQ; ++q)
+#pragma unroll
+          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * sums[r] : e[r][q][v];
+    }
+    if constexpr (Step::kRows) {
+      cuda::sync_block();
+      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
+    }
+  }
+
+  // So many threads beside each other, as a power of two, read the sums of columns beside each other.
+  __device__ static int log_strip(int columns) {
+    int log_width = 0;
+    while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
+    return log_width;
   }
 
   __device__ void keep(T* tile, const T* own) const {
@@ -246,11 +281,11 @@ struct Owned : Crew {
   __device__ void each(const Step& step, int row, Body body) const {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
-      T c[4];
-      load(c, row, q);
 #pragma unroll
-      for (int v = 0; v < 4; ++v)
-        if (column(q) + v < m) body(q, v, step.shift(column(q) + v) - c[v]);
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        if (j < m) body(q, v, step.shift(j) - rows[row * stride + j]);
+      }
     }
   }
 
@@ -267,8 +302,10 @@ struct Owned : Crew {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
     cuda::sync_block();
+#pragma unroll 1
     for (int j = tid; j < m; j += threads) {
       T sum = strip[j];
+#pragma unroll 1
       for (int g = 1; g < groups; ++g) sum += strip[g * wide + j];
       out[j] = sum;
     }
