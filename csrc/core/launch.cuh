@@ -21,6 +21,7 @@ namespace cuda {
 using Stream = cudaStream_t;
 
 __device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
 // In kernels that were started by launch_cooperative.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
@@ -28,6 +29,8 @@ template <class T>
 __device__ inline T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
+// Whether it is true on any lane of the warp.
+__device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // The dynamic shared memory of the block.
@@ -40,6 +43,17 @@ __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return ::exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
 __device__ inline double log_of(double x) { return ::log(x); }
+// One instruction each, right to two or three roundings; what is below 1.2e-38 is 0.
+__device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float log2_of(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // Features as they are read: half precision is computed in float.
 using Half = __half;
 using BFloat16 = __nv_bfloat16;

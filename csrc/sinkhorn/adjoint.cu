@@ -138,7 +138,7 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
-  if (plan.regime == Regime::kBlock)
+  if (one_block(plan.regime))
     return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
                         p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
   for (int k = 0; k < p.batch; ++k)

@@ -6,6 +6,7 @@
 // L_(t+1) also gives the marginal error after iteration t: (P'1)_j = exp(g_t,j / reg + L_(t+1),j).
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/relaxation.h"
+#include "sinkhorn/small.cuh"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
@@ -17,15 +18,13 @@ __device__ void check_masses(const One<T>& p, Team<T, kGrid>& team, double* sum_
   double sums[2] = {0, 0};
   int wrong = 0;
   auto look = [&](T mass, int side) {
-    if (!(mass >= 0) || !(mass <= Limits<T>::kMax)) wrong = kFlagBadMass;
+    if (!is_mass(mass)) wrong = kFlagBadMass;
     sums[side] += mass;
   };
   team.over(team.row_begin, team.row_end, [&](int i) { look(p.mass_a(i), 0); });
   team.over(team.col_begin, team.col_end, [&](int j) { look(p.mass_b(j), 1); });
   *sum_a = p.all.a ? team.total(sums[0]) : 1, *sum_b = p.all.b ? team.total(sums[1]) : 1;
-  if (!(*sum_a > 0 && *sum_b > 0)) wrong |= kFlagNoMass;
-  const double gap = *sum_a > *sum_b ? *sum_a - *sum_b : *sum_b - *sum_a;
-  if (!(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (*sum_a + *sum_b))) wrong |= kFlagSums;
+  wrong |= flags_of_sums<T>(*sum_a, *sum_b);
   if (wrong) cuda::atomic_or(p.flags(), wrong);
 }
 
@@ -111,6 +110,8 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
   if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.regime == Regime::kBlock)
     return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k)

@@ -64,6 +64,12 @@ inline T shuffle_xor(T value, int lane_mask) {
   memcpy(&other, model::exchange(&value, sizeof(T), lane_mask), sizeof(T));
   return other;
 }
+inline void sync_warp() { shuffle_xor(0, 0); }
+inline bool any(bool here) {
+  int found = here;
+  for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
+  return found;
+}
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
@@ -71,6 +77,11 @@ inline float exp_of(float x) { return expf(x); }
 inline double exp_of(double x) { return ::exp(x); }
 inline float log_of(float x) { return logf(x); }
 inline double log_of(double x) { return ::log(x); }
+inline float exp2_of(float x) {
+  const float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.f : y;
+}
+inline float log2_of(float x) { return log2f(x < 1.17549435e-38f && x > 0 ? 0.f : x); }
 struct Half {
   uint16_t bits;
 };
