@@ -37,7 +37,7 @@ TABLE = [
     (64, 16384, 1, 4, H100, RESIDENT),  # a memory bank
     (2048, 2048, 1, 4, L4, SWEEP),
     (1024, 1024, 1, 4, L4, RESIDENT),
-    (128, 128, 1, 4, L4, REGISTERS),
+    (128, 128, 1, 4, L4, BLOCK),
     (2048, 2048, 1, 4, A100, RESIDENT),
     (2400, 2400, 1, 4, A100, SWEEP),
 ]

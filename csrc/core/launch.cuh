@@ -31,6 +31,12 @@ __device__ inline T shuffle_xor(T value, int lane_mask) {
 }
 // Whether it is true on any lane of the warp.
 __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
+// For a divisor below 1e37, right to two roundings.
+__device__ inline float quotient(float x, float y) { return __fdividef(x, y); }
+// The largest over the warp of numbers that are not negative; a NaN is the largest.
+__device__ inline float largest(float x) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+}
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // The dynamic shared memory of the block.

@@ -135,6 +135,7 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
                           cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
+  if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;
   const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows * ((p.m + kTileCols - 1) / kTileCols);
   return cuda::launch(gradient_kernel<T>, tiles * p.batch, 1, kThreads, sizeof(Ratios<T>), stream, p, call);
 }

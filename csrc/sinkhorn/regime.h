@@ -86,13 +86,16 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
 }
 
 constexpr int64_t kSmallSize = 128;
-UK_HOST_DEVICE bool fits_registers(int64_t n, int64_t m, int64_t element) {
-  return element == 4 && n <= kSmallSize && m <= kSmallSize;
+constexpr int64_t kSmallShared = 132 * 1024;  // bytes, of the largest; up to 64 columns take a quarter
+
+UK_HOST_DEVICE bool fits_registers(int64_t n, int64_t m, int64_t element, const DeviceProperties& device) {
+  const bool large = m > kSmallSize / 2;
+  return element == 4 && n <= kSmallSize && m <= kSmallSize && (!large || device.shared_per_block >= kSmallShared);
 }
 
 UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
                                    const DeviceProperties& device) {
-  if (fits_registers(n, m, element)) return Regime::kRegisters;
+  if (fits_registers(n, m, element, device)) return Regime::kRegisters;
   const int threads = threads_for(n, m, device.max_threads);
   if (shared_of_block(n, m, element, threads) <= device.shared_per_block) return Regime::kBlock;
   // Enough problems to fill the device with one block each: no grid has to wait for itself.
@@ -110,7 +113,7 @@ UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock |
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
                              const DeviceProperties& device) {
   Plan plan{};
-  const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element));
+  const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element, device));
   plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
   const bool block = one_block(plan.regime);
   plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;

@@ -20,25 +20,26 @@ struct alignas(C * sizeof(float)) Pack {
   float x[C];
 };
 
-template <int R, int C>
+// kSums: how many sums of each column are taken at a time.
+template <int R, int C, int kSums>
 struct SmallShared {
-  Pack<C> parts[2][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
+  Pack<C> parts[2][kSums][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
   Pack<4> rows[kSmallWarps][R / 2];      // two numbers of each row
   double totals[4][kSmallWarps];
 };
 
 // Where a thread stands. After a sum over rows it answers for one of them, `mine`, with 32 / R lanes beside it.
-template <int R, int C>
+template <int R, int C, int kSums = 1>
 struct Small {
   static_assert(R >= 2 && R <= kWarp && (R & (R - 1)) == 0, "rows are halved until a lane has one");
   int n, m, warp, lane, mine;
   bool leads;  // of the lanes that answer for the row
-  SmallShared<R, C>& shared;
+  SmallShared<R, C, kSums>& shared;
 
   __device__ Small(int n_, int m_)
       : n(n_), m(m_), warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp), mine(lane / (kWarp / R)),
         leads(lane % (kWarp / R) == 0),
-        shared(*reinterpret_cast<SmallShared<R, C>*>(cuda::shared_memory())) {}
+        shared(*reinterpret_cast<SmallShared<R, C, kSums>*>(cuda::shared_memory())) {}
 
   __device__ int row(int r) const { return warp * R + r; }
   __device__ int row() const { return row(mine); }
@@ -76,18 +77,18 @@ struct Small {
   __device__ float spread(int r) const { return shared.rows[warp][r / 2].x[2 * (r % 2)]; }
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
-  __device__ void sum_columns(const Pack<C>& mine_, int turn, float (&sums)[C]) const {
-    shared.parts[turn][warp][lane] = mine_;
+  __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
+    shared.parts[turn][0][warp][lane] = own;
     cuda::sync_block();
-    Pack<C> total = shared.parts[turn][0][lane];
-#pragma unroll
-    for (int w = 1; w < kSmallWarps; ++w) {
-      const Pack<C> part = shared.parts[turn][w][lane];
-#pragma unroll
-      for (int c = 0; c < C; ++c) total.x[c] += part.x[c];
-    }
-#pragma unroll
-    for (int c = 0; c < C; ++c) sums[c] = total.x[c];
+    add_parts(shared.parts[turn][0], sums);
+  }
+  __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
+                              float (&seconds)[C]) const {
+    shared.parts[turn][0][warp][lane] = first;
+    shared.parts[turn][1][warp][lane] = second;
+    cuda::sync_block();
+    add_parts(shared.parts[turn][0], firsts);
+    add_parts(shared.parts[turn][1], seconds);
   }
 
   // The same for log-sums, between two turns.
@@ -95,15 +96,15 @@ struct Small {
     cuda::sync_block();
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      shared.parts[0][warp][lane].x[c] = sums[c].top;
-      shared.parts[1][warp][lane].x[c] = sums[c].sum;
+      shared.parts[0][0][warp][lane].x[c] = sums[c].top;
+      shared.parts[1][0][warp][lane].x[c] = sums[c].sum;
       sums[c] = LogSum<float>::empty();
     }
     cuda::sync_block();
     for (int w = 0; w < kSmallWarps; ++w)
 #pragma unroll
       for (int c = 0; c < C; ++c)
-        sums[c].merge({shared.parts[0][w][lane].x[c], shared.parts[1][w][lane].x[c]});
+        sums[c].merge({shared.parts[0][0][w][lane].x[c], shared.parts[1][0][w][lane].x[c]});
     cuda::sync_block();
   }
 
@@ -118,6 +119,18 @@ struct Small {
   }
 
  private:
+  __device__ void add_parts(const Pack<C> (&parts)[kSmallWarps][kWarp], float (&sums)[C]) const {
+    Pack<C> total = parts[0][lane];
+#pragma unroll
+    for (int w = 1; w < kSmallWarps; ++w) {
+      const Pack<C> part = parts[w][lane];
+#pragma unroll
+      for (int c = 0; c < C; ++c) total.x[c] += part.x[c];
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) sums[c] = total.x[c];
+  }
+
   template <int kHalf>
   __device__ float sum_rest(float (&x)[R]) const {
     constexpr int kMask = kWarp / R * kHalf;
@@ -136,7 +149,7 @@ struct Small {
 };
 
 // Registers for the cost, for as many exponentials and for what goes with them; several blocks share a multiprocessor.
-constexpr int small_blocks(int elements) { return elements > 16 ? 1 : 2; }
+constexpr int small_blocks(int rows, int columns) { return rows * columns > 16 || rows > 8 ? 1 : 2; }
 
 // body(Rows<R>, Columns<C>) for the least that holds the problem.
 template <int R, int C>
@@ -153,6 +166,8 @@ const char* with_small_size(int64_t n, int64_t m, Body body) {
 }
 
 const char* small_forward(const DeviceProblem<float>&, const ForwardOut<float>&, cuda::Stream);
+// Through the iterations, not at the fixed point; makes dC as well.
+const char* small_adjoint(const DeviceProblem<float>&, const AdjointCall<float>&, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -133,7 +133,7 @@ struct SmallForward {
     }
     const bool live = mass > 0;
     const float sum = at.sum_row(row_sums), safe = live ? sum : 1.f, log = cuda::log2_of(safe);
-    float row_log_sum = log * kLn2 - own * inverse_reg, next = own + unit * (log_a - log);
+    float row_log_sum = fmaf(-own, inverse_reg, log * kLn2), next = own + unit * (log_a - log);
     const bool vanished = cuda::any(live && !(safe > kLeastSum && safe < kMostSum && log_a - log < kMostGrowth));
     if (vanished) {
       row_log_sum = exact_row();
@@ -167,7 +167,7 @@ struct SmallForward {
       const bool live = log_b[c] > -float(INFINITY);
       vanished |= live && !(sums[c] > kLeastColumn && sums[c] < kMostSum);
       const float log = cuda::log2_of(live ? sums[c] : 1.f);
-      log_sum[c] = log * kLn2 - g[c] * inverse_reg;
+      log_sum[c] = fmaf(-g[c], inverse_reg, log * kLn2);
       next_g[c] = g[c] + unit * (log_b[c] - log);
     }
     if (!cuda::any(vanished)) return;  // all warps have the same sums
@@ -234,7 +234,7 @@ struct SmallForward {
 };
 
 template <int R, int C>
-__global__ void __launch_bounds__(kSmallThreads, small_blocks(R* C))
+__global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
     small_forward_kernel(const __grid_constant__ DeviceProblem<float> batch, const __grid_constant__ ForwardOut<float> out) {
   const One<float> p{batch, blockIdx.x};
   SmallForward<R, C> problem(p);
@@ -277,7 +277,7 @@ const char* small_forward(const DeviceProblem<float>& p, const ForwardOut<float>
   return with_small_size(p.n, p.m, [&](auto size) {
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
-    return cuda::launch(small_forward_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C>), stream, p, out);
+    return cuda::launch(small_forward_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 1>), stream, p, out);
   });
 }
 

@@ -70,6 +70,17 @@ inline bool any(bool here) {
   for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
   return found;
 }
+inline float quotient(float x, float y) { return x / y; }
+inline float largest(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(bits, mask);
+    bits = bits < other ? other : bits;
+  }
+  memcpy(&x, &bits, sizeof bits);
+  return x;
+}
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
