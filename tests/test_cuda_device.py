@@ -19,7 +19,7 @@ if torch.cuda.is_available():
     WHY = "this build has no CUDA kernels" if _solve_cuda.kernels is None else ""
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
 
-REGIMES = {"block": 1, "resident": 2, "sweep": 3}
+REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
 LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 

@@ -174,6 +174,42 @@ def test_warm_start_and_gradients_of_the_potentials(regime):
         assert distance(g[keep], w[keep]) < 1e-9
 
 
+REGISTERS = [
+    Case(n, m, 0.05, 12, masses, "features")
+    for n, m, masses in (
+        (1, 128, "uniform"), (128, 1, "random"), (32, 33, "zeros"), (31, 65, "random"), (65, 32, "random"),
+        (33, 97, "zeros"), (64, 64, "heavy"), (100, 64, "uniform"), (128, 128, "zeros"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REGISTERS, ids=str)
+def test_every_shape_of_the_registers(case):
+    with model("registers", "random", shared=160 * 1024) as module:
+        assert module.choose_regime(case.n, case.m, 1, 4, 3, 160 * 1024) == REGIMES["registers"]
+        compare(case, torch.float32)
+
+
+def test_problems_in_registers_are_solved_as_in_a_block():
+    """Batches, a tolerance, a warm start and gradients of the potentials, in float32."""
+    C, b = torch.rand(3, 40, 50).requires_grad_(), (torch.rand(3, 50) + 0.1).softmax(1)
+    b[:, 7] = 0
+    b = (b / b.sum(1, keepdim=True)).requires_grad_()
+    init = torch.rand(3, 40) / 10, torch.rand(3, 50) / 10
+    found = []
+    for regime in ("block", "registers"):
+        with model(regime, "random"):
+            for options in ({"tol": 1e-4}, {"init": init, "max_iter": 6}):
+                s = uk.sinkhorn(C, None, b, reg=0.1, **{"max_iter": 100, **options})
+                f, g = s.potentials
+                loss = (s.value * torch.tensor([1.0, -2, 3])).sum() + f.square().sum() + g[g.isfinite()].sum()
+                found.append((s.n_iter.float(), loss, f, *torch.autograd.grad(loss, (C, b))))
+    for block, registers in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(block[0], registers[0])
+        for x, y in zip(block, registers, strict=True):
+            assert distance(y, x.double()) < 1e-4
+
+
 REFUSED = {
     "NaN": (torch.tensor([[1.0, float("nan")]]), None, None, "NaN"),
     "-inf": (torch.tensor([[1.0, -float("inf")]]), None, None, "-inf"),

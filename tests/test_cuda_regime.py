@@ -16,15 +16,15 @@ from ucmkd_fast import _native
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
 
-BLOCK, RESIDENT, SWEEP = 1, 2, 3
+BLOCK, RESIDENT, SWEEP, REGISTERS = 1, 2, 3, 5
 H100 = (132, 227 * 1024)
 A100 = (108, 163 * 1024)
 L4 = (58, 99 * 1024)
 
 TABLE = [
     # n, m, batch, element, device -> regime
-    (64, 64, 1, 4, H100, BLOCK),
-    (64, 64, 256, 4, H100, BLOCK),
+    (64, 64, 1, 4, H100, REGISTERS),
+    (64, 64, 256, 4, H100, REGISTERS),
     (200, 200, 1, 4, H100, BLOCK),
     (128, 128, 1, 8, H100, BLOCK),
     (256, 256, 1, 4, H100, RESIDENT),
@@ -52,7 +52,7 @@ def test_every_plan_fits_its_device():
     module = build.load()
     sizes = (1, 2, 31, 33, 64, 200, 257, 1000, 4096, 50_000, 300_000)
     for n, m, batch, element, device in itertools.product(sizes, sizes, (1, 300), (4, 8), (H100, A100, L4)):
-        for regime in (0, RESIDENT, SWEEP):
+        for regime in (0, RESIDENT, SWEEP, REGISTERS):
             plan = module.make_plan(regime, n, m, batch, element, *device)
             case = (n, m, batch, element, device, plan)
             assert plan["shared"] <= device[1], case

@@ -21,6 +21,7 @@ namespace cuda {
 using Stream = cudaStream_t;
 
 __device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
 // In kernels that were started by launch_cooperative.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
@@ -30,6 +31,12 @@ __device__ inline T shuffle_xor(T value, int lane_mask) {
 }
 // Lanes of a warp see what any of them has read or written before.
 __device__ inline void sync_warp() { __syncwarp(); }
+// Whether it is true on any lane of the warp.
+__device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
+// The largest over the warp of numbers that are not negative; a NaN is the largest.
+__device__ inline float largest(float x) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+}
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // That of one lane, for the whole warp.
@@ -103,6 +110,12 @@ __device__ inline float fused(float x, float y, float z) { return __fmaf_rn(x, y
 __device__ inline double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
+// log2 x likewise
+__device__ inline float log2_of(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // Features as they are read: half precision is computed in float.
 using Half = __half;
 using BFloat16 = __nv_bfloat16;

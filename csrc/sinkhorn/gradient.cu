@@ -291,6 +291,7 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
                           cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
+  if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;
   int multiprocessors = 0;
   int64_t shared = 0;
   if (const char* refused = cuda::device_properties(device, &multiprocessors, &shared)) return refused;

@@ -92,6 +92,21 @@ inline void store_four(T* at, const T (&x)[4]) {
   model::need_alignment(at);
   memcpy(at, x, sizeof x);
 }
+inline bool any(bool here) {
+  int found = here;
+  for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
+  return found;
+}
+inline float largest(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(bits, mask);
+    bits = bits < other ? other : bits;
+  }
+  memcpy(&x, &bits, sizeof bits);
+  return x;
+}
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
@@ -111,6 +126,7 @@ inline float fused(float x, float y, float z) { return fmaf(x, y, z); }
 inline double fused(double x, double y, double z) { return fma(x, y, z); }
 inline float quotient(float a, float b) { return a / b; }
 inline double quotient(double a, double b) { return a / b; }
+inline float log2_of(float x) { return log2f(x < 1.17549435e-38f && x > 0 ? 0.f : x); }
 struct Half {
   uint16_t bits;
 };
