@@ -29,8 +29,6 @@ template <class T>
 __device__ inline T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
-// Lanes of a warp see what any of them has read or written before.
-__device__ inline void sync_warp() { __syncwarp(); }
 // Whether it is true on any lane of the warp.
 __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
 // The largest over the warp of numbers that are not negative; a NaN is the largest.
