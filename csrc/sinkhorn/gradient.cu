@@ -12,6 +12,7 @@
 // multiplied. Where a ratio of the tile leaves [e^-R, e^R], or potentials are so large against reg that their rounding
 // shows, the product leaves that chunk out, and its iterations take the softmaxes of the half-steps themselves at the
 // end, in this tile only.
+#include "core/pack.h"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
 
@@ -20,12 +21,6 @@ namespace sinkhorn {
 namespace {
 
 constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
-
-// Elements that are read and written together.
-template <class T, int kCount>
-struct alignas(kCount * sizeof(T)) Pack {
-  T e[kCount];
-};
 
 // The shape of the work of a block.
 template <class T, int kPer>
