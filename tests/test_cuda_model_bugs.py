@@ -45,7 +45,7 @@ BUGS = {
         "sinkhorn/owned.cuh", "row < count ? step.power(row)", "row < count - 1 ? step.power(row)", "sweep",
     ),
     "gradient not written": (
-        "sinkhorn/gradient.cu", "          if (j + q < m) out[j + q] = d.e[q];", "          if (i + q > 0 && j + q < m) out[j + q] = d.e[q];", "block",
+        "sinkhorn/gradient.cu", "    Access::write(out + row,", "    if (i > 0) Access::write(out + row,", "block",
     ),
     "rows of a panel not put together": (
         "sinkhorn/panel.cu", "  cuda::sync_block();\n  if (threadIdx.x > 0) return;", "  if (threadIdx.x > 0) return;",

@@ -12,6 +12,7 @@
 // multiplied. Where a ratio of the tile leaves [e^-R, e^R], or potentials are so large against reg that their rounding
 // shows, the product leaves that chunk out, and its iterations take the softmaxes of the half-steps themselves at the
 // end, in this tile only.
+#include "core/pack.h"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
 
@@ -20,12 +21,6 @@ namespace sinkhorn {
 namespace {
 
 constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
-
-// Elements that are read and written together.
-template <class T, int kCount>
-struct alignas(kCount * sizeof(T)) Pack {
-  T e[kCount];
-};
 
 // The shape of the work of a block.
 template <class T, int kPer>
@@ -52,7 +47,7 @@ struct Tile {
   }
 
   __device__ void multiply(T (&sum)[kPer][kPer]) const {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < 2 * kDepth; ++k) {
       T x[kPer], y[kPer];
       read(left[k], threadIdx.x / kSide, x);
@@ -61,6 +56,38 @@ struct Tile {
       for (int r = 0; r < kPer; ++r)
 #pragma unroll
         for (int c = 0; c < kPer; ++c) sum[r][c] += x[r] * y[c];
+    }
+  }
+};
+
+// The columns of a thread in one row of the cost, from the tile's first column `col0` on; m: where the row ends.
+template <class T, int kPer, bool kVectors>
+struct Columns {
+  using Own = Tile<T, kPer>;
+  using Vec = typename Own::Vec;
+  static constexpr int kVec = Own::kVec;
+
+  static __device__ void read(const T* row, int col0, int m, T (&to)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      Vec vec = {};
+      if (kVectors && j < m) vec = *reinterpret_cast<const Vec*>(row + j);
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) to[e + q] = kVectors ? vec.e[q] : j + q < m ? row[j + q] : T(0);
+    }
+  }
+  static __device__ void write(T* row, int col0, int m, const T (&from)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      Vec vec;
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) {
+        vec.e[q] = from[e + q];
+        if (!kVectors && j + q < m) row[j + q] = from[e + q];
+      }
+      if (kVectors && j < m) *reinterpret_cast<Vec*>(row + j) = vec;
     }
   }
 };
@@ -84,55 +111,64 @@ struct Steps {
 };
 
 // The ratios of one row or one column that a thread makes of every chunk: iterations t, t - 1, ... of kSteps. What they
-// are made from is on its way while the chunk before is multiplied.
+// are made from is on its way while the chunk before is multiplied. Where there is nothing, before the first iteration,
+// outside of the matrix and without mass (P is 0), the ratio is 1 and the adjoint 0: such terms are 0 without a question.
 template <class T, int kPer>
 struct Ratios {
   using Own = Tile<T, kPer>;
   static constexpr int kSteps = Own::kSteps;
+  int left;  // iterations from that of `next` on
+  const T *next, *next_adjoint;
+  T last, inverse_mass;
   T potential[kSteps + 1], adjoint[kSteps];
 
   static __device__ bool of_row() { return threadIdx.x / Own::kSize % 2 == 0; }
-  static __device__ int place() { return threadIdx.x % Own::kSize; }
-  static __device__ int depth() { return threadIdx.x / (2 * Own::kSize) * kSteps; }
+  static __device__ int place() { return threadIdx.x % Own::kSize; }                 // in the tile
+  static __device__ int depth() { return threadIdx.x / (2 * Own::kSize) * kSteps; }  // in the chunk
 
-  // `index`: of the row or column in its problem; negative: none.
-  __device__ void load(const Steps<T>& steps, int top, int index) {
-    const int t = top - depth();
-#pragma unroll
-    for (int s = 0; s <= kSteps; ++s) {
-      const bool mine = index >= 0 && (of_row() ? t - s + 1 >= steps.first && t >= steps.first
-                                                : s < kSteps && t - s >= steps.first);
-      potential[s] = mine ? (of_row() ? steps.f_at(t - s) : steps.g_at(t - s))[index] : T(0);
+  __device__ Ratios(const Steps<T>& steps, int row0, int end, int col0) {
+    const One<T>& p = steps.p;
+    const int index = place() + (of_row() ? row0 : col0), t = steps.last - depth();
+    left = index < (of_row() ? end : p.m()) ? steps.last - steps.first + 1 - depth() : 0;
+    next = next_adjoint = nullptr, last = 0, inverse_mass = 0;
+    if (left > 0) {
+      last = of_row() ? p.f()[index] : p.g()[index];
+      inverse_mass = inverse_or_zero(of_row() ? p.mass_a(index) : p.mass_b(index));
+      next = (of_row() ? steps.f_at(t) : steps.g_at(t)) + index;
+      next_adjoint = (of_row() ? steps.df_at(t) : steps.dg_at(t)) + index;
     }
+    if (!(last > -T(INFINITY))) left = 0, last = 0;
+  }
+
+  __device__ void load(const Steps<T>& steps) {
+    const int stride = of_row() ? steps.p.n() : steps.p.m();  // from an iteration to the one before
+    const int before = of_row() && !steps.call.implicit;      // rows need f_(t-1) too
+    const int potentials = left <= 0 ? 0 : before ? left + 1 : left < kSteps ? left : kSteps;
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-      adjoint[s] = index >= 0 && t - s >= steps.first
-                       ? (of_row() ? steps.df_at(t - s) : steps.dg_at(t - s))[index]
-                       : T(0);
+    for (int s = 0; s <= kSteps; ++s) potential[s] = s < potentials ? next[-s * stride] : last;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) adjoint[s] = s < left ? next_adjoint[-s * stride] : T(0);
+    const int step = Own::kDepth * stride;
+    next -= step, next_adjoint -= step, left -= Own::kDepth;
   }
 
   // Into the tile; says whether they are exact enough.
-  __device__ bool store(Own& tile, T last, T inverse_mass, T inverse_reg, int count) const {
+  __device__ bool store(Own& tile, T inverse_reg) const {
     T ratio[kSteps + 1];
     bool in_range = true;
-    const bool any = last > -T(INFINITY);  // no mass: 0
-    const int mine = count > depth() ? count - depth() + of_row() : 0;  // potentials that are there
 #pragma unroll
     for (int s = 0; s <= kSteps; ++s) {
       const T power = (potential[s] - last) * inverse_reg;
-      const bool there = any && s < mine && (s < kSteps || of_row());
-      in_range = in_range && (!there || (magnitude(power) <= Limits<T>::kRatio &&
-                                         magnitude(potential[s] * inverse_reg) <= Limits<T>::kPower));
-      ratio[s] = there ? cuda::exp_of(power) : T(0);
+      in_range = in_range && magnitude(power) <= Limits<T>::kRatio &&
+                 magnitude(potential[s] * inverse_reg) <= Limits<T>::kPower;
+      ratio[s] = cuda::exp_of(power);
     }
+    T* to = (of_row() ? tile.left : tile.right)[2 * depth()] + place();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int k = 2 * (depth() + s), at = place();
       const T weighed = ratio[s] * adjoint[s] * inverse_mass;
-      if (of_row())
-        tile.left[k][at] = weighed, tile.left[k + 1][at] = s + 1 < mine ? ratio[s + 1] : T(0);
-      else
-        tile.right[k][at] = ratio[s], tile.right[k + 1][at] = weighed;
+      to[2 * s * Own::kSize] = of_row() ? weighed : ratio[s];
+      to[(2 * s + 1) * Own::kSize] = of_row() ? ratio[s + 1] : weighed;
     }
     return in_range;
   }
@@ -166,13 +202,20 @@ __device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int 
   }
 }
 
+// Words of bits, one per chunk, in the order in which they are made.
+template <class Own, class T>
+UK_HOST_DEVICE int outside_words(const DeviceProblem<T>& p, const GradientCall<T>& call) {
+  const int64_t chunks = call.plan_only || call.implicit ? 1 : (p.max_iter + Own::kDepth - 1) / Own::kDepth;
+  return int((chunks + 31) / 32);
+}
+
 // Block: a tile of a problem, or of the panel that the cost holds. Rows are those of the problem, but in the cost and
-// its gradient. `vectors`: the rows of both begin where vectors may.
-template <class T, int kPer>
+// its gradient. kVectors: the rows of both begin where vectors may.
+template <class T, int kPer, bool kVectors>
 __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
-                                                            const __grid_constant__ GradientCall<T> call,
-                                                            bool vectors) {
+                                                            const __grid_constant__ GradientCall<T> call) {
   using Own = Tile<T, kPer>;
+  using Access = Columns<T, kPer, kVectors>;
   const int tid = threadIdx.x;
   const int tiles_across = int((batch.m + Own::kSize - 1) / Own::kSize);
   const int tiles = int((batch.rows + Own::kSize - 1) / Own::kSize) * tiles_across;
@@ -183,45 +226,35 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_cons
   const int first_row = int(batch.first_row), end = first_row + int(batch.rows);
   const int row0 = first_row + tile / tiles_across * Own::kSize, col0 = tile % tiles_across * Own::kSize;
   const T inverse_reg = 1 / p.reg();
+  T* out = call.grad_cost + k * p.n() * int64_t(m);
   const Steps<T> steps(p, call);
   Own* shared = reinterpret_cast<Own*>(cuda::shared_memory());  // two, by turns
   int* outside = reinterpret_cast<int*>(shared + 2);            // a bit per chunk that the product leaves out
   T sum[kPer][kPer] = {};
-  int any_outside = 0;
 
-  if (steps.last >= steps.first) {
+  if (!call.plan_only) {
     const int chunks = (steps.last - steps.first) / Own::kDepth + 1;
-    using Mine = Ratios<T, kPer>;
-    int index = Mine::place() + (Mine::of_row() ? row0 : col0);
-    if (index >= (Mine::of_row() ? end : m)) index = -1;
-    T last = -T(INFINITY), inverse_mass = 0;
-    if (index >= 0) {
-      last = Mine::of_row() ? p.f()[index] : p.g()[index];
-      inverse_mass = inverse_or_zero(Mine::of_row() ? p.mass_a(index) : p.mass_b(index));
-    }
-    for (int c = tid; c <= (chunks - 1) / 32; c += kThreads) outside[c] = 0;
+    for (int c = tid; c < outside_words<Own>(batch, call); c += kThreads) outside[c] = 0;
     cuda::sync_block();
-    Mine mine;
+    Ratios<T, kPer> ratios(steps, row0, end, col0);
     auto stage = [&](int chunk) {
-      const int count = steps.last - steps.first + 1 - chunk * Own::kDepth;
-      if (!mine.store(shared[chunk % 2], last, inverse_mass, inverse_reg, count) && !call.implicit)
+      if (!ratios.store(shared[chunk % 2], inverse_reg) && !call.implicit)
         cuda::atomic_or(&outside[chunk / 32], int(1u << chunk % 32));
     };
-    mine.load(steps, steps.last, index);
+    ratios.load(steps);
     stage(0);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const bool more = chunk + 1 < chunks;
-      if (more) mine.load(steps, steps.last - (chunk + 1) * Own::kDepth, index);
+      if (more) ratios.load(steps);
       cuda::sync_block();  // this chunk is made, and the one before multiplied by all
-      const int left_out = outside[chunk / 32] >> chunk % 32 & 1;
-      any_outside |= left_out;
-      if (!left_out) shared[chunk % 2].multiply(sum);
+      if (!(outside[chunk / 32] >> chunk % 32 & 1)) shared[chunk % 2].multiply(sum);
       if (more) stage(chunk + 1);
     }
   }
 
-  const T weight = call.value_weight ? call.value_weight[k] : T(0);
   const bool poisoned = *p.flags() & kFlagsThatPoison;
+  const T zero = poisoned ? T(NAN) : T(0), weight = zero + (call.value_weight ? call.value_weight[k] : T(0));
+  const T per_cost = call.plan_only ? T(0) : weight * inverse_reg;
   T g[kPer];
 #pragma unroll
   for (int e = 0; e < kPer; ++e) {
@@ -232,44 +265,25 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_cons
   for (int r = 0; r < kPer; ++r) {
     const int i = row0 + Own::at(tid / kSide, r);
     if (i >= end) continue;
-    const T* cost = p.cost() + int64_t(i - first_row) * m;
-    T* out = call.grad_cost + k * p.n() * int64_t(m) + int64_t(i - first_row) * m;
+    const int64_t row = int64_t(i - first_row) * m;
     const T f = p.f()[i], alpha = call.plan_only ? T(0) : p.alpha()[i];
+    T c[kPer];
+    Access::read(p.cost() + row, col0, m, c);
 #pragma unroll
-    for (int e = 0; e < kPer; e += Own::kVec) {
-      using Vec = typename Own::Vec;
-      const int j = col0 + Own::at(tid % kSide, e);
-      if (j >= m) continue;
-      Vec c, d;
-      if (vectors) {
-        c = *reinterpret_cast<const Vec*>(cost + j);
-      } else {
-#pragma unroll
-        for (int q = 0; q < Own::kVec; ++q) c.e[q] = j + q < m ? cost[j + q] : T(0);
-      }
-#pragma unroll
-      for (int q = 0; q < Own::kVec; ++q) {
-        const T plan = cuda::exp_of(exponent(f, g[e + q], c.e[q], inverse_reg));
-        T of_plan = weight;
-        if (!call.plan_only) of_plan += sum[r][e + q] - weight * (c.e[q] - alpha) * inverse_reg;
-        d.e[q] = poisoned ? T(NAN) : plan > 0 ? plan * of_plan : T(0);
-      }
-      if (vectors) {
-        *reinterpret_cast<Vec*>(out + j) = d;
-      } else {
-#pragma unroll
-        for (int q = 0; q < Own::kVec; ++q)
-          if (j + q < m) out[j + q] = d.e[q];
-      }
+    for (int e = 0; e < kPer; ++e) {
+      const T plan = cuda::exp_of(exponent(f, g[e], c[e], inverse_reg));
+      c[e] = plan > 0 ? plan * (weight + sum[r][e] - per_cost * (c[e] - alpha)) : zero;
     }
+    Access::write(out + row, col0, m, c);
   }
+  bool any_outside = false;
+  for (int c = 0; !call.plan_only && c < outside_words<Own>(batch, call); ++c) any_outside = any_outside || outside[c];
   if (!any_outside) return;
   for (int r = 0; r < kPer; ++r) {
     const int i = row0 + Own::at(tid / kSide, r);
     if (i >= end) continue;
     const int64_t row = int64_t(i - first_row) * m;
-    add_exact<T, kPer>(steps, outside, i, col0, p.cost() + row, call.grad_cost + k * p.n() * int64_t(m) + row,
-                       inverse_reg);
+    add_exact<T, kPer>(steps, outside, i, col0, p.cost() + row, out + row, inverse_reg);
   }
 }
 
@@ -277,11 +291,10 @@ template <class T, int kPer>
 const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::Stream stream) {
   using Own = Tile<T, kPer>;
   const int64_t tiles = (p.rows + Own::kSize - 1) / Own::kSize * ((p.m + Own::kSize - 1) / Own::kSize);
-  const int64_t chunks = call.plan_only || call.implicit ? 1 : (p.max_iter + Own::kDepth - 1) / Own::kDepth;
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.cost) | reinterpret_cast<uintptr_t>(call.grad_cost);
   const bool vectors = p.m % Own::kVec == 0 && addresses % sizeof(typename Own::Vec) == 0;
-  return cuda::launch(gradient_kernel<T, kPer>, tiles * p.batch, 1, kThreads,
-                      2 * sizeof(Own) + size_t(chunks + 31) / 32 * sizeof(int), stream, p, call, vectors);
+  return cuda::launch(vectors ? gradient_kernel<T, kPer, true> : gradient_kernel<T, kPer, false>, tiles * p.batch, 1,
+                      kThreads, 2 * sizeof(Own) + outside_words<Own>(p, call) * sizeof(int), stream, p, call);
 }
 
 }  // namespace
