@@ -92,7 +92,8 @@ def test_shapes_of_grid_tile_and_warps():
 SHAPES_OF_OWNERSHIP = [
     # n, m, tuning: every count of columns per thread, with rows kept and streamed, columns in fours and not
     (9, 120, {"quads": 1}), (7, 121, {"quads": 1}), (9, 300, {"quads": 2}), (11, 301, {"quads": 2}), (6, 520, {"quads": 4}),
-    (5, 517, {"quads": 4}), (5, 1024, {"quads": 8}), (4, 1030, {"quads": 8}), (40, 40, {"threads": 32}), (40, 36, {"grid": 1}),
+    (5, 517, {"quads": 4}), (5, 1024, {"quads": 8}), (4, 1030, {"quads": 8}),
+    (5, 2048, {"quads": 16}), (4, 1999, {"quads": 16}), (40, 40, {"threads": 32}), (40, 36, {"grid": 1}),
 ]  # fmt: skip
 
 

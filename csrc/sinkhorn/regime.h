@@ -128,7 +128,7 @@ UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t
 UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
 
 // Most quads of columns that one thread owns: beyond, registers would spill.
-UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 8; }
+UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 16; }
 // With so many, the columns' potentials are in shared memory.
 constexpr int kSharedQuads = 4;
 // With so many, rows are always read from global memory: few blocks own rows of such length and have room for them.
@@ -163,7 +163,7 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   if (int64_t(4) * p.quads * most < m || rows * in_fours(m) > 0x7fffffff) return p;  // offsets in a block are int
   const int64_t fours = (m + 4 * p.quads - 1) / (4 * p.quads);
   p.span = static_cast<int>((fours + 31) / 32 * 32);
-  p.groups = static_cast<int>(smaller(most / p.span, rows));
+  p.groups = p.quads > kStreamedQuads ? 1 : static_cast<int>(smaller(most / p.span, rows));
   p.rows = owned_rows(p.quads, rows <= 2 * p.groups);
   p.threads = p.groups * p.span;
   const int64_t bytes = kOwnedScratch + owned_elements(p, rows) * element;
