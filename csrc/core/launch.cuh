@@ -21,7 +21,6 @@ namespace cuda {
 using Stream = cudaStream_t;
 
 __device__ inline void sync_block() { __syncthreads(); }
-__device__ inline void sync_warp() { __syncwarp(); }
 // In kernels that were started by launch_cooperative.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 

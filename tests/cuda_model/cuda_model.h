@@ -64,7 +64,6 @@ inline T shuffle_xor(T value, int lane_mask) {
   memcpy(&other, model::exchange(&value, sizeof(T), lane_mask), sizeof(T));
   return other;
 }
-inline void sync_warp() { shuffle_xor(0, 0); }
 inline bool any(bool here) {
   int found = here;
   for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
