@@ -267,6 +267,7 @@ const char* small_adjoint(const DeviceProblem<float>& p, const AdjointCall<float
   return with_small_size(p.n, p.m, [&](auto size) {
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
+    static_assert(adjoint_shared<R, C>() <= kSmallShared, "regime.h asks the device for less");
     return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, adjoint_shared<R, C>(), stream, p, call);
   });
 }
