@@ -25,6 +25,9 @@ TABLE = [
     # n, m, batch, element, device -> regime
     (64, 64, 1, 4, H100, REGISTERS),
     (64, 64, 256, 4, H100, REGISTERS),
+    (128, 128, 300, 4, A100, REGISTERS),
+    (129, 128, 1, 4, H100, BLOCK),
+    (64, 64, 1, 8, H100, BLOCK),
     (200, 200, 1, 4, H100, BLOCK),
     (128, 128, 1, 8, H100, BLOCK),
     (256, 256, 1, 4, H100, RESIDENT),
@@ -37,7 +40,7 @@ TABLE = [
     (64, 16384, 1, 4, H100, RESIDENT),  # a memory bank
     (2048, 2048, 1, 4, L4, SWEEP),
     (1024, 1024, 1, 4, L4, RESIDENT),
-    (128, 128, 1, 4, L4, BLOCK),
+    (128, 128, 1, 4, L4, REGISTERS),
     (2048, 2048, 1, 4, A100, RESIDENT),
     (2400, 2400, 1, 4, A100, SWEEP),
 ]

@@ -21,7 +21,6 @@ namespace cuda {
 using Stream = cudaStream_t;
 
 __device__ inline void sync_block() { __syncthreads(); }
-__device__ inline void sync_warp() { __syncwarp(); }
 // In kernels that were started by launch_cooperative.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
@@ -29,6 +28,8 @@ template <class T>
 __device__ inline T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
+// Lanes of a warp see what any of them has read or written before.
+__device__ inline void sync_warp() { __syncwarp(); }
 // Whether it is true on any lane of the warp.
 __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
 // The largest over the warp of numbers that are not negative; a NaN is the largest.

@@ -105,10 +105,10 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
 }
 
 constexpr int64_t kSmallSize = 128;
-constexpr int64_t kSmallShared = 132 * 1024;  // bytes, of the largest; up to 64 columns take a quarter
+constexpr int64_t kSmallShared = 81 * 1024;  // bytes, of the largest; up to 64 rows or columns take a fifth
 
 UK_HOST_DEVICE bool fits_registers(int64_t n, int64_t m, int64_t element, const DeviceProperties& device) {
-  const bool large = m > kSmallSize / 2;
+  const bool large = n > kSmallSize / 2 && m > kSmallSize / 2;
   return element == 4 && n <= kSmallSize && m <= kSmallSize && (!large || device.shared_per_block >= kSmallShared);
 }
 

@@ -24,11 +24,12 @@ struct alignas(C * sizeof(float)) Pack {
 template <int R, int C, int kSums>
 struct SmallShared {
   Pack<C> parts[2][kSums][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
-  Pack<4> rows[kSmallWarps][R / 2];      // two numbers of each row
   double totals[4][kSmallWarps];
 };
 
-// Where a thread stands. After a sum over rows it answers for one of them, `mine`, with 32 / R lanes beside it.
+// Where a thread stands. With 32 / R lanes beside it, it answers for one row of its warp, `mine`: sums over the row
+// arrive there. Each lane holds the warp's rows in an order of its own, r ^ mine, so that its own comes first and
+// each shuffle finds on all lanes what it needs in the same register.
 template <int R, int C, int kSums = 1>
 struct Small {
   static_assert(R >= 2 && R <= kWarp && (R & (R - 1)) == 0, "rows are halved until a lane has one");
@@ -41,40 +42,31 @@ struct Small {
         leads(lane % (kWarp / R) == 0),
         shared(*reinterpret_cast<SmallShared<R, C, kSums>*>(cuda::shared_memory())) {}
 
-  __device__ int row(int r) const { return warp * R + r; }
-  __device__ int row() const { return row(mine); }
+  __device__ int row(int r) const { return warp * R + (r ^ mine); }
+  __device__ int row() const { return warp * R + mine; }
   __device__ int column(int c) const { return lane + kWarp * c; }
   __device__ bool has_row() const { return row() < n; }
   __device__ bool has_column(int c) const { return column(c) < m; }
 
-  __device__ float element(const float* cost, int r, int c) const {
-    return row(r) < n && has_column(c) ? cost[row(r) * m + column(c)] : float(INFINITY);
+  __device__ float element(const float* cost, int i, int c) const {
+    return i < n && has_column(c) ? cost[i * m + column(c)] : float(INFINITY);
   }
   __device__ void load(const float* cost, float (&out)[R][C]) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[r][c] = element(cost, r, c);
+      for (int c = 0; c < C; ++c) out[r][c] = element(cost, row(r), c);
   }
 
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
   __device__ float sum_row(float (&x)[R]) const { return sum_rest<R / 2>(x); }
 
-  // Two numbers of each row to all lanes of its warp. A barrier of the block has to lie between two calls.
-  __device__ void spread_rows(float first, float second, float (&firsts)[R], float (&seconds)[R]) const {
-    float* at = shared.rows[warp][mine / 2].x + 2 * (mine % 2);
-    if (leads) at[0] = first, at[1] = second;
-    cuda::sync_warp();
+  // What lanes hold of the rows that they answer for, to all lanes of the warp.
+  __device__ float spread(float own, int r) const { return cuda::shuffle_xor(own, r * (kWarp / R)); }
+  __device__ void spread_rows(float own, float (&rows)[R]) const {
 #pragma unroll
-    for (int k = 0; k < R / 2; ++k) {
-      const Pack<4> two = shared.rows[warp][k];
-      firsts[2 * k] = two.x[0], seconds[2 * k] = two.x[1];
-      firsts[2 * k + 1] = two.x[2], seconds[2 * k + 1] = two.x[3];
-    }
+    for (int r = 0; r < R; ++r) rows[r] = r == 0 ? own : spread(own, r);
   }
-
-  // The first of the two numbers of a row that were spread.
-  __device__ float spread(int r) const { return shared.rows[warp][r / 2].x[2 * (r % 2)]; }
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
   __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
@@ -134,12 +126,8 @@ struct Small {
   template <int kHalf>
   __device__ float sum_rest(float (&x)[R]) const {
     constexpr int kMask = kWarp / R * kHalf;
-    const bool upper = lane & kMask;
 #pragma unroll
-    for (int k = 0; k < kHalf; ++k) {
-      const float keep = upper ? x[k + kHalf] : x[k], give = upper ? x[k] : x[k + kHalf];
-      x[k] = keep + cuda::shuffle_xor(give, kMask);
-    }
+    for (int k = 0; k < kHalf; ++k) x[k] += cuda::shuffle_xor(x[k + kHalf], kMask);
     if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x);
     float sum = x[0];
 #pragma unroll

@@ -36,7 +36,7 @@ struct KeptCost<R, C, true> {
     for (int r = 0; r < R; ++r) {
       Pack<C> out;
 #pragma unroll
-      for (int c = 0; c < C; ++c) out.x[c] = at.element(from, r, c);
+      for (int c = 0; c < C; ++c) out.x[c] = at.element(from, at.row(r), c);
       own[r * kSmallThreads] = out;
     }
   }
@@ -201,7 +201,8 @@ struct SmallAdjoint {
     }
     const float df = -at.sum_row(parts), row_mass = at.sum_row(masses);
     of_a += df * inverse_a;
-    at.spread_rows(row_mass > 0 ? cuda::quotient(df, row_mass) : 0.f, before.f, x, f);
+    at.spread_rows(row_mass > 0 ? cuda::quotient(df, row_mass) : 0.f, x);
+    at.spread_rows(before.f, f);
     Pack<C> column = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -266,6 +267,7 @@ const char* small_adjoint(const DeviceProblem<float>& p, const AdjointCall<float
   return with_small_size(p.n, p.m, [&](auto size) {
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
+    static_assert(adjoint_shared<R, C>() <= kSmallShared, "regime.h asks the device for less");
     return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, adjoint_shared<R, C>(), stream, p, call);
   });
 }

@@ -14,9 +14,9 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// An exponential below 1e-38 is 0. A row grows by 2^50 at most and columns hold more than 1e-13: 128 of them are less
+// An exponential below 1e-38 is 0. A row grows by 2^50 at most and columns hold more than 2^-43: 128 of them are less
 // than the rounding of a sum.
-constexpr float kLeastSum = 1e-30f, kMostSum = 1e30f, kMostGrowth = 50, kLeastColumn = 1e-13f;
+constexpr float kMostLog = 99, kMostGrowth = 50, kLeastColumnLog = -43;  // base 2
 
 template <int R, int C>
 struct SmallForward {
@@ -68,8 +68,7 @@ struct SmallForward {
     if (!(mass > 0)) first = -float(INFINITY);
     if (at.leads && at.has_row()) p.f_at(0)[at.row()] = first;
     own = first;
-    float unused[R];
-    at.spread_rows(own, 0, f, unused);
+    at.spread_rows(own, f);
     exact_columns();
   }
 
@@ -80,9 +79,9 @@ struct SmallForward {
     for (int c = 0; c < C; ++c) sums[c] = LogSum<float>::empty();
 #pragma unroll 1
     for (int r = 0; r < R; ++r) {
-      const float mine = at.spread(r);
+      const float mine = at.spread(own, r);
 #pragma unroll
-      for (int c = 0; c < C; ++c) sums[c].add((mine - at.element(p.cost(), r, c)) * inverse_reg);
+      for (int c = 0; c < C; ++c) sums[c].add((mine - at.element(p.cost(), at.row(r), c)) * inverse_reg);
     }
     at.merge_columns(sums);
 #pragma unroll
@@ -101,7 +100,7 @@ struct SmallForward {
     for (int r = 0; r < R; ++r) {
       LogSum<float> sum = LogSum<float>::empty();
 #pragma unroll
-      for (int c = 0; c < C; ++c) sum.add((g[c] - at.element(p.cost(), r, c)) * inverse_reg);
+      for (int c = 0; c < C; ++c) sum.add((g[c] - at.element(p.cost(), at.warp * R + r, c)) * inverse_reg);
       sum = warp_merge(sum);
       if (r == at.mine && mass > 0) found = sum.value();
     }
@@ -109,20 +108,20 @@ struct SmallForward {
     return found;
   }
 
-  // On to g_t; warp 0 writes it down.
-  __device__ void column_step(float* g_out, float* log_g, bool relaxed) {
+  // On to g_t; two warps write down g_t and its log-sums, at `out`.
+  __device__ void column_step(float* out, bool relaxed) {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       g[c] = relaxed ? over_relaxed(next_g[c], g[c]) : next_g[c];
-      if (at.warp == 0 && at.has_column(c)) {
-        g_out[at.column(c)] = g[c];
-        log_g[at.column(c)] = log_sum[c];
-      }
+      if (at.warp < 2 && at.has_column(c)) out[kWarp * c] = at.warp == 0 ? g[c] : log_sum[c];
     }
   }
+  __device__ float* column_out() const { return (at.warp == 0 ? p.g_at(1) : p.log_g_at(1)) + at.lane; }
+  // Two lanes of a row do so for f_t.
+  __device__ float* row_out() const { return (at.leads ? p.f_at(1) : p.log_f_at(1)) + at.row(); }
 
   // f_t from g_t, then the column sums of the plan, to `sums`.
-  __device__ void row_step(float* f_out, float* log_f, bool relaxed, int turn, float (&sums)[C]) {
+  __device__ void row_step(float* out, bool relaxed, int turn, float (&sums)[C]) {
     float e[R][C], row_sums[R];
     exponentials(e);
 #pragma unroll
@@ -134,7 +133,7 @@ struct SmallForward {
     const bool live = mass > 0;
     const float sum = at.sum_row(row_sums), safe = live ? sum : 1.f, log = cuda::log2_of(safe);
     float row_log_sum = fmaf(-own, inverse_reg, log * kLn2), next = own + unit * (log_a - log);
-    const bool vanished = cuda::any(live && !(safe > kLeastSum && safe < kMostSum && log_a - log < kMostGrowth));
+    const bool vanished = cuda::any(!(magnitude(log) < kMostLog && log_a - log < kMostGrowth));
     if (vanished) {
       row_log_sum = exact_row();
       next = unit * log_a - reg * row_log_sum;
@@ -142,12 +141,10 @@ struct SmallForward {
     if (relaxed) next = over_relaxed(next, own);
     const float ratio = live ? cuda::power_of_two((next - own) * power) : 0.f;
     own = next;
-    if (at.leads && at.has_row()) {
-      f_out[at.row()] = next;
-      log_f[at.row()] = row_log_sum;
-    }
+    if (at.lane % (kWarp / R) < 2 && at.has_row()) *out = at.leads ? next : row_log_sum;
     float ratios[R];
-    at.spread_rows(next, vanished ? 1.f : ratio, f, ratios);
+    at.spread_rows(next, f);
+    at.spread_rows(vanished ? 1.f : ratio, ratios);
     if (vanished) exponentials(e);
     Pack<C> column;
 #pragma unroll
@@ -165,8 +162,8 @@ struct SmallForward {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const bool live = log_b[c] > -float(INFINITY);
-      vanished |= live && !(sums[c] > kLeastColumn && sums[c] < kMostSum);
       const float log = cuda::log2_of(live ? sums[c] : 1.f);
+      vanished |= !(log > kLeastColumnLog && log < kMostLog);
       log_sum[c] = fmaf(-g[c], inverse_reg, log * kLn2);
       next_g[c] = g[c] + unit * (log_b[c] - log);
     }
@@ -214,8 +211,7 @@ struct SmallForward {
       alpha += row_mass > 0 ? row_cost / row_mass : 0.f;
       if (look == 1) break;
       if (at.leads) *value = row_cost;
-      float unused[R];
-      at.spread_rows(alpha, 0, shifts, unused);
+      at.spread_rows(alpha, shifts);
     }
     if (at.leads && at.has_row()) {
       p.alpha()[at.row()] = alpha;
@@ -243,18 +239,19 @@ __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
   problem.start();
 
   Relaxation relaxation(batch.relax, batch.tol, batch.max_iter);
-  float *f = p.f_at(1), *log_f = p.log_f_at(1), *g = p.g_at(1), *log_g = p.log_g_at(1);
+  float *row_out = problem.row_out(), *column_out = problem.column_out();
   const int rows = batch.history ? p.n() : 0, columns = batch.history ? p.m() : 0;
-  int64_t t = 1;
-  for (;; ++t, f += rows, log_f += rows, g += columns, log_g += columns) {
-    const bool relaxed = relaxation.begin(t);
-    problem.column_step(g, log_g, relaxed);
+  const int last = int(batch.max_iter);
+  int t = 1;
+  for (;; ++t, row_out += rows, column_out += columns) {
+    const bool relaxed = batch.relax && relaxation.begin(t);
+    problem.column_step(column_out, relaxed);
     float sums[C];
-    problem.row_step(f, log_f, relaxed, t & 1, sums);
+    problem.row_step(row_out, relaxed, t & 1, sums);
     problem.next_columns(sums);
-    if (batch.tol > 0 || batch.relax || t == batch.max_iter) {
+    if (batch.tol > 0 || batch.relax || t == last) {
       error = problem.marginal_error(sums);
-      if (t == batch.max_iter || (batch.tol > 0 && error <= batch.tol && !relaxed)) break;
+      if (t == last || (batch.tol > 0 && error <= batch.tol && !relaxed)) break;
       relaxation.watch(error);
     }
   }
