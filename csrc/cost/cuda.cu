@@ -320,8 +320,8 @@ const char* start(const CudaCost& c, void (*kernel)(Call<T, F>), int64_t blocks,
 // Whether the rows of the matrices begin where vectors of kVec elements may, in every problem.
 template <int kVec, class T, class F>
 bool takes_vectors(const Call<T, F>& c) {
-  uintptr_t addresses = 0;
-  for (const T* p : {c.cost, c.grad_cost, c.distance}) addresses |= reinterpret_cast<uintptr_t>(p);
+  auto address = [](const T* matrix) { return reinterpret_cast<uintptr_t>(matrix); };
+  const uintptr_t addresses = address(c.cost) | address(c.grad_cost) | address(c.distance);
   return c.m % kVec == 0 && addresses % (kVec * sizeof(T)) == 0;
 }
 
