@@ -19,7 +19,8 @@ const char* properties_of(const CudaCall& c, DeviceProperties* properties) {
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c, &properties);
-  if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
+  const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
+  if (!refused) *plan = make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
                                  {c.tune_threads, c.tune_quads, c.tune_grid});
   return refused;
 }
