@@ -101,4 +101,4 @@ fi
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   fail "torch finds no GPU here; without one the kernels are tested by tests/test_cuda_model*.py"
 # shellcheck disable=SC2086
-exec "$PYTHON" benchmarks/gpu/run.py "$OUT" --seconds "$SECONDS_EACH" $MODES
+exec "$PYTHON" benchmarks/gpu/run.py --seconds "$SECONDS_EACH" "$OUT" $MODES
