@@ -13,8 +13,6 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
-
 template <class T>
 __device__ inline bool in_range(T sum) {
   return sum >= T(1e-30) && sum <= T(1e30);
@@ -28,6 +26,7 @@ struct OwnedStart {
   bool bad;
   __device__ T shift(int) const { return g; }
   __device__ T power(int row) const { return potential[row] * k; }
+  __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
   __device__ void look(T c, bool there) { bad |= there && !(c >= -Limits<T>::kMax); }
 };
 
@@ -43,6 +42,7 @@ struct OwnedIterate {
 
   __device__ T shift(int j) const { return g[j]; }
   __device__ T power(int row) const { return potential[row] * k; }
+  __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
   __device__ T value(int row, T sum) {
     const T a = mass[row];
     if (!(a > 0)) return 0;

@@ -1,6 +1,6 @@
 // The sweep with one exponential per element: threads own columns.
 //
-//   e_ij = 2^((shift_j - C_ij) k + power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
+//   e_ij = step.entry(shift_j, C_ij, power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
 //
 // A thread keeps the potentials and the sums of its columns in registers for all rows of its block, and takes kR rows
 // at a time: the next ones are on their way while these are summed. Potentials are subtracted before anything is
@@ -25,11 +25,11 @@ struct Owned : Crew {
   bool aligned;
   const T* rows;  // of this block: shared, or the cost
   T* red;         // shared, sums of rows on their way; two rounds
-  T *potential, *mass;  // shared (count,): of the rows, for the steps
+  T *potential, *mass, *row_sum;  // shared (count,): of the rows, for the steps
   T* strip;             // shared, sums of columns on their way
   T* shifts;            // shared (span, 4 kQ)
   T* parts;             // global (size, stride of parts)
-  T* held;              // global (m,)
+  T* held;              // global (3, stride of parts)
   int parts_stride, turn = 0;
 
   // `work`: the work space of this problem (OwnedPlan::work elements).
@@ -43,7 +43,7 @@ struct Owned : Crew {
     scratch = reinterpret_cast<double*>(cuda::shared_memory());
     red = reinterpret_cast<T*>(scratch + 64);
     potential = red + owned_red(plan), mass = potential + in_fours(count);
-    strip = mass + in_fours(count), shifts = strip + owned_strip(plan);
+    row_sum = mass + in_fours(count), strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
     T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
     const T* own = cost + int64_t(row_begin) * m;
     aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
@@ -116,7 +116,7 @@ struct Owned : Crew {
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
         const int row = row_of(turn_of_rows, r);
-        const T power = row < count ? step.power(row) : -T(INFINITY);
+        const auto power = step.power(row < count ? row : 0);
         sums[r] = 0;
 #pragma unroll
         for (int q = 0; q < kQ; ++q) {
@@ -125,7 +125,7 @@ struct Owned : Crew {
           for (int v = 0; v < 4; ++v) {
             const T x = c[r][q][v];
             if constexpr (Step::kLooks) step.look(x, row < count && column(q) + v < m);
-            e[r][q][v] = cuda::power_of_two((shift[kSharedShift ? 0 : q][v] - x) * step.k + power);
+            e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
             sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
           }
           load(c[r][q], row_of(turn_of_rows + 1, r), q);

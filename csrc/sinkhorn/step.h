@@ -6,6 +6,8 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+constexpr double kLog2E = 1.4426950408889634;
+
 template <class T>
 struct Limits;
 template <>

@@ -1,0 +1,264 @@
+// The adjoint sweep on a GPU with one exponential per element (owned.cuh). With S_t and R_(t-1) the softmaxes of the
+// half-steps that made g_t and f_(t-1), both from f_(t-1) and C,
+//
+//   S_t,ij = exp((f_(t-1),i - C_ij) / reg - log_g_t,j)      R_(t-1),ij = S_t,ij (P_(t-1)'1)_j / a_i
+//
+// because f_(t-1) = reg (log a - log_f_(t-1)); (P_(t-1)'1)_j = exp(g_(t-1),j / reg + log_g_t,j) are the columns' masses
+// behind iteration t - 1, all at most 1. So with s_i = sum_j S_t,ij dg_t,j
+//
+//   df_(t-1),i = -s_i            dg_(t-1),j = (P_(t-1)'1)_j sum_i S_t,ij s_i / a_i
+//
+// Nothing can overflow: an entry of S is at most 1, and both sums are means of adjoints over masses. An entry that
+// underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
+#include "sinkhorn/adjoint_ends.cuh"
+#include "sinkhorn/owned.cuh"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+// dg_T: of the value, centred on alpha, and of what came for f_T.
+template <class T>
+struct OwnedFirst {
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false;
+  One<T> p;
+  const T *f, *alpha, *share;  // of this block's rows; shared: df_T / a
+  T inverse_reg, weight_over_reg;
+  __device__ T shift(int j) const { return p.g()[j]; }
+  __device__ RowValue<T> power(int row) const { return {f[row], share[row], alpha[row]}; }
+  __device__ T entry(T g, T c, const RowValue<T>& y) const {
+    const T plan = cuda::exp_of(exponent(y.potential, g, c, inverse_reg));
+    return plan > 0 ? plan * ((c - y.shift) * weight_over_reg - y.weight) : T(0);
+  }
+};
+
+// One step back. The potentials are subtracted from the costs first, then the log-sums as they were taken: the columns
+// of S sum to one.
+template <class T>
+struct OwnedBack {
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
+  const T *log_g, *dg;  // of S_t (m,)
+  const T *potential, *inverse_mass;  // shared: f_(t-1), 1 / a or 0
+  T* df;                // df_(t-1) of this block's rows
+  T k;
+  __device__ T shift(int j) const { return -log_g[j] * T(kLog2E); }
+  __device__ T weight(int j) const { return dg[j]; }
+  __device__ T power(int row) const { return potential[row]; }
+  __device__ T entry(T log_sum, T c, T f) const { return cuda::power_of_two((f - c) * k + log_sum); }
+  __device__ T value(int row, T sum) const { return sum * inverse_mass[row]; }
+  __device__ void store(int row, T sum) const { df[row] = -sum; }
+};
+
+// a R: its column sums are those of the plan.
+template <class T>
+struct OwnedColumnMass {
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false;
+  const T* g;                 // (m,)
+  const T *log_sum, *mass;    // shared: -log2 of the rows' sums, a
+  T k;
+  struct Row {
+    T log_sum, mass;
+  };
+  __device__ T shift(int j) const { return g[j]; }
+  __device__ Row power(int row) const { return {log_sum[row], mass[row]}; }
+  __device__ T entry(T g_j, T c, const Row& y) const { return cuda::power_of_two((g_j - c) * k + y.log_sum) * y.mass; }
+};
+
+// The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij.
+template <class T>
+struct OwnedFixedPoint {
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
+  const T *g, *share;       // (m,), dg over the columns' masses (m,)
+  const T *log_sum, *mass;  // as above
+  T* total;                 // shared: sums of R share over the sweeps
+  T k;
+  __device__ T shift(int j) const { return g[j]; }
+  __device__ T weight(int j) const { return share[j]; }
+  __device__ T power(int row) const { return log_sum[row]; }
+  __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two((g_j - c) * k + y); }
+  __device__ T value(int row, T sum) const { return sum * mass[row]; }
+  __device__ void store(int row, T sum) const { total[row] += sum; }
+};
+
+// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point.
+template <class T, class Crew>
+struct Adjoint {
+  const One<T>& p;
+  const AdjointCall<T>& call;
+  Crew& team;
+  T weight, inverse_reg, k;
+  const T *grad_f, *grad_g;
+  T *grad_a, *grad_b;
+  double least;
+
+  __device__ Adjoint(const One<T>& p_, const AdjointCall<T>& call_, Crew& team_) : p(p_), call(call_), team(team_) {
+    weight = call.value_weight ? call.value_weight[p.k] : T(0);
+    inverse_reg = 1 / p.reg(), k = T(kLog2E / double(p.reg()));
+    grad_f = call.grad_f ? call.grad_f + p.k * p.n() : nullptr;
+    grad_g = call.grad_g ? call.grad_g + p.k * p.m() : nullptr;
+    grad_a = call.grad_a + p.k * p.n(), grad_b = call.grad_b + p.k * p.m();
+    least = least_that_matters(p, call, weight, grad_f, grad_g, team);
+    team.over(team.col_begin, team.col_end, [&](int j) { grad_b[j] = 0; });
+  }
+
+  // df at the last half-step, and the columns' sums for dg there.
+  __device__ void first(T* df) {
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      const T a = p.mass_a(i), mine = grad_f && a > 0 ? grad_f[i] : T(0);
+      df[i] = mine;
+      team.row_sum[row] = mine * inverse_or_zero(a);
+    });
+    cuda::sync_block();
+    OwnedFirst<T> step{p, p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum, inverse_reg, weight * inverse_reg};
+    team.sweep(step);
+  }
+
+  __device__ void unrolled() {
+    const int64_t last = *p.n_iter(), before = p.k * p.all.max_iter - 1;
+    auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
+    auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
+    first(df_at(last));
+    team.over(0, team.count, [&](int row) { team.mass[row] = inverse_or_zero(p.mass_a(team.row_begin + row)); });
+    int64_t t = last;
+    for (;; --t) {
+      const T* f = p.f_at(t - 1) + team.row_begin;
+      const T ahead = team.tid < team.count ? f[team.tid] : T(0);  // on its way while the columns are put together
+      T* dg = dg_at(t);
+      double most = 0;
+      team.columns([&](int j, T sum) {
+        const T mass = p.mass_b(j);
+        T mine = t == last ? sum + (grad_g ? grad_g[j] : T(0))
+                           : sum * cuda::exp_of(p.g_at(t)[j] * inverse_reg + p.log_g_at(t + 1)[j]);
+        mine = mass > 0 ? mine : T(0);
+        const T share = mine * inverse_or_zero(mass);
+        dg[j] = mine;
+        grad_b[j] += p.reg() * share;
+        most = most < magnitude(share) ? magnitude(share) : most;
+      });
+      if (team.tid < team.count) team.potential[team.tid] = ahead;
+      team.over(team.threads, team.count, [&](int row) { team.potential[row] = f[row]; });
+      most = team.largest(most);
+      if (t == 1 || 2 * double(t) * most <= least) break;
+      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, k};
+      team.sweep(back);
+    }
+    if (team.leads()) call.first[p.k] = t;
+    for (int row = team.warp; row < team.count; row += team.warps) sum_of_row(team.row_begin + row, t, last);
+  }
+
+  __device__ void at_the_fixed_point() {
+    T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
+    T *share = team.held, *mass = share + team.parts_stride;  // (m,) dg over the columns' masses; these
+    T* change = mass + team.parts_stride;                     // (m,) dg of this sweep
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      team.potential[row] = -p.log_f_at(*p.n_iter())[i] * T(kLog2E);
+      team.mass[row] = p.mass_a(i);
+    });
+    cuda::sync_block();
+    OwnedColumnMass<T> columns{p.g(), team.potential, team.mass, k};
+    team.sweep(columns);
+    // With the columns' masses of the plan, not b, the sweep never expands.
+    team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = 0; });
+    team.sync();
+    first(df);
+    cuda::sync_block();
+    team.over(0, team.count, [&](int row) { team.row_sum[row] = 0; });
+    bool converged = false;
+    double before = 0;
+    for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
+      // (f + c, g - c) is the same plan: the adjoints must sum to zero, and a drift would never decay.
+      double drift = 0, total = 0, size = 0;
+      team.columns([&](int j, T sum) {
+        change[j] = sum + (sweeps == 0 && grad_g && p.mass_b(j) > 0 ? grad_g[j] : T(0));
+        drift += change[j], total += mass[j];
+      });
+      drift = team.total(drift), total = team.total(total);
+      const T shift = T(drift / total);
+      team.over(team.col_begin, team.col_end, [&](int j) {
+        const T mine = mass[j] > 0 ? change[j] / mass[j] - shift : T(0);
+        share[j] = mine;
+        dg[j] += mine * p.mass_b(j);
+        grad_b[j] += p.reg() * mine;
+        size = size < magnitude(mine) ? magnitude(mine) : size;
+      });
+      size = team.largest(size);
+      const double rate = before > 0 && size < before ? size / before : 0.999;
+      before = size;
+      converged = 2 * size / (1 - rate) <= least;
+      if (converged) break;  // the same on every thread
+      OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, team.row_sum, k};
+      team.sweep(step);
+    }
+    if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      const T a = team.mass[row], of_f = df[i] * inverse_or_zero(a), of_sweeps = a > 0 ? team.row_sum[row] : T(0);
+      df[i] -= a * of_sweeps;
+      grad_a[i] = weight * p.alpha()[i] + p.reg() * (of_f - of_sweeps);
+    });
+  }
+
+ private:
+  // grad_a of one row, by one warp, from what the iterations left.
+  __device__ void sum_of_row(int i, int64_t first, int64_t last) {
+    double sum = 0;
+    for (int64_t t = first + team.lane; t <= last; t += kWarp) sum += call.df[(p.k * p.all.max_iter + t - 1) * p.n() + i];
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+    if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * T(sum) * inverse_or_zero(p.mass_a(i));
+  }
+};
+
+template <class T, int kQ, int kR, bool kKept, bool kImplicit>
+__global__ void __launch_bounds__(kBackThreads, 1)
+    owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
+                         int first_problem) {
+  const bool grid = batch.plan.regime != Regime::kBlock;
+  const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
+  const One<T> p{batch, k};
+  using Team = Owned<T, kQ, kR, kKept>;
+  Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  Adjoint<T, Team> adjoint(p, call, team);
+  if constexpr (kImplicit)
+    adjoint.at_the_fixed_point();
+  else
+    adjoint.unrolled();
+}
+
+template <class T, int kQ, int kR, bool kKept>
+const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
+  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKept, true>
+                                    : owned_adjoint_kernel<T, kQ, kR, kKept, false>;
+  const OwnedPlan& plan = p.plan.back;
+  if (p.plan.regime == Regime::kBlock)
+    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+  for (int k = 0; k < p.batch; ++k) {
+    if (p.own_barrier)
+      if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
+    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, call, k))
+      return refused;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+template <class T>
+const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
+  const OwnedPlan& plan = p.plan.back;
+  if (plan.quads == 1)
+    return plan.rows == 1 ? start<T, 1, 1, true>(p, call, stream)
+           : plan.kept    ? start<T, 1, 4, true>(p, call, stream)
+                          : start<T, 1, 4, false>(p, call, stream);
+  if constexpr (sizeof(T) == 4) {
+    if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, call, stream) : start<T, 2, 4, false>(p, call, stream);
+    if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, call, stream) : start<T, 4, 2, false>(p, call, stream);
+  }
+  return "more columns than a thread can own";
+}
+template const char* adjoint_owned<float>(const DeviceProblem<float>&, const AdjointCall<float>&, cuda::Stream);
+template const char* adjoint_owned<double>(const DeviceProblem<double>&, const AdjointCall<double>&, cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd
