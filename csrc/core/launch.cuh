@@ -93,6 +93,9 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 __device__ inline double power_of_two(double x) { return ::exp2(x); }
+// x y + z with one rounding
+__device__ inline float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+__device__ inline double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
 // Features as they are read: half precision is computed in float.

@@ -56,12 +56,11 @@ struct OwnedColumnMass {
   const T* g;                 // (m,)
   const T *log_sum, *mass;    // shared: -log2 of the rows' sums, a
   T k;
-  struct Row {
-    T log_sum, mass;
-  };
   __device__ T shift(int j) const { return g[j]; }
-  __device__ Row power(int row) const { return {log_sum[row], mass[row]}; }
-  __device__ T entry(T g_j, T c, const Row& y) const { return cuda::power_of_two((g_j - c) * k + y.log_sum) * y.mass; }
+  __device__ RowValue<T> power(int row) const { return {log_sum[row], mass[row], 0}; }
+  __device__ T entry(T g_j, T c, const RowValue<T>& y) const {
+    return cuda::power_of_two((g_j - c) * k + y.potential) * y.weight;
+  }
 };
 
 // The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij.

@@ -47,6 +47,7 @@ struct Crew {
   // body(k) for every k of [begin, end), shared by the threads of this block.
   template <class Body>
   __device__ void over(int begin, int end, Body body) const {
+#pragma unroll 1
     for (int k = begin + tid; k < end; k += threads) body(k);
   }
 
@@ -63,6 +64,7 @@ struct Crew {
     if (lane == 0) scratch[warp] = mine;
     cuda::sync_block();
     double result = kLargest ? -double(INFINITY) : 0.0;
+#pragma unroll 1
     for (int w = 0; w < warps; ++w) result = combine<kLargest>(result, scratch[w]);
     return result;
   }

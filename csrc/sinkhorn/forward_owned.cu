@@ -18,6 +18,13 @@ __device__ inline bool in_range(T sum) {
   return sum >= T(1e-30) && sum <= T(1e30);
 }
 
+// log_sum - potential inverse_reg, rounded once: both sides' softmaxes are made with it.
+template <class T>
+__device__ inline T log_sum_without(T potential, T inverse_reg, T log_sum) {
+  const T power = potential * inverse_reg;
+  return (log_sum - cuda::fused(potential, inverse_reg, -power)) - power;
+}
+
 template <class T>
 struct OwnedStart {
   static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false;
@@ -27,7 +34,7 @@ struct OwnedStart {
   __device__ T shift(int) const { return g; }
   __device__ T power(int row) const { return potential[row] * k; }
   __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
-  __device__ void look(T c, bool there) { bad |= there && !(c >= -Limits<T>::kMax); }
+  __device__ void look(T c) { bad |= !(c >= -Limits<T>::kMax); }
 };
 
 template <class T>
@@ -57,8 +64,11 @@ struct OwnedIterate {
       log_f[row] = T(NAN);  // to be mended
       return;
     }
-    const T log_sum = cuda::log_of(sum);
-    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY), log_sum - before * inverse_reg);
+    // what the rounding of `power` took from the entries
+    const T lost = a > 0 ? cuda::fused(before, k, -power(row)) * T(0.6931471805599453) : T(0);
+    const T log_sum = cuda::log_of(sum) + lost;
+    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY),
+          log_sum_without(before, inverse_reg, log_sum));
   }
 
   __device__ bool to_mend(int row) const { return !(log_f[row] == log_f[row]); }
@@ -101,7 +111,7 @@ struct ColumnStep {
     }
     const T log_sum = cuda::log_of(sum);
     write(j, b, before, b > 0 ? before + p.reg() * (cuda::log_of(b) - log_sum) : -T(INFINITY),
-          log_sum - before * inverse_reg);
+          log_sum_without(before, inverse_reg, log_sum));
   }
   // Column j exactly; one warp.
   __device__ void mend(int j, int lane) {
@@ -124,52 +134,38 @@ struct ColumnStep {
 
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <class T, int kQ, int kR, bool kKept>
+template <bool kVector, class T, int kQ, int kR, bool kKept>
 __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
-  const int last = team.steps();
-  for (int turn = 0; turn < last; ++turn) {
-    T c[kR][kQ][4], plan[kR][kQ][4], sums[2 * kR], rest[kR];
+  T next[kQ][4];
 #pragma unroll
-    for (int r = 0; r < kR; ++r) {
-      const int row = team.row_of(turn, r);
-      const T f = row < team.count ? team.potential[row] : -T(INFINITY);
-      sums[r] = sums[kR + r] = 0;
+  for (int q = 0; q < kQ; ++q) team.template load<kVector>(next[q], team.group, q);
+  for (int first = 0; first < team.count; first += team.groups) {
+    const int row = first + team.group;
+    const T f = row < team.count ? team.potential[row] : -T(INFINITY);
+    T c[kQ][4], plan[kQ][4], sums[2] = {0, 0}, rest[1] = {0};
 #pragma unroll
-      for (int q = 0; q < kQ; ++q) {
-        team.load(c[r][q], row, q);
+    for (int q = 0; q < kQ; ++q) {
 #pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          const int j = team.column(q) + v;
-          const T x = c[r][q][v], e = j < team.m ? cuda::exp_of(exponent(f, g[j], x, inverse_reg)) : T(0);
-          plan[r][q][v] = e > 0 ? e : T(0);
-          c[r][q][v] = e > 0 ? x : T(0);
-          sums[r] += plan[r][q][v], sums[kR + r] += plan[r][q][v] * c[r][q][v];
-        }
+      for (int v = 0; v < 4; ++v) {
+        const int j = team.column(q) + v;
+        const T x = next[q][v], e = j < team.m ? cuda::exp_of(exponent(f, g[j], x, inverse_reg)) : T(0);
+        plan[q][v] = e > 0 ? e : T(0), c[q][v] = e > 0 ? x : T(0);
+        sums[0] += plan[q][v], sums[1] += plan[q][v] * c[q][v];
       }
+      team.template load<kVector>(next[q], row + team.groups, q);
     }
-    const T sum = team.template group_sums<2 * kR>(sums);
-    constexpr int kLanes = kWarp / (2 * kR);
-    T mean[kR], mass[kR], of_cost[kR];
+    const T sum = team.template group_sums<2>(sums);
+    const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
+    const T mean = mass > 0 ? of_cost / mass : T(0);
 #pragma unroll
-    for (int r = 0; r < kR; ++r) {
-      mass[r] = cuda::shuffle_from(sum, r * kLanes), of_cost[r] = cuda::shuffle_from(sum, (kR + r) * kLanes);
-      mean[r] = mass[r] > 0 ? of_cost[r] / mass[r] : T(0);
-      rest[r] = 0;
+    for (int q = 0; q < kQ; ++q)
 #pragma unroll
-      for (int q = 0; q < kQ; ++q)
-#pragma unroll
-        for (int v = 0; v < 4; ++v) rest[r] += plan[r][q][v] * (c[r][q][v] - mean[r]);
-    }
-    const T rests = team.template group_sums<kR>(rest);
-#pragma unroll
-    for (int r = 0; r < kR; ++r) {
-      const int row = team.row_of(turn, r);
-      const T of_row = cuda::shuffle_from(rests, r * team.kLane);
-      if (team.at > 0 || row >= team.count) continue;
-      alpha[row] = mass[r] > 0 ? mean[r] + of_row / mass[r] : T(0);
-      value += of_cost[r];
-    }
+      for (int v = 0; v < 4; ++v) rest[0] += plan[q][v] * (c[q][v] - mean);
+    const T of_row = team.template group_sums<1>(rest);
+    if (team.at > 0 || row >= team.count) continue;
+    alpha[row] = mass > 0 ? mean + of_row / mass : T(0);
+    value += of_cost;
   }
   return value;
 }
@@ -227,7 +223,10 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     relaxation.watch(error);
   }
 
-  double value = value_of_rows(team, p.g_at(t), p.alpha() + team.row_begin, inverse_reg), dual = 0;
+  T* alpha = p.alpha() + team.row_begin;
+  double value = team.vectors() ? value_of_rows<true>(team, p.g_at(t), alpha, inverse_reg)
+                                : value_of_rows<false>(team, p.g_at(t), alpha, inverse_reg);
+  double dual = 0;
   team.over(0, team.count, [&](int row) {
     const T f = team.potential[row], a = team.mass[row];
     dual += double(without_mass(f, a, p.reg())) * a;

@@ -13,6 +13,16 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+// A row that is not there: its entries are 0, as those of a column whose shift is -inf.
+template <class T>
+__device__ inline void leave_out(T& power) {
+  power = -T(INFINITY);
+}
+template <class T>
+__device__ inline void leave_out(RowValue<T>& y) {
+  y.potential = -T(INFINITY);
+}
+
 // T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory.
 template <class T, int kQ, int kR, bool kKept>
 struct Owned : Crew {
@@ -60,32 +70,37 @@ struct Owned : Crew {
   __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
   __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
 
-  // Four costs; +inf where there are none.
+  // Four costs of a row. Beyond the last row those of the last, beyond the last column those of the first: they are
+  // made 0 by what they are taken with, and nothing is asked before a load.
+  template <bool kVector>
   __device__ void load(T (&c)[4], int row, int q) const {
     const int j = column(q);
-    const T* from = rows + int64_t(row) * stride + j;
-    if (row < count && j < m && (kKept || aligned)) {
-      if constexpr (kKept)
-        cuda::load_four(from, c);
-      else
-        cuda::load_four_once(from, c);
-      return;
-    }
+    const T* from = rows + (row < count ? row : count - 1) * stride;
+    if constexpr (kKept) {
+      cuda::load_four(from + (j < m ? j : 0), c);
+    } else if constexpr (kVector) {
+      cuda::load_four_once(from + (j < m ? j : 0), c);
+    } else {
 #pragma unroll
-    for (int v = 0; v < 4; ++v) c[v] = !kKept && row < count && j + v < m ? from[v] : T(INFINITY);
+      for (int v = 0; v < 4; ++v) c[v] = from[j + v < m ? j + v : 0];
+    }
   }
+  __device__ bool vectors() const { return kKept || aligned; }
 
   // The sums of kN numbers over the threads of each group. A lane gets that of number lane / (32 / kN).
   template <int kN>
   __device__ T group_sums(T (&x)[kN]) {
     constexpr int kLanes = kWarp / kN;
+    constexpr int kMost = max_threads(sizeof(T)) / kWarp;
     const int warps_of_group = span / kWarp, mine = lane / kLanes, slot = lane % kLanes;
     const T of_warp = fold<kN, kWarp / 2>(x);
     T* buffer = red + (turn ^= 1) * (2 * kR * warps) + group * kN * warps_of_group;
-    if (slot == 0) buffer[mine * warps_of_group + warp % warps_of_group] = of_warp;
+    if (slot == 0) buffer[mine * warps_of_group + at / kWarp] = of_warp;
     cuda::sync_block();
     T sum = 0;
-    for (int w = slot; w < warps_of_group; w += kLanes) sum += buffer[mine * warps_of_group + w];
+#pragma unroll
+    for (int w = 0; w < kMost; w += kLanes)
+      if (w + slot < warps_of_group) sum += buffer[mine * warps_of_group + w + slot];
 #pragma unroll
     for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
     return sum;
@@ -94,62 +109,11 @@ struct Owned : Crew {
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
   template <class Step>
   __device__ void sweep(Step& step) {
-    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], acc[kQ][4], c[kR][kQ][4], e[kR][kQ][4];
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = column(q) + v;
-        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : T(0);
-        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
-        acc[q][v] = 0;
-      }
-      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
-    }
-#pragma unroll
-    for (int r = 0; r < kR; ++r)
-#pragma unroll
-      for (int q = 0; q < kQ; ++q) load(c[r][q], row_of(0, r), q);
-    const int last = steps();
-    for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
-      T sums[kR];
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        const int row = row_of(turn_of_rows, r);
-        const auto power = step.power(row < count ? row : 0);
-        sums[r] = 0;
-#pragma unroll
-        for (int q = 0; q < kQ; ++q) {
-          if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
-#pragma unroll
-          for (int v = 0; v < 4; ++v) {
-            const T x = c[r][q][v];
-            if constexpr (Step::kLooks) step.look(x, row < count && column(q) + v < m);
-            e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
-            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
-          }
-          load(c[r][q], row_of(turn_of_rows + 1, r), q);
-        }
-      }
-      T y[kR];
-      if constexpr (Step::kRows) {
-        const T sum = group_sums<kR>(sums);
-        const int row = row_of(turn_of_rows, lane / kLane);
-        const bool there = row < count;
-        const T mine = there ? step.value(row, sum) : T(0);
-        if (at < kWarp && lane % kLane == 0 && there) step.store(row, sum);
-#pragma unroll
-        for (int r = 0; r < kR; ++r) y[r] = cuda::shuffle_from(mine, r * kLane);
-      }
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        if (Step::kRows && y[r] == 0) continue;  // no mass, or a row to be mended: its entries may be anything
-#pragma unroll
-        for (int q = 0; q < kQ; ++q)
-#pragma unroll
-          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * y[r] : e[r][q][v];
-      }
-    }
+    T acc[kQ][4];
+    if (vectors())
+      pass<true>(step, acc);
+    else
+      pass<false>(step, acc);
     if constexpr (Step::kMends)
       if (cuda::any_of_block(step.wrong)) mend(step, acc);
     publish(acc);
@@ -183,6 +147,67 @@ struct Owned : Crew {
   }
 
  private:
+  template <bool kVector, class Step>
+  __device__ void pass(Step& step, T (&acc)[kQ][4]) {
+    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : -T(INFINITY);
+        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
+        acc[q][v] = 0;
+      }
+      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
+    }
+#pragma unroll
+    for (int r = 0; r < kR; ++r)
+#pragma unroll
+      for (int q = 0; q < kQ; ++q) load<kVector>(c[r][q], row_of(0, r), q);
+    const int last = steps();
+    for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
+      T sums[kR];
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        const int row = row_of(turn_of_rows, r);
+        auto power = step.power(row < count ? row : count - 1);
+        if (row >= count) leave_out(power);
+        sums[r] = 0;
+#pragma unroll
+        for (int q = 0; q < kQ; ++q) {
+          if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
+#pragma unroll
+          for (int v = 0; v < 4; ++v) {
+            const T x = c[r][q][v];
+            if constexpr (Step::kLooks) step.look(x);
+            e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
+            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
+          }
+          if (turn_of_rows + 1 < last) load<kVector>(c[r][q], row_of(turn_of_rows + 1, r), q);
+        }
+      }
+      T y[kR];
+      if constexpr (Step::kRows) {
+        const T sum = group_sums<kR>(sums);
+        const int row = row_of(turn_of_rows, lane / kLane);
+        const bool there = row < count;
+        const T mine = there ? step.value(row, sum) : T(0);
+        if (at < kWarp && lane % kLane == 0 && there) step.store(row, sum);
+#pragma unroll
+        for (int r = 0; r < kR; ++r) y[r] = cuda::shuffle_from(mine, r * kLane);
+      }
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        if (Step::kRows && y[r] == 0) continue;  // no mass, or a row to be mended: its entries may be anything
+#pragma unroll
+        for (int q = 0; q < kQ; ++q)
+#pragma unroll
+          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * y[r] : e[r][q][v];
+      }
+    }
+  }
+
   // Threads beside each other that read the sums of columns beside each other.
   __device__ static int strip_width(int columns) {
     int width = 1;
@@ -247,7 +272,10 @@ struct Owned : Crew {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
       T c[4];
-      load(c, row, q);
+      if (vectors())
+        load<true>(c, row, q);
+      else
+        load<false>(c, row, q);
 #pragma unroll
       for (int v = 0; v < 4; ++v)
         if (column(q) + v < m) body(q, v, step.shift(column(q) + v) - c[v]);

@@ -152,8 +152,9 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   if (tuning.quads) p.quads = tuning.quads;
   p.grid = tuning.grid && grid > 1 ? static_cast<int>(smaller(tuning.grid, n)) : grid;
   p.work = 4 + 4 * int64_t(p.grid) + (p.grid + 3) * in_fours(m);
-  if (int64_t(4) * p.quads * most < m) return p;
-  const int64_t rows = (n + p.grid - 1) / p.grid, fours = (m + 4 * p.quads - 1) / (4 * p.quads);
+  const int64_t rows = (n + p.grid - 1) / p.grid;
+  if (int64_t(4) * p.quads * most < m || rows * in_fours(m) > 0x7fffffff) return p;  // offsets in a block are int
+  const int64_t fours = (m + 4 * p.quads - 1) / (4 * p.quads);
   p.span = static_cast<int>((fours + 31) / 32 * 32);
   p.groups = static_cast<int>(smaller(most / p.span, rows));
   p.rows = owned_rows(p.quads, rows <= 2 * p.groups);
