@@ -10,6 +10,10 @@
 //
 // Nothing can overflow: an entry of S is at most 1, and both sums are means of adjoints over masses. An entry that
 // underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
+//
+// Where potentials are many times reg, the rounding of powers is what matters. S is made with the log-sums, and what
+// the rounding of a column's power took is put back into its weight and its sum; 1 / a_i is taken from the log-sum of
+// the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
 #include "sinkhorn/adjoint_ends.cuh"
 #include "sinkhorn/owned.cuh"
 
@@ -32,19 +36,41 @@ struct OwnedFirst {
   }
 };
 
-// One step back. The potentials are subtracted from the costs first, then the log-sums as they were taken: the columns
-// of S sum to one.
+// exp(potential / reg + log_sum), where the two are large and almost cancel.
+template <class T>
+__device__ inline T rest_of(T potential, T log_sum, T inverse_reg, T sign) {
+  const T power = potential * inverse_reg;
+  return cuda::exp_of(sign * ((power + log_sum) + cuda::fused(potential, inverse_reg, -power)));
+}
+
+// Log-sums to the base of two, in two parts. They were taken with `inverse_reg`, which k is not to the last bit.
+template <class T>
+struct BaseTwo {
+  T high, low;
+  __device__ BaseTwo(T reg, T inverse_reg, T k) {
+    const double factor = kLog2E * (1 - double(reg) * double(inverse_reg)) + double(reg) * double(k);
+    high = T(factor), low = T(factor - double(high));
+  }
+  __device__ T of(T log_sum) const { return log_sum * high; }
+  // 2 to the power of what `of` lacks, which is little
+  __device__ T rest(T log_sum) const {
+    return 1 + T(1 / kLog2E) * (cuda::fused(log_sum, high, -of(log_sum)) + log_sum * low);
+  }
+};
+
+// One step back. The costs are subtracted from the potentials first.
 template <class T>
 struct OwnedBack {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
-  const T *log_g, *dg;  // of S_t (m,)
+  const T *log_g, *dg;                // of S_t (m,)
   const T *potential, *inverse_mass;  // shared: f_(t-1), 1 / a or 0
-  T* df;                // df_(t-1) of this block's rows
+  T* df;                              // df_(t-1) of this block's rows
   T k;
-  __device__ T shift(int j) const { return -log_g[j] * T(kLog2E); }
-  __device__ T weight(int j) const { return dg[j]; }
+  const BaseTwo<T>& base_two;
+  __device__ T shift(int j) const { return -base_two.of(log_g[j]); }
+  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] / base_two.rest(log_g[j]) : T(0); }
   __device__ T power(int row) const { return potential[row]; }
-  __device__ T entry(T log_sum, T c, T f) const { return cuda::power_of_two((f - c) * k + log_sum); }
+  __device__ T entry(T log_sum, T c, T f) const { return cuda::power_of_two(cuda::fused(f - c, k, log_sum)); }
   __device__ T value(int row, T sum) const { return sum * inverse_mass[row]; }
   __device__ void store(int row, T sum) const { df[row] = -sum; }
 };
@@ -59,7 +85,7 @@ struct OwnedColumnMass {
   __device__ T shift(int j) const { return g[j]; }
   __device__ RowValue<T> power(int row) const { return {log_sum[row], mass[row], 0}; }
   __device__ T entry(T g_j, T c, const RowValue<T>& y) const {
-    return cuda::power_of_two((g_j - c) * k + y.potential) * y.weight;
+    return cuda::power_of_two(cuda::fused(g_j - c, k, y.potential)) * y.weight;
   }
 };
 
@@ -69,14 +95,14 @@ struct OwnedFixedPoint {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
   const T *g, *share;       // (m,), dg over the columns' masses (m,)
   const T *log_sum, *mass;  // as above
-  T* total;                 // shared: sums of R share over the sweeps
+  T* df;                    // of this block's rows
   T k;
   __device__ T shift(int j) const { return g[j]; }
   __device__ T weight(int j) const { return share[j]; }
   __device__ T power(int row) const { return log_sum[row]; }
-  __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two((g_j - c) * k + y); }
+  __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two(cuda::fused(g_j - c, k, y)); }
   __device__ T value(int row, T sum) const { return sum * mass[row]; }
-  __device__ void store(int row, T sum) const { total[row] += sum; }
+  __device__ void store(int row, T sum) const { df[row] -= sum * mass[row]; }
 };
 
 // The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point.
@@ -118,28 +144,32 @@ struct Adjoint {
     auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
     auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
     first(df_at(last));
-    team.over(0, team.count, [&](int row) { team.mass[row] = inverse_or_zero(p.mass_a(team.row_begin + row)); });
+    const BaseTwo<T> base_two(p.reg(), inverse_reg, k);
     int64_t t = last;
     for (;; --t) {
-      const T* f = p.f_at(t - 1) + team.row_begin;
-      const T ahead = team.tid < team.count ? f[team.tid] : T(0);  // on its way while the columns are put together
       T* dg = dg_at(t);
       double most = 0;
       team.columns([&](int j, T sum) {
         const T mass = p.mass_b(j);
         T mine = t == last ? sum + (grad_g ? grad_g[j] : T(0))
-                           : sum * cuda::exp_of(p.g_at(t)[j] * inverse_reg + p.log_g_at(t + 1)[j]);
+                           : sum * rest_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], inverse_reg, T(1)) /
+                                 base_two.rest(p.log_g_at(t + 1)[j]);
         mine = mass > 0 ? mine : T(0);
         const T share = mine * inverse_or_zero(mass);
         dg[j] = mine;
         grad_b[j] += p.reg() * share;
         most = most < magnitude(share) ? magnitude(share) : most;
       });
-      if (team.tid < team.count) team.potential[team.tid] = ahead;
-      team.over(team.threads, team.count, [&](int row) { team.potential[row] = f[row]; });
+      if (t > 1)
+        team.over(0, team.count, [&](int row) {
+          const int i = team.row_begin + row;
+          const T f = p.f_at(t - 1)[i];
+          team.potential[row] = f;
+          team.mass[row] = p.mass_a(i) > 0 ? rest_of(f, p.log_f_at(t - 1)[i], inverse_reg, T(-1)) : T(0);
+        });
       most = team.largest(most);
       if (t == 1 || 2 * double(t) * most <= least) break;
-      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, k};
+      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, k, base_two};
       team.sweep(back);
     }
     if (team.leads()) call.first[p.k] = t;
@@ -162,8 +192,6 @@ struct Adjoint {
     team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = 0; });
     team.sync();
     first(df);
-    cuda::sync_block();
-    team.over(0, team.count, [&](int row) { team.row_sum[row] = 0; });
     bool converged = false;
     double before = 0;
     for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
@@ -187,15 +215,13 @@ struct Adjoint {
       before = size;
       converged = 2 * size / (1 - rate) <= least;
       if (converged) break;  // the same on every thread
-      OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, team.row_sum, k};
+      OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, df + team.row_begin, k};
       team.sweep(step);
     }
     if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
-      const T a = team.mass[row], of_f = df[i] * inverse_or_zero(a), of_sweeps = a > 0 ? team.row_sum[row] : T(0);
-      df[i] -= a * of_sweeps;
-      grad_a[i] = weight * p.alpha()[i] + p.reg() * (of_f - of_sweeps);
+      grad_a[i] = weight * p.alpha()[i] + p.reg() * df[i] * inverse_or_zero(team.mass[row]);
     });
   }
 

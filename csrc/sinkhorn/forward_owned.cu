@@ -137,9 +137,8 @@ struct ColumnStep {
 template <bool kVector, class T, int kQ, int kR, bool kKept>
 __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
-  T next[kQ][4];
-#pragma unroll
-  for (int q = 0; q < kQ; ++q) team.template load<kVector>(next[q], team.group, q);
+  T next[kQ][4] = {};
+  team.template load<kVector>(next, team.group);
   for (int first = 0; first < team.count; first += team.groups) {
     const int row = first + team.group;
     const T f = row < team.count ? team.potential[row] : -T(INFINITY);
@@ -153,8 +152,8 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* al
         plan[q][v] = e > 0 ? e : T(0), c[q][v] = e > 0 ? x : T(0);
         sums[0] += plan[q][v], sums[1] += plan[q][v] * c[q][v];
       }
-      team.template load<kVector>(next[q], row + team.groups, q);
     }
+    team.template load<kVector>(next, row + team.groups);
     const T sum = team.template group_sums<2>(sums);
     const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
     const T mean = mass > 0 ? of_cost / mass : T(0);

@@ -2,6 +2,7 @@
 //
 //   e_ij = step.entry(shift_j, C_ij, power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
 //
+// and step.store(i, s_i) on one thread per row, behind the last row.
 // A thread keeps the potentials and the sums of its columns in registers for all rows of its block, and takes kR rows
 // at a time: the next ones are on their way while these are summed. Potentials are subtracted before anything is
 // scaled: what remains of g - C is small, and its rounding with it. What blocks have gathered for the columns is
@@ -35,7 +36,8 @@ struct Owned : Crew {
   bool aligned;
   const T* rows;  // of this block: shared, or the cost
   T* red;         // shared, sums of rows on their way; two rounds
-  T *potential, *mass, *row_sum;  // shared (count,): of the rows, for the steps
+  T *potential, *mass;  // shared (count,): of the rows, for the steps
+  T* row_sum;           // shared (count,): s_i
   T* strip;             // shared, sums of columns on their way
   T* shifts;            // shared (span, 4 kQ)
   T* parts;             // global (size, stride of parts)
@@ -53,7 +55,8 @@ struct Owned : Crew {
     scratch = reinterpret_cast<double*>(cuda::shared_memory());
     red = reinterpret_cast<T*>(scratch + 64);
     potential = red + owned_red(plan), mass = potential + in_fours(count);
-    row_sum = mass + in_fours(count), strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
+    row_sum = mass + in_fours(count);
+    strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
     T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
     const T* own = cost + int64_t(row_begin) * m;
     aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
@@ -64,25 +67,33 @@ struct Owned : Crew {
     }
   }
 
-  // Columns 4 q ... 4 q + 3 of this thread begin here; there may be fewer, or none, below m.
-  __device__ int column(int q) const { return (q * span + at) * 4; }
+  // Four columns of this thread begin here; there may be fewer, or none, below m. A warp's columns lie together: the
+  // distances between its loads are constants.
+  __device__ int column(int q) const { return at / kWarp * (kWarp * 4 * kQ) + (q * kWarp + lane) * 4; }
   // The row of this block that this group takes as number r of its turn `step`; `count` and more: none.
   __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
   __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
 
-  // Four costs of a row. Beyond the last row those of the last, beyond the last column those of the first: they are
-  // made 0 by what they are taken with, and nothing is asked before a load.
+  // This thread's costs of a row; where there are none, `c` stays as it is.
   template <bool kVector>
-  __device__ void load(T (&c)[4], int row, int q) const {
-    const int j = column(q);
-    const T* from = rows + (row < count ? row : count - 1) * stride;
-    if constexpr (kKept) {
-      cuda::load_four(from + (j < m ? j : 0), c);
-    } else if constexpr (kVector) {
-      cuda::load_four_once(from + (j < m ? j : 0), c);
-    } else {
+  __device__ void load(T (&c)[kQ][4], int row) const {
+    if (row < count) load_from<kVector>(c, rows + row * stride + column(0));
+  }
+  template <bool kVector>
+  __device__ void load_from(T (&c)[kQ][4], const T* from) const {
+    const int left = m - column(0);
 #pragma unroll
-      for (int v = 0; v < 4; ++v) c[v] = from[j + v < m ? j + v : 0];
+    for (int q = 0; q < kQ; ++q) {
+      const int j = q * kWarp * 4;
+      if constexpr (kKept) {
+        if (j < left) cuda::load_four(from + j, c[q]);
+      } else if constexpr (kVector) {
+        if (j < left) cuda::load_four_once(from + j, c[q]);
+      } else {
+#pragma unroll
+        for (int v = 0; v < 4; ++v)
+          if (j + v < left) c[q][v] = from[j + v];
+      }
     }
   }
   __device__ bool vectors() const { return kKept || aligned; }
@@ -161,12 +172,20 @@ struct Owned : Crew {
       }
       if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
     }
+    const int apart = groups * stride;  // rows of this group, one after the other
+    const T* next = rows + group * stride + column(0);
 #pragma unroll
-    for (int r = 0; r < kR; ++r)
+    for (int r = 0; r < kR; ++r) {
 #pragma unroll
-      for (int q = 0; q < kQ; ++q) load<kVector>(c[r][q], row_of(0, r), q);
+      for (int q = 0; q < kQ; ++q)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
+      if (row_of(0, r) < count) load_from<kVector>(c[r], next + r * apart);
+    }
     const int last = steps();
+#pragma unroll 1
     for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
+      next += kR * apart;
       T sums[kR];
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
@@ -184,27 +203,27 @@ struct Owned : Crew {
             e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
             sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
           }
-          if (turn_of_rows + 1 < last) load<kVector>(c[r][q], row_of(turn_of_rows + 1, r), q);
         }
+        if (row_of(turn_of_rows + 1, r) < count) load_from<kVector>(c[r], next + r * apart);
       }
-      T y[kR];
       if constexpr (Step::kRows) {
         const T sum = group_sums<kR>(sums);
         const int row = row_of(turn_of_rows, lane / kLane);
-        const bool there = row < count;
-        const T mine = there ? step.value(row, sum) : T(0);
-        if (at < kWarp && lane % kLane == 0 && there) step.store(row, sum);
+        const T mine = row < count ? step.value(row, sum) : T(0);
+        if (at < kWarp && lane % kLane == 0 && row < count) row_sum[row] = sum;
 #pragma unroll
-        for (int r = 0; r < kR; ++r) y[r] = cuda::shuffle_from(mine, r * kLane);
+        for (int r = 0; r < kR; ++r) sums[r] = cuda::shuffle_from(mine, r * kLane);
       }
 #pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        if (Step::kRows && y[r] == 0) continue;  // no mass, or a row to be mended: its entries may be anything
+      for (int r = 0; r < kR; ++r)
 #pragma unroll
         for (int q = 0; q < kQ; ++q)
 #pragma unroll
-          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * y[r] : e[r][q][v];
-      }
+          for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * sums[r] : e[r][q][v];
+    }
+    if constexpr (Step::kRows) {
+      cuda::sync_block();
+      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
     }
   }
 
@@ -271,14 +290,11 @@ struct Owned : Crew {
   __device__ void each(const Step& step, int row, Body body) const {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
-      T c[4];
-      if (vectors())
-        load<true>(c, row, q);
-      else
-        load<false>(c, row, q);
 #pragma unroll
-      for (int v = 0; v < 4; ++v)
-        if (column(q) + v < m) body(q, v, step.shift(column(q) + v) - c[v]);
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        if (j < m) body(q, v, step.shift(j) - rows[row * stride + j]);
+      }
     }
   }
 
