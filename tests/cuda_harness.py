@@ -61,15 +61,18 @@ def model(
     threads: int = 64,
     module: Any = None,
     skip_block_barrier: bool = False,
+    own_barrier: bool = False,
+    tuning: dict[str, int] | None = None,
 ) -> Iterator[Any]:
     """CPU tensors take the CUDA way inside; guard zones are looked at on leaving."""
     module = module or build.load()
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
-    names = ("kernels", "device_type", "regime", "empty")
+    names = ("kernels", "device_type", "regime", "empty", "own_barrier", "tuning")
     before = {name: getattr(_solve_cuda, name) for name in names}
     _solve_cuda.kernels, _solve_cuda.device_type, _solve_cuda.empty = module, "cpu", memory.empty
     _solve_cuda.regime = REGIMES.get(regime or "", 0)
+    _solve_cuda.own_barrier, _solve_cuda.tuning = own_barrier, tuning or {}
     launched = module.launches()
     try:
         yield module

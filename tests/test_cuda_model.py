@@ -89,6 +89,28 @@ def test_shapes_of_grid_tile_and_warps():
                                 assert distance(g, w) < 1e-10, (n, m, threads, blocks, shared, regime)
 
 
+SHAPES_OF_OWNERSHIP = [
+    # n, m, tuning: every count of columns per thread, with rows kept and streamed, columns in fours and not
+    (9, 120, {"quads": 1}), (7, 121, {"quads": 1}), (9, 300, {"quads": 2}), (11, 301, {"quads": 2}), (6, 520, {"quads": 4}),
+    (5, 517, {"quads": 4}), (5, 1024, {"quads": 8}), (4, 1030, {"quads": 8}),
+    (5, 2048, {"quads": 16}), (4, 1999, {"quads": 16}), (40, 40, {"threads": 32}), (40, 36, {"grid": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own_barrier", [False, True], ids=["library barrier", "own barrier"])
+@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
+def test_every_shape_of_ownership(n, m, tuning, own_barrier):
+    C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float32)
+    want = reference.sinkhorn(C.double(), a.double(), b.double(), reg=0.1, max_iter=5)
+    for regime in ("resident", "sweep"):
+        for order in ORDERS:
+            with model(regime, order, 2, shared=200 * 1024, threads=128, own_barrier=own_barrier, tuning=tuning):
+                got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5)
+                assert distance(got.value, want.value) < 2e-6, (regime, order)
+                for x, y in zip(got.potentials, (want.f, want.g), strict=True):
+                    assert distance(x, y) < 2e-6, (regime, order)
+
+
 def test_rows_that_fit_no_shared_memory():
     C, a, b = leaves(Case(5, 2100, 0.1, 1, "random"), torch.float64)
     want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=4).value

@@ -34,7 +34,16 @@ BUGS = {
         "sinkhorn/team.cuh", "for (int j = col_begin + tid; j < col_end; j += threads) {",
         "for (int j = col_begin + tid; j <= col_end; j += threads) {", "block",
     ),
-    "output not written": ("sinkhorn/forward.cu", "    p.g()[j] = g;\n", "", "block"),
+    "output not written": ("sinkhorn/forward_owned.cu", "    p.g()[j] = g;\n", "", "block"),
+    "barrier between sums of rows and their use removed": (
+        "sinkhorn/owned.cuh", "= of_warp;\n    cuda::sync_block();", "= of_warp;", "resident",
+    ),
+    "columns put together before all are there": (
+        "sinkhorn/owned.cuh", "    publish(acc);\n    sync();", "    publish(acc);", "sweep",
+    ),
+    "last row of a turn left out": (
+        "sinkhorn/owned.cuh", "row < count ? step.power(row)", "row < count - 1 ? step.power(row)", "sweep",
+    ),
     "gradient not written": (
         "sinkhorn/gradient.cu", "    out[int64_t(i - first_row) * m + j] = poisoned",
         "    if (i > 0) out[int64_t(i - first_row) * m + j] = poisoned", "block",
@@ -51,7 +60,7 @@ BUGS = {
         "const int first_row = 0, end = first_row + int(batch.rows);", "panel",
     ),
     "barrier that some never reach": (
-        "sinkhorn/team.cuh", "    cuda::sync_block();  // scratch may still",
+        "sinkhorn/crew.cuh", "    cuda::sync_block();  // scratch may still",
         "    if (tid > 0) cuda::sync_block();  // scratch may still", "block",
     ),
 }  # fmt: skip

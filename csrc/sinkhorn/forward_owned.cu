@@ -27,7 +27,7 @@ __device__ inline T log_sum_without(T potential, T inverse_reg, T log_sum) {
 
 template <class T>
 struct OwnedStart {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false;
+  static constexpr bool kRows = false, kWeighted = false, kLooks = true, kMends = false, kOnce = true;
   const T* potential;  // f_0 (count,)
   T k, g;              // log2(e) / reg, g_0
   bool bad;
@@ -39,7 +39,7 @@ struct OwnedStart {
 
 template <class T>
 struct OwnedIterate {
-  static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true;
+  static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true, kOnce = false;
   One<T> p;
   T *potential, *mass;  // shared (count,): f_(t-1), which becomes f_t; a
   const T* g;           // g_t (m,)
@@ -132,39 +132,41 @@ struct ColumnStep {
   }
 };
 
+// Sums of this thread's part of a row of the plan: its masses, and those times C - shift.
+template <class T, int kQ, int kR, bool kKept>
+__device__ void look_at_plan(const Owned<T, kQ, kR, kKept>& team, int row, const T* g, T shift, T inverse_reg, T (&sums)[2]) {
+  sums[0] = sums[1] = 0;
+  if (row >= team.count) return;
+  const T f = team.potential[row];
+#pragma unroll(kQ < 4 ? kQ : 4)
+  for (int q = 0; q < kQ; ++q)
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      const int j = team.column(q) + v;
+      if (j >= team.m) continue;
+      const T c = team.cost_of(row, j), plan = cuda::exp_of(exponent(f, g[j], c, inverse_reg));
+      if (plan > 0) sums[0] += plan, sums[1] += plan * (c - shift);
+    }
+}
+
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <bool kVector, class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, bool kKept>
 __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
-  T next[kQ][4] = {};
-  team.template load<kVector>(next, team.group);
+#pragma unroll 1
   for (int first = 0; first < team.count; first += team.groups) {
     const int row = first + team.group;
-    const T f = row < team.count ? team.potential[row] : -T(INFINITY);
-    T c[kQ][4], plan[kQ][4], sums[2] = {0, 0}, rest[1] = {0};
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = team.column(q) + v;
-        const T x = next[q][v], e = j < team.m ? cuda::exp_of(exponent(f, g[j], x, inverse_reg)) : T(0);
-        plan[q][v] = e > 0 ? e : T(0), c[q][v] = e > 0 ? x : T(0);
-        sums[0] += plan[q][v], sums[1] += plan[q][v] * c[q][v];
-      }
+    T mean = 0, sums[2];
+#pragma unroll 1
+    for (int look = 0; look < 2; ++look) {
+      look_at_plan(team, row, g, mean, inverse_reg, sums);
+      const T sum = team.template group_sums<2>(sums);
+      const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
+      mean += mass > 0 ? of_cost / mass : T(0);
+      if (look == 0 && team.at == 0 && row < team.count) value += of_cost;
     }
-    team.template load<kVector>(next, row + team.groups);
-    const T sum = team.template group_sums<2>(sums);
-    const T mass = cuda::shuffle_from(sum, 0), of_cost = cuda::shuffle_from(sum, kWarp / 2);
-    const T mean = mass > 0 ? of_cost / mass : T(0);
-#pragma unroll
-    for (int q = 0; q < kQ; ++q)
-#pragma unroll
-      for (int v = 0; v < 4; ++v) rest[0] += plan[q][v] * (c[q][v] - mean);
-    const T of_row = team.template group_sums<1>(rest);
-    if (team.at > 0 || row >= team.count) continue;
-    alpha[row] = mass > 0 ? mean + of_row / mass : T(0);
-    value += of_cost;
+    if (team.at == 0 && row < team.count) alpha[row] = mean;
   }
   return value;
 }
@@ -223,9 +225,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   }
 
   T* alpha = p.alpha() + team.row_begin;
-  double value = team.vectors() ? value_of_rows<true>(team, p.g_at(t), alpha, inverse_reg)
-                                : value_of_rows<false>(team, p.g_at(t), alpha, inverse_reg);
-  double dual = 0;
+  double value = value_of_rows(team, p.g_at(t), alpha, inverse_reg), dual = 0;
   team.over(0, team.count, [&](int row) {
     const T f = team.potential[row], a = team.mass[row];
     dual += double(without_mass(f, a, p.reg())) * a;
@@ -267,7 +267,8 @@ const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, c
   if constexpr (sizeof(T) == 4) {
     if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, out, stream) : start<T, 2, 4, false>(p, out, stream);
     if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, out, stream) : start<T, 4, 2, false>(p, out, stream);
-    return start<T, 8, 1, false>(p, out, stream);
+    if (plan.quads == 8) return start<T, 8, 1, false>(p, out, stream);
+    return start<T, 16, 1, false>(p, out, stream);
   }
   return "more columns than a thread can own";
 }

@@ -28,6 +28,7 @@ __device__ inline void leave_out(RowValue<T>& y) {
 template <class T, int kQ, int kR, bool kKept>
 struct Owned : Crew {
   static constexpr bool kSharedShift = kQ >= kSharedQuads;
+  static constexpr bool kTwice = kQ > kStreamedQuads;  // entries do not stay in registers
   static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
 
   int span, group, groups, at;  // threads of a group, which one this is in, and where in it
@@ -74,17 +75,15 @@ struct Owned : Crew {
   __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
   __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
 
-  // This thread's costs of a row; where there are none, `c` stays as it is.
-  template <bool kVector>
-  __device__ void load(T (&c)[kQ][4], int row) const {
-    if (row < count) load_from<kVector>(c, rows + row * stride + column(0));
-  }
-  template <bool kVector>
-  __device__ void load_from(T (&c)[kQ][4], const T* from) const {
+  __device__ T cost_of(int row, int j) const { return rows[row * stride + j]; }
+  // kN times four of this thread's costs of a row, from those at `from`, number `first` times four; where there are
+  // none, `c` stays as it is.
+  template <bool kVector, int kN>
+  __device__ void load(T (&c)[kN][4], const T* from, int first = 0) const {
     const int left = m - column(0);
 #pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-      const int j = q * kWarp * 4;
+    for (int q = 0; q < kN; ++q) {
+      const int j = (first + q) * kWarp * 4;
       if constexpr (kKept) {
         if (j < left) cuda::load_four(from + j, c[q]);
       } else if constexpr (kVector) {
@@ -121,10 +120,14 @@ struct Owned : Crew {
   template <class Step>
   __device__ void sweep(Step& step) {
     T acc[kQ][4];
-    if (vectors())
+    if (!Step::kOnce && vectors())
       pass<true>(step, acc);
     else
       pass<false>(step, acc);
+    if constexpr (Step::kRows) {
+      cuda::sync_block();
+      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
+    }
     if constexpr (Step::kMends)
       if (cuda::any_of_block(step.wrong)) mend(step, acc);
     publish(acc);
@@ -138,18 +141,20 @@ struct Owned : Crew {
       over(0, m, [&](int j) { body(j, parts[j]); });
       return;
     }
-    const int width = strip_width(col_end - col_begin), slices = threads / width;
+    const int log_width = log_strip(col_end - col_begin), width = 1 << log_width, slices = threads >> log_width;
+#pragma unroll 1
     for (int first = col_begin; first < col_end; first += width) {
-      const int j = first + tid % width;
+      const int j = first + (tid & (width - 1));
       T sum = 0;
       if (j < col_end)
 #pragma unroll 4
-        for (int s = tid / width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+        for (int s = tid >> log_width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
       for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
       strip[tid] = sum;
       cuda::sync_block();
       if (tid < width && j < col_end) {
         T all = 0;
+#pragma unroll 4
         for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
         body(j, all);
       }
@@ -160,6 +165,66 @@ struct Owned : Crew {
  private:
   template <bool kVector, class Step>
   __device__ void pass(Step& step, T (&acc)[kQ][4]) {
+    if constexpr (kTwice)
+      two_looks<kVector>(step, acc);
+    else
+      one_look<kVector>(step, acc);
+  }
+
+  // Rows too long for their entries to stay in registers are read again, from the second-level cache: a row at a
+  // time, in parts, the next part on its way.
+  template <bool kVector, class Step>
+  __device__ void two_looks(Step& step, T (&acc)[kQ][4]) {
+    static_assert(!Step::kWeighted, "the weights of so many columns have no place");
+    constexpr int kPart = 4, kParts = kQ / kPart;
+    T c[2][kPart][4] = {}, shift[4];
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        shift[v] = column(q) + v < m ? step.shift(column(q) + v) : -T(INFINITY);
+        acc[q][v] = 0;
+      }
+      cuda::store_four(shifts + column(q), shift);
+    }
+    load<kVector>(c[0], rows + column(0));
+#pragma unroll 1
+    for (int row = 0; row < count; ++row) {
+      const T* from = rows + row * stride + column(0);
+      const T power = step.power(row);
+      T sums[1] = {0}, y = 1;
+#pragma unroll
+      for (int k = Step::kRows ? 0 : kParts; k < 2 * kParts; ++k) {
+        const int next = k + 1 < 2 * kParts ? k + 1 : Step::kRows ? 0 : kParts;
+        if (k + 1 < 2 * kParts || row + 1 < count)
+          load<kVector>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
+        if constexpr (Step::kRows) {
+          if (k == kParts) {
+            const T sum = group_sums<1>(sums);
+            if (at == 0) row_sum[row] = sum;
+            y = step.value(row, sum);
+          }
+        }
+#pragma unroll
+        for (int part = 0; part < kPart; ++part) {
+          const int q = k % kParts * kPart + part;
+          cuda::load_four(shifts + column(q), shift);
+#pragma unroll
+          for (int v = 0; v < 4; ++v) {
+            const T x = c[k % 2][part][v], e = cuda::power_of_two((shift[v] - x) * step.k + power);
+            if constexpr (Step::kLooks) step.look(x);
+            if (k < kParts)
+              sums[0] += e;
+            else
+              acc[q][v] += e * y;
+          }
+        }
+      }
+    }
+  }
+
+  template <bool kVector, class Step>
+  __device__ void one_look(Step& step, T (&acc)[kQ][4]) {
     T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
@@ -180,7 +245,7 @@ struct Owned : Crew {
       for (int q = 0; q < kQ; ++q)
 #pragma unroll
         for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
-      if (row_of(0, r) < count) load_from<kVector>(c[r], next + r * apart);
+      if (row_of(0, r) < count) load<kVector, kQ>(c[r], next + r * apart);
     }
     const int last = steps();
 #pragma unroll 1
@@ -204,7 +269,7 @@ struct Owned : Crew {
             sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
           }
         }
-        if (row_of(turn_of_rows + 1, r) < count) load_from<kVector>(c[r], next + r * apart);
+        if (row_of(turn_of_rows + 1, r) < count) load<kVector, kQ>(c[r], next + r * apart);
       }
       if constexpr (Step::kRows) {
         const T sum = group_sums<kR>(sums);
@@ -221,17 +286,13 @@ struct Owned : Crew {
 #pragma unroll
           for (int v = 0; v < 4; ++v) acc[q][v] += Step::kRows ? e[r][q][v] * sums[r] : e[r][q][v];
     }
-    if constexpr (Step::kRows) {
-      cuda::sync_block();
-      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
-    }
   }
 
-  // Threads beside each other that read the sums of columns beside each other.
-  __device__ static int strip_width(int columns) {
-    int width = 1;
-    while (width < columns && width < kWarp) width *= 2;
-    return width;
+  // So many threads beside each other, as a power of two, read the sums of columns beside each other.
+  __device__ static int log_strip(int columns) {
+    int log_width = 0;
+    while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
+    return log_width;
   }
 
   __device__ void keep(T* tile, const T* own) const {
@@ -293,7 +354,7 @@ struct Owned : Crew {
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         const int j = column(q) + v;
-        if (j < m) body(q, v, step.shift(j) - rows[row * stride + j]);
+        if (j < m) body(q, v, step.shift(j) - cost_of(row, j));
       }
     }
   }
@@ -311,8 +372,10 @@ struct Owned : Crew {
 #pragma unroll
     for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
     cuda::sync_block();
+#pragma unroll 1
     for (int j = tid; j < m; j += threads) {
       T sum = strip[j];
+#pragma unroll 1
       for (int g = 1; g < groups; ++g) sum += strip[g * wide + j];
       out[j] = sum;
     }

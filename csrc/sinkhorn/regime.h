@@ -118,9 +118,11 @@ UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t
 UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
 
 // Most quads of columns that one thread owns: beyond, registers would spill.
-UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 8; }
+UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 16; }
 // With so many, the columns' potentials are in shared memory.
-constexpr int kSharedQuads = 8;
+constexpr int kSharedQuads = 4;
+// With so many, rows are always read from global memory: few blocks own rows of such length and have room for them.
+constexpr int kStreamedQuads = 8;
 // Rows at a time, as compiled: as many as leave registers for the rows that are on their way meanwhile.
 UK_HOST_DEVICE constexpr int owned_rows(int quads, bool few) {
   return few && quads == 1 ? 1 : quads <= 2 ? 4 : quads == 4 ? 2 : 1;
@@ -156,12 +158,12 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   if (int64_t(4) * p.quads * most < m || rows * in_fours(m) > 0x7fffffff) return p;  // offsets in a block are int
   const int64_t fours = (m + 4 * p.quads - 1) / (4 * p.quads);
   p.span = static_cast<int>((fours + 31) / 32 * 32);
-  p.groups = static_cast<int>(smaller(most / p.span, rows));
+  p.groups = p.quads > kStreamedQuads ? 1 : static_cast<int>(smaller(most / p.span, rows));
   p.rows = owned_rows(p.quads, rows <= 2 * p.groups);
   p.threads = p.groups * p.span;
   const int64_t bytes = kOwnedScratch + owned_elements(p, rows) * element;
   const int64_t kept = bytes + rows * in_fours(m) * element;
-  p.kept = regime != Regime::kSweep && p.quads < kSharedQuads && kept <= device.shared_per_block;
+  p.kept = regime != Regime::kSweep && p.quads < kStreamedQuads && kept <= device.shared_per_block;
   if (!p.kept) p.rows = owned_rows(p.quads, false);
   p.shared = p.kept ? kept : kOwnedScratch + owned_elements(p, rows) * element;
   if (p.shared > device.shared_per_block) p.threads = 0;
