@@ -12,7 +12,7 @@
 // underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
 //
 // Where potentials are many times reg, the rounding of powers is what matters. S is made with the log-sums, and what
-// the rounding of a column's power took is put back into its weight and its sum; 1 / a_i is taken from the log-sum of
+// the rounding of its powers took is put back into weights and sums; 1 / a_i is taken from the log-sum of
 // the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
 #include "sinkhorn/adjoint_ends.cuh"
 #include "sinkhorn/owned.cuh"
@@ -24,7 +24,7 @@ namespace {
 // dg_T: of the value, centred on alpha, and of what came for f_T.
 template <class T>
 struct OwnedFirst {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false;
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
   One<T> p;
   const T *f, *alpha, *share;  // of this block's rows; shared: df_T / a
   T inverse_reg, weight_over_reg;
@@ -43,42 +43,48 @@ __device__ inline T rest_of(T potential, T log_sum, T inverse_reg, T sign) {
   return cuda::exp_of(sign * ((power + log_sum) + cuda::fused(potential, inverse_reg, -power)));
 }
 
-// Log-sums to the base of two, in two parts. They were taken with `inverse_reg`, which k is not to the last bit.
+// The powers of S to the base of two, as (column - c) k + row, where column = -reg log_g: what remains of column - c is
+// small, and its rounding with it. What the rounding of `column` and `row` took is little; it is put back as factors.
+// The log-sums were taken with `inverse_reg`, which k is not to the last bit.
 template <class T>
-struct BaseTwo {
-  T high, low;
-  __device__ BaseTwo(T reg, T inverse_reg, T k) {
-    const double factor = kLog2E * (1 - double(reg) * double(inverse_reg)) + double(reg) * double(k);
-    high = T(factor), low = T(factor - double(high));
+struct Powers {
+  T reg, k, high, low;  // log2(e) in two parts, as it is with this k
+  __device__ Powers(T reg_, T inverse_reg, T k_) : reg(reg_), k(k_) {
+    const double log2e = kLog2E * (1 - double(reg) * double(inverse_reg)) + double(reg) * double(k);
+    high = T(log2e), low = T(log2e - double(high));
   }
-  __device__ T of(T log_sum) const { return log_sum * high; }
-  // 2 to the power of what `of` lacks, which is little
-  __device__ T rest(T log_sum) const {
-    return 1 + T(1 / kLog2E) * (cuda::fused(log_sum, high, -of(log_sum)) + log_sum * low);
+  __device__ T column(T log_sum) const { return -reg * log_sum; }
+  __device__ T rest_of_column(T log_sum) const {
+    const T power = log_sum * high, made = column(log_sum), taken = made * k;
+    const T parts = cuda::fused(log_sum, high, -power) + cuda::fused(made, k, -taken) + log_sum * low;
+    return 1 - T(1 / kLog2E) * ((power + taken) + parts);
+  }
+  __device__ T row(T potential) const { return potential * k; }
+  __device__ T rest_of_row(T potential) const {
+    return 1 + T(1 / kLog2E) * cuda::fused(potential, k, -row(potential));
   }
 };
 
-// One step back. The costs are subtracted from the potentials first.
+// One step back.
 template <class T>
 struct OwnedBack {
-  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
-  const T *log_g, *dg;                // of S_t (m,)
-  const T *potential, *inverse_mass;  // shared: f_(t-1), 1 / a or 0
-  T* df;                              // df_(t-1) of this block's rows
-  T k;
-  const BaseTwo<T>& base_two;
-  __device__ T shift(int j) const { return -base_two.of(log_g[j]); }
-  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] / base_two.rest(log_g[j]) : T(0); }
-  __device__ T power(int row) const { return potential[row]; }
-  __device__ T entry(T log_sum, T c, T f) const { return cuda::power_of_two(cuda::fused(f - c, k, log_sum)); }
-  __device__ T value(int row, T sum) const { return sum * inverse_mass[row]; }
-  __device__ void store(int row, T sum) const { df[row] = -sum; }
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
+  const T *log_g, *dg;                    // of S_t (m,)
+  const T *potential, *scale;             // shared: f_(t-1); 1 / a or 0, with the row's rest squared
+  T* df;                                  // df_(t-1) of this block's rows
+  const Powers<T>& powers;
+  __device__ T shift(int j) const { return powers.column(log_g[j]); }
+  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] * powers.rest_of_column(log_g[j]) : T(0); }
+  __device__ T power(int row) const { return powers.row(potential[row]); }
+  __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
+  __device__ T value(int row, T sum) const { return sum * scale[row]; }
+  __device__ void store(int row, T sum) const { df[row] = scale[row] > 0 ? -sum * powers.rest_of_row(potential[row]) : T(0); }
 };
 
 // a R: its column sums are those of the plan.
 template <class T>
 struct OwnedColumnMass {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false;
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
   const T* g;                 // (m,)
   const T *log_sum, *mass;    // shared: -log2 of the rows' sums, a
   T k;
@@ -92,7 +98,7 @@ struct OwnedColumnMass {
 // The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij.
 template <class T>
 struct OwnedFixedPoint {
-  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false;
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
   const T *g, *share;       // (m,), dg over the columns' masses (m,)
   const T *log_sum, *mass;  // as above
   T* df;                    // of this block's rows
@@ -144,7 +150,7 @@ struct Adjoint {
     auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
     auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
     first(df_at(last));
-    const BaseTwo<T> base_two(p.reg(), inverse_reg, k);
+    const Powers<T> powers(p.reg(), inverse_reg, k);
     int64_t t = last;
     for (;; --t) {
       T* dg = dg_at(t);
@@ -152,8 +158,8 @@ struct Adjoint {
       team.columns([&](int j, T sum) {
         const T mass = p.mass_b(j);
         T mine = t == last ? sum + (grad_g ? grad_g[j] : T(0))
-                           : sum * rest_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], inverse_reg, T(1)) /
-                                 base_two.rest(p.log_g_at(t + 1)[j]);
+                           : sum * rest_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], inverse_reg, T(1)) *
+                                 powers.rest_of_column(p.log_g_at(t + 1)[j]);
         mine = mass > 0 ? mine : T(0);
         const T share = mine * inverse_or_zero(mass);
         dg[j] = mine;
@@ -165,11 +171,12 @@ struct Adjoint {
           const int i = team.row_begin + row;
           const T f = p.f_at(t - 1)[i];
           team.potential[row] = f;
-          team.mass[row] = p.mass_a(i) > 0 ? rest_of(f, p.log_f_at(t - 1)[i], inverse_reg, T(-1)) : T(0);
+          const T rest = powers.rest_of_row(f);
+          team.mass[row] = p.mass_a(i) > 0 ? rest_of(f, p.log_f_at(t - 1)[i], inverse_reg, T(-1)) * rest * rest : T(0);
         });
       most = team.largest(most);
       if (t == 1 || 2 * double(t) * most <= least) break;
-      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, k, base_two};
+      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
       team.sweep(back);
     }
     if (team.leads()) call.first[p.k] = t;

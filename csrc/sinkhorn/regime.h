@@ -142,8 +142,8 @@ constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
 
 // The adjoint keeps a weight of each column beside its potential, which takes registers: fewer threads, and fewer
 // columns of one thread.
-constexpr int kBackThreads = 256;
-UK_HOST_DEVICE bool owns_columns_back(const OwnedPlan& p) { return p.threads > 0 && p.quads < kSharedQuads; }
+constexpr int kBackThreads = 256, kBackQuads = 4;
+UK_HOST_DEVICE bool owns_columns_back(const OwnedPlan& p) { return p.threads > 0 && p.quads <= kBackQuads; }
 
 UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid,
                                     const DeviceProperties& device, const Tuning& tuning) {
