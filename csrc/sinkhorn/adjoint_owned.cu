@@ -129,7 +129,6 @@ struct Adjoint {
     grad_g = call.grad_g ? call.grad_g + p.k * p.m() : nullptr;
     grad_a = call.grad_a + p.k * p.n(), grad_b = call.grad_b + p.k * p.m();
     least = least_that_matters(p, call, weight, grad_f, grad_g, team);
-    team.over(team.col_begin, team.col_end, [&](int j) { grad_b[j] = 0; });
   }
 
   // df at the last half-step, and the columns' sums for dg there.
@@ -152,35 +151,49 @@ struct Adjoint {
     first(df_at(last));
     const Powers<T> powers(p.reg(), inverse_reg, k);
     int64_t t = last;
-    for (;; --t) {
+    for (Ahead ahead = look_ahead(last, last);; --t) {
       T* dg = dg_at(t);
       double most = 0;
       team.columns([&](int j, T sum) {
-        const T mass = p.mass_b(j);
-        T mine = t == last ? sum + (grad_g ? grad_g[j] : T(0))
-                           : sum * rest_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], inverse_reg, T(1)) *
-                                 powers.rest_of_column(p.log_g_at(t + 1)[j]);
-        mine = mass > 0 ? mine : T(0);
-        const T share = mine * inverse_or_zero(mass);
-        dg[j] = mine;
-        grad_b[j] += p.reg() * share;
-        most = most < magnitude(share) ? magnitude(share) : most;
+        const bool near = j == team.col_begin + team.tid;
+        const T mass = near ? ahead.mass : p.mass_b(j);
+        T mine = sum;
+        if (t == last) {
+          mine += grad_g ? grad_g[j] : T(0);
+        } else {
+          const T g = near ? ahead.g : p.g_at(t)[j], log_g = near ? ahead.log_g : p.log_g_at(t + 1)[j];
+          mine *= rest_of(g, log_g, inverse_reg, T(1)) * powers.rest_of_column(log_g);
+        }
+        dg[j] = mass > 0 ? mine : T(0);
+        const double share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
+        most = most < share ? share : most;
       });
       if (t > 1)
         team.over(0, team.count, [&](int row) {
           const int i = team.row_begin + row;
-          const T f = p.f_at(t - 1)[i];
-          team.potential[row] = f;
+          const bool near = row == team.tid;
+          const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
           const T rest = powers.rest_of_row(f);
-          team.mass[row] = p.mass_a(i) > 0 ? rest_of(f, p.log_f_at(t - 1)[i], inverse_reg, T(-1)) * rest * rest : T(0);
+          team.potential[row] = f;
+          team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
         });
       most = team.largest(most);
       if (t == 1 || 2 * double(t) * most <= least) break;
+      ahead = look_ahead(t - 1, last);
       OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
       team.sweep(back);
     }
     if (team.leads()) call.first[p.k] = t;
-    for (int row = team.warp; row < team.count; row += team.warps) sum_of_row(team.row_begin + row, t, last);
+    const int64_t steps = last - t + 1;
+    for (int row = team.warp; row < team.count; row += team.warps) {
+      const int i = team.row_begin + row;
+      const T sum = sum_over(df_at(t) + i, steps, p.n());
+      if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * sum * inverse_or_zero(p.mass_a(i));
+    }
+    for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) {
+      const T sum = sum_over(dg_at(t) + j, steps, p.m());
+      if (team.lane == 0) grad_b[j] = p.reg() * sum * inverse_or_zero(p.mass_b(j));
+    }
   }
 
   __device__ void at_the_fixed_point() {
@@ -196,7 +209,7 @@ struct Adjoint {
     OwnedColumnMass<T> columns{p.g(), team.potential, team.mass, k};
     team.sweep(columns);
     // With the columns' masses of the plan, not b, the sweep never expands.
-    team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = 0; });
+    team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = grad_b[j] = 0; });
     team.sync();
     first(df);
     bool converged = false;
@@ -233,12 +246,27 @@ struct Adjoint {
   }
 
  private:
-  // grad_a of one row, by one warp, from what the iterations left.
-  __device__ void sum_of_row(int i, int64_t first, int64_t last) {
+  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile.
+  struct Ahead {
+    T f, log_f;         // of t - 1, row row_begin + tid
+    T mass, g, log_g;  // b, g_t, of t + 1; column col_begin + tid
+  };
+  __device__ Ahead look_ahead(int64_t t, int64_t last) const {
+    Ahead ahead{};
+    const int i = team.row_begin + team.tid, j = team.col_begin + team.tid;
+    if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
+    if (j >= team.col_end) return ahead;
+    ahead.mass = p.mass_b(j);
+    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t + 1)[j];
+    return ahead;
+  }
+
+  // One entry of every step, by one warp; the steps are `stride` apart.
+  __device__ T sum_over(const T* of_first, int64_t steps, int64_t stride) const {
     double sum = 0;
-    for (int64_t t = first + team.lane; t <= last; t += kWarp) sum += call.df[(p.k * p.all.max_iter + t - 1) * p.n() + i];
+    for (int64_t s = team.lane; s < steps; s += kWarp) sum += of_first[s * stride];
     for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
-    if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * T(sum) * inverse_or_zero(p.mass_a(i));
+    return T(sum);
   }
 };
 

@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
         const int i = row + q * kRowStep;
         if (i >= end) break;
         const T c = cost[int64_t(i - first_row) * m + j];
-        outside_sum[q] += cuda::exp_of((g - c) * inverse_reg - p.log_f_at(t)[i]) * df[(t - 1) * n + i] +
-                          cuda::exp_of((f_at(t - 1)[i] - c) * inverse_reg - log_g) * dg_j;
+        outside_sum[q] += softmax_of(g, c, p.log_f_at(t)[i], p.reg(), inverse_reg) * df[(t - 1) * n + i] +
+                          softmax_of(f_at(t - 1)[i], c, log_g, p.reg(), inverse_reg) * dg_j;
       }
     }
   }
