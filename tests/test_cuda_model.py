@@ -91,8 +91,8 @@ def test_shapes_of_grid_tile_and_warps():
 
 SHAPES_OF_OWNERSHIP = [
     # n, m, tuning: every count of columns per thread, with rows kept and streamed, columns in fours and not
-    (9, 120, {"quads": 1}), (7, 121, {"quads": 1}), (9, 300, {"quads": 2}), (11, 301, {"quads": 2}), (6, 520, {"quads": 4}),
-    (5, 517, {"quads": 4}), (5, 1024, {"quads": 8}), (4, 1030, {"quads": 8}),
+    (9, 120, {"quads": 1}), (7, 121, {"quads": 1}), (9, 300, {"quads": 2}), (11, 301, {"quads": 2}),
+    (6, 520, {"quads": 4}), (5, 517, {"quads": 4}), (5, 1024, {"quads": 8}), (4, 1030, {"quads": 8}),
     (5, 2048, {"quads": 16}), (4, 1999, {"quads": 16}), (40, 40, {"threads": 32}), (40, 36, {"grid": 1}),
 ]  # fmt: skip
 
@@ -104,7 +104,9 @@ def test_every_shape_of_ownership(n, m, tuning, own_barrier):
     want = reference.sinkhorn(C.double(), a.double(), b.double(), reg=0.1, max_iter=5)
     for regime in ("resident", "sweep"):
         for order in ORDERS:
-            with model(regime, order, 2, shared=200 * 1024, threads=128, own_barrier=own_barrier, tuning=tuning):
+            with model(
+                regime, order, 2, shared=200 * 1024, threads=128, own_barrier=own_barrier, tuning=tuning
+            ):
                 got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5)
                 assert distance(got.value, want.value) < 2e-6, (regime, order)
                 for x, y in zip(got.potentials, (want.f, want.g), strict=True):

@@ -35,8 +35,8 @@ BUGS = {
         "for (int j = col_begin + tid; j <= col_end; j += threads) {", "block",
     ),
     "output not written": ("sinkhorn/forward_owned.cu", "    p.g()[j] = g;\n", "", "block"),
-    "barrier between sums of rows and their use removed": (
-        "sinkhorn/owned.cuh", "= of_warp;\n    cuda::sync_block();", "= of_warp;", "resident",
+    "barrier between the groups' sums of columns removed": (
+        "sinkhorn/owned.cuh", "column(q), acc[q]);\n    cuda::sync_block();", "column(q), acc[q]);", "resident",
     ),
     "columns put together before all are there": (
         "sinkhorn/owned.cuh", "    publish(acc);\n    sync();", "    publish(acc);", "sweep",

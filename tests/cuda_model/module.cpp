@@ -26,6 +26,10 @@ PYBIND11_MODULE(cuda_model, m) {
     py::dict d;
     d["regime"] = int(p.regime), d["threads"] = p.threads, d["grid"] = p.grid, d["tile_rows"] = p.tile_rows;
     d["kept"] = p.kept, d["state_shared"] = p.state_shared, d["shared"] = p.shared, d["work"] = p.work;
+    const sinkhorn::OwnedPlan& o = p.owned;
+    py::dict owned;
+    owned["threads"] = o.threads, owned["span"] = o.span, owned["groups"] = o.groups, owned["quads"] = o.quads;
+    owned["rows"] = o.rows, owned["kept"] = o.kept, owned["shared"] = o.shared, owned["work"] = o.work, d["owned"] = owned;
     return d;
   });
 }
