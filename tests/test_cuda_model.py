@@ -113,6 +113,38 @@ def test_every_shape_of_ownership(n, m, tuning, own_barrier):
                     assert distance(x, y) < 2e-6, (regime, order)
 
 
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
+def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
+    C, a, b = leaves(Case(n, m, 0.5, 1, "zeros"), torch.float32)
+    options = {"reg": 0.5, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}
+    inputs = [t.detach().double().requires_grad_() for t in (C, a, b)]
+    wants = gradients(reference.sinkhorn(*inputs, **options).value, inputs)
+    for k, regime in enumerate(("resident", "sweep")):
+        for order in ORDERS:
+            with model(regime, order, 3, shared=200 * 1024, threads=128, own_barrier=k == 1, tuning=tuning):
+                gots = gradients(uk.sinkhorn(C, a, b, **options).value, (C, a, b))
+            for got, want, mass in zip(gots, wants, (None, a, b), strict=True):
+                if mass is not None and grad == "implicit":  # up to a constant, free where there is no mass
+                    got, want = (z[mass > 0] - z[mass > 0].mean() for z in (got, want))
+                assert distance(got, want) < 5e-5, (regime, order)
+
+
+MANY_ITERATIONS = [
+    Case(33, 20, 0.05, 300, "zeros", "forbidden"), Case(33, 20, 0.05, 300, "heavy", "random"),
+    Case(33, 20, 0.01, 300, "random", "features"), Case(33, 20, 0.01, 300, "zeros", "negative"),
+    Case(33, 20, 0.002, 300, "random", "random"), Case(33, 20, 0.002, 300, "zeros", "forbidden"),
+    Case(64, 64, 0.002, 300, "random", "features"), Case(19, 40, 0.01, 300, "zeros", "wide"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MANY_ITERATIONS, ids=str)
+def test_gradients_of_many_iterations_do_not_drift(case):
+    """In float32: both softmaxes of a step are made from one exponential, hundreds of times."""
+    with model(list(REGIMES)[MANY_ITERATIONS.index(case) % 3], "random"):
+        compare(case, torch.float32)
+
+
 def test_rows_that_fit_no_shared_memory():
     C, a, b = leaves(Case(5, 2400, 0.1, 1, "random"), torch.float64)
     want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=4).value

@@ -1,4 +1,4 @@
-// The adjoint sweep on a GPU, from the potentials of each half-step (it cannot overflow). It makes vectors
+// The adjoint sweep on a GPU for problems of any size (adjoint_owned.cu: where threads own the columns), from the potentials of each half-step (it cannot overflow). It makes vectors
 // only, t from n_iter down; gradient.cu puts them together to dC in one pass over the cost.
 //
 //   df_t, dg_t: adjoints of f_t, g_t.  R_t, S_t: the softmaxes of the half-steps, made with their log-sums
@@ -7,30 +7,13 @@
 //
 // Both sums of one step share a sweep: the rows' df_(t-1), then at once the columns' dg_(t-1).
 // `implicit` is the same at the fixed point, f_t = f, g_t = g, summed until it has converged.
-#include "sinkhorn/cuda.h"
+#include "sinkhorn/adjoint_ends.cuh"
 #include "sinkhorn/small.cuh"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
-
-// When a sweep may stop: adjoints over masses are averaged by each half-step, so their maximum does not grow, and t
-// iterations that remain change dC / P by at most 2 t times it. That is compared with the weight of the
-// gradient, entry by entry.
-template <class T, bool kGrid>
-__device__ double least_that_matters(const One<T>& p, const AdjointCall<T>& call, T weight,
-                                     const T* grad_f, const T* grad_g, Team<T, kGrid>& team) {
-  double of_f = 0, of_g = 0;
-  auto larger_of = [](double& most, T x) { most = most < magnitude(x) ? magnitude(x) : most; };
-  if (grad_f)
-    team.over(team.row_begin, team.row_end,
-              [&](int i) { larger_of(of_f, grad_f[i] * inverse_or_zero(p.mass_a(i))); });
-  if (grad_g)
-    team.over(team.col_begin, team.col_end,
-              [&](int j) { larger_of(of_g, grad_g[j] * inverse_or_zero(p.mass_b(j))); });
-  return call.tolerance * (magnitude(weight) + team.largest(of_f) + team.largest(of_g));
-}
 
 template <class T, bool kGrid>
 __device__ void unrolled(const One<T>& p, const AdjointCall<T>& call, T* grad_a, T* grad_b, const T* grad_g,
@@ -141,6 +124,7 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const Plan& plan = p.plan;
   if constexpr (sizeof(T) == sizeof(float))
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
+  if (owns_columns_back(plan.back)) return adjoint_owned(p, call, stream);
   if (one_block(plan.regime))
     return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
                         p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);

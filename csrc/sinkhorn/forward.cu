@@ -92,7 +92,7 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   if constexpr (sizeof(T) == sizeof(float))
     if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.owned.threads > 0) return forward_owned(p, out, stream);
-  if (plan.regime == Regime::kBlock)
+  if (one_block(plan.regime))
     return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k)
     if (const char* refused = cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads,

@@ -13,8 +13,6 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
-
 template <class T>
 __device__ inline bool in_range(T sum) {
   return sum >= T(1e-30) && sum <= T(1e30);
@@ -35,6 +33,7 @@ struct OwnedStart {
   bool bad;
   __device__ T shift(int) const { return g; }
   __device__ T power(int row) const { return potential[row] * k; }
+  __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
   __device__ void look(T c) { bad |= !(c >= -Limits<T>::kMax); }
 };
 
@@ -50,6 +49,7 @@ struct OwnedIterate {
 
   __device__ T shift(int j) const { return g[j]; }
   __device__ T power(int row) const { return potential[row] * k; }
+  __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
   __device__ T value(int row, T sum) {
     const T a = mass[row];
     if (!(a > 0)) return 0;
@@ -175,7 +175,7 @@ template <class T, int kQ, int kR, bool kKept>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
                  int first_problem) {
-  const bool grid = batch.plan.regime != Regime::kBlock;
+  const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
   Owned<T, kQ, kR, kKept> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
@@ -244,7 +244,7 @@ template <class T, int kQ, int kR, bool kKept>
 const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
   const auto kernel = owned_kernel<T, kQ, kR, kKept>;
   const OwnedPlan& plan = p.plan.owned;
-  if (p.plan.regime == Regime::kBlock)
+  if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k) {
     if (p.own_barrier)

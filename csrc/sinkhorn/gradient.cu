@@ -190,8 +190,8 @@ __device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int 
       for (int e = 0; e < kPer; ++e) {
         const int j = col0 + Own::at(threadIdx.x % kSide, e);
         if (j >= p.m()) continue;
-        sum[e] += cuda::exp_of((p.g_at(t)[j] - cost[j]) * inverse_reg - log_f) * df +
-                  cuda::exp_of((f - cost[j]) * inverse_reg - p.log_g_at(t)[j]) * steps.dg_at(t)[j];
+        sum[e] += softmax_of(p.g_at(t)[j], cost[j], log_f, p.reg(), inverse_reg) * df +
+                  softmax_of(f, cost[j], p.log_g_at(t)[j], p.reg(), inverse_reg) * steps.dg_at(t)[j];
       }
     }
   }

@@ -1,6 +1,6 @@
 // The sweep with one exponential per element: threads own columns.
 //
-//   e_ij = 2^((shift_j - C_ij) k + power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
+//   e_ij = step.entry(shift_j, C_ij, power_i)     s_i = sum_j e_ij w_j     y_i = step.value(i, s_i)     acc_j += e_ij y_i
 //
 // and step.store(i, s_i) on one thread per row, behind the last row.
 // A thread keeps the potentials and the sums of its columns in registers for all rows of its block, and takes kR rows
@@ -13,6 +13,16 @@
 
 namespace ucmkd {
 namespace sinkhorn {
+
+// A row that is not there: its entries are 0, as those of a column whose shift is -inf.
+template <class T>
+__device__ inline void leave_out(T& power) {
+  power = -T(INFINITY);
+}
+template <class T>
+__device__ inline void leave_out(RowValue<T>& y) {
+  y.potential = -T(INFINITY);
+}
 
 // T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory.
 template <class T, int kQ, int kR, bool kKept>
@@ -32,7 +42,7 @@ struct Owned : Crew {
   T* strip;             // shared, sums of columns on their way
   T* shifts;            // shared (span, 4 kQ)
   T* parts;             // global (size, stride of parts)
-  T* held;              // global (m,)
+  T* held;              // global (3, stride of parts)
   int parts_stride, turn = 0;
 
   // `work`: the work space of this problem (OwnedPlan::work elements).
@@ -245,7 +255,8 @@ struct Owned : Crew {
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
         const int row = row_of(turn_of_rows, r);
-        const T power = row < count ? step.power(row) : -T(INFINITY);
+        auto power = step.power(row < count ? row : count - 1);
+        if (row >= count) leave_out(power);
         sums[r] = 0;
 #pragma unroll
         for (int q = 0; q < kQ; ++q) {
@@ -254,7 +265,7 @@ struct Owned : Crew {
           for (int v = 0; v < 4; ++v) {
             const T x = c[r][q][v];
             if constexpr (Step::kLooks) step.look(x);
-            e[r][q][v] = cuda::power_of_two((shift[kSharedShift ? 0 : q][v] - x) * step.k + power);
+            e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
             sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
           }
         }

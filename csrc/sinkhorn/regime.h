@@ -50,7 +50,7 @@ struct Plan {
   bool state_shared;   // sums of the columns live in shared memory, else in the work space
   int64_t shared;      // bytes of shared memory of a block
   int64_t work;        // elements of work space per problem, a multiple of 4
-  OwnedPlan owned;
+  OwnedPlan owned, back;  // of the forward, and of the adjoint
 };
 
 // Doubles take twice the registers: half the threads.
@@ -150,15 +150,20 @@ UK_HOST_DEVICE int64_t owned_elements(const OwnedPlan& p, int64_t rows) {
 }
 constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
 
+// The adjoint keeps a weight of each column beside its potential, which takes registers: fewer threads, and fewer
+// columns of one thread.
+constexpr int kBackThreads = 256, kBackQuads = 4;
+UK_HOST_DEVICE bool owns_columns_back(const OwnedPlan& p) { return p.threads > 0 && p.quads <= kBackQuads; }
+
 UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid,
                                     const DeviceProperties& device, const Tuning& tuning) {
   OwnedPlan p{};
-  const int most = tuning.threads ? tuning.threads : device.max_threads;
+  const int most = tuning.threads ? static_cast<int>(smaller(tuning.threads, device.max_threads)) : device.max_threads;
   p.quads = 1;
   while (p.quads < most_quads(element) && int64_t(4) * p.quads * most < m) p.quads *= 2;
   if (tuning.quads) p.quads = tuning.quads;
   p.grid = tuning.grid && grid > 1 ? static_cast<int>(smaller(tuning.grid, n)) : grid;
-  p.work = 4 + 4 * int64_t(p.grid) + (p.grid + 1) * in_fours(m);
+  p.work = 4 + 4 * int64_t(p.grid) + (p.grid + 3) * in_fours(m);
   const int64_t rows = (n + p.grid - 1) / p.grid;
   if (int64_t(4) * p.quads * most < m || rows * in_fours(m) > 0x7fffffff) return p;  // offsets in a block are int
   const int64_t fours = (m + 4 * p.quads - 1) / (4 * p.quads);
@@ -198,7 +203,10 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   // sums of the columns, two doubles per block, three vectors of the implicit gradient
   plan.work = in_fours(2 * parts * m + 4 * int64_t(plan.grid) + (3 * m + 1) / 2 * 2);
   plan.owned = make_owned(plan.regime, n, m, element, plan.grid, device, tuning);
-  plan.work = larger(plan.work, plan.owned.work);
+  DeviceProperties fewer = device;
+  fewer.max_threads = static_cast<int>(smaller(device.max_threads, kBackThreads));
+  plan.back = make_owned(plan.regime, n, m, element, plan.grid, fewer, tuning);
+  plan.work = larger(plan.work, larger(plan.owned.work, plan.back.work));
   return plan;
 }
 

@@ -6,6 +6,8 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+constexpr double kLog2E = 1.4426950408889634;
+
 template <class T>
 struct Limits;
 template <>
@@ -61,6 +63,15 @@ UK_HOST_DEVICE T exponent(T f, T g, T c, T inverse_reg) {
   const T g_part = both - f;
   const T rest = (f - (both - g_part)) + (g - g_part);
   return ((both - c) + (rest == rest ? rest : T(0))) * inverse_reg;
+}
+
+// The softmax of a half-step, exp((potential - c) / reg - log_sum), without rounding the large numbers that cancel in it.
+template <class T>
+UK_HOST_DEVICE T softmax_of(T potential, T c, T log_sum, T reg, T inverse_reg) {
+  if (!(log_sum < T(INFINITY))) return 0;  // no mass
+  const T other = -reg * log_sum, rest = cuda::fused(-reg, log_sum, -other);
+  return cuda::exp_of(exponent(potential, other, c, inverse_reg) +
+                      (rest * inverse_reg + log_sum * cuda::fused(reg, inverse_reg, T(-1))));
 }
 
 // One half-step: the new potential from the log-sum of the other side. No mass: -inf. +inf: nothing is

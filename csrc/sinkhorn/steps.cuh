@@ -173,7 +173,7 @@ struct Back {
   T inverse_reg;
   __device__ RowValue<T> given(int i) const { return {p.f_at(t - 1)[i], 0, 0}; }
   __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
-    acc.add(cuda::exp_of((given.potential - c) * inverse_reg - log_g[j]) * dg[j]);
+    acc.add(softmax_of(given.potential, c, log_g[j], p.reg(), inverse_reg) * dg[j]);
   }
   __device__ RowValue<T> finish(int i, const Row& acc) const {
     df[i] = -acc.sum;
@@ -181,7 +181,7 @@ struct Back {
     return {p.log_f_at(t - 1)[i], acc.sum, 0};
   }
   __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
-    acc.add(cuda::exp_of((g_before[j] - c) * inverse_reg - y.potential) * y.weight);
+    acc.add(softmax_of(g_before[j], c, y.potential, p.reg(), inverse_reg) * y.weight);
   }
 };
 

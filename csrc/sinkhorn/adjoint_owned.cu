@@ -1,0 +1,324 @@
+// The adjoint sweep on a GPU with one exponential per element (owned.cuh). With S_t and R_(t-1) the softmaxes of the
+// half-steps that made g_t and f_(t-1), both from f_(t-1) and C,
+//
+//   S_t,ij = exp((f_(t-1),i - C_ij) / reg - log_g_t,j)      R_(t-1),ij = S_t,ij (P_(t-1)'1)_j / a_i
+//
+// because f_(t-1) = reg (log a - log_f_(t-1)); (P_(t-1)'1)_j = exp(g_(t-1),j / reg + log_g_t,j) are the columns' masses
+// behind iteration t - 1, all at most 1. So with s_i = sum_j S_t,ij dg_t,j
+//
+//   df_(t-1),i = -s_i            dg_(t-1),j = (P_(t-1)'1)_j sum_i S_t,ij s_i / a_i
+//
+// Nothing can overflow: an entry of S is at most 1, and both sums are means of adjoints over masses. An entry that
+// underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
+//
+// Where potentials are many times reg, the rounding of powers is what matters. S is made with the log-sums, and what
+// the rounding of its powers took is put back into weights and sums; 1 / a_i is taken from the log-sum of
+// the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
+#include "sinkhorn/adjoint_ends.cuh"
+#include "sinkhorn/owned.cuh"
+
+namespace ucmkd {
+namespace sinkhorn {
+namespace {
+
+// dg_T: of the value, centred on alpha, and of what came for f_T.
+template <class T>
+struct OwnedFirst {
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
+  One<T> p;
+  const T *f, *alpha, *share;  // of this block's rows; shared: df_T / a
+  T inverse_reg, weight_over_reg;
+  __device__ T shift(int j) const { return p.g()[j]; }
+  __device__ RowValue<T> power(int row) const { return {f[row], share[row], alpha[row]}; }
+  __device__ T entry(T g, T c, const RowValue<T>& y) const {
+    const T plan = cuda::exp_of(exponent(y.potential, g, c, inverse_reg));
+    return plan > 0 ? plan * ((c - y.shift) * weight_over_reg - y.weight) : T(0);
+  }
+};
+
+// exp(potential / reg + log_sum), where the two are large and almost cancel.
+template <class T>
+__device__ inline T rest_of(T potential, T log_sum, T inverse_reg, T sign) {
+  const T power = potential * inverse_reg;
+  return cuda::exp_of(sign * ((power + log_sum) + cuda::fused(potential, inverse_reg, -power)));
+}
+
+// The powers of S to the base of two, as (column - c) k + row, where column = -reg log_g: what remains of column - c is
+// small, and its rounding with it. What the rounding of `column` and `row` took is little; it is put back as factors.
+// The log-sums were taken with `inverse_reg`, which k is not to the last bit.
+template <class T>
+struct Powers {
+  T reg, k, high, low;  // log2(e) in two parts, as it is with this k
+  __device__ Powers(T reg_, T inverse_reg, T k_) : reg(reg_), k(k_) {
+    const double log2e = kLog2E * (1 - double(reg) * double(inverse_reg)) + double(reg) * double(k);
+    high = T(log2e), low = T(log2e - double(high));
+  }
+  __device__ T column(T log_sum) const { return -reg * log_sum; }
+  __device__ T rest_of_column(T log_sum) const {
+    const T power = log_sum * high, made = column(log_sum), taken = made * k;
+    const T parts = cuda::fused(log_sum, high, -power) + cuda::fused(made, k, -taken) + log_sum * low;
+    return 1 - T(1 / kLog2E) * ((power + taken) + parts);
+  }
+  __device__ T row(T potential) const { return potential * k; }
+  __device__ T rest_of_row(T potential) const {
+    return 1 + T(1 / kLog2E) * cuda::fused(potential, k, -row(potential));
+  }
+};
+
+// One step back.
+template <class T>
+struct OwnedBack {
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
+  const T *log_g, *dg;                    // of S_t (m,)
+  const T *potential, *scale;             // shared: f_(t-1); 1 / a or 0, with the row's rest squared
+  T* df;                                  // df_(t-1) of this block's rows
+  const Powers<T>& powers;
+  __device__ T shift(int j) const { return powers.column(log_g[j]); }
+  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] * powers.rest_of_column(log_g[j]) : T(0); }
+  __device__ T power(int row) const { return powers.row(potential[row]); }
+  __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
+  __device__ T value(int row, T sum) const { return sum * scale[row]; }
+  __device__ void store(int row, T sum) const { df[row] = scale[row] > 0 ? -sum * powers.rest_of_row(potential[row]) : T(0); }
+};
+
+// a R: its column sums are those of the plan.
+template <class T>
+struct OwnedColumnMass {
+  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
+  const T* g;                 // (m,)
+  const T *log_sum, *mass;    // shared: -log2 of the rows' sums, a
+  T k;
+  __device__ T shift(int j) const { return g[j]; }
+  __device__ RowValue<T> power(int row) const { return {log_sum[row], mass[row], 0}; }
+  __device__ T entry(T g_j, T c, const RowValue<T>& y) const {
+    return cuda::power_of_two(cuda::fused(g_j - c, k, y.potential)) * y.weight;
+  }
+};
+
+// The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij.
+template <class T>
+struct OwnedFixedPoint {
+  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
+  const T *g, *share;       // (m,), dg over the columns' masses (m,)
+  const T *log_sum, *mass;  // as above
+  T* df;                    // of this block's rows
+  T k;
+  __device__ T shift(int j) const { return g[j]; }
+  __device__ T weight(int j) const { return share[j]; }
+  __device__ T power(int row) const { return log_sum[row]; }
+  __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two(cuda::fused(g_j - c, k, y)); }
+  __device__ T value(int row, T sum) const { return sum * mass[row]; }
+  __device__ void store(int row, T sum) const { df[row] -= sum * mass[row]; }
+};
+
+// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point.
+template <class T, class Crew>
+struct Adjoint {
+  const One<T>& p;
+  const AdjointCall<T>& call;
+  Crew& team;
+  T weight, inverse_reg, k;
+  const T *grad_f, *grad_g;
+  T *grad_a, *grad_b;
+  double least;
+
+  __device__ Adjoint(const One<T>& p_, const AdjointCall<T>& call_, Crew& team_) : p(p_), call(call_), team(team_) {
+    weight = call.value_weight ? call.value_weight[p.k] : T(0);
+    inverse_reg = 1 / p.reg(), k = T(kLog2E / double(p.reg()));
+    grad_f = call.grad_f ? call.grad_f + p.k * p.n() : nullptr;
+    grad_g = call.grad_g ? call.grad_g + p.k * p.m() : nullptr;
+    grad_a = call.grad_a + p.k * p.n(), grad_b = call.grad_b + p.k * p.m();
+    least = least_that_matters(p, call, weight, grad_f, grad_g, team);
+  }
+
+  // df at the last half-step, and the columns' sums for dg there.
+  __device__ void first(T* df) {
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      const T a = p.mass_a(i), mine = grad_f && a > 0 ? grad_f[i] : T(0);
+      df[i] = mine;
+      team.row_sum[row] = mine * inverse_or_zero(a);
+    });
+    cuda::sync_block();
+    OwnedFirst<T> step{p, p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum, inverse_reg, weight * inverse_reg};
+    team.sweep(step);
+  }
+
+  __device__ void unrolled() {
+    const int64_t last = *p.n_iter(), before = p.k * p.all.max_iter - 1;
+    auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
+    auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
+    first(df_at(last));
+    const Powers<T> powers(p.reg(), inverse_reg, k);
+    int64_t t = last;
+    for (Ahead ahead = look_ahead(last, last);; --t) {
+      T* dg = dg_at(t);
+      double most = 0;
+      team.columns([&](int j, T sum) {
+        const bool near = j == team.col_begin + team.tid;
+        const T mass = near ? ahead.mass : p.mass_b(j);
+        T mine = sum;
+        if (t == last) {
+          mine += grad_g ? grad_g[j] : T(0);
+        } else {
+          const T g = near ? ahead.g : p.g_at(t)[j], log_g = near ? ahead.log_g : p.log_g_at(t + 1)[j];
+          mine *= rest_of(g, log_g, inverse_reg, T(1)) * powers.rest_of_column(log_g);
+        }
+        dg[j] = mass > 0 ? mine : T(0);
+        const double share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
+        most = most < share ? share : most;
+      });
+      if (t > 1)
+        team.over(0, team.count, [&](int row) {
+          const int i = team.row_begin + row;
+          const bool near = row == team.tid;
+          const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
+          const T rest = powers.rest_of_row(f);
+          team.potential[row] = f;
+          team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+        });
+      most = team.largest(most);
+      if (t == 1 || 2 * double(t) * most <= least) break;
+      ahead = look_ahead(t - 1, last);
+      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
+      team.sweep(back);
+    }
+    if (team.leads()) call.first[p.k] = t;
+    const int64_t steps = last - t + 1;
+    for (int row = team.warp; row < team.count; row += team.warps) {
+      const int i = team.row_begin + row;
+      const T sum = sum_over(df_at(t) + i, steps, p.n());
+      if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * sum * inverse_or_zero(p.mass_a(i));
+    }
+    for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) {
+      const T sum = sum_over(dg_at(t) + j, steps, p.m());
+      if (team.lane == 0) grad_b[j] = p.reg() * sum * inverse_or_zero(p.mass_b(j));
+    }
+  }
+
+  __device__ void at_the_fixed_point() {
+    T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
+    T *share = team.held, *mass = share + team.parts_stride;  // (m,) dg over the columns' masses; these
+    T* change = mass + team.parts_stride;                     // (m,) dg of this sweep
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      team.potential[row] = -p.log_f_at(*p.n_iter())[i] * T(kLog2E);
+      team.mass[row] = p.mass_a(i);
+    });
+    cuda::sync_block();
+    OwnedColumnMass<T> columns{p.g(), team.potential, team.mass, k};
+    team.sweep(columns);
+    // With the columns' masses of the plan, not b, the sweep never expands.
+    team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = grad_b[j] = 0; });
+    team.sync();
+    first(df);
+    bool converged = false;
+    double before = 0;
+    for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
+      // (f + c, g - c) is the same plan: the adjoints must sum to zero, and a drift would never decay.
+      double drift = 0, total = 0, size = 0;
+      team.columns([&](int j, T sum) {
+        change[j] = sum + (sweeps == 0 && grad_g && p.mass_b(j) > 0 ? grad_g[j] : T(0));
+        drift += change[j], total += mass[j];
+      });
+      drift = team.total(drift), total = team.total(total);
+      const T shift = T(drift / total);
+      team.over(team.col_begin, team.col_end, [&](int j) {
+        const T mine = mass[j] > 0 ? change[j] / mass[j] - shift : T(0);
+        share[j] = mine;
+        dg[j] += mine * p.mass_b(j);
+        grad_b[j] += p.reg() * mine;
+        size = size < magnitude(mine) ? magnitude(mine) : size;
+      });
+      size = team.largest(size);
+      const double rate = before > 0 && size < before ? size / before : 0.999;
+      before = size;
+      converged = 2 * size / (1 - rate) <= least;
+      if (converged) break;  // the same on every thread
+      OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, df + team.row_begin, k};
+      team.sweep(step);
+    }
+    if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
+    team.over(0, team.count, [&](int row) {
+      const int i = team.row_begin + row;
+      grad_a[i] = weight * p.alpha()[i] + p.reg() * df[i] * inverse_or_zero(team.mass[row]);
+    });
+  }
+
+ private:
+  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile.
+  struct Ahead {
+    T f, log_f;         // of t - 1, row row_begin + tid
+    T mass, g, log_g;  // b, g_t, of t + 1; column col_begin + tid
+  };
+  __device__ Ahead look_ahead(int64_t t, int64_t last) const {
+    Ahead ahead{};
+    const int i = team.row_begin + team.tid, j = team.col_begin + team.tid;
+    if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
+    if (j >= team.col_end) return ahead;
+    ahead.mass = p.mass_b(j);
+    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t + 1)[j];
+    return ahead;
+  }
+
+  // One entry of every step, by one warp; the steps are `stride` apart.
+  __device__ T sum_over(const T* of_first, int64_t steps, int64_t stride) const {
+    double sum = 0;
+    for (int64_t s = team.lane; s < steps; s += kWarp) sum += of_first[s * stride];
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+    return T(sum);
+  }
+};
+
+template <class T, int kQ, int kR, bool kKept, bool kImplicit>
+__global__ void __launch_bounds__(kBackThreads, 1)
+    owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
+                         int first_problem) {
+  const bool grid = !one_block(batch.plan.regime);
+  const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
+  const One<T> p{batch, k};
+  using Team = Owned<T, kQ, kR, kKept>;
+  Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  Adjoint<T, Team> adjoint(p, call, team);
+  if constexpr (kImplicit)
+    adjoint.at_the_fixed_point();
+  else
+    adjoint.unrolled();
+}
+
+template <class T, int kQ, int kR, bool kKept>
+const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
+  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKept, true>
+                                    : owned_adjoint_kernel<T, kQ, kR, kKept, false>;
+  const OwnedPlan& plan = p.plan.back;
+  if (one_block(p.plan.regime))
+    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+  for (int k = 0; k < p.batch; ++k) {
+    if (p.own_barrier)
+      if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
+    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, call, k))
+      return refused;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+template <class T>
+const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
+  const OwnedPlan& plan = p.plan.back;
+  if (plan.quads == 1)
+    return plan.rows == 1 ? start<T, 1, 1, true>(p, call, stream)
+           : plan.kept    ? start<T, 1, 4, true>(p, call, stream)
+                          : start<T, 1, 4, false>(p, call, stream);
+  if constexpr (sizeof(T) == 4) {
+    if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, call, stream) : start<T, 2, 4, false>(p, call, stream);
+    if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, call, stream) : start<T, 4, 2, false>(p, call, stream);
+  }
+  return "more columns than a thread can own";
+}
+template const char* adjoint_owned<float>(const DeviceProblem<float>&, const AdjointCall<float>&, cuda::Stream);
+template const char* adjoint_owned<double>(const DeviceProblem<double>&, const AdjointCall<double>&, cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd
