@@ -58,6 +58,7 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(teacher), UK_FIELD(student_stride), UK_FIELD(teacher_stride), UK_FIELD(target);
   UK_FIELD(ignore_index), UK_FIELD(label_smoothing), UK_FIELD(live_kappa), UK_FIELD(loss);
   UK_FIELD(grad_student), UK_FIELD(grad_teacher), UK_FIELD(grad_stride);
+  UK_FIELD(upstream), UK_FIELD(upstream_stride), UK_FIELD(logit_type), UK_FIELD(counted), UK_FIELD(total), UK_FIELD(mean);
 #undef UK_FIELD
   m.def("cuda_sinkhorn_work", [](const CudaCall& c) {
     const char* refused;
@@ -81,6 +82,7 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("cuda_set_apart", [](const CudaCost& c) { check_launch(cost::cuda_set_apart(c)); });
   m.def("cuda_finish_gradient", [](const CudaCost& c) { check_launch(cost::cuda_finish_gradient(c)); });
   m.def("cuda_label_transport", [](const CudaLabel& c) { check_launch(label_transport::cuda_forward(c)); });
+  m.def("cuda_label_total", [](const CudaLabel& c) { check_launch(label_transport::cuda_total(c)); });
 }
 
 }  // namespace ucmkd

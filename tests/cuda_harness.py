@@ -21,7 +21,7 @@ from ucmkd_fast.ops import _solve_cuda  # noqa: E402
 
 GUARD = 64  # bytes on each side
 PATTERN = 0x5A
-REGIMES = {"block": 1, "resident": 2, "sweep": 3}
+REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 

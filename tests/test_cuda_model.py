@@ -80,7 +80,7 @@ def test_shapes_of_grid_tile_and_warps():
         grads = gradients(want, (C, a, b))
         for threads in (32, 96, 256):
             for blocks in (1, 2, 7):
-                for shared in (16 * 1024, 200 * 1024):
+                for shared in (18 * 1024, 200 * 1024):
                     for regime in ("resident", "sweep"):
                         with model(regime, "random", 1, blocks, shared, threads):
                             got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5).value
@@ -146,10 +146,10 @@ def test_gradients_of_many_iterations_do_not_drift(case):
 
 
 def test_rows_that_fit_no_shared_memory():
-    C, a, b = leaves(Case(5, 2100, 0.1, 1, "random"), torch.float64)
+    C, a, b = leaves(Case(5, 2400, 0.1, 1, "random"), torch.float64)
     want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
-    with model("sweep", "random", shared=16 * 1024) as module:
-        assert module.make_plan(3, 5, 2100, 1, 8, 3, 16 * 1024)["tile_rows"] == 0
+    with model("sweep", "random", shared=18 * 1024) as module:
+        assert module.make_plan(3, 5, 2400, 1, 8, 3, 18 * 1024)["tile_rows"] == 0
         got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=4).value
         for g, w in zip(gradients(got, (C, a, b)), gradients(want, (C, a, b)), strict=True):
             assert distance(g, w) < 1e-10
@@ -209,6 +209,42 @@ def test_warm_start_and_gradients_of_the_potentials(regime):
         assert distance(g[keep], w[keep]) < 1e-9
 
 
+REGISTERS = [
+    Case(n, m, 0.05, 12, masses, "features")
+    for n, m, masses in (
+        (1, 128, "uniform"), (128, 1, "random"), (32, 33, "zeros"), (31, 65, "random"), (65, 32, "random"),
+        (33, 97, "zeros"), (64, 64, "heavy"), (100, 64, "uniform"), (128, 128, "zeros"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REGISTERS, ids=str)
+def test_every_shape_of_the_registers(case):
+    with model("registers", "random", shared=160 * 1024) as module:
+        assert module.choose_regime(case.n, case.m, 1, 4, 3, 160 * 1024) == REGIMES["registers"]
+        compare(case, torch.float32)
+
+
+def test_problems_in_registers_are_solved_as_in_a_block():
+    """Batches, a tolerance, a warm start and gradients of the potentials, in float32."""
+    C, b = torch.rand(3, 40, 50).requires_grad_(), (torch.rand(3, 50) + 0.1).softmax(1)
+    b[:, 7] = 0
+    b = (b / b.sum(1, keepdim=True)).requires_grad_()
+    init = torch.rand(3, 40) / 10, torch.rand(3, 50) / 10
+    found = []
+    for regime in ("block", "registers"):
+        with model(regime, "random"):
+            for options in ({"tol": 1e-4}, {"init": init, "max_iter": 6}):
+                s = uk.sinkhorn(C, None, b, reg=0.1, **{"max_iter": 100, **options})
+                f, g = s.potentials
+                loss = (s.value * torch.tensor([1.0, -2, 3])).sum() + f.square().sum() + g[g.isfinite()].sum()
+                found.append((s.n_iter.float(), loss, f, *torch.autograd.grad(loss, (C, b))))
+    for block, registers in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(block[0], registers[0])
+        for x, y in zip(block, registers, strict=True):
+            assert distance(y, x.double()) < 1e-4
+
+
 REFUSED = {
     "NaN": (torch.tensor([[1.0, float("nan")]]), None, None, "NaN"),
     "-inf": (torch.tensor([[1.0, -float("inf")]]), None, None, "-inf"),
@@ -241,3 +277,37 @@ def test_refused_input_gives_nan_and_says_why_when_it_is_read(name, regime, monk
 def test_gradients_at_the_fixed_point(grad, masses, regime):
     with model(regime, "random"):
         compare(Case(14, 9, 0.5, 150, masses), torch.float64, grad)
+
+
+TILES = {  # n, m, multiprocessors, problems -> side of the tiles of the gradient
+    "small": (70, 65, 16, 1, 32),
+    "medium": (60, 190, 1, 1, 64),
+    "medium, vectors": (66, 132, 1, 1, 64),
+    "large": (127, 255, 1, 1, 128),
+    "large, vectors": (128, 252, 1, 1, 128),
+    "batch": (61, 64, 1, 3, 64),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reg, max_iter", [(0.1, 1), (0.1, 6), (0.1, 23), (0.004, 23)])
+@pytest.mark.parametrize("name", TILES)
+def test_gradients_by_tiles_of_every_size(name, reg, max_iter, dtype):
+    """Whole and cut tiles, iterations that do and do not fill a chunk, ratios in and out of range."""
+    n, m, multiprocessors, batch, side = TILES[name]
+    C, a, b = Case(n, m, reg, max_iter, "zeros", "forbidden").tensors()
+    C = torch.stack([C * (1 + k / 4) for k in range(batch)])
+    weight = torch.rand(batch, dtype=torch.float64)
+
+    def run(dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (C, a, b)]
+        values = uk.sinkhorn(*inputs, reg=reg, max_iter=max_iter).value
+        return gradients((values * weight.to(dtype)).sum(), inputs)
+
+    wants = run(torch.float64)
+    with model("block", "random", max_iter, multiprocessors, threads=256) as module:
+        tile = module.gradient_tile(n, m, batch, DTYPES[dtype].itemsize, multiprocessors)
+        assert tile == (min(side, 64) if dtype == "f64" else side)
+        gots = run(DTYPES[dtype])
+    for got, want in zip(gots, wants, strict=True):
+        assert distance(got, want) < (1e-10 if dtype == "f64" else 2e-4 if reg == 0.1 else 2e-3)

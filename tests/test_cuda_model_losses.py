@@ -8,7 +8,7 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _cost_cuda
+from ucmkd_fast.ops import _cost_cuda, _label_cuda, linear_label_transport
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -32,7 +32,7 @@ def features(n: int, m: int, d: int, dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("size", [(1, 1, 4), (7, 5, 3), (20, 33, 17), (33, 18, 40)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 4), (7, 5, 3), (9, 36, 5), (20, 33, 17), (33, 18, 40)], ids=str)
 @pytest.mark.parametrize("metric", METRICS)
 def test_losses_of_features(metric, size, order, dtype):
     dtype = DTYPES[dtype]
@@ -46,6 +46,24 @@ def test_losses_of_features(metric, size, order, dtype):
         assert distance(got, want, 1.0) < LIMIT[dtype]
         for g, w in zip(grads, torch.autograd.grad(want, truth), strict=True):
             assert distance(g, w, 1e-2) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(5, 1030, 3), (6, 1028, 3), (70, 4, 3), (2100, 1, 2)], ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+def test_costs_of_many_pieces(metric, size, dtype):
+    """Rows of several blocks and blocks of many rows, with and without vectors; near pairs among them."""
+    dtype = DTYPES[dtype]
+    ours, truth = features(*size, dtype)
+    weight = torch.rand(size[:2], dtype=torch.float64)
+    want = reference.cost(*truth, metric)
+    grads = torch.autograd.grad((want * weight).sum(), truth)
+    with model(order="random", seed=1), torch.no_grad():
+        got, scale = _cost_cuda.forward(*ours, metric, dtype)
+        gots = _cost_cuda.backward(*ours, scale, got, weight.to(dtype), metric)
+    assert distance(got, want, 1.0) < LIMIT[dtype]
+    for g, w in zip(gots, grads, strict=True):
+        assert distance(g, w, 1e-2) < LIMIT[dtype]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -143,7 +161,7 @@ def test_compiled_costs_form_no_differences(monkeypatch):
 RAGGED = {
     "one launch": ((0, 5, 5, 12, 12, 20), (0, 6, 8, 15, 15, 22), 48 * 1024),
     "too unlike": ((0, 1, 2, 3, 4, 20), (0, 1, 2, 3, 4, 22), 48 * 1024),
-    "too large for a block": ((0, 45, 56), (0, 50, 61), 16 * 1024),
+    "too large for a block": ((0, 45, 56), (0, 50, 61), 18 * 1024),
 }
 
 
@@ -285,8 +303,125 @@ def test_label_transport(size, smoothing, kappa, order, dtype):
             assert distance(g, w, 1e-2) < LIMIT[dtype]
 
 
+# A warp, a block and a row read twice; whole packs of logits, parts of one, and rows that start on no alignment.
+WIDTHS = (1, 2, 3, 31, 33, 64, 127, 128, 129, 256, 257, 512, 1000, 1023, 1024, 1025, 2052, 5000, 17000, 17001)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gap", [0, 1, 4], ids=lambda gap: f"rows {gap} apart")
+@pytest.mark.parametrize("k", WIDTHS)
+def test_label_transport_of_every_width(k, gap, dtype):
+    """Logits that lie in wider rows, masked classes among them; an ignored row and one with no such class."""
+    dtype, n = DTYPES[dtype], 5
+    logits = [(3 * torch.randn(n, k + gap)).to(dtype) for _ in range(2)]
+    target = torch.randint(k, (n,))
+    target[1] = -100
+    if k > 2:
+        for z in logits:
+            z[3, : k // 2] = -torch.inf
+        target[3] = k - 1
+    options = {"kappa": "live", "label_smoothing": 0.0, "reduction": "none"}
+    for smoothing in (0.0, 0.2):
+        rows = slice(0, 3) if smoothing else slice(0, n)  # smoothing spreads over masked classes
+        options["label_smoothing"] = smoothing
+        ours = [z.clone().requires_grad_() for z in logits]
+        truth = [z.double().requires_grad_() for z in logits]
+        want = label_reference.label_transport_loss(*(z[rows, :k] for z in truth), target[rows], **options)
+        weight = torch.rand(n).to(dtype)[rows]
+        with model(order="random", seed=k):
+            got = uk.label_transport_loss(*(z[rows, :k] for z in ours), target[rows], **options)
+            grads = torch.autograd.grad((got * weight).sum(), ours)
+        assert distance(got, want, 1.0) < LIMIT[dtype]
+        for g, w in zip(grads, torch.autograd.grad((want * weight.double()).sum(), truth), strict=True):
+            assert distance(g, w, 1e-2) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("k", [3, 1000, 2000, 17000])
+def test_gradients_over_the_logits(k):
+    """As the linear form has them; a missing gradient, a missing label, and a NaN that reaches all of its row."""
+    logits = 3 * torch.randn(6, 2 * k)
+    logits[4, 0], logits[5, 2 * k - 1] = torch.inf, torch.nan
+    target = torch.tensor([0, k - 1, -100, k, 0, 0])
+    options = (target, -100, 0.1, True)
+    with model():
+        s, t = logits.clone().split(k, 1)
+        ds, dt = torch.empty(6, k), torch.empty(6, k)
+        loss = _label_cuda.run(s, t, *options, ds, dt)
+        for only in ((s, t), (s.clone(), None), (None, t.clone())):
+            assert torch.equal(
+                _label_cuda.run(*logits.split(k, 1), *options, None, None).nan_to_num(), loss.nan_to_num()
+            )
+            z = logits.clone()
+            over = [
+                part if want is not None else None for part, want in zip(z.split(k, 1), only, strict=True)
+            ]
+            _label_cuda.run(*z.split(k, 1), *options, *over)
+            for got, want in zip(over, (ds, dt), strict=True):
+                assert got is None or torch.equal(got.nan_to_num(7), want.nan_to_num(7))
+    assert loss.isnan().tolist() == [0, 0, 0, 1, 1, 1] and loss[2] == 0
+    for grad in (ds, dt):
+        assert grad[3:].isnan().all() and not grad[2].any() and grad[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_second_backward_and_a_scaled_loss_read_the_logits_again(reduction):
+    s, t, target = torch.randn(4, 9).requires_grad_(), torch.randn(4, 9).requires_grad_(), torch.arange(4)
+    target[2] = -100
+    want = 3 * label_reference.label_transport_loss(s.double(), t.double(), target, reduction=reduction)
+    wants = torch.autograd.grad(want, (s, t))
+    with model():
+        loss = 3 * uk.label_transport_loss(s, t, target, reduction=reduction)
+        for keep in (True, False):
+            for g, w in zip(torch.autograd.grad(loss, (s, t), retain_graph=keep), wants, strict=True):
+                assert distance(g, w, 1e-2) < 1e-6
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("k", [1, 33, 132, 1000, 1025, 17000, 17001])
+def test_half_precision_logits_are_read_as_they_are(k, half, monkeypatch):
+    """Nothing is rounded but the gradients, once."""
+    logits = [(3 * torch.randn(4, k)).to(half).requires_grad_() for _ in range(2)]
+    truth = [z.detach().double().requires_grad_() for z in logits]
+    target = torch.randint(k, (4,))
+    options = {"label_smoothing": 0.1, "kappa": "live", "reduction": "sum"}
+    want = label_reference.label_transport_loss(*truth, target, **options)
+    seen = []
+    run = _label_cuda.run
+    monkeypatch.setattr(_label_cuda, "run", lambda s, *more: seen.append(s.dtype) or run(s, *more))
+    with model(order="random"):
+        loss = uk.label_transport_loss(*logits, target, **options)
+        grads = torch.autograd.grad(3 * loss, logits)
+    assert loss.dtype == torch.float32 and distance(loss, want, 1.0) < 2e-6 and seen == [half]
+    rounding = torch.finfo(half).eps / 2
+    for g, w in zip(grads, torch.autograd.grad(3 * want, truth), strict=True):
+        error = (g.double() - w).abs() - rounding * 1.01 * w.abs()
+        assert g.dtype == half and error.max() < 1e-6
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n", [1, 33, 1024, 2500])
+def test_totals_of_many_rows(n, order):
+    loss, target = torch.rand(n), torch.arange(n) % 7
+    want = loss[target != 3].sum().item(), (target != 3).sum().item()
+    loss[target == 3] = 0
+    with model(order=order):
+        total, kept = _label_cuda.total(loss, target, 3, False)
+        mean, _ = _label_cuda.total(loss, target, 3, True)
+    assert kept.item() == want[1] and abs(total.item() - want[0]) <= 1e-6 * want[0]
+    assert abs(mean.item() * want[1] - want[0]) <= 1e-6 * want[0]
+
+
+def test_the_mean_of_no_rows_has_no_gradient():
+    s, target = torch.randn(3, 5).requires_grad_(), torch.full((3,), -100)
+    with model():
+        loss = uk.label_transport_loss(s, torch.randn(3, 5), target)
+        assert loss.isnan() and not torch.autograd.grad(loss, s)[0].any()
+
+
+@pytest.mark.parametrize("rows", [4, 11])
 @pytest.mark.parametrize("kappa", ["detached", "live"])
-def test_linear_label_transport(kappa):
+def test_linear_label_transport(kappa, rows, monkeypatch):
+    monkeypatch.setattr(linear_label_transport, "CUDA_CHUNK_ELEMENTS", rows * 2 * 7)
     feature, sw, tw = torch.randn(11, 6), torch.randn(7, 6), torch.randn(7, 6)
     sb, tb, target = torch.randn(7), torch.randn(7), torch.randint(7, (11,))
     ours = [z.double().requires_grad_() for z in (feature, sw, sb, tw, tb)]

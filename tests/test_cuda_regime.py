@@ -16,15 +16,18 @@ from ucmkd_fast import _native
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
 
-BLOCK, RESIDENT, SWEEP = 1, 2, 3
+BLOCK, RESIDENT, SWEEP, REGISTERS = 1, 2, 3, 5
 H100 = (132, 227 * 1024)
 A100 = (108, 163 * 1024)
 L4 = (58, 99 * 1024)
 
 TABLE = [
     # n, m, batch, element, device -> regime
-    (64, 64, 1, 4, H100, BLOCK),
-    (64, 64, 256, 4, H100, BLOCK),
+    (64, 64, 1, 4, H100, REGISTERS),
+    (64, 64, 256, 4, H100, REGISTERS),
+    (128, 128, 300, 4, A100, REGISTERS),
+    (129, 128, 1, 4, H100, BLOCK),
+    (64, 64, 1, 8, H100, BLOCK),
     (200, 200, 1, 4, H100, BLOCK),
     (128, 128, 1, 8, H100, BLOCK),
     (256, 256, 1, 4, H100, RESIDENT),
@@ -37,7 +40,7 @@ TABLE = [
     (64, 16384, 1, 4, H100, RESIDENT),  # a memory bank
     (2048, 2048, 1, 4, L4, SWEEP),
     (1024, 1024, 1, 4, L4, RESIDENT),
-    (128, 128, 1, 4, L4, BLOCK),
+    (128, 128, 1, 4, L4, REGISTERS),
     (2048, 2048, 1, 4, A100, RESIDENT),
     (2400, 2400, 1, 4, A100, SWEEP),
 ]
@@ -52,7 +55,7 @@ def test_every_plan_fits_its_device():
     module = build.load()
     sizes = (1, 2, 31, 33, 64, 200, 257, 1000, 4096, 50_000, 300_000)
     for n, m, batch, element, device in itertools.product(sizes, sizes, (1, 300), (4, 8), (H100, A100, L4)):
-        for regime in (0, RESIDENT, SWEEP):
+        for regime in (0, RESIDENT, SWEEP, REGISTERS):
             plan = module.make_plan(regime, n, m, batch, element, *device)
             case = (n, m, batch, element, device, plan)
             assert plan["shared"] <= device[1], case
@@ -84,7 +87,7 @@ def test_threads_own_up_to_32_thousand_columns_in_float():
 def test_gpu_check_says_in_one_line_that_there_is_no_gpu():
     script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.sh"
     done = subprocess.run(
-        ["sh", str(script)],
+        ["sh", str(script), "--no-build"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": sys.executable},

@@ -28,6 +28,14 @@ template <class T>
 __device__ inline T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
+// Lanes of a warp see what any of them has read or written before.
+__device__ inline void sync_warp() { __syncwarp(); }
+// Whether it is true on any lane of the warp.
+__device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
+// The largest over the warp of numbers that are not negative; a NaN is the largest.
+__device__ inline float largest(float x) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+}
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // That of one lane, for the whole warp.
@@ -86,6 +94,9 @@ __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return ::exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
 __device__ inline double log_of(double x) { return ::log(x); }
+// The one that is not NaN where the other is.
+__device__ inline float larger_of(float x, float y) { return fmaxf(x, y); }
+__device__ inline double larger_of(double x, double y) { return ::fmax(x, y); }
 // 2^x as the hardware has it (2 units in the last place; below the normal numbers: 0), and a quotient likewise.
 __device__ inline float power_of_two(float x) {
   float y;
@@ -98,6 +109,12 @@ __device__ inline float fused(float x, float y, float z) { return __fmaf_rn(x, y
 __device__ inline double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
+// log2 x likewise
+__device__ inline float log2_of(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // Features as they are read: half precision is computed in float.
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
@@ -105,6 +122,20 @@ __device__ inline float wide(float x) { return x; }
 __device__ inline double wide(double x) { return x; }
 __device__ inline float wide(Half x) { return __half2float(x); }
 __device__ inline float wide(BFloat16 x) { return __bfloat162float(x); }
+
+// The nearest of a narrower type.
+template <class S>
+__device__ inline S narrow(S x) {
+  return x;
+}
+template <class S>
+__device__ inline std::enable_if_t<std::is_same<S, Half>::value, S> narrow(float x) {
+  return __float2half(x);
+}
+template <class S>
+__device__ inline std::enable_if_t<std::is_same<S, BFloat16>::value, S> narrow(float x) {
+  return __float2bfloat16(x);
+}
 
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return ::sqrt(x); }

@@ -1,63 +1,13 @@
 // Costs from features and back on a GPU: what is left of each metric around torch's matrix products.
 // The formulas are those of row.h.
-#include "core/host_device.h"
-#include "core/launch.cuh"
-#include "cost/cuda_call.h"
-#include "cost/features.h"
+#include "core/pack.h"
+#include "cost/pairs.cuh"
 
 namespace ucmkd {
 namespace cost {
 namespace {
 
-constexpr int kWarp = 32, kThreads = 256;
 constexpr int kTile = 16;  // of l1: kTile x kTile pairs a block, kTile features at a time
-
-// F: the type of the features, T or a half-precision one that is widened as it is read.
-template <class T, class F>
-struct Call {
-  Metric metric;
-  int64_t n, m, d, classes;
-  const F *x, *y;            // (n, d), (m, d)
-  const F *given_x, *given_y;
-  T *scale_x, *scale_y;      // (n,), (m,)
-  T *cost, *distance;        // (n, m)
-  const T* class_cost;       // (n, classes)
-  const int64_t* labels;     // (m,)
-  T* grad_cost;              // (n, m)
-  const int64_t *order, *starts;  // (m,), (classes + 1,)
-  T* grad_class;             // (n, classes)
-  T *near_x, *near_y;        // (n, d), (m, d)
-  const T* sums;             // (n,) or (m,)
-  T* grad;                   // (n, d) or (m, d)
-  bool of_y;
-  int64_t blocks;            // of each problem
-  int64_t block;             // of this problem, once of_problem has set it
-
-  // The problem that this block works on; terms by class are for one problem.
-  __device__ Call of_problem() const {
-    const int64_t k = blockIdx.x / blocks, own = of_y ? m : n;
-    Call c = *this;
-    c.block = blockIdx.x % blocks;
-    c.x += k * n * d, c.y += k * m * d, c.scale_x += k * n, c.scale_y += k * m;
-    c.given_x += k * n * d, c.given_y += k * m * d;
-    if (near_x) c.near_x += k * n * d;
-    if (near_y) c.near_y += k * m * d;
-    c.cost += k * n * m, c.grad_cost += k * n * m, c.sums += k * own, c.grad += k * own * d;
-    return c;
-  }
-  __device__ int64_t thread() const { return block * blockDim.x + threadIdx.x; }
-  __device__ int64_t threads() const { return blocks * blockDim.x; }
-};
-
-UK_HOST_DEVICE bool unit_rows(Metric metric) {
-  return metric == Metric::kCosine || metric == Metric::kChordal;
-}
-
-template <class T>
-__device__ T warp_sum(T x) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) x += cuda::shuffle_xor(x, mask);
-  return x;
-}
 
 // A warp per row of x, then of y.
 template <class T, class F>
@@ -78,80 +28,83 @@ __global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
   if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 
-// 1 / |x| in double.
-template <class F>
-__device__ double inverse_length(const F* x, int64_t d) {
-  double total = 0;
-  for (int64_t k = 0; k < d; ++k) total += double(cuda::wide(x[k])) * double(cuda::wide(x[k]));
-  return 1 / cuda::root(total);
-}
-
-// What a feature of near rows differs by, scaled to unit length in double where the metric is; 0 for equal rows.
-template <class T, class F>
-__device__ T difference(bool unit, const F* x, double p, const F* y, double q, int64_t k) {
-  if (!unit) return cuda::wide(x[k]) - cuda::wide(y[k]);
-  const double x_k = cuda::wide(x[k]), y_k = cuda::wide(y[k]);
-  return T((x_k - y_k) * p + y_k * (p - q));
-}
-
-template <class T, class F>
-__device__ T squared_distance(bool unit, const F* x, const F* y, int64_t d) {
-  const double p = unit ? inverse_length(x, d) : 1, q = unit ? inverse_length(y, d) : 1;
-  T total = 0;
-  for (int64_t k = 0; k < d; ++k) {
-    const T e = difference<T>(unit, x, p, y, q, k);
-    total += e * e;
-  }
-  return unit && !(total > kParallel) ? T(0) : total;
-}
-
-// |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
-template <class T, class F>
-__device__ T total_square(const Call<T, F>& c, int64_t i, int64_t j) {
-  return c.metric == Metric::kChordal ? T(c.scale_x[i] > 0) + T(c.scale_y[j] > 0) : c.scale_x[i] + c.scale_y[j];
-}
-
-// Pairs that |x|^2 + |y|^2 - 2 <x, y> loses (row.h).
+// d(x_i, y_j) from <x_i, y_j>; *is_near: it is lost in rounding, and is to be taken from the differences.
 template <class T>
-__device__ bool near(T square, T total) {
-  return square * 128 < total;
-}
-
-// d(x_i, y_j) from <x_i, y_j>.
-template <class T, class F>
-__device__ T distance(const Call<T, F>& c, int64_t i, int64_t j, T product) {
-  const T sx = c.scale_x[i], sy = c.scale_y[j];
-  if (c.metric == Metric::kCosine) {
+__device__ T distance(Metric metric, T sx, T sy, T product, bool* is_near) {
+  if (metric == Metric::kCosine) {
     const T cosine = 1 - product * sx * sy;
     return cosine < 0 ? T(0) : cosine;  // NaN stays
   }
-  const bool unit = c.metric == Metric::kChordal;
-  const T total = total_square(c, i, j);
+  const bool unit = metric == Metric::kChordal;
+  const T total = unit ? T(sx > 0) + T(sy > 0) : sx + sy;
   T square = total - 2 * (unit ? product * sx * sy : product);
   square = square < 0 ? T(0) : square;
-  if (near(square, total)) square = squared_distance<T>(unit, c.given_x + i * c.d, c.given_y + j * c.d, c.d);
-  return c.metric == Metric::kSqeuclidean ? square : cuda::root(square);
+  *is_near = near(square, total);
+  return metric == Metric::kSqeuclidean ? square : cuda::root(square);
 }
 
 // The term by class is added; a distance that overflows becomes NaN: it is no forbidden pair.
 template <class T, class F>
-__device__ void store_cost(const Call<T, F>& c, int64_t i, int64_t j, T d) {
-  const int64_t at = i * c.m + j;
+__device__ T with_class(const Call<T, F>& c, int64_t i, int64_t j, T d) {
   if (!(d < T(INFINITY))) d = T(NAN);
-  if (c.distance) c.distance[at] = d;
-  if (c.classes) {
-    const int64_t label = c.labels[j];
-    d = label >= 0 && label < c.classes ? d + c.class_cost[i * c.classes + label] : T(NAN);
-  }
-  c.cost[at] = d;
+  if (c.distance) c.distance[i * c.m + j] = d;
+  if (!c.classes) return d;
+  const int64_t label = c.labels[j];
+  return label >= 0 && label < c.classes ? d + c.class_cost[i * c.classes + label] : T(NAN);
 }
 
-template <class T, class F>
+// How a block shares out a piece of the matrix: `across` threads, a power of two, own kVec neighbouring columns each,
+// for kRows rows at a distance of `down`, which are on their way together.
+struct Piece {
+  static constexpr int kRows = 4;
+  int64_t row, column;
+  int down;
+
+  template <class T, class F>
+  __device__ Piece(const Call<T, F>& c, int vec) {
+    const int across = 1 << c.across, pieces = int((c.m + across * vec - 1) / (across * vec));
+    down = blockDim.x >> c.across;
+    column = (int64_t(c.block % pieces) * across + (threadIdx.x & (across - 1))) * vec;
+    row = c.block / pieces * (down * kRows) + (threadIdx.x >> c.across);
+  }
+};
+
+// Products -> costs. Near pairs are marked, a bit each, and measured when the rest is stored.
+template <class T, class F, int kVec>
 __global__ void cost_kernel(const __grid_constant__ Call<T, F> all) {
+  using Vec = Pack<T, kVec>;
   const Call<T, F> c = all.of_problem();
-  const int64_t count = c.n * c.m;
-  for (int64_t at = c.thread(); at < count; at += c.threads())
-    store_cost(c, at / c.m, at % c.m, distance(c, at / c.m, at % c.m, c.cost[at]));
+  const Piece at(c, kVec);
+  if (at.column >= c.m) return;
+  Vec rows[Piece::kRows];
+#pragma unroll
+  for (int r = 0; r < Piece::kRows; ++r)
+    if (at.row + r * at.down < c.n)
+      rows[r] = *reinterpret_cast<const Vec*>(c.cost + (at.row + r * at.down) * c.m + at.column);
+  Vec sy;
+#pragma unroll
+  for (int q = 0; q < kVec; ++q) sy.e[q] = c.scale_y[at.column + q];
+  unsigned found = 0;
+#pragma unroll
+  for (int r = 0; r < Piece::kRows; ++r) {
+    const int64_t i = at.row + r * at.down;
+    if (i >= c.n) continue;
+    const T sx = c.scale_x[i];
+#pragma unroll
+    for (int q = 0; q < kVec; ++q) {
+      bool is_near = false;
+      const T d = distance(c.metric, sx, sy.e[q], rows[r].e[q], &is_near);
+      found |= unsigned(is_near) << (r * kVec + q);
+      rows[r].e[q] = with_class(c, i, at.column + q, d);
+    }
+    *reinterpret_cast<Vec*>(c.cost + i * c.m + at.column) = rows[r];
+  }
+  for (int bit = 0; found >> bit; ++bit) {
+    if (!(found >> bit & 1)) continue;
+    const int64_t i = at.row + bit / kVec * at.down, j = at.column + bit % kVec;
+    const T square = squared_distance<T>(c.metric == Metric::kChordal, c.given_x + i * c.d, c.given_y + j * c.d, c.d);
+    c.cost[i * c.m + j] = with_class(c, i, j, c.metric == Metric::kSqeuclidean ? square : cuda::root(square));
+  }
 }
 
 template <class T, class F>
@@ -174,7 +127,7 @@ __global__ void l1_cost_kernel(const __grid_constant__ Call<T, F> all) {
     }
     cuda::sync_block();
   }
-  if (i0 + r < c.n && j0 + s < c.m) store_cost(c, i0 + r, j0 + s, total);
+  if (i0 + r < c.n && j0 + s < c.m) c.cost[(i0 + r) * c.m + j0 + s] = with_class(c, i0 + r, j0 + s, total);
 }
 
 // dC summed over the columns of each label, in their order: a thread per (row, label).
@@ -190,18 +143,37 @@ __global__ void class_kernel(const __grid_constant__ Call<T, F> all) {
 }
 
 // dC -> W, in place (row.h, weigh_row).
-template <class T, class F>
+template <class T, class F, int kVec>
 __global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
+  using Vec = Pack<T, kVec>;
   const Call<T, F> c = all.of_problem();
-  const int64_t count = c.n * c.m;
+  const Piece at(c, kVec);
+  if (at.column >= c.m) return;
   const T* distances = c.distance ? c.distance : c.cost;
   const bool unit = unit_rows(c.metric), divides = c.metric == Metric::kChordal || c.metric == Metric::kL2;
-  for (int64_t at = c.thread(); at < count; at += c.threads()) {
-    T w = c.grad_cost[at];
-    if (unit) w *= c.scale_x[at / c.m] * c.scale_y[at % c.m];
-    if (divides) w = distances[at] > 0 ? w / distances[at] : T(0);
-    if (c.metric == Metric::kSqeuclidean) w *= 2;
-    c.grad_cost[at] = w;
+  Vec rows[Piece::kRows], by[Piece::kRows], sy;
+#pragma unroll
+  for (int r = 0; r < Piece::kRows; ++r) {
+    const int64_t first = (at.row + r * at.down) * c.m + at.column;
+    if (at.row + r * at.down >= c.n) continue;
+    rows[r] = *reinterpret_cast<const Vec*>(c.grad_cost + first);
+    if (divides) by[r] = *reinterpret_cast<const Vec*>(distances + first);
+  }
+#pragma unroll
+  for (int q = 0; q < kVec; ++q) sy.e[q] = unit ? c.scale_y[at.column + q] : T(1);
+#pragma unroll
+  for (int r = 0; r < Piece::kRows; ++r) {
+    const int64_t i = at.row + r * at.down;
+    if (i >= c.n) continue;
+    const T sx = unit ? c.scale_x[i] : c.metric == Metric::kSqeuclidean ? T(2) : T(1);
+    Vec w = rows[r];
+#pragma unroll
+    for (int q = 0; q < kVec; ++q) w.e[q] *= sx * sy.e[q];
+    if (divides) {
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) w.e[q] = by[r].e[q] > 0 ? w.e[q] / by[r].e[q] : T(0);
+    }
+    store_together(c.grad_cost + i * c.m + at.column, w);
   }
 }
 
@@ -322,7 +294,7 @@ Call<T, F> typed(const CudaCost& c) {
           to<F>(c.given_x ? c.given_x : c.x), to<F>(c.given_y ? c.given_y : c.y), to<T>(c.scale_x),
           to<T>(c.scale_y), to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels),
           to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.near_x),
-          to<T>(c.near_y), to<T>(c.sums), to<T>(c.grad), c.of_y, 1, 0};
+          to<T>(c.near_y), to<T>(c.sums), to<T>(c.grad), c.of_y, 1, 0, 0};
 }
 
 // body(call) with the call in its types, on its device.
@@ -338,14 +310,27 @@ const char* dispatch(const CudaCost& c, Body body) {
 }
 
 int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
-// Grid-strided kernels: enough blocks to fill any device.
-int64_t strided(int64_t threads) { return blocks_for(threads) < 4096 ? blocks_for(threads) : 4096; }
-
 template <class T, class F>
 const char* start(const CudaCost& c, void (*kernel)(Call<T, F>), int64_t blocks, Call<T, F> call,
                   int threads = kThreads, size_t shared = 0) {
   call.blocks = blocks;
   return cuda::launch(kernel, blocks * c.batch, 1, threads, shared, reinterpret_cast<cuda::Stream>(c.stream), call);
+}
+
+// Whether the rows of the matrices begin where vectors of kVec elements may, in every problem.
+template <int kVec, class T, class F>
+bool takes_vectors(const Call<T, F>& c) {
+  auto address = [](const T* matrix) { return reinterpret_cast<uintptr_t>(matrix); };
+  const uintptr_t addresses = address(c.cost) | address(c.grad_cost) | address(c.distance);
+  return c.m % kVec == 0 && addresses % (kVec * sizeof(T)) == 0;
+}
+
+// A kernel over pieces of the matrix.
+template <class T, class F>
+const char* start_pieces(const CudaCost& c, void (*kernel)(Call<T, F>), int vec, Call<T, F> call) {
+  while ((int64_t(vec) << call.across) < c.m && 1 << call.across < kThreads) ++call.across;
+  const int64_t width = int64_t(vec) << call.across, height = (kThreads >> call.across) * Piece::kRows;
+  return start(c, kernel, (c.n + height - 1) / height * ((c.m + width - 1) / width), call);
 }
 
 }  // namespace
@@ -358,7 +343,12 @@ const char* cuda_scales(const CudaCost& c) {
 
 const char* cuda_cost(const CudaCost& c) {
   return dispatch(c, [&](auto call) {
-    if (call.metric != Metric::kL1) return start(c, cost_kernel, strided(c.n * c.m), call);
+    using T = std::decay_t<decltype(*call.cost)>;
+    using F = std::decay_t<decltype(*call.x)>;
+    constexpr int kVec = 16 / sizeof(T);
+    if (call.metric != Metric::kL1)
+      return takes_vectors<kVec>(call) ? start_pieces(c, cost_kernel<T, F, kVec>, kVec, call)
+                                       : start_pieces(c, cost_kernel<T, F, 1>, 1, call);
     const int64_t tiles = (c.n + kTile - 1) / kTile * ((c.m + kTile - 1) / kTile);
     const size_t shared = 2 * kTile * (kTile + 1) * sizeof(*call.cost);
     return start(c, l1_cost_kernel, tiles, call, kTile * kTile, shared);
@@ -369,7 +359,12 @@ const char* cuda_weigh(const CudaCost& c) {
   return dispatch(c, [&](auto call) -> const char* {
     if (call.grad_class)
       if (const char* refused = start(c, class_kernel, blocks_for(c.n * c.classes), call)) return refused;
-    return call.metric == Metric::kL1 ? nullptr : start(c, weigh_kernel, strided(c.n * c.m), call);
+    using T = std::decay_t<decltype(*call.cost)>;
+    using F = std::decay_t<decltype(*call.x)>;
+    constexpr int kVec = 16 / sizeof(T);
+    if (call.metric == Metric::kL1) return nullptr;
+    return takes_vectors<kVec>(call) ? start_pieces(c, weigh_kernel<T, F, kVec>, kVec, call)
+                                     : start_pieces(c, weigh_kernel<T, F, 1>, 1, call);
   });
 }
 

@@ -8,6 +8,7 @@
 // Both sums of one step share a sweep: the rows' df_(t-1), then at once the columns' dg_(t-1).
 // `implicit` is the same at the fixed point, f_t = f, g_t = g, summed until it has converged.
 #include "sinkhorn/adjoint_ends.cuh"
+#include "sinkhorn/small.cuh"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
@@ -121,8 +122,10 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
   if (owns_columns_back(plan.back)) return adjoint_owned(p, call, stream);
-  if (plan.regime == Regime::kBlock)
+  if (one_block(plan.regime))
     return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
                         p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
   for (int k = 0; k < p.batch; ++k)

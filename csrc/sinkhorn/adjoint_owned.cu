@@ -274,7 +274,7 @@ template <class T, int kQ, int kR, bool kKept, bool kImplicit>
 __global__ void __launch_bounds__(kBackThreads, 1)
     owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
                          int first_problem) {
-  const bool grid = batch.plan.regime != Regime::kBlock;
+  const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
   using Team = Owned<T, kQ, kR, kKept>;
@@ -291,7 +291,7 @@ const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::S
   const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKept, true>
                                     : owned_adjoint_kernel<T, kQ, kR, kKept, false>;
   const OwnedPlan& plan = p.plan.back;
-  if (p.plan.regime == Regime::kBlock)
+  if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
   for (int k = 0; k < p.batch; ++k) {
     if (p.own_barrier)

@@ -116,7 +116,13 @@ struct AdjointCall {
   int64_t* first;  // (batch,) smallest t whose weights are set
   T* grad_a;       // (batch, n)
   T* grad_b;       // (batch, m)
+  T* grad_cost;    // as the cost; written, and nothing of df, dg, first, where makes_gradient(plan, implicit)
 };
+
+// The adjoint in registers has dC in its hands: no call of cuda_gradient has anything left to do.
+UK_HOST_DEVICE bool makes_gradient(const Plan& plan, bool implicit) {
+  return plan.regime == Regime::kRegisters && !implicit;
+}
 
 template <class T>
 struct GradientCall {

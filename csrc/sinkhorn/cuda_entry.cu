@@ -19,7 +19,8 @@ const char* properties_of(const CudaCall& c, DeviceProperties* properties) {
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c, &properties);
-  if (!refused) *plan = make_plan(Regime(c.regime), c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
+  const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
+  if (!refused) *plan = make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
                                  {c.tune_threads, c.tune_quads, c.tune_grid});
   return refused;
 }
@@ -58,7 +59,7 @@ int64_t cuda_work(const CudaCall& c, const char** error) {
 bool cuda_fits_block(const CudaCall& c, const char** error) {
   DeviceProperties properties;
   *error = properties_of(c, &properties);
-  return !*error && choose_regime(c.n, c.m, 1, c.f64 ? 8 : 4, properties) == Regime::kBlock;
+  return !*error && one_block(choose_regime(c.n, c.m, 1, c.f64 ? 8 : 4, properties));
 }
 
 const char* cuda_forward(const CudaCall& c) {
@@ -76,7 +77,7 @@ const char* cuda_adjoint(const CudaCall& c) {
     call.value_weight = to<T>(c.value_weight), call.grad_f = to<T>(c.grad_f), call.grad_g = to<T>(c.grad_g);
     call.implicit = c.implicit, call.tolerance = T(c.tolerance), call.max_sweeps = c.max_sweeps;
     call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first);
-    call.grad_a = to<T>(c.grad_a), call.grad_b = to<T>(c.grad_b);
+    call.grad_a = to<T>(c.grad_a), call.grad_b = to<T>(c.grad_b), call.grad_cost = to<T>(c.grad_cost);
     return cuda_adjoint<T>(problem<T>(c, plan), call, c.device, stream_of(c));
   });
 }

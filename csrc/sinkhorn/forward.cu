@@ -7,6 +7,7 @@
 // L_(t+1) also gives the marginal error after iteration t: (P'1)_j = exp(g_t,j / reg + L_(t+1),j).
 #include "sinkhorn/forward_ends.cuh"
 #include "sinkhorn/relaxation.h"
+#include "sinkhorn/small.cuh"
 #include "sinkhorn/team.cuh"
 
 namespace ucmkd {
@@ -88,8 +89,10 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
   if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.owned.threads > 0) return forward_owned(p, out, stream);
-  if (plan.regime == Regime::kBlock)
+  if (one_block(plan.regime))
     return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k)
     if (const char* refused = cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads,

@@ -1,7 +1,7 @@
 // How every forward kernel begins and ends: the masses looked at, the results of a problem written.
 #pragma once
 #include "sinkhorn/crew.cuh"
-#include "sinkhorn/cuda.h"
+#include "sinkhorn/steps.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -11,15 +11,13 @@ __device__ void check_masses(const One<T>& p, Crew& crew, double* sum_a, double*
   double sums[2] = {0, 0};
   int wrong = 0;
   auto look = [&](T mass, int side) {
-    if (!(mass >= 0) || !(mass <= Limits<T>::kMax)) wrong = kFlagBadMass;
+    if (!is_mass(mass)) wrong = kFlagBadMass;
     sums[side] += mass;
   };
   crew.over(crew.row_begin, crew.row_end, [&](int i) { look(p.mass_a(i), 0); });
   crew.over(crew.col_begin, crew.col_end, [&](int j) { look(p.mass_b(j), 1); });
   *sum_a = p.all.a ? crew.total(sums[0]) : 1, *sum_b = p.all.b ? crew.total(sums[1]) : 1;
-  if (!(*sum_a > 0 && *sum_b > 0)) wrong |= kFlagNoMass;
-  const double gap = *sum_a > *sum_b ? *sum_a - *sum_b : *sum_b - *sum_a;
-  if (!(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (*sum_a + *sum_b))) wrong |= kFlagSums;
+  wrong |= flags_of_sums<T>(*sum_a, *sum_b);
   if (wrong) cuda::atomic_or(p.flags(), wrong);
 }
 

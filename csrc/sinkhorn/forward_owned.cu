@@ -175,7 +175,7 @@ template <class T, int kQ, int kR, bool kKept>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
                  int first_problem) {
-  const bool grid = batch.plan.regime != Regime::kBlock;
+  const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
   Owned<T, kQ, kR, kKept> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
@@ -244,7 +244,7 @@ template <class T, int kQ, int kR, bool kKept>
 const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
   const auto kernel = owned_kernel<T, kQ, kR, kKept>;
   const OwnedPlan& plan = p.plan.owned;
-  if (p.plan.regime == Regime::kBlock)
+  if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k) {
     if (p.own_barrier)

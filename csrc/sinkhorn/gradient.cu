@@ -7,9 +7,12 @@
 //
 //   exp((f_t + g_t - C) / reg) = P u_t v_t,   u_t = exp((f_t - f_T) / reg), v_t likewise
 //
-// so a tile of the cost takes two multiply-adds per element and iteration. Where a ratio of the tile leaves
-// [e^-R, e^R], or potentials are so large against reg that their rounding shows, that iteration takes the
-// softmaxes of the half-steps themselves, in this tile only.
+// so the sum is P times a matrix product of depth 2 T, left' right: a block makes a square tile of it, a thread
+// kPer x kPer elements in registers. The ratios are made chunk by chunk, the next chunk's while this one is
+// multiplied. Where a ratio of the tile leaves [e^-R, e^R], or potentials are so large against reg that their rounding
+// shows, the product leaves that chunk out, and its iterations take the softmaxes of the half-steps themselves at the
+// end, in this tile only.
+#include "core/pack.h"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
 
@@ -17,115 +20,281 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-constexpr int kTileRows = 32, kTileCols = 64, kDepth = 8;  // iterations at a time
-constexpr int kThreads = 256;
-constexpr int kPerThread = kTileRows * kTileCols / kThreads;
-constexpr int kRowStep = kThreads / kTileCols;
+constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
 
-template <class T>
-struct Ratios {
-  T x[kDepth][kTileRows];       // u_t df_t / a
-  T before[kDepth][kTileRows];  // u_(t-1)
-  T v[kDepth][kTileCols];       // v_t
-  T w[kDepth][kTileCols];       // v_t dg_t / b
-  int out_of_range[kDepth];
+// The shape of the work of a block.
+template <class T, int kPer>
+struct Tile {
+  static constexpr int kSize = kSide * kPer;  // rows, columns
+  static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : 16 / sizeof(T);
+  static constexpr int kSteps = 16 / sizeof(T);  // iterations of a chunk of which one thread makes the ratios
+  static constexpr int kDepth = kSteps * kThreads / (2 * kSize);  // iterations of a chunk; two chunks take 16 KB
+  using Vec = Pack<T, kVec>;
+
+  T left[2 * kDepth][kSize];   // u_t df_t / a, u_(t-1) by turns
+  T right[2 * kDepth][kSize];  // v_t, v_t dg_t / b by turns
+
+  // Where in the tile element e of the row or column `thread` of threads lies: neighbours read neighbouring vectors.
+  static __device__ int at(int thread, int e) { return (e / kVec * kSide + thread) * kVec + e % kVec; }
+
+  static __device__ void read(const T* from, int thread, T (&to)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const Vec vec = *reinterpret_cast<const Vec*>(from + at(thread, e));
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) to[e + q] = vec.e[q];
+    }
+  }
+
+  __device__ void multiply(T (&sum)[kPer][kPer]) const {
+#pragma unroll 2
+    for (int k = 0; k < 2 * kDepth; ++k) {
+      T x[kPer], y[kPer];
+      read(left[k], threadIdx.x / kSide, x);
+      read(right[k], threadIdx.x % kSide, y);
+#pragma unroll
+      for (int r = 0; r < kPer; ++r)
+#pragma unroll
+        for (int c = 0; c < kPer; ++c) sum[r][c] += x[r] * y[c];
+    }
+  }
 };
 
-// exp((now - last) / reg), 0 where there is no mass; says whether it is exact enough.
+// The columns of a thread in one row of the cost, from the tile's first column `col0` on; m: where the row ends.
+template <class T, int kPer, bool kVectors>
+struct Columns {
+  using Own = Tile<T, kPer>;
+  using Vec = typename Own::Vec;
+  static constexpr int kVec = Own::kVec;
+
+  static __device__ void read(const T* row, int col0, int m, T (&to)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      Vec vec = {};
+      if (kVectors && j < m) vec = *reinterpret_cast<const Vec*>(row + j);
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) to[e + q] = kVectors ? vec.e[q] : j + q < m ? row[j + q] : T(0);
+    }
+  }
+  static __device__ void write(T* row, int col0, int m, const T (&from)[kPer]) {
+#pragma unroll
+    for (int e = 0; e < kPer; e += kVec) {
+      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      Vec vec;
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) {
+        vec.e[q] = from[e + q];
+        if (!kVectors && j + q < m) row[j + q] = from[e + q];
+      }
+      if (kVectors && j < m) *reinterpret_cast<Vec*>(row + j) = vec;
+    }
+  }
+};
+
+// Which iterations the sum is over, `first` to `last`, and their vectors. At the fixed point it is one.
 template <class T>
-__device__ inline T ratio(T now, T last, T inverse_reg, bool* in_range) {
-  if (!(last > -T(INFINITY))) return 0;
-  const T power = (now - last) * inverse_reg;
-  *in_range = *in_range && magnitude(power) <= Limits<T>::kRatio &&
-              magnitude(now * inverse_reg) <= Limits<T>::kPower;
-  return cuda::exp_of(power);
+struct Steps {
+  const One<T>& p;
+  const GradientCall<T>& call;
+  int first, last;
+
+  __device__ Steps(const One<T>& problem, const GradientCall<T>& of)
+      : p(problem), call(of), last(of.implicit ? 1 : int(*problem.n_iter())) {
+    first = of.plan_only ? last + 1 : of.implicit ? 1 : int(of.first[problem.k]);
+  }
+  __device__ const T* f_at(int64_t t) const { return call.implicit ? p.f() : p.f_at(t); }
+  __device__ const T* g_at(int64_t t) const { return call.implicit ? p.g() : p.g_at(t); }
+  __device__ int64_t row(int64_t t) const { return call.implicit ? p.k : p.k * p.all.max_iter + t - 1; }
+  __device__ const T* df_at(int64_t t) const { return call.df + row(t) * p.n(); }
+  __device__ const T* dg_at(int64_t t) const { return call.dg + row(t) * p.m(); }
+};
+
+// The ratios of one row or one column that a thread makes of every chunk: iterations t, t - 1, ... of kSteps. What they
+// are made from is on its way while the chunk before is multiplied. Where there is nothing, before the first iteration,
+// outside of the matrix and without mass (P is 0), the ratio is 1 and the adjoint 0: such terms are 0 without a question.
+template <class T, int kPer>
+struct Ratios {
+  using Own = Tile<T, kPer>;
+  static constexpr int kSteps = Own::kSteps;
+  int left;  // iterations from that of `next` on
+  const T *next, *next_adjoint;
+  T last, inverse_mass;
+  T potential[kSteps + 1], adjoint[kSteps];
+
+  static __device__ bool of_row() { return threadIdx.x / Own::kSize % 2 == 0; }
+  static __device__ int place() { return threadIdx.x % Own::kSize; }                 // in the tile
+  static __device__ int depth() { return threadIdx.x / (2 * Own::kSize) * kSteps; }  // in the chunk
+
+  __device__ Ratios(const Steps<T>& steps, int row0, int end, int col0) {
+    const One<T>& p = steps.p;
+    const int index = place() + (of_row() ? row0 : col0), t = steps.last - depth();
+    left = index < (of_row() ? end : p.m()) ? steps.last - steps.first + 1 - depth() : 0;
+    next = next_adjoint = nullptr, last = 0, inverse_mass = 0;
+    if (left > 0) {
+      last = of_row() ? p.f()[index] : p.g()[index];
+      inverse_mass = inverse_or_zero(of_row() ? p.mass_a(index) : p.mass_b(index));
+      next = (of_row() ? steps.f_at(t) : steps.g_at(t)) + index;
+      next_adjoint = (of_row() ? steps.df_at(t) : steps.dg_at(t)) + index;
+    }
+    if (!(last > -T(INFINITY))) left = 0, last = 0;
+  }
+
+  __device__ void load(const Steps<T>& steps) {
+    const int stride = of_row() ? steps.p.n() : steps.p.m();  // from an iteration to the one before
+    const int before = of_row() && !steps.call.implicit;      // rows need f_(t-1) too
+    const int potentials = left <= 0 ? 0 : before ? left + 1 : left < kSteps ? left : kSteps;
+#pragma unroll
+    for (int s = 0; s <= kSteps; ++s) potential[s] = s < potentials ? next[-s * stride] : last;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) adjoint[s] = s < left ? next_adjoint[-s * stride] : T(0);
+    const int step = Own::kDepth * stride;
+    next -= step, next_adjoint -= step, left -= Own::kDepth;
+  }
+
+  // Into the tile; says whether they are exact enough.
+  __device__ bool store(Own& tile, T inverse_reg) const {
+    T ratio[kSteps + 1];
+    bool in_range = true;
+#pragma unroll
+    for (int s = 0; s <= kSteps; ++s) {
+      const T power = (potential[s] - last) * inverse_reg;
+      in_range = in_range && magnitude(power) <= Limits<T>::kRatio &&
+                 magnitude(potential[s] * inverse_reg) <= Limits<T>::kPower;
+      ratio[s] = cuda::exp_of(power);
+    }
+    T* to = (of_row() ? tile.left : tile.right)[2 * depth()] + place();
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const T weighed = ratio[s] * adjoint[s] * inverse_mass;
+      to[2 * s * Own::kSize] = of_row() ? weighed : ratio[s];
+      to[(2 * s + 1) * Own::kSize] = of_row() ? ratio[s + 1] : weighed;
+    }
+    return in_range;
+  }
+};
+
+// The iterations that the product left out, for one row of a thread: added to what is written.
+template <class T, int kPer>
+__device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int col0, const T* cost, T* out,
+                          T inverse_reg) {
+  using Own = Tile<T, kPer>;
+  const One<T>& p = steps.p;
+  T sum[kPer] = {};
+  int chunk = 0;
+  for (int top = steps.last; top >= steps.first; top -= Own::kDepth, ++chunk) {
+    if (!(outside[chunk / 32] >> chunk % 32 & 1)) continue;
+    for (int t = top; t > top - Own::kDepth && t >= steps.first; --t) {
+      const T log_f = p.log_f_at(t)[i], df = steps.df_at(t)[i], f = p.f_at(t - 1)[i];
+#pragma unroll
+      for (int e = 0; e < kPer; ++e) {
+        const int j = col0 + Own::at(threadIdx.x % kSide, e);
+        if (j >= p.m()) continue;
+        sum[e] += softmax_of(p.g_at(t)[j], cost[j], log_f, p.reg(), inverse_reg) * df +
+                  softmax_of(f, cost[j], p.log_g_at(t)[j], p.reg(), inverse_reg) * steps.dg_at(t)[j];
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kPer; ++e) {
+    const int j = col0 + Own::at(threadIdx.x % kSide, e);
+    if (j < p.m()) out[j] += sum[e];
+  }
 }
 
-// One tile of kTileRows x kTileCols.  Block: a tile of a problem, or of the panel that the cost holds. Rows are
-// those of the problem, but in the cost and its gradient.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
+// Words of bits, one per chunk, in the order in which they are made.
+template <class Own, class T>
+UK_HOST_DEVICE int outside_words(const DeviceProblem<T>& p, const GradientCall<T>& call) {
+  const int64_t chunks = call.plan_only || call.implicit ? 1 : (p.max_iter + Own::kDepth - 1) / Own::kDepth;
+  return int((chunks + 31) / 32);
+}
+
+// Block: a tile of a problem, or of the panel that the cost holds. Rows are those of the problem, but in the cost and
+// its gradient. kVectors: the rows of both begin where vectors may.
+template <class T, int kPer, bool kVectors>
+__global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
                                                             const __grid_constant__ GradientCall<T> call) {
-  const int tiles_across = int((batch.m + kTileCols - 1) / kTileCols);
-  const int tiles = int((batch.rows + kTileRows - 1) / kTileRows) * tiles_across;
+  using Own = Tile<T, kPer>;
+  using Access = Columns<T, kPer, kVectors>;
+  const int tid = threadIdx.x;
+  const int tiles_across = int((batch.m + Own::kSize - 1) / Own::kSize);
+  const int tiles = int((batch.rows + Own::kSize - 1) / Own::kSize) * tiles_across;
   const int64_t k = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
   const One<T> p{batch, k};
-  const int n = int(p.n()), m = int(p.m()), tid = threadIdx.x;
+  const int m = p.m();
   const int first_row = int(batch.first_row), end = first_row + int(batch.rows);
-  const int row0 = first_row + tile / tiles_across * kTileRows, col0 = tile % tiles_across * kTileCols;
-  const int j = col0 + tid % kTileCols, row = row0 + tid / kTileCols;
-  const T inverse_reg = 1 / p.reg(), weight = call.value_weight ? call.value_weight[k] : T(0);
-  const int64_t rows = call.implicit ? 1 : p.all.max_iter;
-  const T *df = call.df + k * rows * n, *dg = call.dg + k * rows * m;
-  const T* cost = p.cost();
-  T* out = call.grad_cost + k * int64_t(n) * m;
-  Ratios<T>& shared = *reinterpret_cast<Ratios<T>*>(cuda::shared_memory());
+  const int row0 = first_row + tile / tiles_across * Own::kSize, col0 = tile % tiles_across * Own::kSize;
+  const T inverse_reg = 1 / p.reg();
+  T* out = call.grad_cost + k * p.n() * int64_t(m);
+  const Steps<T> steps(p, call);
+  Own* shared = reinterpret_cast<Own*>(cuda::shared_memory());  // two, by turns
+  int* outside = reinterpret_cast<int*>(shared + 2);            // a bit per chunk that the product leaves out
+  T sum[kPer][kPer] = {};
 
-  T in_range_sum[kPerThread] = {}, outside_sum[kPerThread] = {};
-  const int64_t last = call.implicit ? 1 : *p.n_iter();
-  const int64_t first = call.plan_only ? last + 1 : call.implicit ? 1 : call.first[k];
-  auto f_at = [&](int64_t t) { return call.implicit ? p.f() : p.f_at(t); };
-  auto g_at = [&](int64_t t) { return call.implicit ? p.g() : p.g_at(t); };
-  for (int64_t top = last; top >= first; top -= kDepth) {
-    const int depth = top - first + 1 < kDepth ? int(top - first + 1) : kDepth;
-    cuda::sync_block();  // the ratios of the chunk before are in use until here
-    if (tid < kDepth) shared.out_of_range[tid] = 0;
+  if (!call.plan_only) {
+    const int chunks = (steps.last - steps.first) / Own::kDepth + 1;
+    for (int c = tid; c < outside_words<Own>(batch, call); c += kThreads) outside[c] = 0;
     cuda::sync_block();
-    for (int e = tid; e < depth * (kTileRows + kTileCols); e += kThreads) {
-      const int d = e / (kTileRows + kTileCols), at = e % (kTileRows + kTileCols);
-      const int64_t t = top - d;
-      bool in_range = true;
-      if (at < kTileRows) {
-        const int i = row0 + at;
-        const bool there = i < end;
-        const T now = there ? ratio(f_at(t)[i], p.f()[i], inverse_reg, &in_range) : T(0);
-        shared.x[d][at] = there ? now * df[(t - 1) * n + i] * inverse_or_zero(p.mass_a(i)) : T(0);
-        shared.before[d][at] = there ? ratio(f_at(t - 1)[i], p.f()[i], inverse_reg, &in_range) : T(0);
-      } else {
-        const int c = at - kTileRows, col = col0 + c;
-        const T now = col < m ? ratio(g_at(t)[col], p.g()[col], inverse_reg, &in_range) : T(0);
-        shared.v[d][c] = now;
-        shared.w[d][c] = col < m ? now * dg[(t - 1) * m + col] * inverse_or_zero(p.mass_b(col)) : T(0);
-      }
-      if (!in_range && !call.implicit) cuda::atomic_or(&shared.out_of_range[d], 1);
-    }
-    cuda::sync_block();
-    for (int d = 0; d < depth; ++d) {
-      if (!shared.out_of_range[d]) {
-        const T v = shared.v[d][tid % kTileCols], w_v = shared.w[d][tid % kTileCols];
-#pragma unroll
-        for (int q = 0; q < kPerThread; ++q) {
-          const int r = tid / kTileCols + q * kRowStep;
-          in_range_sum[q] += shared.x[d][r] * v + shared.before[d][r] * w_v;
-        }
-        continue;
-      }
-      if (j >= m) continue;
-      const int64_t t = top - d;
-      const T g = g_at(t)[j], log_g = p.log_g_at(t)[j], dg_j = dg[(t - 1) * m + j];
-      for (int q = 0; q < kPerThread; ++q) {
-        const int i = row + q * kRowStep;
-        if (i >= end) break;
-        const T c = cost[int64_t(i - first_row) * m + j];
-        outside_sum[q] += softmax_of(g, c, p.log_f_at(t)[i], p.reg(), inverse_reg) * df[(t - 1) * n + i] +
-                          softmax_of(f_at(t - 1)[i], c, log_g, p.reg(), inverse_reg) * dg_j;
-      }
+    Ratios<T, kPer> ratios(steps, row0, end, col0);
+    auto stage = [&](int chunk) {
+      if (!ratios.store(shared[chunk % 2], inverse_reg) && !call.implicit)
+        cuda::atomic_or(&outside[chunk / 32], int(1u << chunk % 32));
+    };
+    ratios.load(steps);
+    stage(0);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const bool more = chunk + 1 < chunks;
+      if (more) ratios.load(steps);
+      cuda::sync_block();  // this chunk is made, and the one before multiplied by all
+      if (!(outside[chunk / 32] >> chunk % 32 & 1)) shared[chunk % 2].multiply(sum);
+      if (more) stage(chunk + 1);
     }
   }
-  if (j >= m) return;
+
   const bool poisoned = *p.flags() & kFlagsThatPoison;
+  const T zero = poisoned ? T(NAN) : T(0), weight = zero + (call.value_weight ? call.value_weight[k] : T(0));
+  const T per_cost = call.plan_only ? T(0) : weight * inverse_reg;
+  T g[kPer];
 #pragma unroll
-  for (int q = 0; q < kPerThread; ++q) {
-    const int i = row + q * kRowStep;
-    if (i >= end) break;
-    const T c = cost[int64_t(i - first_row) * m + j];
-    const T plan = cuda::exp_of(exponent(p.f()[i], p.g()[j], c, inverse_reg));
-    T of_plan = weight;
-    if (!call.plan_only) of_plan += in_range_sum[q] - weight * (c - p.alpha()[i]) * inverse_reg;
-    const T d = (plan > 0 ? plan * of_plan : T(0)) + outside_sum[q];
-    out[int64_t(i - first_row) * m + j] = poisoned ? T(NAN) : d;
+  for (int e = 0; e < kPer; ++e) {
+    const int j = col0 + Own::at(tid % kSide, e);
+    g[e] = j < m ? p.g()[j] : T(0);
   }
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) {
+    const int i = row0 + Own::at(tid / kSide, r);
+    if (i >= end) continue;
+    const int64_t row = int64_t(i - first_row) * m;
+    const T f = p.f()[i], alpha = call.plan_only ? T(0) : p.alpha()[i];
+    T c[kPer];
+    Access::read(p.cost() + row, col0, m, c);
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) {
+      const T plan = cuda::exp_of(exponent(f, g[e], c[e], inverse_reg));
+      c[e] = plan > 0 ? plan * (weight + sum[r][e] - per_cost * (c[e] - alpha)) : zero;
+    }
+    Access::write(out + row, col0, m, c);
+  }
+  bool any_outside = false;
+  for (int c = 0; !call.plan_only && c < outside_words<Own>(batch, call); ++c) any_outside = any_outside || outside[c];
+  if (!any_outside) return;
+  for (int r = 0; r < kPer; ++r) {
+    const int i = row0 + Own::at(tid / kSide, r);
+    if (i >= end) continue;
+    const int64_t row = int64_t(i - first_row) * m;
+    add_exact<T, kPer>(steps, outside, i, col0, p.cost() + row, out + row, inverse_reg);
+  }
+}
+
+template <class T, int kPer>
+const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::Stream stream) {
+  using Own = Tile<T, kPer>;
+  const int64_t tiles = (p.rows + Own::kSize - 1) / Own::kSize * ((p.m + Own::kSize - 1) / Own::kSize);
+  const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.cost) | reinterpret_cast<uintptr_t>(call.grad_cost);
+  const bool vectors = p.m % Own::kVec == 0 && addresses % sizeof(typename Own::Vec) == 0;
+  return cuda::launch(vectors ? gradient_kernel<T, kPer, true> : gradient_kernel<T, kPer, false>, tiles * p.batch, 1,
+                      kThreads, 2 * sizeof(Own) + outside_words<Own>(p, call) * sizeof(int), stream, p, call);
 }
 
 }  // namespace
@@ -135,8 +304,16 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
                           cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows * ((p.m + kTileCols - 1) / kTileCols);
-  return cuda::launch(gradient_kernel<T>, tiles * p.batch, 1, kThreads, sizeof(Ratios<T>), stream, p, call);
+  if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;
+  int multiprocessors = 0;
+  int64_t shared = 0;
+  if (const char* refused = cuda::device_properties(device, &multiprocessors, &shared)) return refused;
+  switch (gradient_tile(p.rows, p.m, p.batch, sizeof(T), multiprocessors)) {
+    case 32: return start<T, 2>(p, call, stream);
+    case 64: return start<T, 4>(p, call, stream);
+  }
+  if constexpr (sizeof(T) == 4) return start<T, 8>(p, call, stream);
+  return "no such tile";
 }
 template const char* cuda_gradient<float>(const DeviceProblem<float>&, const GradientCall<float>&, int,
                                           cuda::Stream);

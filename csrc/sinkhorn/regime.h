@@ -1,5 +1,6 @@
 // Which regime a problem runs in, and the launch that it gets: pure functions of sizes and device.
 //
+//   registers one block per problem of at most 128 rows and columns, float: the cost in its registers (small.cuh)
 //   block     one block per problem, all iterations in one launch; the cost in shared memory where it fits
 //   resident  one cooperative launch; every block keeps its rows of the cost in shared memory
 //   sweep     one cooperative launch; rows of the cost pass through shared memory once per iteration
@@ -14,7 +15,7 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-enum class Regime : int { kAuto = 0, kBlock = 1, kResident = 2, kSweep = 3, kPanel = 4 };
+enum class Regime : int { kAuto = 0, kBlock = 1, kResident = 2, kSweep = 3, kPanel = 4, kRegisters = 5 };
 
 struct DeviceProperties {
   int multiprocessors;
@@ -103,8 +104,17 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
   return threads;
 }
 
+constexpr int64_t kSmallSize = 128;
+constexpr int64_t kSmallShared = 81 * 1024;  // bytes, of the largest; up to 64 rows or columns take a fifth
+
+UK_HOST_DEVICE bool fits_registers(int64_t n, int64_t m, int64_t element, const DeviceProperties& device) {
+  const bool large = n > kSmallSize / 2 && m > kSmallSize / 2;
+  return element == 4 && n <= kSmallSize && m <= kSmallSize && (!large || device.shared_per_block >= kSmallShared);
+}
+
 UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
                                    const DeviceProperties& device) {
+  if (fits_registers(n, m, element, device)) return Regime::kRegisters;
   const int threads = threads_for(n, m, device.max_threads);
   if (shared_of_block(n, m, element, threads) <= device.shared_per_block) return Regime::kBlock;
   // Enough problems to fill the device with one block each: no grid has to wait for itself.
@@ -170,12 +180,16 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   return p;
 }
 
-// The launch of one problem.
+// One block solves a problem. In the registers' regime the kernels that have no such form run as blocks do.
+UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock || regime == Regime::kRegisters; }
+
+// The launch of one problem. What does not fit the registers runs in a regime of its own choice.
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
                              const DeviceProperties& device, const Tuning& tuning = Tuning()) {
   Plan plan{};
-  plan.regime = regime == Regime::kAuto ? choose_regime(n, m, batch, element, device) : regime;
-  const bool block = plan.regime == Regime::kBlock;
+  const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element, device));
+  plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
+  const bool block = one_block(plan.regime);
   plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;
   plan.grid = block ? 1 : static_cast<int>(smaller(device.multiprocessors, n));
   const int64_t rows = (n + plan.grid - 1) / plan.grid;
@@ -194,6 +208,21 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   plan.back = make_owned(plan.regime, n, m, element, plan.grid, fewer, tuning);
   plan.work = larger(plan.work, larger(plan.owned.work, plan.back.work));
   return plan;
+}
+
+// Side of the square tiles in which blocks make the gradient: the one of least predicted time. That is the tiles that one
+// multiprocessor makes after each other, times what an element costs: of smaller tiles more, for the loads of a
+// multiply-add from shared memory, and the ratios that each tile makes for itself.
+UK_HOST_DEVICE int gradient_tile(int64_t rows, int64_t m, int64_t batch, int64_t element, int multiprocessors) {
+  int best = 0;
+  double least = 0;
+  for (int side = element == 8 ? 64 : 128; side >= 32; side /= 2) {
+    const int64_t tiles = (rows + side - 1) / side * ((m + side - 1) / side) * batch;
+    const int64_t turns = (tiles + multiprocessors - 1) / multiprocessors;
+    const double time = double(turns) * side * side * (side == 128 ? 1.0 : side == 64 ? 1.2 : 2.5);
+    if (best == 0 || time < least) best = side, least = time;
+  }
+  return best;
 }
 
 }  // namespace sinkhorn

@@ -35,6 +35,18 @@ __device__ inline A warp_merge(A acc) {
   return acc;
 }
 
+template <class T>
+__device__ inline bool is_mass(T x) {
+  return x >= 0 && x <= Limits<T>::kMax;
+}
+// What is wrong with the sums of all masses.
+template <class T>
+__device__ inline int flags_of_sums(double a, double b) {
+  const double gap = a > b ? a - b : b - a;
+  const bool differ = !(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (a + b));
+  return (a > 0 && b > 0 ? 0 : kFlagNoMass) | (differ ? kFlagSums : 0);
+}
+
 // ---- The iterations
 
 // f from g, and the log-sums of the columns from f. Over-relaxed, f_(t-1) is where f_t goes: no history then.

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include <functional>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -68,6 +69,7 @@ inline T shuffle_xor(T value, int lane_mask) {
   memcpy(&other, model::exchange(&value, sizeof(T), lane_mask, 0), sizeof(T));
   return other;
 }
+inline void sync_warp() { shuffle_xor(0, 0); }
 template <class T>
 inline T shuffle_from(T value, int lane) {
   T other;
@@ -90,6 +92,21 @@ inline void store_four(T* at, const T (&x)[4]) {
   model::need_alignment(at);
   memcpy(at, x, sizeof x);
 }
+inline bool any(bool here) {
+  int found = here;
+  for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
+  return found;
+}
+inline float largest(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(bits, mask);
+    bits = bits < other ? other : bits;
+  }
+  memcpy(&x, &bits, sizeof bits);
+  return x;
+}
 inline void atomic_or(int* at, int bits) { *at |= bits; }
 inline unsigned char* shared_memory() { return model::shared(); }
 
@@ -97,6 +114,8 @@ inline float exp_of(float x) { return expf(x); }
 inline double exp_of(double x) { return ::exp(x); }
 inline float log_of(float x) { return logf(x); }
 inline double log_of(double x) { return ::log(x); }
+inline float larger_of(float x, float y) { return fmaxf(x, y); }
+inline double larger_of(double x, double y) { return ::fmax(x, y); }
 // As the hardware: what is below the normal numbers is 0.
 inline float power_of_two(float x) {
   const float y = exp2f(x);
@@ -107,6 +126,7 @@ inline float fused(float x, float y, float z) { return fmaf(x, y, z); }
 inline double fused(double x, double y, double z) { return fma(x, y, z); }
 inline float quotient(float a, float b) { return a / b; }
 inline double quotient(double a, double b) { return a / b; }
+inline float log2_of(float x) { return log2f(x < 1.17549435e-38f && x > 0 ? 0.f : x); }
 struct Half {
   uint16_t bits;
 };
@@ -127,6 +147,28 @@ inline float wide(Half x) {
                      : exponent     ? ldexpf(1024 + fraction, exponent - 25)
                                     : ldexpf(fraction, -24);
   return x.bits >> 15 ? -size : size;
+}
+
+template <class S>
+inline S narrow(S x) {
+  return x;
+}
+// The nearest, of two as near the even one; NaN stays.
+template <class S>
+inline std::enable_if_t<std::is_same<S, BFloat16>::value, S> narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return {uint16_t(x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+template <class S>
+inline std::enable_if_t<std::is_same<S, Half>::value, S> narrow(float x) {
+  const uint16_t sign = signbit(x) ? 0x8000 : 0;
+  const float size = fabsf(x);
+  if (!(size < 65520)) return {uint16_t(x != x ? 0x7E00 : sign | 0x7C00)};
+  if (size < 0x1p-14f) return {uint16_t(sign | uint16_t(nearbyintf(size * 0x1p24f)))};
+  int exponent;
+  const float fraction = nearbyintf(ldexpf(frexpf(size, &exponent), 11));  // 1024 to 2048, which carries
+  return {uint16_t(sign + ((exponent + 13) << 10) + int(fraction))};
 }
 
 inline float root(float x) { return sqrtf(x); }

@@ -19,6 +19,7 @@ PYBIND11_MODULE(cuda_model, m) {
                             int64_t shared_per_block) {
     return int(sinkhorn::choose_regime(n, m_, batch, element, {multiprocessors, shared_per_block, sinkhorn::max_threads(element)}));
   });
+  m.def("gradient_tile", &sinkhorn::gradient_tile);
   m.def("make_plan", [](int regime, int64_t n, int64_t m_, int64_t batch, int64_t element, int multiprocessors,
                         int64_t shared_per_block) {
     const sinkhorn::Plan p = sinkhorn::make_plan(sinkhorn::Regime(regime), n, m_, batch, element,

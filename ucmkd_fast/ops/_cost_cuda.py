@@ -56,8 +56,8 @@ def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return mm(x.to(out.dtype), y.to(out.dtype).mT, out=out)  # torch's CPU products have one dtype
 
 
-def call(features: Features, scales: tuple[Tensor, Tensor], matrix: Tensor, classes: Any = None) -> Any:
-    """The native call on the features, their scales (B?, N), (B?, M) and the cost (B?, N, M)."""
+def call(features: Features, scales: tuple[int, int], matrix: Tensor, classes: Any = None) -> Any:
+    """The native call on the features, the addresses of their scales (B?, N), (B?, M), and the cost (B?, N, M)."""
     x, y, metric, given_x, given_y = features
     (n, d), m = x.shape[-2:], y.shape[-2]
     c = _solve_cuda.kernels.CudaCost()
@@ -65,12 +65,18 @@ def call(features: Features, scales: tuple[Tensor, Tensor], matrix: Tensor, clas
     c.f64, c.feature_type = matrix.dtype == torch.float64, _FEATURE_TYPES.get(x.dtype, 0)
     c.device, c.stream, c.metric = x.device.index or 0, _stream(x), METRIC_CODES[metric]
     c.n, c.m, c.d, c.x, c.y, c.cost = n, m, d, x.data_ptr(), y.data_ptr(), matrix.data_ptr()
-    c.scale_x, c.scale_y = (scale.data_ptr() for scale in scales)
+    c.scale_x, c.scale_y = scales
     c.given_x, c.given_y = given_x.data_ptr(), given_y.data_ptr()
     if classes is not None:
         c.classes, c.class_cost = classes.cost.shape[1], classes.cost.data_ptr()
         c.labels, c.distance = classes.labels.data_ptr(), _address(classes.distance)
     return c
+
+
+def scales_in(block: Tensor, rows: int, offset: int = 0) -> tuple[int, int]:
+    """Addresses of the scales of x, ``rows`` numbers from ``offset`` on in ``block``, and of those of y behind them."""
+    at, size = block.data_ptr(), block.element_size()
+    return at + size * offset, at + size * (offset + rows)
 
 
 def gradients(
@@ -135,7 +141,7 @@ def forward(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tens
     scale = _solve_cuda.empty(x, lead.numel() * (n + m), dtype=dtype)
     if metric != "l1":
         product(sets.x, sets.y, matrix)
-    c = call(sets, (scale, scale[lead.numel() * n :]), matrix)
+    c = call(sets, scales_in(scale, lead.numel() * n), matrix)
     _solve_cuda.kernels.cuda_scales(c)
     _solve_cuda.kernels.cuda_cost(c)
     return matrix, scale
@@ -147,7 +153,7 @@ def backward(
     """Gradients of both feature sets, in the cost's dtype; ``grad_cost`` is left as it is."""
     sets = features(x, y, metric, matrix.dtype)
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
-    c = call(sets, (scale, scale[x.shape[:-1].numel() :]), matrix)
+    c = call(sets, scales_in(scale, x.shape[:-1].numel()), matrix)
     c.grad_cost = weights.data_ptr()
     _solve_cuda.kernels.cuda_weigh(c)
     dx, dy = gradients(c, sets, weights)

@@ -101,14 +101,18 @@ def _own_products(x: Tensor, y: Tensor, metric: str) -> bool:
     return x.numel() * len(y) <= OWN_PRODUCTS or metric == "l1"
 
 
+#: Elements of the cost up to which the gradient is made along with the loss on a CUDA device: to issue the kernels
+#: takes longer than they run, and twice as long in the thread that autograd has for the device.
+SMALL_ON_DEVICE = 1 << 18
+
+
 def one_call(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str) -> bool:
     """Whether `with_gradient` takes the problem."""
-    return (
-        _own_products(x, y, metric)
-        and (a is None or not a.requires_grad)
-        and (b is None or not b.requires_grad)
-        and not _solve_cuda.runs_on(x)
-    )
+    if (a is not None and a.requires_grad) or (b is not None and b.requires_grad):
+        return False
+    if _solve_cuda.runs_on(x):
+        return len(x) * len(y) <= SMALL_ON_DEVICE
+    return _own_products(x, y, metric)
 
 
 def with_gradient(
@@ -123,6 +127,8 @@ def with_gradient(
     need_y: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss () and its gradients of x (N, D) and y (M, D), in the cost's dtype."""
+    if _solve_cuda.runs_on(x):
+        return _with_gradient_cuda(x, y, a, b, init_f, options, (need_x, need_y))
     x, y = plain(x, options.dtype), plain(y, options.dtype)
     loss = x.new_empty(())
     dx, dy = torch.empty_like(x) if need_x else None, torch.empty_like(y) if need_y else None
@@ -136,6 +142,15 @@ def with_gradient(
             _raise(said, x, y, a=a, b=b)
         _not_converged.remark(said, error, loss, a, options)
     return loss, dx, dy
+
+
+def _with_gradient_cuda(x, y, a, b, init_f, options: LossOptions, needs: tuple[bool, bool]):
+    """The same on the device."""
+
+    def upstream_of(kept, f, g, one):
+        return _upstream(x, y, a, b, f, g, kept, one, options)[:3]
+
+    return _loss_cuda.with_gradient(x, y, a, b, init_f, options, needs, upstream_of)
 
 
 def _to_fill_in(like: Tensor, options: LossOptions) -> tuple[Tensor | None, Tensor | None]:

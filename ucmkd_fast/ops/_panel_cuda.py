@@ -68,7 +68,7 @@ class Panels:
 
     def call(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> Any:
         """The native call on the features of these rows."""
-        scales, classes = (self.scales[0][rows], self.scales[1]), None
+        scales, classes = (self.scales[0][rows].data_ptr(), self.scales[1].data_ptr()), None
         features = self.features.rows(rows)
         if self.classes is not None:
             classes = Classes(self.classes.cost[rows], self.classes.labels, distance)

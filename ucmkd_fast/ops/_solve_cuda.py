@@ -21,7 +21,9 @@ kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
 device_type = "cuda"
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 own_barrier = False  # of cooperative grids: not the runtime's own
-tuning: dict[str, int] = {}  # "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice
+tuning: dict[
+    str, int
+] = {}  # "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice
 
 # Flag of csrc/sinkhorn/cuda.h
 BAD_COST, FORBIDDEN, BAD_MASS, NO_MASS, SUMS, NOT_CONVERGED, OVERFLOW = (1 << bit for bit in range(7))
@@ -67,7 +69,7 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _stream(tensor: Tensor) -> int:
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return torch._C._cuda_getCurrentRawStream(tensor.device.index or 0) if tensor.is_cuda else 0
 
 
 def _even(size: int) -> int:
@@ -121,7 +123,7 @@ def call_of(batch, n, m, a, b, init_f, f, g, saved, options, history):
     return call
 
 
-def _call(cost, a, b, init_f, f, g, saved, options, history):
+def call_on(cost, a, b, init_f, f, g, saved, options, history):
     """The call on a cost, and its work space (to be kept alive)."""
     batch = cost.shape[0] if cost.dim() == 3 else 1
     call = call_of(batch, *cost.shape[-2:], a, b, init_f, f, g, saved, options, history)
@@ -131,23 +133,28 @@ def _call(cost, a, b, init_f, f, g, saved, options, history):
     return call, work
 
 
-def forward(cost, a, b, init_f, options, save: bool, saved: Tensor | None = None) -> tuple[Tensor, ...]:
-    """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`; ``saved`` is made where not given."""
-    _not_converged.flush_warnings()
+def forward(cost, a, b, init_f, options, save: bool) -> tuple[Tensor, ...]:
+    """(value, dual, f, g, marginal_error, n_iter, saved) as `_solve.Solved`."""
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    batch = lead[0] if lead else 1
     history = save and options.grad == "unrolled"
-    if saved is None:
-        saved = empty(cost, saved_size(batch, n, m, options.max_iter, history))
+    saved = empty(cost, saved_size(lead.numel(), n, m, options.max_iter, history))
     f, g = empty(cost, *lead, n), empty(cost, *lead, m)
+    call, _work = call_on(cost, a, b, init_f, f, g, saved, options, history)
+    value, dual, error, n_iter = run_forward(call, cost, a, b)
+    return value, dual, f, g, error, n_iter, saved
+
+
+def run_forward(call, cost, a, b) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The call's (value, dual, marginal_error, n_iter)."""
+    _not_converged.flush_warnings()
+    lead = cost.shape[:-2]
     value, dual, error = empty(cost, *lead), empty(cost, *lead), empty(cost, *lead)
     n_iter = empty(cost, *lead, dtype=torch.int64)
-    call, _work = _call(cost, a, b, init_f, f, g, saved, options, history)
     call.value, call.dual, call.marginal_error = value.data_ptr(), dual.data_ptr(), error.data_ptr()
     call.n_iter_out = n_iter.data_ptr()
     kernels.cuda_sinkhorn_forward(call)
     check(n_iter, cost=cost, a=a, b=b)
-    return value, dual, f, g, error, n_iter, saved
+    return value, dual, error, n_iter
 
 
 def adjoint_tolerance(dtype: torch.dtype, tol: float) -> float:
@@ -167,10 +174,17 @@ def backward(
     options,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of the cost (B?, N, M) and of the masses (B?, N), (B?, M), from those of value, f, g."""
+    call, _work = call_on(cost, a, b, init_f, f, g, saved, options, options.grad == "unrolled")
+    return run_backward(call, cost, saved, upstream, options)
+
+
+def run_backward(
+    call, cost: Tensor, saved: Tensor, upstream: tuple[Tensor | None, ...], options
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same of a call."""
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    batch = lead[0] if lead else 1
-    history, implicit = options.grad == "unrolled", options.grad == "implicit"
-    call, _work = _call(cost, a, b, init_f, f, g, saved, options, history)
+    batch, size = lead.numel(), cost.element_size()
+    implicit = options.grad == "implicit"
     call.value_weight, call.grad_f, call.grad_g = (_address(t) for t in upstream)
     grad_cost = empty(cost, *cost.shape)
     call.grad_cost = grad_cost.data_ptr()
@@ -178,16 +192,17 @@ def backward(
     grad_a = grad_b = None
     if options.grad != "envelope":
         rows = 1 if implicit else options.max_iter
-        df, dg = empty(cost, batch, rows, n), empty(cost, batch, rows, m)
-        first = empty(cost, batch, dtype=torch.int64)
+        of_f, of_g = _even(batch * rows * n), _even(batch * rows * m)
+        steps = empty(cost, of_f + of_g + 2 * batch)  # df, dg, and the first step, an int64 per problem
+        call.df = steps.data_ptr()
+        call.dg, call.first = call.df + size * of_f, call.df + size * (of_f + of_g)
         grad_a, grad_b = empty(cost, *lead, n), empty(cost, *lead, m)
-        call.df, call.dg, call.first = df.data_ptr(), dg.data_ptr(), first.data_ptr()
         call.grad_a, call.grad_b = grad_a.data_ptr(), grad_b.data_ptr()
         call.tolerance = adjoint_tolerance(cost.dtype, options.tol)
         call.max_sweeps = max(1000, 10 * options.max_iter)
         kernels.cuda_sinkhorn_adjoint(call)
         if implicit:
-            at = Saved(batch, n, m, options.max_iter, history).flags
+            at = Saved(batch, n, m, options.max_iter, False).flags
             flags = saved[at : at + batch].view(torch.int32)[:batch]
             _not_converged.report_gradient((flags & NOT_CONVERGED).any())
     kernels.cuda_sinkhorn_gradient(call)

@@ -23,12 +23,13 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
     """Loss of each row (n,), the total and the number of rows kept; gradients go into ds, dt (n, K) where given.
 
     Logits and gradients have unit column stride; a gradient may lie over its logits. The gradients are those of
-    the total, or on a CPU with ``mean`` those of the mean. On a GPU the total and the number are tensors there.
+    the total, or on a CPU with ``mean`` those of the mean. On a GPU the rows stand for the total, and nothing is
+    counted: that is `_label_cuda.total`.
     """
     n, k = student.shape
     if _solve_cuda.runs_on(student):
         loss = _label_cuda.run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_row)
-        return loss, loss.sum(), (target != ignore_index).sum()
+        return loss, loss, None
     loss = student.new_empty(n)
     grad = ds if ds is not None else dt
     total, kept, bad = _C.label_transport_forward(
@@ -45,9 +46,9 @@ def run(student, teacher, target, ignore_index, smoothing, live, ds, dt, first_r
 
 
 def is_nan(total) -> bool:
-    """Whether a total is NaN; on a GPU only under UCMKD_CHECK=1, as the look waits for the device."""
+    """Whether a total is NaN (`run`); on a GPU only under UCMKD_CHECK=1, as the look waits for the device."""
     if isinstance(total, Tensor):
-        return os.environ.get("UCMKD_CHECK") == "1" and bool(total.isnan())
+        return os.environ.get("UCMKD_CHECK") == "1" and bool(total.isnan().any())
     return math.isnan(total)
 
 
@@ -84,10 +85,22 @@ def _refuse_logit(name: str, z: Tensor, bad: Tensor, expected: str, first_row: i
         )
 
 
+def _kernel_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """What the kernels are given: on a GPU both logits of one half precision as they are, else float32 or float64."""
+    if _solve_cuda.runs_on(student) and student.dtype == teacher.dtype:
+        return student.dtype
+    return torch.promote_types(student.dtype, torch.float32)
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Logits (n, K) with unit column stride."""
+    return logits if logits.stride(1) == 1 and len(logits) > 1 else logits.contiguous()
+
+
 def _forward(student, teacher, target, ignore_index, smoothing, live, need_student, need_teacher, mean=False):
     """`run` on logits of any strides, with gradients of its own."""
     n, k = student.shape
-    student, teacher = (z if z.stride(1) == 1 and n > 1 else z.contiguous() for z in (student, teacher))
+    student, teacher = _rows(student), _rows(teacher)
     ds = student.new_empty(n, k) if need_student else None
     dt = student.new_empty(n, k) if need_teacher else None
     loss, total, kept = run(
@@ -99,9 +112,9 @@ def _forward(student, teacher, target, ignore_index, smoothing, live, need_stude
 
 
 def value_of(total, kept, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The loss () from the total and the number of rows kept; the mean of none is NaN."""
+    """The loss () from the total and the number of rows kept; the mean of none is NaN. On a GPU it is there already."""
     if isinstance(total, Tensor):
-        return total if reduction == "sum" else mean_of_rows(total, kept)
+        return total
     return torch.tensor(total if reduction == "sum" else (total / kept if kept else math.nan), dtype=dtype)
 
 
@@ -124,7 +137,7 @@ def hand_over(gradients: Iterable[Tensor | None], upstream: Tensor, divisor: Any
 class LabelTransport(torch.autograd.Function):
     """Gradients are made in the forward, which has both rows of logits at hand, and handed over by the backward.
 
-    A second backward through the same graph finds them gone and makes them again.
+    A second backward through the same graph finds them gone and makes them again. On a GPU each backward makes them.
     """
 
     @staticmethod
@@ -138,17 +151,23 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def solve(ctx: Any, student, teacher, target):
-        """Rows, total and number kept; the gradients stay in ``ctx.grads``, what they want dividing by beside them."""
+        """Rows, total and number kept; the gradients stay in ``ctx.grads``.
+
+        On a GPU the total is the loss, and the gradients are left to the backward, with what they want dividing by.
+        """
         ignore_index, smoothing, kappa, reduction = ctx.options
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        need_student, need_teacher = ctx.needs_input_grad[:2]
+        dtype = _kernel_dtype(student, teacher)
+        later = _solve_cuda.runs_on(student)
+        need_student, need_teacher = (need and not later for need in ctx.needs_input_grad[:2])
         mean = reduction == "mean"
         loss, ds, dt, total, kept = _forward(
             student.detach().to(dtype), teacher.detach().to(dtype), target, ignore_index, smoothing,
             kappa == "live", need_student, need_teacher, mean,
         )  # fmt: skip
-        ctx.grads = ds, dt
-        ctx.divisor = kept if mean and isinstance(kept, Tensor) else None
+        ctx.grads, ctx.divisor = (ds, dt), None
+        if later and reduction != "none":
+            total, kept = _label_cuda.total(loss, target.contiguous(), ignore_index, mean)
+            ctx.divisor = kept if mean else None
         return loss, total, kept
 
     @staticmethod
@@ -166,16 +185,26 @@ class LabelTransport(torch.autograd.Function):
                 return (loss,)
 
             return *_autograd.differentiate(again, (student, teacher), (upstream,)), *[None] * 5
+        grads = LabelTransport.gradients(ctx, student, teacher, target, upstream)
+        ds, dt = (
+            None if g is None else g.to(z.dtype) for g, z in zip(grads, (student, teacher), strict=True)
+        )
+        return ds, dt, *[None] * 5
+
+    @staticmethod
+    def gradients(ctx: Any, student, teacher, target, upstream):
+        """Of both logits, in the type that the kernels are given."""
+        ignore_index, smoothing, kappa, reduction = ctx.options
+        if _solve_cuda.runs_on(student):
+            dtype = _kernel_dtype(student, teacher)
+            return _label_cuda.gradients(
+                _rows(student.to(dtype)), _rows(teacher.to(dtype)), target.contiguous(), ignore_index, smoothing,
+                kappa == "live", ctx.needs_input_grad[:2], upstream, ctx.divisor,
+            )  # fmt: skip
         if ctx.grads is None:
             LabelTransport.solve(ctx, student, teacher, target)
         grads, ctx.grads = ctx.grads, None
-        if reduction == "none":
-            upstream = upstream[:, None]
-        ds, dt = (
-            None if g is None else g.to(z.dtype)
-            for g, z in zip(hand_over(grads, upstream, ctx.divisor), (student, teacher), strict=True)
-        )
-        return ds, dt, *[None] * 5
+        return hand_over(grads, upstream[:, None] if reduction == "none" else upstream, ctx.divisor)
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())

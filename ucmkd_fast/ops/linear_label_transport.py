@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, _devices, checks
+from . import _autograd, _devices, _label_cuda, _solve_cuda, checks
 from .label_transport import (
     check_options,
     check_target,
@@ -23,6 +23,7 @@ from .label_transport import (
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
 # enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
 CHUNK_ELEMENTS = 1 << 20
+CUDA_CHUNK_ELEMENTS = 1 << 23  # enough tiles of a product for every multiprocessor; not measured yet
 
 
 def composite(inputs, target, **options) -> Tensor:
@@ -34,7 +35,7 @@ def composite(inputs, target, **options) -> Tensor:
 
 
 def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
-    """The sum of the losses, and its gradients where ``needs`` asks for one (None elsewhere), chunk by chunk."""
+    """The total of the losses (`run`), and its gradients where ``needs`` asks for one, chunk by chunk."""
     feature, sw, sb, tw, tb = inputs
     dtype = torch.promote_types(feature.dtype, torch.float32)
     (n, d), k = feature.shape, sw.shape[0]
@@ -51,9 +52,10 @@ def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
     d_feature = heads.new_empty(n, d) if need_feature else None
     d_weight = heads.new_zeros(width, d) if need_sw or need_tw else None
     d_bias = heads.new_zeros(width) if need_sb or need_tb else None
-    rows = max(1, CHUNK_ELEMENTS // (2 * k))
+    most = CUDA_CHUNK_ELEMENTS if _solve_cuda.runs_on(heads) else CHUNK_ELEMENTS
+    rows = max(1, most // (2 * k))
     logits = heads.new_empty(min(rows, n), 2 * k)
-    total = 0.0
+    total, parts = 0.0, []
     for begin in range(0, n, rows):
         x = feature[begin : begin + rows].to(dtype)
         z = logits[: len(x)]
@@ -66,7 +68,10 @@ def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
         if is_nan(part):  # gradients lie over the logits: these are made again
             torch.addmm(bias, x, heads.t(), out=z)
             refuse_logits(s, t, target[begin : begin + rows], ignore_index, smoothing, begin)
-        total += part
+        if isinstance(part, Tensor):
+            parts.append(part)
+        else:
+            total += part
         grad = z[:, columns]  # lies over the logits now
         if d_feature is not None:
             torch.mm(grad, heads[columns], out=d_feature[begin : begin + rows])
@@ -75,7 +80,7 @@ def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
         if d_bias is not None:
             d_bias += grad.sum(0)
     student, teacher = slice(0, k), slice(k if need_student else 0, None)
-    return total, (
+    return torch.cat(parts) if parts else total, (
         d_feature,
         d_weight[student] if need_sw else None,
         d_bias[student] if need_sb else None,
@@ -94,10 +99,13 @@ class LinearLabelTransport(torch.autograd.Function):
     def forward(ctx: Any, feature, sw, sb, tw, tb, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
         inputs = tuple(None if z is None else z.detach() for z in (feature, sw, sb, tw, tb))
         needs = ctx.needs_input_grad[:5]
-        total, ctx.grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
-        kept = (target != ignore_index).sum()
-        if not isinstance(total, Tensor):
-            kept = int(kept)
+        target = target.contiguous()
+        total, ctx.grads = _chunked(inputs, target, ignore_index, smoothing, kappa, needs)
+        kept: Tensor | int
+        if isinstance(total, Tensor):
+            total, kept = _label_cuda.total(total, target, ignore_index, reduction == "mean")
+        else:
+            kept = int((target != ignore_index).sum())
         ctx.save_for_backward(feature, sw, sb, tw, tb, target)
         ctx.options = (ignore_index, smoothing, kappa, reduction)
         ctx.divisor = kept if reduction == "mean" else None

@@ -1,0 +1,103 @@
+// One call of the cost kernels in its types, and what they say about one pair of features. The formulas are those of row.h.
+#pragma once
+#include "core/host_device.h"
+#include "core/launch.cuh"
+#include "cost/cuda_call.h"
+#include "cost/features.h"
+
+namespace ucmkd {
+namespace cost {
+namespace {
+
+constexpr int kWarp = 32, kThreads = 256;
+
+// F: the type of the features, T or a half-precision one that is widened as it is read.
+template <class T, class F>
+struct Call {
+  Metric metric;
+  int64_t n, m, d, classes;
+  const F *x, *y;            // (n, d), (m, d)
+  const F *given_x, *given_y;
+  T *scale_x, *scale_y;      // (n,), (m,)
+  T *cost, *distance;        // (n, m)
+  const T* class_cost;       // (n, classes)
+  const int64_t* labels;     // (m,)
+  T* grad_cost;              // (n, m)
+  const int64_t *order, *starts;  // (m,), (classes + 1,)
+  T* grad_class;             // (n, classes)
+  T *near_x, *near_y;        // (n, d), (m, d)
+  const T* sums;             // (n,) or (m,)
+  T* grad;                   // (n, d) or (m, d)
+  bool of_y;
+  int64_t blocks;            // of each problem
+  int64_t block;             // of this problem, once of_problem has set it
+  int across;                // see Piece
+
+  // The problem that this block works on; terms by class are for one problem.
+  __device__ Call of_problem() const {
+    const int64_t k = blockIdx.x / blocks, own = of_y ? m : n;
+    Call c = *this;
+    c.block = blockIdx.x % blocks;
+    c.x += k * n * d, c.y += k * m * d, c.scale_x += k * n, c.scale_y += k * m;
+    c.given_x += k * n * d, c.given_y += k * m * d;
+    if (near_x) c.near_x += k * n * d;
+    if (near_y) c.near_y += k * m * d;
+    c.cost += k * n * m, c.grad_cost += k * n * m, c.sums += k * own, c.grad += k * own * d;
+    return c;
+  }
+  __device__ int64_t thread() const { return block * blockDim.x + threadIdx.x; }
+  __device__ int64_t threads() const { return blocks * blockDim.x; }
+};
+
+UK_HOST_DEVICE bool unit_rows(Metric metric) {
+  return metric == Metric::kCosine || metric == Metric::kChordal;
+}
+
+template <class T>
+__device__ T warp_sum(T x) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) x += cuda::shuffle_xor(x, mask);
+  return x;
+}
+
+// 1 / |x| in double.
+template <class F>
+__device__ double inverse_length(const F* x, int64_t d) {
+  double total = 0;
+  for (int64_t k = 0; k < d; ++k) total += double(cuda::wide(x[k])) * double(cuda::wide(x[k]));
+  return 1 / cuda::root(total);
+}
+
+// What a feature of near rows differs by, scaled to unit length in double where the metric is; 0 for equal rows.
+template <class T, class F>
+__device__ T difference(bool unit, const F* x, double p, const F* y, double q, int64_t k) {
+  if (!unit) return cuda::wide(x[k]) - cuda::wide(y[k]);
+  const double x_k = cuda::wide(x[k]), y_k = cuda::wide(y[k]);
+  return T((x_k - y_k) * p + y_k * (p - q));
+}
+
+template <class T, class F>
+__device__ T squared_distance(bool unit, const F* x, const F* y, int64_t d) {
+  const double p = unit ? inverse_length(x, d) : 1, q = unit ? inverse_length(y, d) : 1;
+  T total = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    const T e = difference<T>(unit, x, p, y, q, k);
+    total += e * e;
+  }
+  return unit && !(total > kParallel) ? T(0) : total;
+}
+
+// |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
+template <class T, class F>
+__device__ T total_square(const Call<T, F>& c, int64_t i, int64_t j) {
+  return c.metric == Metric::kChordal ? T(c.scale_x[i] > 0) + T(c.scale_y[j] > 0) : c.scale_x[i] + c.scale_y[j];
+}
+
+// Pairs that |x|^2 + |y|^2 - 2 <x, y> loses (row.h).
+template <class T>
+__device__ bool near(T square, T total) {
+  return square * 128 < total;
+}
+
+}  // namespace
+}  // namespace cost
+}  // namespace ucmkd

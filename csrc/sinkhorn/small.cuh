@@ -1,0 +1,161 @@
+// Problems of at most 128 rows and columns in float: the whole cost in the registers of one block of eight warps.
+// A warp owns R rows, a lane C columns of each. Sums of rows stay within a warp; sums of columns pass through shared
+// memory, and every warp puts all of them together: potentials of the columns are in the registers of each.
+//
+// What lies outside the problem has no mass and costs +inf: its exponentials are 0, and nothing asks for sizes.
+#pragma once
+#include "core/launch.cuh"
+#include "sinkhorn/cuda.h"
+#include "sinkhorn/steps.cuh"
+
+namespace ucmkd {
+namespace sinkhorn {
+
+constexpr int kSmallWarps = 8, kSmallThreads = kSmallWarps * kWarp;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// Moved as one by a lane.
+template <int C>
+struct alignas(C * sizeof(float)) Pack {
+  float x[C];
+};
+
+// kSums: how many sums of each column are taken at a time.
+template <int R, int C, int kSums>
+struct SmallShared {
+  Pack<C> parts[2][kSums][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
+  double totals[4][kSmallWarps];
+};
+
+// Where a thread stands. With 32 / R lanes beside it, it answers for one row of its warp, `mine`: sums over the row
+// arrive there. Each lane holds the warp's rows in an order of its own, r ^ mine, so that its own comes first and
+// each shuffle finds on all lanes what it needs in the same register.
+template <int R, int C, int kSums = 1>
+struct Small {
+  static_assert(R >= 2 && R <= kWarp && (R & (R - 1)) == 0, "rows are halved until a lane has one");
+  int n, m, warp, lane, mine;
+  bool leads;  // of the lanes that answer for the row
+  SmallShared<R, C, kSums>& shared;
+
+  __device__ Small(int n_, int m_)
+      : n(n_), m(m_), warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp), mine(lane / (kWarp / R)),
+        leads(lane % (kWarp / R) == 0),
+        shared(*reinterpret_cast<SmallShared<R, C, kSums>*>(cuda::shared_memory())) {}
+
+  __device__ int row(int r) const { return warp * R + (r ^ mine); }
+  __device__ int row() const { return warp * R + mine; }
+  __device__ int column(int c) const { return lane + kWarp * c; }
+  __device__ bool has_row() const { return row() < n; }
+  __device__ bool has_column(int c) const { return column(c) < m; }
+
+  __device__ float element(const float* cost, int i, int c) const {
+    return i < n && has_column(c) ? cost[i * m + column(c)] : float(INFINITY);
+  }
+  __device__ void load(const float* cost, float (&out)[R][C]) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c) out[r][c] = element(cost, row(r), c);
+  }
+
+  // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
+  __device__ float sum_row(float (&x)[R]) const { return sum_rest<R / 2>(x); }
+
+  // What lanes hold of the rows that they answer for, to all lanes of the warp.
+  __device__ float spread(float own, int r) const { return cuda::shuffle_xor(own, r * (kWarp / R)); }
+  __device__ void spread_rows(float own, float (&rows)[R]) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r) rows[r] = r == 0 ? own : spread(own, r);
+  }
+
+  // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
+  __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
+    shared.parts[turn][0][warp][lane] = own;
+    cuda::sync_block();
+    add_parts(shared.parts[turn][0], sums);
+  }
+  __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
+                              float (&seconds)[C]) const {
+    shared.parts[turn][0][warp][lane] = first;
+    shared.parts[turn][1][warp][lane] = second;
+    cuda::sync_block();
+    add_parts(shared.parts[turn][0], firsts);
+    add_parts(shared.parts[turn][1], seconds);
+  }
+
+  // The same for log-sums, between two turns.
+  __device__ void merge_columns(LogSum<float> (&sums)[C]) const {
+    cuda::sync_block();
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      shared.parts[0][0][warp][lane].x[c] = sums[c].top;
+      shared.parts[1][0][warp][lane].x[c] = sums[c].sum;
+      sums[c] = LogSum<float>::empty();
+    }
+    cuda::sync_block();
+    for (int w = 0; w < kSmallWarps; ++w)
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+        sums[c].merge({shared.parts[0][0][w][lane].x[c], shared.parts[1][0][w][lane].x[c]});
+    cuda::sync_block();
+  }
+
+  // One number per thread, summed over the block; each call of a kernel has a slot of its own.
+  __device__ double total(double x, int slot) const {
+    x = warp_merge(Sum<double>{x}).sum;
+    if (lane == 0) shared.totals[slot][warp] = x;
+    cuda::sync_block();
+    x = 0;
+    for (int w = 0; w < kSmallWarps; ++w) x += shared.totals[slot][w];
+    return x;
+  }
+
+ private:
+  __device__ void add_parts(const Pack<C> (&parts)[kSmallWarps][kWarp], float (&sums)[C]) const {
+    Pack<C> total = parts[0][lane];
+#pragma unroll
+    for (int w = 1; w < kSmallWarps; ++w) {
+      const Pack<C> part = parts[w][lane];
+#pragma unroll
+      for (int c = 0; c < C; ++c) total.x[c] += part.x[c];
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) sums[c] = total.x[c];
+  }
+
+  template <int kHalf>
+  __device__ float sum_rest(float (&x)[R]) const {
+    constexpr int kMask = kWarp / R * kHalf;
+#pragma unroll
+    for (int k = 0; k < kHalf; ++k) x[k] += cuda::shuffle_xor(x[k + kHalf], kMask);
+    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x);
+    float sum = x[0];
+#pragma unroll
+    for (int left = kWarp / R / 2; left > 0; left /= 2) sum += cuda::shuffle_xor(sum, left);
+    return sum;
+  }
+};
+
+// Registers for the cost, for as many exponentials and for what goes with them; several blocks share a multiprocessor.
+constexpr int small_blocks(int rows, int columns) { return rows * columns > 16 || rows > 8 ? 1 : 2; }
+
+// body(Rows<R>, Columns<C>) for the least that holds the problem.
+template <int R, int C>
+struct SmallSize {
+  static constexpr int kRows = R, kColumns = C;
+};
+template <int R, class Body>
+const char* with_columns(int64_t m, Body body) {
+  return m <= 32 ? body(SmallSize<R, 1>()) : m <= 64 ? body(SmallSize<R, 2>()) : body(SmallSize<R, 4>());
+}
+template <class Body>
+const char* with_small_size(int64_t n, int64_t m, Body body) {
+  return n <= 32 ? with_columns<4>(m, body) : n <= 64 ? with_columns<8>(m, body) : with_columns<16>(m, body);
+}
+
+const char* small_forward(const DeviceProblem<float>&, const ForwardOut<float>&, cuda::Stream);
+// Through the iterations, not at the fixed point; makes dC as well.
+const char* small_adjoint(const DeviceProblem<float>&, const AdjointCall<float>&, cuda::Stream);
+
+}  // namespace sinkhorn
+}  // namespace ucmkd
