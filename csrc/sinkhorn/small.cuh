@@ -12,7 +12,7 @@ namespace ucmkd {
 namespace sinkhorn {
 
 constexpr int kSmallWarps = 8, kSmallThreads = kSmallWarps * kWarp;
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kPowersOf2 = float(kLog2E), kLn2 = 0.693147181f;  // per power of e, and back
 
 // Moved as one by a lane.
 template <int C>

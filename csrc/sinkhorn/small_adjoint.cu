@@ -69,7 +69,7 @@ struct SmallAdjoint {
 
   __device__ SmallAdjoint(const One<float>& problem, const AdjointCall<float>& call_)
       : p(problem), call(call_), at(p.n(), p.m()), cost(at, p.cost()), reg(p.reg()), inverse_reg(1 / reg),
-        power(kLog2E * inverse_reg) {
+        power(kPowersOf2 * inverse_reg) {
 #pragma unroll
     for (int c = 0; c < C; ++c)
       inverse_b[c] = at.has_column(c) ? inverse_or_zero(p.mass_b(at.column(c))) : 0.f, shares[c] = 0;

@@ -31,7 +31,7 @@ struct SmallForward {
 
   __device__ explicit SmallForward(const One<float>& problem)
       : p(problem), at(problem.n(), problem.m()), reg(problem.reg()), inverse_reg(1 / reg),
-        power(kLog2E * inverse_reg), unit(kLn2 * reg) {}
+        power(kPowersOf2 * inverse_reg), unit(kLn2 * reg) {}
 
   __device__ void check_masses(double* sum_a, double* sum_b) {
     double sums[2] = {0, 0};
@@ -58,11 +58,11 @@ struct SmallForward {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const float b = at.has_column(c) ? p.mass_b(at.column(c)) : 0.f;
-      log_b[c] = b > 0 ? cuda::log_of(b) * kLog2E : -float(INFINITY);
+      log_b[c] = b > 0 ? cuda::log_of(b) * kPowersOf2 : -float(INFINITY);
       g[c] = -float(INFINITY);
     }
     mass = at.has_row() ? p.mass_a(at.row()) : 0.f;
-    log_a = mass > 0 ? cuda::log_of(mass) * kLog2E : -float(INFINITY);
+    log_a = mass > 0 ? cuda::log_of(mass) * kPowersOf2 : -float(INFINITY);
     float first = -reg * cuda::log_of(float(at.n));
     if (at.has_row() && p.init_f()) first = p.init_f()[at.row()];
     if (!(mass > 0)) first = -float(INFINITY);
