@@ -3,7 +3,7 @@
 //   s_i = sum_j e_ij             f_t     = f_(t-1) + reg log(a / s)
 //   c_j = sum_i e_ij a_i / s_i   g_(t+1) = g_t + reg log(b / c)        c: the columns' masses after iteration t
 //
-// Behind a plain half-step no entry exceeds its mass. A sum that leaves [1e-30, 1e30] is taken again, exactly, as a
+// Behind a plain half-step no entry exceeds its mass. A sum that leaves its range (Range) is taken again, exactly, as a
 // log-sum. The columns' sums for g_1 are those of f_0 against g_0 = 0, or the opposite of f_0 where that is chosen here.
 #include "sinkhorn/forward_ends.cuh"
 #include "sinkhorn/owned.cuh"
@@ -13,10 +13,14 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
+// What sums may be. Entries below 1e-38 are 0 in float: grown by the factor of a row at most, all of a column's together
+// stay below the rounding of a sum that is in range.
 template <class T>
-__device__ inline bool in_range(T sum) {
-  return sum >= T(1e-30) && sum <= T(1e30);
-}
+struct Range {
+  static constexpr T kLeastColumn = sizeof(T) == 4 ? T(1e-18) : T(1e-30), kMostGrowth = sizeof(T) == 4 ? T(1e8) : T(1e30);
+  static __device__ bool row(T sum, T growth) { return sum >= T(1e-30) && sum <= T(1e30) && growth <= kMostGrowth; }
+  static __device__ bool column(T sum) { return sum >= kLeastColumn && sum <= T(1e30); }
+};
 
 // log_sum - potential inverse_reg, rounded once: both sides' softmaxes are made with it.
 template <class T>
@@ -54,7 +58,7 @@ struct OwnedIterate {
     const T a = mass[row];
     if (!(a > 0)) return 0;
     const T ratio = cuda::quotient(a, sum), y = relaxed ? ratio * cuda::root(ratio) : ratio;
-    const bool sound = in_range(sum) && y <= T(1e30);
+    const bool sound = Range<T>::row(sum, y);
     wrong |= !sound;
     return sound ? y : T(0);
   }
@@ -104,7 +108,7 @@ struct ColumnStep {
 
   __device__ void step(int j, T sum) {
     const T b = p.mass_b(j), before = g_before ? g_before[j] : g_0;
-    if (b > 0 && !in_range(sum)) {
+    if (b > 0 && !Range<T>::column(sum)) {
       log_g[j] = T(NAN);  // to be mended
       wrong = true;
       return;
