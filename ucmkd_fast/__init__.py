@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
@@ -40,7 +40,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """On first use: the loop imports accelerate, which those who only want the losses need not wait for."""
     if name == "__version__":
-        return version("ucmkd-fast")
+        try:
+            return version("ucmkd-fast")
+        except PackageNotFoundError:  # a tree on the path, never installed
+            return "0+unknown"
     if name == "Distiller":
         from .distiller import Distiller
 
