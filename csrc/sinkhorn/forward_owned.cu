@@ -99,11 +99,13 @@ struct ColumnStep {
   const T *f, *g_before;  // f_t (n,); g_t, or null: g_0
   T g_0;
   T *g, *log_g;
+  int near;              // the column of which this thread knows these already:
+  T near_mass, near_g;   // its mass and g_t
   T inverse_reg;
   bool relaxed, wrong;
 
   __device__ void step(int j, T sum) {
-    const T b = p.mass_b(j), before = g_before ? g_before[j] : g_0;
+    const T b = j == near ? near_mass : p.mass_b(j), before = !g_before ? g_0 : j == near ? near_g : g_before[j];
     if (b > 0 && !in_range(sum)) {
       log_g[j] = T(NAN);  // to be mended
       wrong = true;
@@ -198,10 +200,12 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   double error = 0;
   Relaxation relaxation(p.all.relax, p.all.tol, p.all.max_iter);
   const bool watches = p.all.tol > 0 || p.all.relax;
+  const int near = team.col_begin + team.tid;
+  T near_mass = near < team.col_end ? p.mass_b(near) : T(0), near_g = g_0;
   for (;; ++t) {
     const bool relaxed = relaxation.begin(t);
-    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t), inverse_reg,
-                          relaxed, false};
+    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t),
+                          near, near_mass, near_g, inverse_reg, relaxed, false};
     if (watches && t > 1)
       team.over(team.col_begin, team.col_end, [&](int j) { columns.step(j, team.held[j]); });
     else
@@ -209,6 +213,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     if (cuda::any_of_block(columns.wrong))
       for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
     team.sync();
+    if (near < team.col_end) near_g = p.g_at(t)[near];  // arrives during the sweep
     OwnedIterate<T> iterate{p, team.potential, team.mass, p.g_at(t), p.f_at(t) + team.row_begin,
                             p.log_f_at(t) + team.row_begin, log2_over_reg, inverse_reg, relaxed, false};
     team.sweep(iterate);

@@ -114,17 +114,28 @@ struct Owned : Crew {
       pass<true>(step, acc);
     else
       pass<false>(step, acc);
-    if constexpr (Step::kRows) {
+    lay_out(acc);
+    bool wrong = false;
+    if constexpr (Step::kMends)
+      wrong = cuda::any_of_block(step.wrong);
+    else if (Step::kRows || groups > 1)
       cuda::sync_block();
-      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
+    if constexpr (Step::kRows) {  // by the last threads: the first ones have the most columns to publish
+#pragma unroll 1
+      for (int row = threads - 1 - tid; row < count; row += threads) step.store(row, row_sum[row]);
     }
     if constexpr (Step::kMends)
-      if (cuda::any_of_block(step.wrong)) mend(step, acc);
+      if (wrong) {
+        cuda::sync_block();
+        mend(step, acc);
+        lay_out(acc);
+        cuda::sync_block();
+      }
     publish(acc);
     sync();
   }
 
-  // body(j, sum of column j) on one thread per column of this block.
+  // body(j, sum of column j) on one thread per column of this block. A barrier of the block must follow before the next.
   template <class Body>
   __device__ void columns(Body body) {
     if (size == 1) {
@@ -134,25 +145,34 @@ struct Owned : Crew {
     const int log_width = log_strip(col_end - col_begin), width = 1 << log_width, slices = threads >> log_width;
 #pragma unroll 1
     for (int first = col_begin; first < col_end; first += width) {
+      if (first > col_begin) cuda::sync_block();  // the strip may still be read from the round before
       const int j = first + (tid & (width - 1));
       T sum = 0;
       if (j < col_end)
-#pragma unroll 4
-        for (int s = tid >> log_width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+#pragma unroll 1
+        for (int s = tid >> log_width; s < size; s += kAtOnce * slices) {
+          T x[kAtOnce];
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k)
+            x[k] = s + k * slices < size ? parts[int64_t(s + k * slices) * parts_stride + j] : T(0);
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k) sum += x[k];
+        }
       for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
       strip[tid] = sum;
       cuda::sync_block();
-      if (tid < width && j < col_end) {
-        T all = 0;
+      if (warp > 0) continue;
+      T all = 0;
 #pragma unroll 4
-        for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
-        body(j, all);
-      }
-      cuda::sync_block();
+      for (int w = lane >> log_width; w < warps; w += kWarp >> log_width) all += strip[w * kWarp + (lane & (width - 1))];
+      for (int mask = kWarp / 2; mask >= width; mask /= 2) all += cuda::shuffle_xor(all, mask);
+      if (lane < width && j < col_end) body(j, all);
     }
   }
 
  private:
+  static constexpr int kAtOnce = 6;  // sums of blocks that are on their way to a thread
+
   template <bool kVector, class Step>
   __device__ void pass(Step& step, T (&acc)[kQ][4]) {
     if constexpr (kTwice)
@@ -348,8 +368,14 @@ struct Owned : Crew {
     }
   }
 
-  // The sums of this block's columns to where the crew finds them.
-  __device__ void publish(T (&acc)[kQ][4]) {
+  // The sums of this block's columns to where the crew finds them: where several groups have some, by the strip.
+  __device__ void lay_out(const T (&acc)[kQ][4]) {
+    if (groups == 1) return;
+    const int wide = span * 4 * kQ;
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
+  }
+  __device__ void publish(const T (&acc)[kQ][4]) {
     T* out = parts + int64_t(rank) * parts_stride;
     if (groups == 1) {
 #pragma unroll
@@ -358,9 +384,6 @@ struct Owned : Crew {
       return;
     }
     const int wide = span * 4 * kQ;
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
-    cuda::sync_block();
 #pragma unroll 1
     for (int j = tid; j < m; j += threads) {
       T sum = strip[j];
