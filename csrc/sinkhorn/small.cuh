@@ -69,18 +69,19 @@ struct Small {
   }
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
-  __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
-    shared.parts[turn][0][warp][lane] = own;
-    cuda::sync_block();
-    add_parts(shared.parts[turn][0], sums);
+  // Nobody is still at the sums before the last: all have put down their parts of the last one since.
+  __device__ void put_columns(const Pack<C>& own, int turn, int which = 0) const {
+    shared.parts[turn][which][warp][lane] = own;
+  }
+  // Behind a barrier.
+  __device__ void take_columns(int turn, float (&sums)[C], int which = 0) const {
+    add_parts(shared.parts[turn][which], sums);
   }
   __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
                               float (&seconds)[C]) const {
-    shared.parts[turn][0][warp][lane] = first;
-    shared.parts[turn][1][warp][lane] = second;
+    put_columns(first, turn), put_columns(second, turn, 1);
     cuda::sync_block();
-    add_parts(shared.parts[turn][0], firsts);
-    add_parts(shared.parts[turn][1], seconds);
+    take_columns(turn, firsts), take_columns(turn, seconds, 1);
   }
 
   // The same for log-sums, between two turns.
