@@ -52,10 +52,18 @@ struct Small {
     return i < n && has_column(c) ? cost[i * m + column(c)] : float(INFINITY);
   }
   __device__ void load(const float* cost, float (&out)[R][C]) const {
+    each([&](int r, int c, bool there, int offset) { out[r][c] = there ? cost[offset] : float(INFINITY); });
+  }
+  // body(r, c, whether the problem has it, offset in a matrix)
+  template <class Body>
+  __device__ void each(Body body) const {
+    const int rows = cuda::opaque(n), columns = cuda::opaque(m), first = cuda::opaque(mine);
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      const int i = warp * R + (r ^ first);
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[r][c] = element(cost, row(r), c);
+      for (int c = 0; c < C; ++c) body(r, c, i < rows && column(c) < columns, i * columns + column(c));
+    }
   }
 
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
