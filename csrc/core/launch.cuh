@@ -38,6 +38,12 @@ __device__ inline float largest(float x) {
 }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
+// x itself, but what is made from it is made where it stands: not before a loop, to wait in registers.
+__device__ inline int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // That of one lane, for the whole warp.
 template <class T>
 __device__ inline T shuffle_from(T value, int lane) {

@@ -52,10 +52,18 @@ struct Small {
     return i < n && has_column(c) ? cost[i * m + column(c)] : float(INFINITY);
   }
   __device__ void load(const float* cost, float (&out)[R][C]) const {
+    each([&](int r, int c, bool there, int offset) { out[r][c] = there ? cost[offset] : float(INFINITY); });
+  }
+  // body(r, c, whether the problem has it, offset in a matrix)
+  template <class Body>
+  __device__ void each(Body body) const {
+    const int rows = cuda::opaque(n), columns = cuda::opaque(m), first = cuda::opaque(mine);
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      const int i = warp * R + (r ^ first);
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[r][c] = element(cost, row(r), c);
+      for (int c = 0; c < C; ++c) body(r, c, i < rows && column(c) < columns, i * columns + column(c));
+    }
   }
 
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
@@ -69,18 +77,19 @@ struct Small {
   }
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
-  __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
-    shared.parts[turn][0][warp][lane] = own;
-    cuda::sync_block();
-    add_parts(shared.parts[turn][0], sums);
+  // Nobody is still at the sums before the last: all have put down their parts of the last one since.
+  __device__ void put_columns(const Pack<C>& own, int turn, int which = 0) const {
+    shared.parts[turn][which][warp][lane] = own;
+  }
+  // Behind a barrier.
+  __device__ void take_columns(int turn, float (&sums)[C], int which = 0) const {
+    add_parts(shared.parts[turn][which], sums);
   }
   __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
                               float (&seconds)[C]) const {
-    shared.parts[turn][0][warp][lane] = first;
-    shared.parts[turn][1][warp][lane] = second;
+    put_columns(first, turn), put_columns(second, turn, 1);
     cuda::sync_block();
-    add_parts(shared.parts[turn][0], firsts);
-    add_parts(shared.parts[turn][1], seconds);
+    take_columns(turn, firsts), take_columns(turn, seconds, 1);
   }
 
   // The same for log-sums, between two turns.

@@ -1,53 +1,25 @@
-// The adjoint of a small problem (small.cuh), and dC with it: nothing is left for gradient.cu. One exponential per
-// element and step (adjoint.cu says what df_t, dg_t, R_t, S_t are), that of the plan P_t = exp((f_t + g_t - C) / reg):
-// its columns over their sums are S_(t+1), its rows over their sums R_t.
+// The adjoint of a small problem (small.cuh), and dC with it: nothing is left for gradient.cu. adjoint.cu says what df_t,
+// dg_t, R_t, S_t are. The plan P_t = exp((f_t + g_t - C) / reg) has both: its columns over their sums are S_(t+1), its
+// rows over their sums R_t. As in the iterations, P_t,ij = u_i K_ij v_j, and no element takes an exponential until the
+// potentials are far from those of K:
 //
-//   df_t,i     = -sum_j P_t,ij y_j,   y_j = dg_(t+1),j / sum_i P_t,ij
-//   dg_t,j     = -sum_i P_t,ij x_i,   x_i = df_t,i / sum_j P_t,ij
-//   dC_ij     += P_t,ij (y_j + x_i)
+//   y_j = dg_(t+1),j / sum_i P_t,ij    df_t,i = -u_i sum_j K_ij (v_j y_j)
+//   z_i = df_t,i / sum_j K_ij v_j      dg_t,j = -v_j sum_i K_ij z_i
+//   dC_ij     += K_ij D_ij,  D_ij = sum_t u_i (v_j y_j) + z_i v_j
 //
 // The sums are this sweep's own: whatever rounding did to potentials, softmaxes add up to one. Those of the columns
 // come with the sums of the step before. f_t has just been made, so a row's sum is its mass; where a column's sum is so
-// small that exponentials which have vanished would count, S_(t+1) is made from the log-sum of the iteration.
+// small that elements which have vanished would count, S_(t+1) is made from the log-sum of the iteration.
 #include "sinkhorn/small.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// Beside the sums of dC and S the registers hold the cost of all but the largest problems.
-template <int R, int C, bool kShared = (R * C >= 64)>
-struct KeptCost {
-  float cost[R][C];
-  __device__ KeptCost(const Small<R, C, 2>& at, const float* from) { at.load(from, cost); }
-  __device__ Pack<C> row(int r) const {
-    Pack<C> out;
-#pragma unroll
-    for (int c = 0; c < C; ++c) out.x[c] = cost[r][c];
-    return out;
-  }
-};
-template <int R, int C>
-struct KeptCost<R, C, true> {
-  Pack<C>* own;  // (R, threads)
-  __device__ KeptCost(const Small<R, C, 2>& at, const float* from)
-      : own(reinterpret_cast<Pack<C>*>(&at.shared + 1) + threadIdx.x) {
-#pragma unroll 4
-    for (int r = 0; r < R; ++r) {
-      Pack<C> out;
-#pragma unroll
-      for (int c = 0; c < C; ++c) out.x[c] = at.element(from, at.row(r), c);
-      own[r * kSmallThreads] = out;
-    }
-  }
-  __device__ Pack<C> row(int r) const { return own[r * kSmallThreads]; }
-};
-template <int R, int C>
-constexpr size_t adjoint_shared() {
-  return sizeof(SmallShared<R, C, 2>) + (R * C >= 64 ? R * kSmallThreads * sizeof(Pack<C>) : 0);
-}
-
-constexpr float kLeastColumn = 1e-28f, kMostColumn = 1e30f;
+// An element of K below 2^-126 is 0, u / a and v beside it are at most 2^20: 128 of them are below 2^-79, less than the
+// rounding of a column's least sum.
+constexpr float kMostMove = 20;  // base 2
+constexpr float kLeastColumn = 2.8e-17f, kMostColumn = 1e30f;
 
 // Potentials of an iteration, f of the row that the lane answers for. They are loaded a step before they are needed.
 template <int C>
@@ -60,22 +32,25 @@ struct SmallAdjoint {
   const One<float>& p;
   const AdjointCall<float>& call;
   const Small<R, C, 2> at;
-  const KeptCost<R, C> cost;
   float reg, inverse_reg, power;
-  float plan[R][C], column_sums[C];
-  float dc[R][C] = {};
-  float dg[C], inverse_b[C], shares[C];  // shares: sums of dg / b
-  float inverse_a, of_a;                 // of the row that the lane answers for: 1 / a, sum of df / a
+  float kernel[R][C], weights[R][C];      // K at the base, over a; D
+  float base_g[C], u[R], v[C];            // of the plan
+  float column_sums[C];                   // of the plan
+  float dg[C], inverse_b[C], shares[C];   // shares: sums of dg / b
+  // Of the row that the lane answers for: a and its inverse, f of the base, u, 1 / sum_j K_ij v_j, sum of df / a
+  float mass, inverse_a, base_f, own_u, inverse_sum, of_a;
 
   __device__ SmallAdjoint(const One<float>& problem, const AdjointCall<float>& call_)
-      : p(problem), call(call_), at(p.n(), p.m()), cost(at, p.cost()), reg(p.reg()), inverse_reg(1 / reg),
-        power(kPowersOf2 * inverse_reg) {
+      : p(problem), call(call_), at(p.n(), p.m()), reg(p.reg()), inverse_reg(1 / reg), power(kPowersOf2 * inverse_reg) {
 #pragma unroll
     for (int c = 0; c < C; ++c)
       inverse_b[c] = at.has_column(c) ? inverse_or_zero(p.mass_b(at.column(c))) : 0.f, shares[c] = 0;
-    inverse_a = at.has_row() ? inverse_or_zero(p.mass_a(at.row())) : 0.f;
+    mass = at.has_row() ? p.mass_a(at.row()) : 0.f;
+    inverse_a = inverse_or_zero(mass);
     of_a = at.has_row() ? of_f(at.row()) : 0.f;
   }
+
+  __device__ float* out() const { return call.grad_cost + p.k * at.n * at.m; }
 
   __device__ float weight() const { return call.value_weight ? call.value_weight[p.k] : 0.f; }
   // df_T / a and dg_T / b as they came
@@ -103,30 +78,74 @@ struct SmallAdjoint {
   // There is no g_0, and any would do: only the softmaxes of P_0's columns are asked for.
   __device__ float column_potential(int64_t t, int j) const { return t > 0 ? p.g_at(t)[j] : -reg * p.log_g_at(1)[j]; }
 
-  // P_t, and the sums over this warp's rows.
-  __device__ Pack<C> make_plan(const float (&f)[R], const float (&g)[C]) {
-    Pack<C> sums = {};
+  // K at the potentials, which have P for their plan.
+  __device__ void set_base(const Potentials<C>& at_base) {
+    base_f = at_base.f;
+    const float log = mass > 0 ? cuda::log2_of(mass) : 0.f;
+    at.load(p.cost(), kernel);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const Pack<C> costs = cost.row(r);
+      const float f = at.spread(base_f, r), scale = at.spread(log, r);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        plan[r][c] = cuda::power_of_two(((g[c] - costs.x[c]) + f[r]) * power);
-        sums.x[c] += plan[r][c];
+        kernel[r][c] = cuda::power_of_two(fmaf((at_base.g[c] - kernel[r][c]) + f, power, -scale));
+        weights[r][c] = 0;
       }
     }
-    return sums;
+#pragma unroll
+    for (int c = 0; c < C; ++c) base_g[c] = at_base.g[c], v[c] = 1;
+    own_u = mass;
+  }
+
+  // What the base has brought to dC.
+  __device__ void deposit() const {
+    float* matrix = out();
+    at.each([&](int r, int c, bool there, int offset) {
+      if (there) matrix[offset] += kernel[r][c] * weights[r][c];
+    });
+  }
+
+  // To the plan of the potentials as far as u and v go; whether that is too far from the base.
+  __device__ bool scale(const Potentials<C>& to) {
+    const float move = mass > 0 ? (to.f - base_f) * power : 0.f;
+    bool far = !(magnitude(move) < kMostMove);
+    own_u = mass * cuda::power_of_two(move);
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const float across = inverse_b[c] > 0 ? (to.g[c] - base_g[c]) * power : 0.f;
+      far |= !(magnitude(across) < kMostMove);
+      v[c] = cuda::power_of_two(across);
+    }
+    return cuda::any(far);
+  }
+
+  // From u and v, all else that goes with a plan; returns the sums over this warp's rows.
+  __device__ Pack<C> sum_plan() {
+    float sums[R];
+    at.spread_rows(own_u, u);
+    Pack<C> column = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      sums[r] = kernel[r][0] * v[0];
+#pragma unroll
+      for (int c = 1; c < C; ++c) sums[r] = fmaf(kernel[r][c], v[c], sums[r]);
+#pragma unroll
+      for (int c = 0; c < C; ++c) column.x[c] = fmaf(kernel[r][c], u[r], column.x[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) column.x[c] *= v[c];
+    const float sum = at.sum_row(sums);
+    inverse_sum = sum > 0 ? cuda::quotient(1.f, sum) : 0.f;
+    return column;
   }
 
   // dg_T, what the last plan adds to dC, and P_(T-1).
   __device__ void first(int64_t last) {
-    float f[R], g[C];
-    Pack<C> column;
+    float g[C];
+    Pack<C> column = {};
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
-      g[c] = at.has_column(c) ? p.g()[at.column(c)] : -float(INFINITY);
-      column.x[c] = 0;
-    }
+    for (int c = 0; c < C; ++c) g[c] = at.has_column(c) ? p.g()[at.column(c)] : -float(INFINITY);
+    at.load(p.cost(), kernel);
     const float w = weight();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -134,19 +153,16 @@ struct SmallAdjoint {
       const bool there = i < at.n;
       const float potential = there ? p.f()[i] : -float(INFINITY), alpha = there ? p.alpha()[i] : 0.f;
       const float given = there ? of_f(i) : 0.f;
-      f[r] = there ? p.f_at(last - 1)[i] : -float(INFINITY);
-      const Pack<C> costs = cost.row(r);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const float now = cuda::exp_of(exponent(potential, g[c], costs.x[c], inverse_reg));
-        if (!(now > 0)) continue;
-        const float back = (costs.x[c] - alpha) * (w * inverse_reg) - given;
+        const float now = cuda::exp_of(exponent(potential, g[c], kernel[r][c], inverse_reg));
+        const float back = now > 0 ? (kernel[r][c] - alpha) * (w * inverse_reg) - given : 0.f;
         column.x[c] += now * back;
-        dc[r][c] = now * (w - back);
+        if (there && at.has_column(c)) out()[i * at.m + at.column(c)] = now * (w - back);
       }
     }
-    const Pack<C> sums = make_plan(f, load(last - 1).g);
-    at.sum_columns(column, sums, last & 1, dg, column_sums);
+    set_base(load(last - 1));
+    at.sum_columns(column, sum_plan(), last & 1, dg, column_sums);
 #pragma unroll
     for (int c = 0; c < C; ++c) dg[c] = inverse_b[c] > 0 ? dg[c] + of_g(at.column(c)) : 0.f;
   }
@@ -163,70 +179,76 @@ struct SmallAdjoint {
     return t == 1 || 2 * float(t) * cuda::largest(most) <= least;  // all warps have the same
   }
 
-  // y of dg_t, and S_t dg_t of the columns that have none: to dC, and their sums over a lane's columns to `parts`.
-  __device__ void weigh_columns(int64_t t, float (&y)[C], float (&parts)[R]) {
+  // v y of dg_t to `w`. Of the columns that have none, S_t dg_t goes to dC; returns its sum over the lane's row.
+  __device__ float weigh_columns(int64_t t, float (&w)[C]) const {
     bool vanished = false;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const bool good = column_sums[c] > kLeastColumn && column_sums[c] < kMostColumn;
-      y[c] = good ? cuda::quotient(dg[c], column_sums[c]) : 0.f;
+      w[c] = good ? v[c] * cuda::quotient(dg[c], column_sums[c]) : 0.f;
       vanished |= !good && inverse_b[c] > 0;
     }
-#pragma unroll
-    for (int r = 0; r < R; ++r) parts[r] = 0;
-    if (!cuda::any(vanished)) return;
-#pragma unroll
+    return cuda::any(vanished) ? weigh_vanished(t) : 0.f;
+  }
+  __device__ float weigh_vanished(int64_t t) const {
+    float sum = 0;
+#pragma unroll 1
     for (int r = 0; r < R; ++r) {
-      const float f = at.row(r) < at.n ? p.f_at(t - 1)[at.row(r)] : -float(INFINITY);
+      float part = 0;
+      const int i = at.warp * R + r;
+      if (i >= at.n) break;
+      const float f = p.f_at(t - 1)[i];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         if (!(inverse_b[c] > 0) || (column_sums[c] > kLeastColumn && column_sums[c] < kMostColumn)) continue;
-        const float log_g = p.log_g_at(t)[at.column(c)];
-        const float back = cuda::exp_of((f - cost.row(r).x[c]) * inverse_reg - log_g) * dg[c];
-        parts[r] += back;
-        dc[r][c] += back;
+        const int offset = i * at.m + at.column(c);
+        const float back = cuda::exp_of((f - p.cost()[offset]) * inverse_reg - p.log_g_at(t)[at.column(c)]) * dg[c];
+        part += back;
+        out()[offset] += back;
       }
+      part = warp_merge(Sum<float>{part}).sum;
+      if (r == at.mine) sum = part;
     }
+    return sum;
   }
 
   // From dg_t and P_(t-1) to dg_(t-1) and P_(t-2), of which `before` are the potentials.
-  __device__ void step(int64_t t, const Potentials<C>& before, const float (&y)[C], float (&parts)[R]) {
-    float masses[R], x[R], f[R];
+  __device__ void step(int64_t t, const Potentials<C>& before, const float (&w)[C], float vanished) {
+    float parts[R], z[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      masses[r] = plan[r][0];
-      parts[r] += plan[r][0] * y[0];
+      parts[r] = kernel[r][0] * w[0];
 #pragma unroll
-      for (int c = 1; c < C; ++c) masses[r] += plan[r][c], parts[r] += plan[r][c] * y[c];
+      for (int c = 1; c < C; ++c) parts[r] = fmaf(kernel[r][c], w[c], parts[r]);
     }
-    const float df = -at.sum_row(parts), row_mass = at.sum_row(masses);
+    const float df = -fmaf(own_u, at.sum_row(parts), vanished);
     of_a += df * inverse_a;
-    at.spread_rows(row_mass > 0 ? cuda::quotient(df, row_mass) : 0.f, x);
-    at.spread_rows(before.f, f);
+    at.spread_rows(df * inverse_sum, z);
     Pack<C> column = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        column.x[c] -= plan[r][c] * x[r];
-        dc[r][c] += plan[r][c] * (y[c] + x[r]);
+        column.x[c] = fmaf(kernel[r][c], z[r], column.x[c]);
+        weights[r][c] = fmaf(u[r], w[c], fmaf(z[r], v[c], weights[r][c]));
       }
-    const Pack<C> sums = make_plan(f, before.g);
-    at.sum_columns(column, sums, t & 1, dg, column_sums);
+#pragma unroll
+    for (int c = 0; c < C; ++c) column.x[c] *= -v[c];
+    if (scale(before)) deposit(), set_base(before);
+    at.sum_columns(column, sum_plan(), t & 1, dg, column_sums);
 #pragma unroll
     for (int c = 0; c < C; ++c)
       if (!(inverse_b[c] > 0)) dg[c] = 0;
   }
 
-  __device__ void finish() const {
+  // What dg_1 and P_0 add to dC, and all results.
+  __device__ void finish(const float (&w)[C]) {
     const bool poisoned = *p.flags() & kFlagsThatPoison;
-    float* out = call.grad_cost + p.k * at.n * at.m;
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c)
-        if (at.row(r) < at.n && at.has_column(c))
-          out[at.row(r) * at.m + at.column(c)] = poisoned ? float(NAN) : dc[r][c];
+      for (int c = 0; c < C; ++c) weights[r][c] = poisoned ? float(NAN) : fmaf(u[r], w[c], weights[r][c]);
+    deposit();
     if (at.leads && at.has_row())
       call.grad_a[p.k * at.n + at.row()] = weight() * p.alpha()[at.row()] + reg * of_a;
     if (at.warp != 0) return;
@@ -244,21 +266,17 @@ __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
   const float least = problem.least_that_matters();
   int64_t t = *p.n_iter();
   problem.first(t);
-  float y[C], parts[R];
+  float w[C];
   Potentials<C> before = problem.load(t > 1 ? t - 2 : 0);
   for (;; --t) {
     const bool last = problem.ends(t, least);
-    problem.weigh_columns(t, y, parts);
+    const float vanished = problem.weigh_columns(t, w);
     if (last) break;
     const Potentials<C> now = before;
     before = problem.load(t > 2 ? t - 3 : 0);
-    problem.step(t - 1, now, y, parts);
+    problem.step(t - 1, now, w, vanished);
   }
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int c = 0; c < C; ++c) problem.dc[r][c] += problem.plan[r][c] * y[c];
-  problem.finish();
+  problem.finish(w);
 }
 
 }  // namespace
@@ -267,8 +285,8 @@ const char* small_adjoint(const DeviceProblem<float>& p, const AdjointCall<float
   return with_small_size(p.n, p.m, [&](auto size) {
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
-    static_assert(adjoint_shared<R, C>() <= kSmallShared, "regime.h asks the device for less");
-    return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, adjoint_shared<R, C>(), stream, p, call);
+    static_assert(sizeof(SmallShared<R, C, 2>) <= kSmallShared, "regime.h asks the device for less");
+    return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 2>), stream, p, call);
   });
 }
 

@@ -122,6 +122,7 @@ inline float power_of_two(float x) {
   return y < 1.17549435e-38f ? 0.0f : y;
 }
 inline double power_of_two(double x) { return exp2(x); }
+inline int opaque(int x) { return x; }
 inline float fused(float x, float y, float z) { return fmaf(x, y, z); }
 inline double fused(double x, double y, double z) { return fma(x, y, z); }
 inline float quotient(float a, float b) { return a / b; }
