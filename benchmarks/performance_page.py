@@ -215,7 +215,7 @@ def main() -> None:
 torch {about["torch"]}, Python {about["python"]}, {about["date"]}, commit {", ".join(commits)}.
 Implementations are timed in turn in the same rounds, after they agree. Other work ran on that machine now and
 then: ratios say more than milliseconds. `ucmkd bench` measures all of it on yours; this page is written by
-`benchmarks/performance_page.py`.""",
+`benchmarks/performance_page.py`. On a GPU: [measured on a GPU](gpu.md).""",
         "",
     ]
     if "sinkhorn" in results:

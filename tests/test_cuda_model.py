@@ -97,6 +97,22 @@ SHAPES_OF_OWNERSHIP = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", [
+    (40, 120, 1, 256, 9, 8), (41, 121, 1, 64, 6, 8), (31, 300, 2, 256, 14, 4), (23, 1000, 4, 256, 44, 2),
+])  # fmt: skip
+def test_some_rows_stay_and_the_others_pass_through(n, m, quads, threads, kilobytes, held):
+    C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float32)
+    want = reference.sinkhorn(C.double(), a.double(), b.double(), reg=0.1, max_iter=5)
+    shared = kilobytes * 1024
+    assert build.load().make_plan(2, n, m, 1, 4, 3, shared, threads, quads)["owned"]["held"] == held
+    for order in ORDERS:
+        with model("resident", order, 2, shared=shared, threads=threads, tuning={"quads": quads}):
+            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5)
+            assert distance(got.value, want.value) < 2e-6, order
+            for x, y in zip(got.potentials, (want.f, want.g), strict=True):
+                assert distance(x, y) < 2e-6, order
+
+
 @pytest.mark.parametrize("own_barrier", [False, True], ids=["library barrier", "own barrier"])
 @pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
 def test_every_shape_of_ownership(n, m, tuning, own_barrier):

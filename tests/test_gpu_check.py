@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 RUN = Path(__file__).parents[1] / "benchmarks/gpu/run.py"
 CASES = """
@@ -39,3 +42,17 @@ def test_a_case_that_dies_or_hangs_takes_nothing_from_the_others(tmp_path):
         "log.txt",
         "results.jsonl",
     ]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_part_of_the_device_tests_is_a_failure_only_where_one_fails(passes, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    import run
+
+    planted = tmp_path / "test_planted.py"
+    planted.write_text(f"def test_one(): assert True\ndef test_two(): assert {passes}\n")
+    report = run.Report(tmp_path / "out")
+    run.pytest_part(report, "planted", [str(planted)], time.monotonic() + 90, 1)
+    row = json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[-1])
+    assert row["case"] == "planted" and row["tests_failed"] == (not passes) and ("failed" in row) == (not passes)
+    assert bool(report.failures) == (not passes)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import ITERATIONS, REG, features, kernel_microseconds, milliseconds, ours, peak_megabytes
+from page_targets import RATIOS
 from worker import Case
 
 import ucmkd_fast as uk
@@ -20,11 +21,6 @@ from ucmkd_fast.bench import peers
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = 12  # of flash-sinkhorn's tuning, for each of its kernels
-# N -> least ratio of a peer's time to ours
-TARGETS = {
-    "published code's call": {64: 40, 1024: 15, 2048: 15, 4096: 8},
-    "flash-sinkhorn": {64: 5, 1024: 3, 2048: 3, 4096: 3},
-}
 
 
 def unpack() -> None:
@@ -101,7 +97,7 @@ def transport(name: str, n: int) -> dict[str, Any]:
     found["ms"] = milliseconds(lambda: call(x, y), 1.5, warm=2)
     found["ours_ms"] = milliseconds(lambda: ours(x, y))
     found["ratio"] = found["ms"] / found["ours_ms"]
-    if target := TARGETS.get(name, {}).get(n):
+    if target := RATIOS.get(name, {}).get(n):
         found["target"] = target
     if same:
         found["ours_alike_ms"] = milliseconds(lambda: ours(x, y, **same))

@@ -50,16 +50,15 @@ __device__ inline T shuffle_from(T value, int lane) {
 __device__ inline bool any_of_block(bool mine) { return __syncthreads_or(mine); }
 
 // A barrier of a cooperative grid on a counter that was 0 when the kernel started and only grows; `target` is what it
-// reads when all have come. What a block wrote before is seen by all behind it.
+// reads when all have come. What a block wrote before is seen by all behind it: the block's own barriers pass on what
+// its first thread releases and acquires, so no further fence is needed.
 __device__ inline void counted_barrier(unsigned* counter, unsigned target) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1u);
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" : : "l"(counter), "r"(1u) : "memory");
     unsigned seen;
     do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     while (static_cast<int>(seen - target) < 0);
-    __threadfence();
   }
   __syncthreads();
 }

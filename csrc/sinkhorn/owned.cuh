@@ -24,9 +24,12 @@ __device__ inline void leave_out(RowValue<T>& y) {
   y.potential = -T(INFINITY);
 }
 
-// T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory.
-template <class T, int kQ, int kR, bool kKept>
+// T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory: none, all (true),
+// or some of them, spread evenly among those that pass through.
+constexpr int kKeepsSome = 2;
+template <class T, int kQ, int kR, int kKeep>
 struct Owned : Crew {
+  static constexpr bool kKept = kKeep == 1, kSome = kKeep == kKeepsSome;
   static constexpr bool kSharedShift = kQ >= kSharedQuads;
   static constexpr bool kTwice = kQ > kStreamedQuads;  // entries do not stay in registers
   static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
@@ -36,6 +39,8 @@ struct Owned : Crew {
   int count;                    // rows of this block
   bool aligned;
   const T* rows;  // of this block: shared, or the cost
+  const T* tile;  // shared, of the rows that stay there
+  int share;      // of the rows that do, times 2^16
   T* red;         // shared, sums of rows on their way; two rounds
   T *potential, *mass;  // shared (count,): of the rows, for the steps
   T* row_sum;           // shared (count,): s_i
@@ -58,12 +63,13 @@ struct Owned : Crew {
     potential = red + owned_red(plan), mass = potential + in_fours(count);
     row_sum = mass + in_fours(count);
     strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
-    T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
+    T* shared = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
     const T* own = cost + int64_t(row_begin) * m;
     aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
-    rows = kKept ? tile : own, stride = kKept ? parts_stride : m;
-    if constexpr (kKept) {
-      keep(tile, own);
+    rows = kKept ? shared : own, stride = kKept ? parts_stride : m;
+    if constexpr (kSome) tile = shared, share = (plan.held << 16) / count;
+    if constexpr (kKept || kSome) {
+      keep(shared, own, kKept ? count : kept_before(count));
       cuda::sync_block();
     }
   }
@@ -73,18 +79,20 @@ struct Owned : Crew {
   __device__ int column(int q) const { return at / kWarp * (kWarp * 4 * kQ) + (q * kWarp + lane) * 4; }
   // The row of this block that this group takes as number r of its turn `step`; `count` and more: none.
   __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
+  // How many rows before this one stay in shared memory, where some do.
+  __device__ int kept_before(int row) const { return row * share >> 16; }
   __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
 
   __device__ T cost_of(int row, int j) const { return rows[row * stride + j]; }
   // kN times four of this thread's costs of a row, from those at `from`, number `first` times four; where there are
   // none, `c` stays as it is.
-  template <bool kVector, int kN>
+  template <bool kVector, bool kShared, int kN>
   __device__ void load(T (&c)[kN][4], const T* from, int first = 0) const {
     const int left = m - column(0);
 #pragma unroll
     for (int q = 0; q < kN; ++q) {
       const int j = (first + q) * kWarp * 4;
-      if constexpr (kKept) {
+      if constexpr (kShared) {
         if (j < left) cuda::load_four(from + j, c[q]);
       } else if constexpr (kVector) {
         if (j < left) cuda::load_four_once(from + j, c[q]);
@@ -94,6 +102,19 @@ struct Owned : Crew {
           if (j + v < left) c[q][v] = from[j + v];
       }
     }
+  }
+  // Those of a row of this block; `from` is where it begins among all rows.
+  template <bool kVector>
+  __device__ void load_row(T (&c)[kQ][4], int row, const T* from) const {
+    if (row >= count) return;
+    if constexpr (kSome) {
+      const int slot = kept_before(row);
+      if (kept_before(row + 1) > slot) {
+        load<kVector, true, kQ>(c, tile + slot * parts_stride + column(0));
+        return;
+      }
+    }
+    load<kVector, kKept, kQ>(c, from);
   }
   __device__ bool vectors() const { return kKept || aligned; }
 
@@ -117,24 +138,40 @@ struct Owned : Crew {
   }
 
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
+  // `before` runs when the first rows are on their way, and may be a barrier; the step is not asked for anything earlier.
   template <class Step>
   __device__ void sweep(Step& step) {
+    sweep(step, [] {});
+  }
+  template <class Step, class Before>
+  __device__ void sweep(Step& step, Before before) {
     T acc[kQ][4];
     if (!Step::kOnce && vectors())
-      pass<true>(step, acc);
+      pass<true>(step, acc, before);
     else
-      pass<false>(step, acc);
-    if constexpr (Step::kRows) {
+      pass<false>(step, acc, before);
+    lay_out(acc);
+    bool wrong = false;
+    if constexpr (Step::kMends)
+      wrong = cuda::any_of_block(step.wrong);
+    else if (Step::kRows || groups > 1)
       cuda::sync_block();
-      over(0, count, [&](int row) { step.store(row, row_sum[row]); });
+    if constexpr (Step::kRows) {  // by the last threads: the first ones have the most columns to publish
+#pragma unroll 1
+      for (int row = threads - 1 - tid; row < count; row += threads) step.store(row, row_sum[row]);
     }
     if constexpr (Step::kMends)
-      if (cuda::any_of_block(step.wrong)) mend(step, acc);
+      if (wrong) {
+        cuda::sync_block();
+        mend(step, acc);
+        lay_out(acc);
+        cuda::sync_block();
+      }
     publish(acc);
     sync();
   }
 
-  // body(j, sum of column j) on one thread per column of this block.
+  // body(j, sum of column j) on one thread per column of this block. A barrier of the block must follow before the next.
   template <class Body>
   __device__ void columns(Body body) {
     if (size == 1) {
@@ -144,40 +181,51 @@ struct Owned : Crew {
     const int log_width = log_strip(col_end - col_begin), width = 1 << log_width, slices = threads >> log_width;
 #pragma unroll 1
     for (int first = col_begin; first < col_end; first += width) {
+      if (first > col_begin) cuda::sync_block();  // the strip may still be read from the round before
       const int j = first + (tid & (width - 1));
       T sum = 0;
       if (j < col_end)
-#pragma unroll 4
-        for (int s = tid >> log_width; s < size; s += slices) sum += parts[int64_t(s) * parts_stride + j];
+#pragma unroll 1
+        for (int s = tid >> log_width; s < size; s += kAtOnce * slices) {
+          T x[kAtOnce];
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k)
+            x[k] = s + k * slices < size ? parts[int64_t(s + k * slices) * parts_stride + j] : T(0);
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k) sum += x[k];
+        }
       for (int mask = kWarp / 2; mask >= width; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
       strip[tid] = sum;
       cuda::sync_block();
-      if (tid < width && j < col_end) {
-        T all = 0;
+      if (warp > 0) continue;
+      T all = 0;
 #pragma unroll 4
-        for (int w = 0; w < warps; ++w) all += strip[w * kWarp + tid];
-        body(j, all);
-      }
-      cuda::sync_block();
+      for (int w = lane >> log_width; w < warps; w += kWarp >> log_width) all += strip[w * kWarp + (lane & (width - 1))];
+      for (int mask = kWarp / 2; mask >= width; mask /= 2) all += cuda::shuffle_xor(all, mask);
+      if (lane < width && j < col_end) body(j, all);
     }
   }
 
  private:
-  template <bool kVector, class Step>
-  __device__ void pass(Step& step, T (&acc)[kQ][4]) {
+  static constexpr int kAtOnce = 6;  // sums of blocks that are on their way to a thread
+
+  template <bool kVector, class Step, class Before>
+  __device__ void pass(Step& step, T (&acc)[kQ][4], Before before) {
     if constexpr (kTwice)
-      two_looks<kVector>(step, acc);
+      two_looks<kVector>(step, acc, before);
     else
-      one_look<kVector>(step, acc);
+      one_look<kVector>(step, acc, before);
   }
 
   // Rows too long for their entries to stay in registers are read again, from the second-level cache: a row at a
   // time, in parts, the next part on its way.
-  template <bool kVector, class Step>
-  __device__ void two_looks(Step& step, T (&acc)[kQ][4]) {
+  template <bool kVector, class Step, class Before>
+  __device__ void two_looks(Step& step, T (&acc)[kQ][4], Before before) {
     static_assert(!Step::kWeighted, "the weights of so many columns have no place");
     constexpr int kPart = 4, kParts = kQ / kPart;
     T c[2][kPart][4] = {}, shift[4];
+    load<kVector, false>(c[0], rows + column(0));
+    before();
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
 #pragma unroll
@@ -187,7 +235,6 @@ struct Owned : Crew {
       }
       cuda::store_four(shifts + column(q), shift);
     }
-    load<kVector>(c[0], rows + column(0));
 #pragma unroll 1
     for (int row = 0; row < count; ++row) {
       const T* from = rows + row * stride + column(0);
@@ -197,7 +244,7 @@ struct Owned : Crew {
       for (int k = Step::kRows ? 0 : kParts; k < 2 * kParts; ++k) {
         const int next = k + 1 < 2 * kParts ? k + 1 : Step::kRows ? 0 : kParts;
         if (k + 1 < 2 * kParts || row + 1 < count)
-          load<kVector>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
+          load<kVector, false>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
         if constexpr (Step::kRows) {
           if (k == kParts) {
             const T sum = group_sums<1>(sums);
@@ -223,9 +270,20 @@ struct Owned : Crew {
     }
   }
 
-  template <bool kVector, class Step>
-  __device__ void one_look(Step& step, T (&acc)[kQ][4]) {
+  template <bool kVector, class Step, class Before>
+  __device__ void one_look(Step& step, T (&acc)[kQ][4], Before before) {
     T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
+    const int apart = groups * stride;  // rows of this group, one after the other
+    const T* next = rows + group * stride + column(0);
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+#pragma unroll
+      for (int q = 0; q < kQ; ++q)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
+      load_row<kVector>(c[r], row_of(0, r), next + r * apart);
+    }
+    before();
 #pragma unroll
     for (int q = 0; q < kQ; ++q) {
 #pragma unroll
@@ -236,16 +294,6 @@ struct Owned : Crew {
         acc[q][v] = 0;
       }
       if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
-    }
-    const int apart = groups * stride;  // rows of this group, one after the other
-    const T* next = rows + group * stride + column(0);
-#pragma unroll
-    for (int r = 0; r < kR; ++r) {
-#pragma unroll
-      for (int q = 0; q < kQ; ++q)
-#pragma unroll
-        for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
-      if (row_of(0, r) < count) load<kVector, kQ>(c[r], next + r * apart);
     }
     const int last = steps();
 #pragma unroll 1
@@ -269,7 +317,7 @@ struct Owned : Crew {
             sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
           }
         }
-        if (row_of(turn_of_rows + 1, r) < count) load<kVector, kQ>(c[r], next + r * apart);
+        load_row<kVector>(c[r], row_of(turn_of_rows + 1, r), next + r * apart);
       }
       if constexpr (Step::kRows) {
         const T sum = group_sums<kR>(sums);
@@ -295,16 +343,17 @@ struct Owned : Crew {
     return log_width;
   }
 
-  __device__ void keep(T* tile, const T* own) const {
-    const int fours = stride / 4;
-    for (int64_t k = tid; k < int64_t(count) * fours; k += threads) {
-      const int row = int(k / fours), j = int(k % fours) * 4;
+  __device__ void keep(T* to, const T* own, int many) const {
+    const int fours = parts_stride / 4;
+    for (int64_t k = tid; k < int64_t(many) * fours; k += threads) {
+      const int slot = int(k / fours), j = int(k % fours) * 4;
+      const int row = kSome ? (((slot + 1) << 16) + share - 1) / share - 1 : slot;
       T c[4];
       if (aligned)
         cuda::load_four_once(own + int64_t(row) * m + j, c);
       else
         for (int v = 0; v < 4; ++v) c[v] = j + v < m ? own[int64_t(row) * m + j + v] : T(INFINITY);
-      cuda::store_four(tile + int64_t(row) * stride + j, c);
+      cuda::store_four(to + int64_t(slot) * parts_stride + j, c);
     }
   }
 
@@ -359,8 +408,14 @@ struct Owned : Crew {
     }
   }
 
-  // The sums of this block's columns to where the crew finds them.
-  __device__ void publish(T (&acc)[kQ][4]) {
+  // The sums of this block's columns to where the crew finds them: where several groups have some, by the strip.
+  __device__ void lay_out(const T (&acc)[kQ][4]) {
+    if (groups == 1) return;
+    const int wide = span * 4 * kQ;
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
+  }
+  __device__ void publish(const T (&acc)[kQ][4]) {
     T* out = parts + int64_t(rank) * parts_stride;
     if (groups == 1) {
 #pragma unroll
@@ -369,9 +424,6 @@ struct Owned : Crew {
       return;
     }
     const int wide = span * 4 * kQ;
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
-    cuda::sync_block();
 #pragma unroll 1
     for (int j = tid; j < m; j += threads) {
       T sum = strip[j];

@@ -37,6 +37,7 @@ struct OwnedPlan {
   int span, groups, quads, rows;
   int grid;
   bool kept;       // the rows of a block stay in shared memory
+  int held;        // of them, where not all do
   int64_t shared;  // bytes
   int64_t work;    // elements of work space
 };
@@ -154,6 +155,11 @@ constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
 // columns of one thread.
 constexpr int kBackThreads = 256, kBackQuads = 4;
 UK_HOST_DEVICE bool owns_columns_back(const OwnedPlan& p) { return p.threads > 0 && p.quads <= kBackQuads; }
+// Of the rows of a block, how many stay in shared memory where `fit` would: less than an eighth gains less than it costs.
+// Their share times 2^16 is counted in an int.
+UK_HOST_DEVICE int worth_holding(int64_t fit, int64_t rows) {
+  return fit * 8 < rows || rows >= 1 << 15 ? 0 : static_cast<int>(smaller(fit, rows - 1));
+}
 
 UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid,
                                     const DeviceProperties& device, const Tuning& tuning) {
@@ -177,6 +183,9 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   if (!p.kept) p.rows = owned_rows(p.quads, false);
   p.shared = p.kept ? kept : kOwnedScratch + owned_elements(p, rows) * element;
   if (p.shared > device.shared_per_block) p.threads = 0;
+  if (regime == Regime::kResident && !p.kept && p.threads > 0 && p.quads < kStreamedQuads && element == 4)
+    p.held = worth_holding((device.shared_per_block - p.shared) / (in_fours(m) * element), rows);
+  p.shared += p.held * in_fours(m) * element;
   return p;
 }
 

@@ -27,7 +27,10 @@ def demo(
         "runs/demo"
     ),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Students trained at the same time.", show_default="one a core")
+        int | None,
+        typer.Option(
+            min=1, help="Students trained at the same time.", show_default="one a core; with a GPU, one"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A short run, to see that all works.")] = False,
     as_json: AsJson = False,

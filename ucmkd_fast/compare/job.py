@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ..data.class_names import check_same_names
@@ -83,8 +82,6 @@ def run_experiment(
 
 
 def _run(experiment: Experiment, folder: Path, jobs: int | None, resume: bool, on_done: OnDone) -> Comparison:
-    if jobs is None and torch.cuda.is_available():
-        jobs = 1
     cells = list(experiment.cells())
     results = {cell.folder: _done(cell, folder) for cell in cells}
     if not resume and (folder / "runs").is_dir():

@@ -35,13 +35,13 @@ def run_all(
             that does a run.
         shared: what all runs need; as runs and results, it is pickled, and should hold no tensors.
         runs: what to do.
-        jobs: processes; None: one for each core. With one, all is done here.
+        jobs: processes; None: one for each core, or one where there is a GPU. With one, all is done here.
 
     Raises:
         ChildProcessError: a process ended without an answer.
         Exception: what a run raised.
     """
-    jobs = min(jobs or processors.usable(), len(runs))
+    jobs = min(jobs or (1 if torch.cuda.is_available() else processors.usable()), len(runs))
     if jobs > 1:
         yield from _side_by_side(prepare, shared, runs, jobs)
     elif runs:

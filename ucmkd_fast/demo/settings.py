@@ -59,7 +59,8 @@ class DemoSettings:
         seeds: how often everything is repeated; a seed decides voices, recordings, weights and batches, the
             same for every method.
         epochs: of `STEPS_PER_EPOCH` steps.
-        jobs: students trained at the same time, each on one thread; None: one for each core.
+        jobs: students trained at the same time, each on one thread; None: one for each core, or one where there
+            is a GPU.
     """
 
     audio: Path | None = None

@@ -36,7 +36,8 @@ class Teacher:
     @torch.no_grad()
     def accuracy(self) -> float:
         """On held-out digits, 0 to 1."""
-        predicted = self.model.head(self.held_out.x).argmax(1)
+        head, x = self.model.head, self.held_out.x
+        predicted = head(x.to(next(head.parameters()).device)).argmax(1).cpu()
         return (predicted == self.held_out.labels).float().mean().item()
 
     def with_permuted_classes(self, seed: int) -> Teacher:
