@@ -32,6 +32,9 @@ __device__ inline T shuffle_xor(T value, int lane_mask) {
 __device__ inline void sync_warp() { __syncwarp(); }
 // Whether it is true on any lane of the warp.
 __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
+// The lanes of the warp on which it is true, a bit each; and the lowest bit of a number that is not 0.
+__device__ inline unsigned lanes_where(bool here) { return __ballot_sync(0xffffffffu, here); }
+__device__ inline int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 // The largest over the warp of numbers that are not negative; a NaN is the largest.
 __device__ inline float largest(float x) {
   return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));

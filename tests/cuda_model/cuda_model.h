@@ -97,6 +97,12 @@ inline bool any(bool here) {
   for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
   return found;
 }
+inline unsigned lanes_where(bool here) {
+  unsigned found = here ? 1u << threadIdx.x % 32 : 0;
+  for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
+  return found;
+}
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline float largest(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
