@@ -9,6 +9,33 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+// Sums over a warp of kN numbers in turn: half of them at each step, then the butterfly of the last.
+template <int kN, int kMask, class T>
+__device__ T fold(T (&x)[kN], int lane) {
+  if constexpr (kN == 1) {
+    T sum = x[0];
+#pragma unroll
+    for (int mask = kMask; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+    return sum;
+  } else {
+    T half[kN / 2];
+    const bool upper = lane & kMask;
+#pragma unroll
+    for (int k = 0; k < kN / 2; ++k) {
+      const T mine = upper ? x[k + kN / 2] : x[k], other = upper ? x[k] : x[k + kN / 2];
+      half[k] = mine + cuda::shuffle_xor(other, kMask);
+    }
+    return fold<kN / 2, kMask / 2>(half, lane);
+  }
+}
+
+// So many threads beside each other, as a power of two, read the sums of columns beside each other.
+__device__ inline int log_strip(int columns) {
+  int log_width = 0;
+  while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
+  return log_width;
+}
+
 struct Crew {
   int rank, size;        // blocks of the crew
   int tid, threads, warp, lane, warps;

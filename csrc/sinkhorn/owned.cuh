@@ -124,7 +124,7 @@ struct Owned : Crew {
     constexpr int kLanes = kWarp / kN;
     constexpr int kMost = max_threads(sizeof(T)) / kWarp;
     const int warps_of_group = span / kWarp, mine = lane / kLanes, slot = lane % kLanes;
-    const T of_warp = fold<kN, kWarp / 2>(x);
+    const T of_warp = fold<kN, kWarp / 2>(x, lane);
     T* buffer = red + (turn ^= 1) * (2 * kR * warps) + group * kN * warps_of_group;
     if (slot == 0) buffer[mine * warps_of_group + at / kWarp] = of_warp;
     cuda::sync_block();
@@ -336,13 +336,6 @@ struct Owned : Crew {
     }
   }
 
-  // So many threads beside each other, as a power of two, read the sums of columns beside each other.
-  __device__ static int log_strip(int columns) {
-    int log_width = 0;
-    while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
-    return log_width;
-  }
-
   __device__ void keep(T* to, const T* own, int many) const {
     const int fours = parts_stride / 4;
     for (int64_t k = tid; k < int64_t(many) * fours; k += threads) {
@@ -354,26 +347,6 @@ struct Owned : Crew {
       else
         for (int v = 0; v < 4; ++v) c[v] = j + v < m ? own[int64_t(row) * m + j + v] : T(INFINITY);
       cuda::store_four(to + int64_t(slot) * parts_stride + j, c);
-    }
-  }
-
-  // Sums over a warp of kN numbers in turn: half of them at each step, then the butterfly of the last.
-  template <int kN, int kMask>
-  __device__ T fold(T (&x)[kN]) const {
-    if constexpr (kN == 1) {
-      T sum = x[0];
-#pragma unroll
-      for (int mask = kMask; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
-      return sum;
-    } else {
-      T half[kN / 2];
-      const bool upper = lane & kMask;
-#pragma unroll
-      for (int k = 0; k < kN / 2; ++k) {
-        const T mine = upper ? x[k + kN / 2] : x[k], other = upper ? x[k] : x[k + kN / 2];
-        half[k] = mine + cuda::shuffle_xor(other, kMask);
-      }
-      return fold<kN / 2, kMask / 2>(half);
     }
   }
 

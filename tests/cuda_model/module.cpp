@@ -31,7 +31,8 @@ PYBIND11_MODULE(cuda_model, m) {
     const sinkhorn::OwnedPlan& o = p.owned;
     py::dict owned;
     owned["threads"] = o.threads, owned["span"] = o.span, owned["groups"] = o.groups, owned["quads"] = o.quads;
-    owned["rows"] = o.rows, owned["kept"] = o.kept, owned["held"] = o.held, owned["shared"] = o.shared, owned["work"] = o.work, d["owned"] = owned;
+    owned["rows"] = o.rows, owned["kept"] = o.kept, owned["held"] = o.held, owned["shared"] = o.shared;
+    owned["work"] = o.work, d["owned"] = owned;
     return d;
   }, py::arg("regime"), py::arg("n"), py::arg("m"), py::arg("batch"), py::arg("element"), py::arg("multiprocessors"),
      py::arg("shared_per_block"), py::arg("threads") = 0, py::arg("quads") = 0);
