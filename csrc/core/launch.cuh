@@ -55,13 +55,21 @@ __device__ inline T shuffle_from(T value, int lane) {
 // A barrier of the block that says whether any thread of it came with true.
 __device__ inline bool any_of_block(bool mine) { return __syncthreads_or(mine); }
 
-// A barrier of a cooperative grid on a counter that was 0 when the kernel started and only grows; `target` is what it
-// reads when all have come. What a block wrote before is seen by all behind it: the block's own barriers pass on what
-// its first thread releases and acquires, so no further fence is needed.
-__device__ inline void counted_barrier(unsigned* counter, unsigned target) {
+// The barrier of sync_grid in two halves: what a block does between them is not ordered with what others do.
+__device__ inline unsigned arrive_at_grid() { return cooperative_groups::this_grid().barrier_arrive(); }
+__device__ inline void wait_for_grid(unsigned arrival) {
+  cooperative_groups::this_grid().barrier_wait(static_cast<unsigned&&>(arrival));
+}
+
+// The same on a counter that was 0 when the kernel started and only grows; `target` is what it reads when all have come.
+// What a block wrote before is seen by all behind it: the block's own barriers pass on what its first thread releases
+// and acquires, so no further fence is needed.
+__device__ inline void counted_arrive(unsigned* counter) {
   __syncthreads();
+  if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], %1;" : : "l"(counter), "r"(1u) : "memory");
+}
+__device__ inline void counted_wait(unsigned* counter, unsigned target) {
   if (threadIdx.x == 0) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" : : "l"(counter), "r"(1u) : "memory");
     unsigned seen;
     do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     while (static_cast<int>(seen - target) < 0);

@@ -46,6 +46,7 @@ struct Crew {
   double* slots;           // global (2, size): one number of each block, two rounds in flight
   unsigned* counter;       // global (): of the barrier, 0 at first; null: the runtime's own barrier
   unsigned passed = 0;     // barriers
+  unsigned arrival = 0;    // of the barrier that is under way
   int round = 0;
   bool grid;
 
@@ -61,13 +62,22 @@ struct Crew {
   __device__ int part_of(int count, int index) const {
     return static_cast<int>(int64_t(count) * index / size);
   }
-  __device__ void sync() {
+  __device__ void sync() { arrive(), wait(); }
+  // Its halves: what this block does between them, others need not see behind it.
+  __device__ void arrive() {
+    if (!grid) return;
+    if (counter)
+      cuda::counted_arrive(counter);
+    else
+      arrival = cuda::arrive_at_grid();
+  }
+  __device__ void wait() {
     if (!grid)
       cuda::sync_block();
     else if (counter)
-      cuda::counted_barrier(counter, ++passed * unsigned(size));
+      cuda::counted_wait(counter, ++passed * unsigned(size));
     else
-      cuda::sync_grid();
+      cuda::wait_for_grid(arrival);
   }
   __device__ bool leads() const { return rank == 0 && tid == 0; }
 

@@ -216,10 +216,11 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
       team.columns([&](int j, T sum) { columns.step(j, sum); });
     if (cuda::any_of_block(columns.wrong))
       for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
+    team.arrive();
     OwnedIterate<T> iterate{p, team.potential, team.mass, p.g_at(t), p.f_at(t) + team.row_begin,
                             p.log_f_at(t) + team.row_begin, log2_over_reg, inverse_reg, relaxed, false};
     team.sweep(iterate, [&] {
-      team.sync();
+      team.wait();
       if (near < team.col_end) near_g = p.g_at(t)[near];  // arrives during the sweep
     });
     if (!watches && t < p.all.max_iter) continue;

@@ -14,6 +14,7 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+<<<<<<< HEAD
 // A row that is not there: its entries are 0, as those of a column whose shift is -inf.
 template <class T>
 __device__ inline void leave_out(T& power) {
@@ -26,6 +27,9 @@ __device__ inline void leave_out(RowValue<T>& y) {
 
 // T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory: none, all (true),
 // or some of them, spread evenly among those that pass through.
+=======
+// T, quads of columns per thread, rows at a time, and whether rows stay in shared memory: none, all, or evenly spread some.
+>>>>>>> sweep
 constexpr int kKeepsSome = 2;
 template <class T, int kQ, int kR, int kKeep>
 struct Owned : Crew {
@@ -138,7 +142,8 @@ struct Owned : Crew {
   }
 
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
-  // `before` runs when the first rows are on their way, and may be a barrier; the step is not asked for anything earlier.
+  // `before` runs when the first rows are on their way, ahead of all that the step is asked for. It may wait for a barrier
+  // at which this block has arrived; the arrival itself would wait for those rows.
   template <class Step>
   __device__ void sweep(Step& step) {
     sweep(step, [] {});

@@ -51,7 +51,8 @@ void grid_barrier();
 // Another lane's value: of this one's number with `flip` changed, or where that is below 0, of lane `from`.
 void* exchange(const void* value, size_t bytes, int flip, int from);
 bool any_of_block(bool mine);
-void counted_barrier(unsigned* counter, unsigned target);
+void counted_arrive(unsigned* counter);
+void counted_wait(unsigned* counter, unsigned target);
 void need_alignment(const void* at);  // of 16 bytes, else the launch fails
 unsigned char* shared();
 
@@ -77,7 +78,11 @@ inline T shuffle_from(T value, int lane) {
   return other;
 }
 inline bool any_of_block(bool mine) { return model::any_of_block(mine); }
-inline void counted_barrier(unsigned* counter, unsigned target) { model::counted_barrier(counter, target); }
+// What is done between the halves is seen by all here, as it need not be on a GPU.
+inline unsigned arrive_at_grid() { return 1; }
+inline void wait_for_grid(unsigned) { model::grid_barrier(); }
+inline void counted_arrive(unsigned* counter) { model::counted_arrive(counter); }
+inline void counted_wait(unsigned* counter, unsigned target) { model::counted_wait(counter, target); }
 template <class T>
 inline void load_four(const T* at, T (&to)[4]) {
   model::need_alignment(at);
