@@ -14,7 +14,6 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-<<<<<<< HEAD
 // A row that is not there: its entries are 0, as those of a column whose shift is -inf.
 template <class T>
 __device__ inline void leave_out(T& power) {
@@ -25,11 +24,7 @@ __device__ inline void leave_out(RowValue<T>& y) {
   y.potential = -T(INFINITY);
 }
 
-// T, quads of columns per thread, rows at a time, whether the rows of the block stay in shared memory: none, all (true),
-// or some of them, spread evenly among those that pass through.
-=======
 // T, quads of columns per thread, rows at a time, and whether rows stay in shared memory: none, all, or evenly spread some.
->>>>>>> sweep
 constexpr int kKeepsSome = 2;
 template <class T, int kQ, int kR, int kKeep>
 struct Owned : Crew {
