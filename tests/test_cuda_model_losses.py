@@ -69,7 +69,7 @@ def test_costs_of_many_pieces(metric, size, dtype):
 NEAR = {  # rows of x and of y at the same place, but for a little
     "one": [(133, 700)],
     "a few": [(0, 0), (3, 1025), (4, 1027), (257, 1024), (258, 40), (258, 41), (299, 1055)],
-    "a row and a column": [(7, j) for j in range(0, 1056, 3)] + [(i, 7) for i in range(0, 300, 7)],
+    "every third and seventh": [(7, j) for j in range(0, 1056, 3)] + [(i, 7) for i in range(0, 300, 7)],
     "all": [(i, j) for i in range(300) for j in range(i % 2, 1056, 2)],
 }
 
@@ -88,15 +88,16 @@ def near_problem(where: str, dtype: torch.dtype, columns: int):
             x[i] = y[j]
     x, y = x + 1e-3 * torch.rand_like(x), y + 1e-3 * torch.rand_like(y)
     ours = [z.to(dtype) for z in (x, y)]
-    return ours, [z.double().requires_grad_() for z in ours]
+    return ours, [z.double().clone().requires_grad_() for z in ours]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [1056, 1057])
+@pytest.mark.parametrize("dtype, columns", [("f32", 1056), ("f32", 1057), ("f64", 1056)])
 @pytest.mark.parametrize("where", NEAR)
 @pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "chordal"])
 def test_near_pairs_in_a_matrix_of_several_pieces(metric, where, columns, dtype):
-    """Few and many, in some pieces and in all, with and without vectors; each gradient alone as well."""
+    """Few and many, in some pieces and in all, with and without vectors; of few, each gradient alone as well."""
+    if columns == 1057 and len(NEAR[where]) > 20:
+        pytest.skip("the kernels of near pairs are those of 1056 columns")
     dtype = DTYPES[dtype]
     ours, truth = near_problem(where, dtype, columns)
     weight = torch.rand(300, columns, dtype=torch.float64)
@@ -104,7 +105,7 @@ def test_near_pairs_in_a_matrix_of_several_pieces(metric, where, columns, dtype)
     with model(order="random", seed=1):
         sets = _cost_cuda.features(*ours, metric, dtype)
         matrix, scale = _cost_cuda.forward(*ours, metric, dtype)
-        for need in ((True, True), (True, False), (False, True)):
+        for need in ((True, True), (True, False), (False, True))[: 3 if len(NEAR[where]) < 20 else 1]:
             c = _cost_cuda.call(sets, _cost_cuda.scales_in(scale, 300), matrix)
             got = _cost_cuda.gradients(c, sets, weight.to(dtype, copy=True), need)
             for g, w, wanted in zip(got, want, need, strict=True):

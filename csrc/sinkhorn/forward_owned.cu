@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
+  if (!grid) clear_flags(p);
   Owned<T, kQ, kR, kKeep> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   const T inverse_reg = 1 / p.reg(), log2_over_reg = T(kLog2E / double(p.reg()));
   const T f_start = -p.reg() * cuda::log_of(T(p.n())), g_0 = p.init_f() ? T(0) : -f_start;

@@ -262,6 +262,7 @@ template <int R, int C, bool kPlain>
 __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
     small_forward_kernel(const __grid_constant__ DeviceProblem<float> batch, const __grid_constant__ ForwardOut<float> out) {
   const One<float> p{batch, blockIdx.x};
+  clear_flags(p);
   SmallForward<R, C, kPlain> problem(p);
   double sum_a, sum_b, error = 0;
   problem.check_masses(&sum_a, &sum_b);
