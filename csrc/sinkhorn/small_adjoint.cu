@@ -294,7 +294,8 @@ struct SmallAdjoint {
     }
     deposit();
     if (at.leads && at.has_row())
-      call.grad_a[p.k * at.n + at.row()] = weight() * p.alpha()[at.row()] + p.reg() * (of_f(at.row()) + sum_df * inverse_or_zero(mass));
+      call.grad_a[p.k * at.n + at.row()] =
+          weight() * p.alpha()[at.row()] + p.reg() * (of_f(at.row()) + sum_df * inverse_or_zero(mass));
     if (at.warp != 0) return;
 #pragma unroll
     for (int c = 0; c < C; ++c)
