@@ -67,7 +67,17 @@ struct Small {
   }
 
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
-  __device__ float sum_row(float (&x)[R]) const { return sum_rest<R / 2>(x); }
+  __device__ float sum_row(float (&x)[R]) const {
+    float sums[1];
+    float(*all[1])[R] = {&x};
+    sum_rest<R / 2>(all, sums);
+    return sums[0];
+  }
+  // Of two, the shuffles of one while those of the other are on their way.
+  __device__ void sum_rows(float (&x)[R], float (&y)[R], float (&sums)[2]) const {
+    float(*all[2])[R] = {&x, &y};
+    sum_rest<R / 2>(all, sums);
+  }
 
   // What lanes hold of the rows that they answer for, to all lanes of the warp.
   __device__ float spread(float own, int r) const { return cuda::shuffle_xor(own, r * (kWarp / R)); }
@@ -132,16 +142,20 @@ struct Small {
     for (int c = 0; c < C; ++c) sums[c] = total.x[c];
   }
 
-  template <int kHalf>
-  __device__ float sum_rest(float (&x)[R]) const {
+  template <int kHalf, int kCount>
+  __device__ void sum_rest(float (*(&x)[kCount])[R], float (&sums)[kCount]) const {
     constexpr int kMask = kWarp / R * kHalf;
 #pragma unroll
-    for (int k = 0; k < kHalf; ++k) x[k] += cuda::shuffle_xor(x[k + kHalf], kMask);
-    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x);
-    float sum = x[0];
+    for (int k = 0; k < kHalf; ++k)
 #pragma unroll
-    for (int left = kWarp / R / 2; left > 0; left /= 2) sum += cuda::shuffle_xor(sum, left);
-    return sum;
+      for (int s = 0; s < kCount; ++s) (*x[s])[k] += cuda::shuffle_xor((*x[s])[k + kHalf], kMask);
+    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x, sums);
+#pragma unroll
+    for (int s = 0; s < kCount; ++s) sums[s] = (*x[s])[0];
+#pragma unroll
+    for (int left = kWarp / R / 2; left > 0; left /= 2)
+#pragma unroll
+      for (int s = 0; s < kCount; ++s) sums[s] += cuda::shuffle_xor(sums[s], left);
   }
 };
 

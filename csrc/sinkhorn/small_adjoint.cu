@@ -32,25 +32,27 @@ struct SmallAdjoint {
   const One<float>& p;
   const AdjointCall<float>& call;
   const Small<R, C, 2> at;
-  float reg, inverse_reg, power;
+  float power;  // log2(e) / reg
   float kernel[R][C], weights[R][C];      // K at the base, over a; D
   float base_g[C], u[R], v[C];            // of the plan
   float column_sums[C];                   // of the plan
   float dg[C], inverse_b[C], shares[C];   // shares: sums of dg / b
-  // Of the row that the lane answers for: a and its inverse, f of the base, u, 1 / sum_j K_ij v_j, sum of df / a
-  float mass, inverse_a, base_f, own_u, inverse_sum, of_a;
+  // Of the row that the lane answers for: a, f of the base, u, 1 / sum_j K_ij v_j, sum of df
+  float mass, base_f, own_u, inverse_sum, sum_df = 0;
+  const float *next_f, *next_g;
 
   __device__ SmallAdjoint(const One<float>& problem, const AdjointCall<float>& call_)
-      : p(problem), call(call_), at(p.n(), p.m()), reg(p.reg()), inverse_reg(1 / reg), power(kPowersOf2 * inverse_reg) {
+      : p(problem), call(call_), at(p.n(), p.m()), power(kPowersOf2 * (1 / p.reg())) {
 #pragma unroll
     for (int c = 0; c < C; ++c)
       inverse_b[c] = at.has_column(c) ? inverse_or_zero(p.mass_b(at.column(c))) : 0.f, shares[c] = 0;
     mass = at.has_row() ? p.mass_a(at.row()) : 0.f;
-    inverse_a = inverse_or_zero(mass);
-    of_a = at.has_row() ? of_f(at.row()) : 0.f;
   }
 
-  __device__ float* out() const { return call.grad_cost + p.k * at.n * at.m; }
+  // Asked for far from the loop's path: no register is to keep them.
+  __device__ int64_t offset() const { return int64_t(cuda::opaque(int(p.k))) * (at.n * at.m); }
+  __device__ float* out() const { return call.grad_cost + offset(); }
+  __device__ const float* costs() const { return p.all.cost + offset(); }
 
   __device__ float weight() const { return call.value_weight ? call.value_weight[p.k] : 0.f; }
   // df_T / a and dg_T / b as they came
@@ -68,21 +70,25 @@ struct SmallAdjoint {
     return call.tolerance * (magnitude(weight()) + cuda::largest(most_f) + cuda::largest(most_g));
   }
 
-  __device__ Potentials<C> load(int64_t t) const {
+  // load(t), load(t - 1), ... will be asked for, and after 0 others that are not used.
+  __device__ void load_from(int t) {
+    next_f = p.f_at(t) + at.row(), next_g = p.g_at(t > 1 ? t : 1) + at.lane;
+  }
+  // There is no g_0, and any would do: only the softmaxes of P_0's columns are asked for. It is g_1.
+  __device__ Potentials<C> load(int t) {
     Potentials<C> in;
-    in.f = at.has_row() ? p.f_at(t)[at.row()] : -float(INFINITY);
+    in.f = at.has_row() ? *next_f : -float(INFINITY);
 #pragma unroll
-    for (int c = 0; c < C; ++c) in.g[c] = at.has_column(c) ? column_potential(t, at.column(c)) : -float(INFINITY);
+    for (int c = 0; c < C; ++c) in.g[c] = at.has_column(c) ? next_g[kWarp * c] : -float(INFINITY);
+    next_f -= t > 0 ? at.n : 0, next_g -= t > 1 ? at.m : 0;
     return in;
   }
-  // There is no g_0, and any would do: only the softmaxes of P_0's columns are asked for.
-  __device__ float column_potential(int64_t t, int j) const { return t > 0 ? p.g_at(t)[j] : -reg * p.log_g_at(1)[j]; }
 
   // K at the potentials, which have P for their plan.
   __device__ void set_base(const Potentials<C>& at_base) {
     base_f = at_base.f;
     const float log = mass > 0 ? cuda::log2_of(mass) : 0.f;
-    at.load(p.cost(), kernel);
+    at.load(costs(), kernel);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       const float f = at.spread(base_f, r), scale = at.spread(log, r);
@@ -119,34 +125,42 @@ struct SmallAdjoint {
     return cuda::any(far);
   }
 
-  // From u and v, all else that goes with a plan; returns the sums over this warp's rows.
+  __device__ void times_columns(const float (&x)[C], float (&out)[R]) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      out[r] = kernel[r][0] * x[0];
+#pragma unroll
+      for (int c = 1; c < C; ++c) out[r] = fmaf(kernel[r][c], x[c], out[r]);
+    }
+  }
+  __device__ Pack<C> times_rows(const float (&x)[R], const float (&scale)[C]) const {
+    Pack<C> out = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c) out.x[c] = fmaf(kernel[r][c], x[r], out.x[c]);
+#pragma unroll
+    for (int c = 0; c < C; ++c) out.x[c] *= scale[c];
+    return out;
+  }
+
+  // P of a base that has just been set.
   __device__ Pack<C> sum_plan() {
     float sums[R];
     at.spread_rows(own_u, u);
-    Pack<C> column = {};
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      sums[r] = kernel[r][0] * v[0];
-#pragma unroll
-      for (int c = 1; c < C; ++c) sums[r] = fmaf(kernel[r][c], v[c], sums[r]);
-#pragma unroll
-      for (int c = 0; c < C; ++c) column.x[c] = fmaf(kernel[r][c], u[r], column.x[c]);
-    }
-#pragma unroll
-    for (int c = 0; c < C; ++c) column.x[c] *= v[c];
-    const float sum = at.sum_row(sums);
-    inverse_sum = sum > 0 ? cuda::quotient(1.f, sum) : 0.f;
-    return column;
+    times_columns(v, sums);
+    inverse_sum = inverse_or_zero(at.sum_row(sums));
+    return times_rows(u, v);
   }
 
   // dg_T, what the last plan adds to dC, and P_(T-1).
-  __device__ void first(int64_t last) {
+  __device__ void first(int last) {
     float g[C];
     Pack<C> column = {};
 #pragma unroll
     for (int c = 0; c < C; ++c) g[c] = at.has_column(c) ? p.g()[at.column(c)] : -float(INFINITY);
-    at.load(p.cost(), kernel);
-    const float w = weight();
+    at.load(costs(), kernel);
+    const float w = weight(), inverse_reg = 1 / p.reg();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       const int i = at.row(r);
@@ -161,6 +175,7 @@ struct SmallAdjoint {
         if (there && at.has_column(c)) out()[i * at.m + at.column(c)] = now * (w - back);
       }
     }
+    load_from(last - 1);
     set_base(load(last - 1));
     at.sum_columns(column, sum_plan(), last & 1, dg, column_sums);
 #pragma unroll
@@ -168,7 +183,7 @@ struct SmallAdjoint {
   }
 
   // Adds dg_t to the gradient of b; whether what remains before iteration t is too small to matter.
-  __device__ bool ends(int64_t t, float least) {
+  __device__ bool ends(int t, float least) {
     float most = 0;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -179,32 +194,33 @@ struct SmallAdjoint {
     return t == 1 || 2 * float(t) * cuda::largest(most) <= least;  // all warps have the same
   }
 
-  // v y of dg_t to `w`. Of the columns that have none, S_t dg_t goes to dC; returns its sum over the lane's row.
-  __device__ float weigh_columns(int64_t t, float (&w)[C]) const {
+  // v y of dg_t to `w`; whether the lane has a column that has none.
+  __device__ bool weigh_columns(float (&w)[C]) const {
     bool vanished = false;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const bool good = column_sums[c] > kLeastColumn && column_sums[c] < kMostColumn;
-      w[c] = good ? v[c] * cuda::quotient(dg[c], column_sums[c]) : 0.f;
+      w[c] = (good ? v[c] : 0.f) * cuda::quotient(dg[c], good ? column_sums[c] : 1.f);
       vanished |= !good && inverse_b[c] > 0;
     }
-    return cuda::any(vanished) ? weigh_vanished(t) : 0.f;
+    return vanished;
   }
-  __device__ float weigh_vanished(int64_t t) const {
-    float sum = 0;
+  // Of such columns, S_t dg_t goes to dC; returns its sum over the lane's row.
+  __device__ float weigh_vanished(int t) const {
+    float sum = 0, *matrix = out();
+    const float *cost = costs(), *f = p.f_at(cuda::opaque(t) - 1), *log_g = p.log_g_at(cuda::opaque(t));
 #pragma unroll 1
     for (int r = 0; r < R; ++r) {
       float part = 0;
       const int i = at.warp * R + r;
       if (i >= at.n) break;
-      const float f = p.f_at(t - 1)[i];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         if (!(inverse_b[c] > 0) || (column_sums[c] > kLeastColumn && column_sums[c] < kMostColumn)) continue;
         const int offset = i * at.m + at.column(c);
-        const float back = cuda::exp_of((f - p.cost()[offset]) * inverse_reg - p.log_g_at(t)[at.column(c)]) * dg[c];
+        const float back = cuda::exp_of((f[i] - cost[offset]) / p.reg() - log_g[at.column(c)]) * dg[c];
         part += back;
-        out()[offset] += back;
+        matrix[offset] += back;
       }
       part = warp_merge(Sum<float>{part}).sum;
       if (r == at.mine) sum = part;
@@ -212,49 +228,78 @@ struct SmallAdjoint {
     return sum;
   }
 
-  // From dg_t and P_(t-1) to dg_(t-1) and P_(t-2), of which `before` are the potentials.
-  __device__ void step(int64_t t, const Potentials<C>& before, const float (&w)[C], float vanished) {
-    float parts[R], z[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      parts[r] = kernel[r][0] * w[0];
-#pragma unroll
-      for (int c = 1; c < C; ++c) parts[r] = fmaf(kernel[r][c], w[c], parts[r]);
-    }
-    const float df = -fmaf(own_u, at.sum_row(parts), vanished);
-    of_a += df * inverse_a;
-    at.spread_rows(df * inverse_sum, z);
-    Pack<C> column = {};
+  // What a step has from dg_t before it goes on: sum_j P_(t-1),ij y_j of the row that the lane answers for, and what it
+  // needs of P_(t-1) beside u and v of P_(t-2).
+  struct Half {
+    float back, inverse_sum, v[C];
+    bool far;
+  };
+  // Of `before`, the potentials of P_(t-2), nothing waits for dg: it is done while sums are on their way.
+  __device__ Half begin_step(const Potentials<C>& before, const float (&w)[C]) {
+    float parts[R], masses[R], sums[2];
+    Half half;
+    times_columns(w, parts);
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        column.x[c] = fmaf(kernel[r][c], z[r], column.x[c]);
-        weights[r][c] = fmaf(u[r], w[c], fmaf(z[r], v[c], weights[r][c]));
-      }
+      for (int c = 0; c < C; ++c) weights[r][c] = fmaf(u[r], w[c], weights[r][c]);
+    const float scaling = own_u;
 #pragma unroll
-    for (int c = 0; c < C; ++c) column.x[c] *= -v[c];
-    if (scale(before)) deposit(), set_base(before);
-    at.sum_columns(column, sum_plan(), t & 1, dg, column_sums);
+    for (int c = 0; c < C; ++c) half.v[c] = v[c];
+    half.inverse_sum = inverse_sum;
+    half.far = scale(before);
+    if constexpr (R * C < 64) {
+      times_columns(v, masses);
+      at.sum_rows(parts, masses, sums);
+    } else {  // no registers for two at a time
+      sums[0] = at.sum_row(parts);
+      times_columns(v, masses);
+      sums[1] = at.sum_row(masses);
+    }
+    at.spread_rows(own_u, u);
+    half.back = scaling * sums[0];
+    inverse_sum = sums[1] > 0 ? cuda::quotient(1.f, sums[1]) : 0.f;
+    return half;
+  }
+  // To dg_(t-1) and P_(t-2).
+  __device__ void end_step(int t, const Half& half, float vanished, const Potentials<C>& before) {
+    float z[R];
+    const float df = -(half.back + vanished);
+    sum_df += df;
+    at.spread_rows(df * half.inverse_sum, z);
+    Pack<C> column = times_rows(z, half.v), sums = times_rows(u, v);
+#pragma unroll
+    for (int c = 0; c < C; ++c) column.x[c] = -column.x[c];
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c) weights[r][c] = fmaf(z[r], half.v[c], weights[r][c]);
+    if (half.far) {
+      deposit();
+      set_base(before);
+      sums = sum_plan();
+    }
+    at.sum_columns(column, sums, t & 1, dg, column_sums);
 #pragma unroll
     for (int c = 0; c < C; ++c)
       if (!(inverse_b[c] > 0)) dg[c] = 0;
   }
 
-  // What dg_1 and P_0 add to dC, and all results.
-  __device__ void finish(const float (&w)[C]) {
-    const bool poisoned = *p.flags() & kFlagsThatPoison;
+  __device__ void finish() {
+    if (*p.flags() & kFlagsThatPoison) {
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) weights[r][c] = poisoned ? float(NAN) : fmaf(u[r], w[c], weights[r][c]);
+        for (int c = 0; c < C; ++c) weights[r][c] = float(NAN);
+    }
     deposit();
     if (at.leads && at.has_row())
-      call.grad_a[p.k * at.n + at.row()] = weight() * p.alpha()[at.row()] + reg * of_a;
+      call.grad_a[p.k * at.n + at.row()] =
+          weight() * p.alpha()[at.row()] + p.reg() * (of_f(at.row()) + sum_df * inverse_or_zero(mass));
     if (at.warp != 0) return;
 #pragma unroll
     for (int c = 0; c < C; ++c)
-      if (at.has_column(c)) call.grad_b[p.k * at.m + at.column(c)] = reg * shares[c];
+      if (at.has_column(c)) call.grad_b[p.k * at.m + at.column(c)] = p.reg() * shares[c];
   }
 };
 
@@ -264,19 +309,20 @@ __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
   const One<float> p{batch, blockIdx.x};
   SmallAdjoint<R, C> problem(p, call);
   const float least = problem.least_that_matters();
-  int64_t t = *p.n_iter();
+  int t = int(*p.n_iter());
   problem.first(t);
   float w[C];
-  Potentials<C> before = problem.load(t > 1 ? t - 2 : 0);
+  Potentials<C> before = problem.load(t - 2);
   for (;; --t) {
-    const bool last = problem.ends(t, least);
-    const float vanished = problem.weigh_columns(t, w);
-    if (last) break;
     const Potentials<C> now = before;
-    before = problem.load(t > 2 ? t - 3 : 0);
-    problem.step(t - 1, now, w, vanished);
+    before = problem.load(t - 3);
+    const bool vanished = cuda::any(problem.weigh_columns(w)), last = problem.ends(t, least);
+    const auto half = problem.begin_step(now, w);
+    const float beside = vanished ? problem.weigh_vanished(t) : 0.f;
+    if (last) break;
+    problem.end_step(t - 1, half, beside, now);
   }
-  problem.finish(w);
+  problem.finish();
 }
 
 }  // namespace

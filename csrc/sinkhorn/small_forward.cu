@@ -4,11 +4,11 @@
 //   s_i = sum_j K_ij v_j,  f_t,i = f'_i - reg log s_i,                    u_i = a_i exp((f_t,i - f'_i) / reg)
 //   q_j = sum_i K_ij u_i,  g_(t+1),j = g'_j + reg (log b_j - log q_j),    v_j = exp((g_(t+1),j - g'_j) / reg)
 //
-// and the log-sums are log_f_t,i = log s_i + log a_i - f'_i / reg, log_g_(t+1),j = log q_j - g'_j / reg. u and v are those
-// of the potentials as they were rounded: what one side lost the other makes good, and nothing adds up. Costs and potentials are subtracted before they are
-// scaled: an offset of the costs is lost without a trace. Where u or v are far from the base, it moves to the potentials
-// of the day. Where a sum is so small that elements which have vanished would count, the log-sum is made anew, its
-// largest term apart. Both read the cost again.
+// and the log-sums are log_f_t,i = log s_i + log a_i - f'_i / reg, log_g_(t+1),j = log q_j - g'_j / reg. u and v are
+// those of the potentials as they were rounded: what one side lost the other makes good, and nothing adds up. Costs
+// and potentials are subtracted before they are scaled: an offset of the costs is lost without a trace. Where u or v
+// are far from the base, it moves to the potentials of the moment. Where a sum is so small that elements which have
+// vanished would count, the log-sum is made anew, its largest term apart. Both read the cost again.
 #include "sinkhorn/relaxation.h"
 #include "sinkhorn/small.cuh"
 
