@@ -7,11 +7,11 @@
 //
 //   exp((f_t + g_t - C) / reg) = P u_t v_t,   u_t = exp((f_t - f_T) / reg), v_t likewise
 //
-// so the sum is P times a matrix product of depth 2 T, left' right: a block makes a square tile of it, a thread
+// u_t / a is made of the log-sum that f_t came from, as the adjoint's softmaxes were: what cancels in the sum is not
+// rounded. So the sum is P times a matrix product of depth 2 T, left' right: a block makes a square tile of it, a thread
 // kPer x kPer elements in registers. The ratios are made chunk by chunk, the next chunk's while this one is
-// multiplied. Where a ratio of the tile leaves [e^-R, e^R], or potentials are so large against reg that their rounding
-// shows, the product leaves that chunk out, and its iterations take the softmaxes of the half-steps themselves at the
-// end, in this tile only.
+// multiplied. Where a ratio of the tile leaves [e^-R, e^R] the product leaves that chunk out, and its iterations take the
+// softmaxes of the half-steps themselves at the end, in this tile only.
 #include "core/pack.h"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
@@ -118,9 +118,9 @@ struct Ratios {
   using Own = Tile<T, kPer>;
   static constexpr int kSteps = Own::kSteps;
   int left;  // iterations from that of `next` on
-  const T *next, *next_adjoint;
-  T last, inverse_mass;
-  T potential[kSteps + 1], adjoint[kSteps];
+  const T *next, *next_log, *next_adjoint;
+  T last, last_power, last_rest, mass;
+  T potential[kSteps], log_sum[kSteps], adjoint[kSteps];
 
   static __device__ bool of_row() { return threadIdx.x / Own::kSize % 2 == 0; }
   static __device__ int place() { return threadIdx.x % Own::kSize; }                 // in the tile
@@ -130,45 +130,48 @@ struct Ratios {
     const One<T>& p = steps.p;
     const int index = place() + (of_row() ? row0 : col0), t = steps.last - depth();
     left = index < (of_row() ? end : p.m()) ? steps.last - steps.first + 1 - depth() : 0;
-    next = next_adjoint = nullptr, last = 0, inverse_mass = 0;
+    next = next_log = next_adjoint = nullptr, last = 0, mass = 1;
     if (left > 0) {
       last = of_row() ? p.f()[index] : p.g()[index];
-      inverse_mass = inverse_or_zero(of_row() ? p.mass_a(index) : p.mass_b(index));
-      next = (of_row() ? steps.f_at(t) : steps.g_at(t)) + index;
+      mass = of_row() ? p.mass_a(index) : p.mass_b(index);
+      next = (of_row() ? steps.f_at(t - 1) : steps.g_at(t)) + index;  // S_t has f_(t-1) beside its columns' log-sums
+      next_log = (of_row() ? p.log_f_at(t) : p.log_g_at(t)) + index;
       next_adjoint = (of_row() ? steps.df_at(t) : steps.dg_at(t)) + index;
     }
-    if (!(last > -T(INFINITY))) left = 0, last = 0;
+    if (!(last > -T(INFINITY))) left = 0, last = 0, mass = 1;
+    const T inverse_reg = 1 / p.reg();
+    last_power = last * inverse_reg;  // and what rounding took of last / reg
+    last_rest = cuda::fused(last, inverse_reg, -last_power) - last_power * cuda::fused(p.reg(), inverse_reg, T(-1));
   }
 
   __device__ void load(const Steps<T>& steps) {
     const int stride = of_row() ? steps.p.n() : steps.p.m();  // from an iteration to the one before
-    const int before = of_row() && !steps.call.implicit;      // rows need f_(t-1) too
-    const int potentials = left <= 0 ? 0 : before ? left + 1 : left < kSteps ? left : kSteps;
-#pragma unroll
-    for (int s = 0; s <= kSteps; ++s) potential[s] = s < potentials ? next[-s * stride] : last;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) adjoint[s] = s < left ? next_adjoint[-s * stride] : T(0);
-    const int step = Own::kDepth * stride;
-    next -= step, next_adjoint -= step, left -= Own::kDepth;
-  }
-
-  // Into the tile; says whether they are exact enough.
-  __device__ bool store(Own& tile, T inverse_reg) const {
-    T ratio[kSteps + 1];
-    bool in_range = true;
-#pragma unroll
-    for (int s = 0; s <= kSteps; ++s) {
-      const T power = (potential[s] - last) * inverse_reg;
-      in_range = in_range && magnitude(power) <= Limits<T>::kRatio &&
-                 magnitude(potential[s] * inverse_reg) <= Limits<T>::kPower;
-      ratio[s] = cuda::exp_of(power);
-    }
-    T* to = (of_row() ? tile.left : tile.right)[2 * depth()] + place();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const T weighed = ratio[s] * adjoint[s] * inverse_mass;
-      to[2 * s * Own::kSize] = of_row() ? weighed : ratio[s];
-      to[(2 * s + 1) * Own::kSize] = of_row() ? ratio[s + 1] : weighed;
+      const bool there = s < left, logs = there && !steps.call.implicit;
+      potential[s] = there ? next[-s * stride] : last;
+      log_sum[s] = logs ? next_log[-s * stride] : T(INFINITY);
+      adjoint[s] = there ? next_adjoint[-s * stride] : T(0);
+    }
+    const int step = Own::kDepth * stride;
+    next -= step, next_log -= step, next_adjoint -= step, left -= Own::kDepth;
+  }
+
+  // Into the tile; says whether they are in range. A softmax over its adjoint is P times the other side's ratio and
+  // exp(-log_sum - last / reg), in which large numbers cancel exactly. At the fixed point that is one over the mass.
+  __device__ bool store(Own& tile, T inverse_reg) const {
+    T* to = (of_row() ? tile.left : tile.right)[2 * depth()] + place();
+    bool in_range = true;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const T power = (potential[s] - last) * inverse_reg, ratio = cuda::exp_of(power);
+      const bool logs = log_sum[s] < T(INFINITY);
+      const T share = logs ? cuda::exp_of((-log_sum[s] - last_power) - last_rest) : inverse_or_zero(mass);
+      in_range = in_range && magnitude(power) <= Limits<T>::kRatio && share * mass <= Limits<T>::kMostRatio &&
+                 share * mass * Limits<T>::kMostRatio >= 1;
+      const T weighed = share * adjoint[s];
+      to[2 * s * Own::kSize] = of_row() ? weighed : ratio;
+      to[(2 * s + 1) * Own::kSize] = of_row() ? ratio : weighed;
     }
     return in_range;
   }

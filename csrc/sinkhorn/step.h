@@ -13,14 +13,13 @@ struct Limits;
 template <>
 struct Limits<float> {
   static constexpr float kMax = 3.402823466e+38f;
-  static constexpr float kRatio = 30;         // largest |log u| of products of ratios, see gradient.cu
-  static constexpr float kPower = 100;        // largest |f / reg| whose rounding the gradient can bear
+  // Largest |log u| and u of the ratios whose products make the gradient, see gradient.cu.
+  static constexpr float kRatio = 30, kMostRatio = 1e13f;
 };
 template <>
 struct Limits<double> {
   static constexpr double kMax = 1.7976931348623157e+308;
-  static constexpr double kRatio = 300;
-  static constexpr double kPower = 1e9;
+  static constexpr double kRatio = 300, kMostRatio = 1e130;
 };
 
 // log sum exp of what was added, with the largest term kept apart: it cannot overflow and loses a term
