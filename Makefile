@@ -24,7 +24,6 @@ else
 TORCH ?= torch==2.13.0
 export UCMKD_CUDA ?= OFF
 $(VENV)/installed-test: export UCMKD_CUDA_ARCHITECTURES ?= 80 90
-$(VENV)/installed-test: export UCMKD_CUDA_STRICT ?= 1
 endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -55,9 +54,9 @@ reliability: $(VENV)/installed-test
 	PYTHON=$(BIN)/python tests/sanitizers.sh fuzz > build/reliability/fuzz.log 2>&1
 	$(BIN)/python benchmarks/reliability.py build/reliability
 
-# Device code for every architecture of CMakeLists.txt; a kernel that spills is an error.
+# Device code for every architecture of CMakeLists.txt.
 wheel: $(VENV)/torch
-	UCMKD_CUDA=ON UCMKD_CUDA_STRICT=1 $(PIP) wheel --no-deps --wheel-dir dist .
+	UCMKD_CUDA=ON $(PIP) wheel --no-deps --wheel-dir dist .
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
