@@ -37,27 +37,44 @@ def label(n: int, k: int, dtype: torch.dtype) -> None:
     gradients(uk.label_transport_loss(s, t, torch.arange(n, device="cuda") % k, kappa="live"), s, t)
 
 
-def told(name: str, case: Callable[..., None], *args: Any, **options: Any) -> None:
+def told(name: str, case: Callable[..., None], *args: Any, **options: Any) -> bool:
+    """Whether the case ran to its end."""
     try:
         case(*args, **options)
     except Exception as error:  # the other cases go on
-        name += f": {type(error).__name__}: {error}".splitlines()[0]
+        print(MARK + f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+        return False
     print(MARK + name, flush=True)
+    return True
 
 
-def main() -> None:
+def main() -> int:
+    """How many cases raised."""
     torch.manual_seed(0)
+    ends: list[bool] = []
     for dtype in (torch.float32, torch.float64):
         for regime in (0, 1, 2, 3) if dtype == torch.float32 else (1, 2):
             for n, m in ((7, 5), (64, 64), (33, 140), (150, 260)):
                 for grad in ("unrolled", "implicit") if n == 7 else ("unrolled",):
-                    told(f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}", solve, n, m, regime, dtype, grad)
+                    ends.append(
+                        told(
+                            f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}",
+                            solve,
+                            n,
+                            m,
+                            regime,
+                            dtype,
+                            grad,
+                        )
+                    )
         for k in (1, 10, 130, 1000, 1100):
-            told(f"label 5x{k} {str(dtype)[6:]}", label, 5, k, dtype)
+            ends.append(told(f"label 5x{k} {str(dtype)[6:]}", label, 5, k, dtype))
     for metric in ("cosine", "l2", "l1"):
-        told(f"features {metric}", features, 40, 35, metric=metric)
-        told(f"panels {metric}", features, 70, 65, metric=metric, memory_budget=70 * 65 * 8)
+        ends.append(told(f"features {metric}", features, 40, 35, metric=metric))
+        ends.append(told(f"panels {metric}", features, 70, 65, metric=metric, memory_budget=70 * 65 * 8))
+
+    return ends.count(False)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(3 if main() else 0)
