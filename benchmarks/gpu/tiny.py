@@ -56,23 +56,13 @@ def main() -> int:
         for regime in (0, 1, 2, 3) if dtype == torch.float32 else (1, 2):
             for n, m in ((7, 5), (64, 64), (33, 140), (150, 260)):
                 for grad in ("unrolled", "implicit") if n == 7 else ("unrolled",):
-                    ends.append(
-                        told(
-                            f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}",
-                            solve,
-                            n,
-                            m,
-                            regime,
-                            dtype,
-                            grad,
-                        )
-                    )
+                    name = f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}"
+                    ends.append(told(name, solve, n, m, regime, dtype, grad))
         for k in (1, 10, 130, 1000, 1100):
             ends.append(told(f"label 5x{k} {str(dtype)[6:]}", label, 5, k, dtype))
     for metric in ("cosine", "l2", "l1"):
         ends.append(told(f"features {metric}", features, 40, 35, metric=metric))
         ends.append(told(f"panels {metric}", features, 70, 65, metric=metric, memory_budget=70 * 65 * 8))
-
     return ends.count(False)
 
 
