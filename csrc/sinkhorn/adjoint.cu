@@ -124,7 +124,7 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const Plan& plan = p.plan;
   if constexpr (sizeof(T) == sizeof(float))
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
-  if (owns_columns_back(plan.back)) return adjoint_owned(p, call, stream);
+  if (plan.back.threads > 0) return adjoint_owned(p, call, stream);
   if (one_block(plan.regime))
     return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
                         p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);

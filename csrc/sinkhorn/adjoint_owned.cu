@@ -69,12 +69,12 @@ struct Powers {
 template <class T>
 struct OwnedBack {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *log_g, *dg;                    // of S_t (m,)
+  const T *log_g, *weights;               // of S_t; dg_t with what rounding took from the columns' powers (m,)
   const T *potential, *scale;             // shared: f_(t-1); 1 / a or 0, with the row's rest squared
   T* df;                                  // df_(t-1) of this block's rows
   const Powers<T>& powers;
   __device__ T shift(int j) const { return powers.column(log_g[j]); }
-  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] * powers.rest_of_column(log_g[j]) : T(0); }
+  __device__ T weight(int j) const { return weights[j]; }
   __device__ T power(int row) const { return powers.row(potential[row]); }
   __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
   __device__ T value(int row, T sum) const { return sum * scale[row]; }
@@ -99,12 +99,12 @@ struct OwnedColumnMass {
 template <class T>
 struct OwnedFixedPoint {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *g, *share;       // (m,), dg over the columns' masses (m,)
+  const T *g, *weights;     // (m,), dg over the columns' masses (m,)
   const T *log_sum, *mass;  // as above
   T* df;                    // of this block's rows
   T k;
   __device__ T shift(int j) const { return g[j]; }
-  __device__ T weight(int j) const { return share[j]; }
+  __device__ T weight(int j) const { return weights[j]; }
   __device__ T power(int row) const { return log_sum[row]; }
   __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two(cuda::fused(g_j - c, k, y)); }
   __device__ T value(int row, T sum) const { return sum * mass[row]; }
@@ -148,7 +148,9 @@ struct Adjoint {
     const int64_t last = *p.n_iter(), before = p.k * p.all.max_iter - 1;
     auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
     auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
+    clear_rest_of_columns();
     first(df_at(last));
+    T* weights = team.held;  // (m,) of the sweep
     const Powers<T> powers(p.reg(), inverse_reg, k);
     int64_t t = last;
     for (Ahead ahead = look_ahead(last, last);; --t) {
@@ -156,15 +158,16 @@ struct Adjoint {
       double most = 0;
       team.columns([&](int j, T sum) {
         const bool near = j == team.col_begin + team.tid;
-        const T mass = near ? ahead.mass : p.mass_b(j);
+        const T mass = near ? ahead.mass : p.mass_b(j), log_g = near ? ahead.log_g : p.log_g_at(t)[j];
         T mine = sum;
         if (t == last) {
           mine += grad_g ? grad_g[j] : T(0);
         } else {
-          const T g = near ? ahead.g : p.g_at(t)[j], log_g = near ? ahead.log_g : p.log_g_at(t + 1)[j];
-          mine *= rest_of(g, log_g, inverse_reg, T(1)) * powers.rest_of_column(log_g);
+          const T g = near ? ahead.g : p.g_at(t)[j], log_next = near ? ahead.log_next : p.log_g_at(t + 1)[j];
+          mine *= rest_of(g, log_next, inverse_reg, T(1)) * powers.rest_of_column(log_next);
         }
         dg[j] = mass > 0 ? mine : T(0);
+        weights[j] = mass > 0 && mine == mine ? mine * powers.rest_of_column(log_g) : T(0);
         const double share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
         most = most < share ? share : most;
       });
@@ -180,7 +183,7 @@ struct Adjoint {
       most = team.largest(most);
       if (t == 1 || 2 * double(t) * most <= least) break;
       ahead = look_ahead(t - 1, last);
-      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
+      OwnedBack<T> back{p.log_g_at(t), weights, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
       team.sweep(back);
     }
     if (team.leads()) call.first[p.k] = t;
@@ -200,6 +203,7 @@ struct Adjoint {
     T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
     T *share = team.held, *mass = share + team.parts_stride;  // (m,) dg over the columns' masses; these
     T* change = mass + team.parts_stride;                     // (m,) dg of this sweep
+    clear_rest_of_columns();
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
       team.potential[row] = -p.log_f_at(*p.n_iter())[i] * T(kLog2E);
@@ -249,7 +253,7 @@ struct Adjoint {
   // What a thread needs of its first row and column when the sweep is done: on its way meanwhile.
   struct Ahead {
     T f, log_f;         // of t - 1, row row_begin + tid
-    T mass, g, log_g;  // b, g_t, of t + 1; column col_begin + tid
+    T mass, g, log_g, log_next;  // b, of t, of t, of t + 1; column col_begin + tid
   };
   __device__ Ahead look_ahead(int64_t t, int64_t last) const {
     Ahead ahead{};
@@ -257,8 +261,14 @@ struct Adjoint {
     if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
     if (j >= team.col_end) return ahead;
     ahead.mass = p.mass_b(j);
-    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t + 1)[j];
+    ahead.log_g = p.log_g_at(t)[j];
+    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_next = p.log_g_at(t + 1)[j];
     return ahead;
+  }
+  // Weights are read in fours.
+  __device__ void clear_rest_of_columns() const {
+    if (team.leads())
+      for (int j = p.m(); j < team.parts_stride; ++j) team.held[j] = 0;
   }
 
   // One entry of every step, by one warp; the steps are `stride` apart.
@@ -271,7 +281,7 @@ struct Adjoint {
 };
 
 template <class T, int kQ, int kR, bool kKept, bool kImplicit>
-__global__ void __launch_bounds__(kBackThreads, 1)
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
                          int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
@@ -314,6 +324,8 @@ const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call,
   if constexpr (sizeof(T) == 4) {
     if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, call, stream) : start<T, 2, 4, false>(p, call, stream);
     if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, call, stream) : start<T, 4, 2, false>(p, call, stream);
+    if (plan.quads == 8) return start<T, 8, 1, false>(p, call, stream);
+    return start<T, 16, 1, false>(p, call, stream);
   }
   return "more columns than a thread can own";
 }

@@ -29,6 +29,7 @@ template <class T, int kQ, int kR, bool kKept>
 struct Owned : Crew {
   static constexpr bool kSharedShift = kQ >= kSharedQuads;
   static constexpr bool kTwice = kQ > kStreamedQuads;  // entries do not stay in registers
+  static constexpr int kColumns = kSharedShift ? 1 : kQ;  // quads of columns whose potentials are in registers
   static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
 
   int span, group, groups, at;  // threads of a group, which one this is in, and where in it
@@ -40,7 +41,7 @@ struct Owned : Crew {
   T *potential, *mass;  // shared (count,): of the rows, for the steps
   T* row_sum;           // shared (count,): s_i
   T* strip;             // shared, sums of columns on their way
-  T* shifts;            // shared (span, 4 kQ)
+  T *shifts, *weights;  // shared (span, 4 kQ)
   T* parts;             // global (size, stride of parts)
   T* held;              // global (3, stride of parts)
   int parts_stride, turn = 0;
@@ -58,7 +59,8 @@ struct Owned : Crew {
     potential = red + owned_red(plan), mass = potential + in_fours(count);
     row_sum = mass + in_fours(count);
     strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
-    T* tile = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
+    weights = shifts + int64_t(threads) * 4 * kQ;
+    T* tile = shifts + owned_columns(plan);
     const T* own = cost + int64_t(row_begin) * m;
     aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
     rows = kKept ? tile : own, stride = kKept ? parts_stride : m;
@@ -116,14 +118,42 @@ struct Owned : Crew {
     return sum;
   }
 
+  // What a sweep needs of this thread's columns: here, or in shared memory, where this thread alone reads it.
+  struct Columns {
+    T shift[kColumns][4], weight[kColumns][4];
+  };
+  template <class Step>
+  __device__ void take_columns(const Step& step, Columns& columns) const {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      const int to = kSharedShift ? 0 : q;
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int j = column(q) + v;
+        columns.shift[to][v] = j < m ? step.shift(j) : -T(INFINITY);
+        if constexpr (Step::kWeighted && !kTwice) columns.weight[to][v] = j < m ? step.weight(j) : T(0);
+      }
+      if constexpr (kSharedShift) {
+        cuda::store_four(shifts + column(q), columns.shift[0]);
+        if constexpr (Step::kWeighted && !kTwice) cuda::store_four(weights + column(q), columns.weight[0]);
+      }
+    }
+  }
+
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
   template <class Step>
   __device__ void sweep(Step& step) {
-    T acc[kQ][4];
+    Columns columns;
+    take_columns(step, columns);
+    sweep(step, columns);
+  }
+  template <class Step>
+  __device__ void sweep(Step& step, Columns& columns) {
+    T acc[kQ][4] = {};
     if (!Step::kOnce && vectors())
-      pass<true>(step, acc);
+      pass<true>(step, columns, acc);
     else
-      pass<false>(step, acc);
+      pass<false>(step, columns, acc);
     if constexpr (Step::kRows) {
       cuda::sync_block();
       over(0, count, [&](int row) { step.store(row, row_sum[row]); });
@@ -164,34 +194,24 @@ struct Owned : Crew {
 
  private:
   template <bool kVector, class Step>
-  __device__ void pass(Step& step, T (&acc)[kQ][4]) {
+  __device__ void pass(Step& step, Columns& columns, T (&acc)[kQ][4]) {
     if constexpr (kTwice)
       two_looks<kVector>(step, acc);
     else
-      one_look<kVector>(step, acc);
+      one_look<kVector>(step, columns, acc);
   }
 
   // Rows too long for their entries to stay in registers are read again, from the second-level cache: a row at a
   // time, in parts, the next part on its way.
   template <bool kVector, class Step>
   __device__ void two_looks(Step& step, T (&acc)[kQ][4]) {
-    static_assert(!Step::kWeighted, "the weights of so many columns have no place");
     constexpr int kPart = 4, kParts = kQ / kPart;
     T c[2][kPart][4] = {}, shift[4];
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        shift[v] = column(q) + v < m ? step.shift(column(q) + v) : -T(INFINITY);
-        acc[q][v] = 0;
-      }
-      cuda::store_four(shifts + column(q), shift);
-    }
     load<kVector>(c[0], rows + column(0));
 #pragma unroll 1
     for (int row = 0; row < count; ++row) {
       const T* from = rows + row * stride + column(0);
-      const T power = step.power(row);
+      const auto power = step.power(row);
       T sums[1] = {0}, y = 1;
 #pragma unroll
       for (int k = Step::kRows ? 0 : kParts; k < 2 * kParts; ++k) {
@@ -209,12 +229,15 @@ struct Owned : Crew {
         for (int part = 0; part < kPart; ++part) {
           const int q = k % kParts * kPart + part;
           cuda::load_four(shifts + column(q), shift);
+          T weight[4] = {1, 1, 1, 1};  // of so many columns: from global memory
+          if constexpr (Step::kWeighted)
+            if (k < kParts && column(q) < m) cuda::load_four(step.weights + column(q), weight);
 #pragma unroll
           for (int v = 0; v < 4; ++v) {
-            const T x = c[k % 2][part][v], e = cuda::power_of_two((shift[v] - x) * step.k + power);
+            const T x = c[k % 2][part][v], e = step.entry(shift[v], x, power);
             if constexpr (Step::kLooks) step.look(x);
             if (k < kParts)
-              sums[0] += e;
+              sums[0] += Step::kWeighted ? e * weight[v] : e;
             else
               acc[q][v] += e * y;
           }
@@ -224,19 +247,9 @@ struct Owned : Crew {
   }
 
   template <bool kVector, class Step>
-  __device__ void one_look(Step& step, T (&acc)[kQ][4]) {
-    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = column(q) + v;
-        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : -T(INFINITY);
-        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
-        acc[q][v] = 0;
-      }
-      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
-    }
+  __device__ void one_look(Step& step, Columns& columns, T (&acc)[kQ][4]) {
+    T(&shift)[kColumns][4] = columns.shift, (&weight)[kColumns][4] = columns.weight;
+    T c[kR][kQ][4], e[kR][kQ][4];
     const int apart = groups * stride;  // rows of this group, one after the other
     const T* next = rows + group * stride + column(0);
 #pragma unroll
@@ -261,12 +274,13 @@ struct Owned : Crew {
 #pragma unroll
         for (int q = 0; q < kQ; ++q) {
           if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
+          if constexpr (kSharedShift && Step::kWeighted) cuda::load_four(weights + column(q), weight[0]);
 #pragma unroll
           for (int v = 0; v < 4; ++v) {
             const T x = c[r][q][v];
             if constexpr (Step::kLooks) step.look(x);
             e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
-            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
+            sums[r] += Step::kWeighted ? e[r][q][v] * weight[kSharedShift ? 0 : q][v] : e[r][q][v];
           }
         }
         if (row_of(turn_of_rows + 1, r) < count) load<kVector, kQ>(c[r], next + r * apart);
