@@ -155,9 +155,9 @@ struct Adjoint {
     int64_t t = last;
     for (Ahead ahead = look_ahead(last, last);; --t) {
       T* dg = dg_at(t);
-      double most = 0;
+      T most = 0;  // of the adjoints over masses
       team.columns([&](int j, T sum) {
-        const bool near = j == team.col_begin + team.tid;
+        const bool near = kLooksAhead && j == team.col_begin + team.tid;
         const T mass = near ? ahead.mass : p.mass_b(j), log_g = near ? ahead.log_g : p.log_g_at(t)[j];
         T mine = sum;
         if (t == last) {
@@ -168,23 +168,27 @@ struct Adjoint {
         }
         dg[j] = mass > 0 ? mine : T(0);
         weights[j] = mass > 0 && mine == mine ? mine * powers.rest_of_column(log_g) : T(0);
-        const double share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
+        const T share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
         most = most < share ? share : most;
       });
       if (t > 1)
         team.over(0, team.count, [&](int row) {
           const int i = team.row_begin + row;
-          const bool near = row == team.tid;
+          const bool near = kLooksAhead && row == team.tid;
           const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
           const T rest = powers.rest_of_row(f);
           team.potential[row] = f;
           team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
         });
-      most = team.largest(most);
-      if (t == 1 || 2 * double(t) * most <= least) break;
-      ahead = look_ahead(t - 1, last);
       OwnedBack<T> back{p.log_g_at(t), weights, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
-      team.sweep(back);
+      typename Crew::Columns columns;
+      team.take_shifts(back, columns);  // on their way meanwhile
+      team.offer(most);
+      team.sync();
+      team.take_weights(back, columns);
+      if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
+      ahead = look_ahead(t - 1, last);
+      team.sweep(back, columns);
     }
     if (team.leads()) call.first[p.k] = t;
     const int64_t steps = last - t + 1;
@@ -250,13 +254,16 @@ struct Adjoint {
   }
 
  private:
-  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile.
+  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile, where a sweep is short
+  // and leaves registers.
+  static constexpr bool kLooksAhead = !Crew::kSharedShift;
   struct Ahead {
     T f, log_f;         // of t - 1, row row_begin + tid
     T mass, g, log_g, log_next;  // b, of t, of t, of t + 1; column col_begin + tid
   };
   __device__ Ahead look_ahead(int64_t t, int64_t last) const {
     Ahead ahead{};
+    if constexpr (!kLooksAhead) return ahead;
     const int i = team.row_begin + team.tid, j = team.col_begin + team.tid;
     if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
     if (j >= team.col_end) return ahead;

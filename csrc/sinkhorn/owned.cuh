@@ -123,34 +123,25 @@ struct Owned : Crew {
     T shift[kColumns][4], weight[kColumns][4];
   };
   template <class Step>
-  __device__ void take_columns(const Step& step, Columns& columns) const {
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-      const int to = kSharedShift ? 0 : q;
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = column(q) + v;
-        columns.shift[to][v] = j < m ? step.shift(j) : -T(INFINITY);
-        if constexpr (Step::kWeighted && !kTwice) columns.weight[to][v] = j < m ? step.weight(j) : T(0);
-      }
-      if constexpr (kSharedShift) {
-        cuda::store_four(shifts + column(q), columns.shift[0]);
-        if constexpr (Step::kWeighted && !kTwice) cuda::store_four(weights + column(q), columns.weight[0]);
-      }
-    }
+  __device__ void take_shifts(const Step& step, Columns& columns) const {
+    take(columns.shift, shifts, -T(INFINITY), [&](int j) { return step.shift(j); });
+  }
+  template <class Step>
+  __device__ void take_weights(const Step& step, Columns& columns) const {
+    if constexpr (Step::kWeighted && !kTwice) take(columns.weight, weights, T(0), [&](int j) { return step.weight(j); });
   }
 
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
   template <class Step>
   __device__ void sweep(Step& step) {
     Columns columns;
-    take_columns(step, columns);
+    take_shifts(step, columns), take_weights(step, columns);
     sweep(step, columns);
   }
   template <class Step>
   __device__ void sweep(Step& step, Columns& columns) {
     T acc[kQ][4] = {};
-    if (!Step::kOnce && vectors())
+    if ((!Step::kOnce || kSharedShift) && vectors())
       pass<true>(step, columns, acc);
     else
       pass<false>(step, columns, acc);
@@ -162,6 +153,20 @@ struct Owned : Crew {
       if (cuda::any_of_block(step.wrong)) mend(step, acc);
     publish(acc);
     sync();
+  }
+
+  // The largest of what the bodies of `columns` found, none of them negative, the same on every thread: offered before a
+  // barrier of the crew, read behind it, and offered again behind another. In a grid the first warp runs the bodies.
+  __device__ void offer(T found) const {
+    found = warp_largest(found);
+    if (lane == 0 && (size == 1 || warp == 0)) offers()[size == 1 ? warp : rank] = found;
+  }
+  __device__ T largest_offer() const {
+    const T* offer = offers();
+    T most = 0;
+#pragma unroll 4
+    for (int k = lane; k < (size == 1 ? warps : size); k += kWarp) most = cuda::larger_of(most, offer[k]);
+    return warp_largest(most);
   }
 
   // body(j, sum of column j) on one thread per column of this block.
@@ -193,6 +198,25 @@ struct Owned : Crew {
   }
 
  private:
+  // of(j) of this thread's columns, `none` where there is none.
+  template <class Of>
+  __device__ void take(T (&to)[kColumns][4], T* shared, T none, Of of) const {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      T(&four)[4] = to[kSharedShift ? 0 : q];
+#pragma unroll
+      for (int v = 0; v < 4; ++v) four[v] = column(q) + v < m ? of(column(q) + v) : none;
+      if constexpr (kSharedShift) cuda::store_four(shared + column(q), four);
+    }
+  }
+
+  __device__ T* offers() const { return reinterpret_cast<T*>(size == 1 ? scratch : slots); }
+  __device__ static float warp_largest(float x) { return cuda::largest(x); }
+  __device__ static double warp_largest(double x) {
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) x = cuda::larger_of(x, cuda::shuffle_xor(x, mask));
+    return x;
+  }
+
   template <bool kVector, class Step>
   __device__ void pass(Step& step, Columns& columns, T (&acc)[kQ][4]) {
     if constexpr (kTwice)
