@@ -171,15 +171,16 @@ struct Adjoint {
         const T share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
         most = most < share ? share : most;
       });
-      if (t > 1)
-        team.over(0, team.count, [&](int row) {
-          const int i = team.row_begin + row;
-          const bool near = kLooksAhead && row == team.tid;
-          const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
-          const T rest = powers.rest_of_row(f);
-          team.potential[row] = f;
-          team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
-        });
+      const int last_threads = team.threads - 1 - team.tid;  // the first ones have columns
+#pragma unroll 1
+      for (int row = t > 1 ? last_threads : team.count; row < team.count; row += team.threads) {
+        const int i = team.row_begin + row;
+        const bool near = kLooksAhead && row == last_threads;
+        const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
+        const T rest = powers.rest_of_row(f);
+        team.potential[row] = f;
+        team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+      }
       OwnedBack<T> back{p.log_g_at(t), weights, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
       typename Crew::Columns columns;
       team.take_shifts(back, columns);  // on their way meanwhile
@@ -258,13 +259,13 @@ struct Adjoint {
   // and leaves registers.
   static constexpr bool kLooksAhead = !Crew::kSharedShift;
   struct Ahead {
-    T f, log_f;         // of t - 1, row row_begin + tid
+    T f, log_f;                  // of t - 1, of the block's row threads - 1 - tid
     T mass, g, log_g, log_next;  // b, of t, of t, of t + 1; column col_begin + tid
   };
   __device__ Ahead look_ahead(int64_t t, int64_t last) const {
     Ahead ahead{};
     if constexpr (!kLooksAhead) return ahead;
-    const int i = team.row_begin + team.tid, j = team.col_begin + team.tid;
+    const int i = team.row_begin + team.threads - 1 - team.tid, j = team.col_begin + team.tid;
     if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
     if (j >= team.col_end) return ahead;
     ahead.mass = p.mass_b(j);
