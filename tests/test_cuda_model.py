@@ -130,6 +130,18 @@ def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
                 assert distance(got, want) < 5e-5, (regime, order)
 
 
+@pytest.mark.parametrize("m", [4096, 8192, 16384, 20001, 32768])
+def test_gradients_of_wide_problems(m):
+    C, a, b = leaves(Case(5, m, 0.5, 1, "zeros"), torch.float32)
+    options = {"reg": 0.5, "max_iter": 3}
+    inputs = [t.detach().double().requires_grad_() for t in (C, a, b)]
+    wants = gradients(reference.sinkhorn(*inputs, **options).value, inputs)
+    with model("sweep", "random", 3, 2, 227 * 1024, 512):
+        gots = gradients(uk.sinkhorn(C, a, b, **options).value, (C, a, b))
+    for got, want in zip(gots, wants, strict=True):
+        assert distance(got, want) < 1e-5
+
+
 MANY_ITERATIONS = [
     Case(33, 20, 0.05, 300, "zeros", "forbidden"), Case(33, 20, 0.05, 300, "heavy", "random"),
     Case(33, 20, 0.01, 300, "random", "features"), Case(33, 20, 0.01, 300, "zeros", "negative"),

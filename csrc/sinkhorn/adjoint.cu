@@ -1,5 +1,6 @@
-// The adjoint sweep on a GPU for problems of any size (adjoint_owned.cu: where threads own the columns), from the potentials of each half-step (it cannot overflow). It makes vectors
-// only, t from n_iter down; gradient.cu puts them together to dC in one pass over the cost.
+// The adjoint sweep on a GPU for problems of any size (adjoint_owned.cu: where threads own the columns), from the
+// potentials of each half-step (it cannot overflow). It makes vectors only, t from n_iter down; gradient.cu puts them
+// together to dC in one pass over the cost.
 //
 //   df_t, dg_t: adjoints of f_t, g_t.  R_t, S_t: the softmaxes of the half-steps, made with their log-sums
 //   dg_t       = (t = T: value_weight sum_i P_ij (C_ij - alpha_i) / reg + grad_g) - R_t' df_t
