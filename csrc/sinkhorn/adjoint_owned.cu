@@ -153,22 +153,25 @@ struct Adjoint {
     T* weights = team.held;  // (m,) of the sweep
     const Powers<T> powers(p.reg(), inverse_reg, k);
     int64_t t = last;
-    for (Ahead ahead = look_ahead(last, last);; --t) {
+    Ready ready{};
+    const int own = team.col_begin + team.tid;
+    if (own < team.col_end) ready.inverse_mass = inverse_or_zero(p.mass_b(own));
+    ready = make_ready(look_ahead(last), ready, powers);
+    for (Ahead ahead = look_ahead(last - 1);; --t) {
       T* dg = dg_at(t);
       T most = 0;  // of the adjoints over masses
       team.columns([&](int j, T sum) {
-        const bool near = kLooksAhead && j == team.col_begin + team.tid;
-        const T mass = near ? ahead.mass : p.mass_b(j), log_g = near ? ahead.log_g : p.log_g_at(t)[j];
+        const bool near = kLooksAhead && j == own;
+        const T inverse_mass = near ? ready.inverse_mass : inverse_or_zero(p.mass_b(j));
+        const T rest = near ? ready.rest : powers.rest_of_column(p.log_g_at(t)[j]);
         T mine = sum;
-        if (t == last) {
+        if (t == last)
           mine += grad_g ? grad_g[j] : T(0);
-        } else {
-          const T g = near ? ahead.g : p.g_at(t)[j], log_next = near ? ahead.log_next : p.log_g_at(t + 1)[j];
-          mine *= rest_of(g, log_next, inverse_reg, T(1)) * powers.rest_of_column(log_next);
-        }
-        dg[j] = mass > 0 ? mine : T(0);
-        weights[j] = mass > 0 && mine == mine ? mine * powers.rest_of_column(log_g) : T(0);
-        const T share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
+        else
+          mine *= near ? ready.factor : factor_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], powers);
+        dg[j] = mine = inverse_mass > 0 ? mine : T(0);
+        weights[j] = mine > 0 || mine < 0 ? mine * rest : T(0);
+        const T share = magnitude(mine * inverse_mass);
         most = most < share ? share : most;
       });
       const int last_threads = team.threads - 1 - team.tid;  // the first ones have columns
@@ -176,10 +179,9 @@ struct Adjoint {
       for (int row = t > 1 ? last_threads : team.count; row < team.count; row += team.threads) {
         const int i = team.row_begin + row;
         const bool near = kLooksAhead && row == last_threads;
-        const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
-        const T rest = powers.rest_of_row(f);
+        const T f = near ? ready.f : p.f_at(t - 1)[i];
         team.potential[row] = f;
-        team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+        team.mass[row] = near ? ready.scale : scale_of(f, p.log_f_at(t - 1)[i], powers);
       }
       OwnedBack<T> back{p.log_g_at(t), weights, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
       typename Crew::Columns columns;
@@ -188,7 +190,7 @@ struct Adjoint {
       team.sync();
       team.take_weights(back, columns);
       if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
-      ahead = look_ahead(t - 1, last);
+      ready = make_ready(ahead, ready, powers), ahead = look_ahead(t - 2);
       team.sweep(back, columns);
     }
     if (team.leads()) call.first[p.k] = t;
@@ -255,23 +257,43 @@ struct Adjoint {
   }
 
  private:
-  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile, where a sweep is short
-  // and leaves registers.
+  // What a thread needs of its first row and column at step t: on its way during the step before the last, ready before
+  // the sums come. Where a sweep is short and leaves registers.
   static constexpr bool kLooksAhead = !Crew::kSharedShift;
   struct Ahead {
-    T f, log_f;                  // of t - 1, of the block's row threads - 1 - tid
-    T mass, g, log_g, log_next;  // b, of t, of t, of t + 1; column col_begin + tid
+    T f, log_f;  // of t - 1, of the block's row threads - 1 - tid
+    T g, log_g;  // of t, column col_begin + tid
   };
-  __device__ Ahead look_ahead(int64_t t, int64_t last) const {
+  struct Ready {
+    T f, scale;                           // of the row
+    T inverse_mass, factor, log_g, rest;  // of the column
+  };
+  __device__ Ahead look_ahead(int64_t t) const {
     Ahead ahead{};
-    if constexpr (!kLooksAhead) return ahead;
     const int i = team.row_begin + team.threads - 1 - team.tid, j = team.col_begin + team.tid;
+    if (!kLooksAhead || t < 1) return ahead;
     if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
-    if (j >= team.col_end) return ahead;
-    ahead.mass = p.mass_b(j);
-    ahead.log_g = p.log_g_at(t)[j];
-    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_next = p.log_g_at(t + 1)[j];
+    if (j < team.col_end) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t)[j];
     return ahead;
+  }
+  // `after`: of the step after this one, which is taken before it.
+  __device__ Ready make_ready(const Ahead& ahead, const Ready& after, const Powers<T>& powers) const {
+    Ready ready{};
+    if constexpr (!kLooksAhead) return ready;
+    ready.f = ahead.f, ready.scale = scale_of(ahead.f, ahead.log_f, powers);
+    ready.inverse_mass = after.inverse_mass;
+    ready.log_g = ahead.log_g, ready.rest = powers.rest_of_column(ahead.log_g);
+    ready.factor = factor_of(ahead.g, after.log_g, powers);
+    return ready;
+  }
+  // 1 / a, with what rounding took from the row's powers in both softmaxes.
+  __device__ T scale_of(T f, T log_f, const Powers<T>& powers) const {
+    const T rest = powers.rest_of_row(f);
+    return f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+  }
+  // The mass of a column behind iteration t, likewise, from g_t and log_g_(t+1).
+  __device__ T factor_of(T g, T log_next, const Powers<T>& powers) const {
+    return rest_of(g, log_next, inverse_reg, T(1)) * powers.rest_of_column(log_next);
   }
   // Weights are read in fours.
   __device__ void clear_rest_of_columns() const {
