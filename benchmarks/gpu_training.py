@@ -4,8 +4,9 @@ Per batch size and method: what a step takes (the host waits once, at the end of
 issue it, what the device is busy for, what a step captured as a graph takes, and the peak of memory. Every step is
 first made once with `torch.cuda.set_sync_debug_mode("error")`: nothing in it may wait for the device.
 
-"by copies" is `reference/bilevel.py` (a deepcopy of the student a step) with POT's `sinkhorn2`, unrolled by autograd,
-in the place of the FA loss: what the published code does.
+"without FA": the FA loss replaced by a mean of the features, so that its own time is apart. "by copies" is
+`reference/bilevel.py` (a deepcopy of the student per step) with POT's `sinkhorn2`, unrolled by autograd, in the place
+of the FA loss: what the published code does.
 
     python benchmarks/gpu_training.py --out runs/gpu/training.jsonl [--seconds 150]
 """
@@ -16,18 +17,19 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ucmkd_fast.bench import bilevel, peers
 from ucmkd_fast.data.batch import Batch
-from ucmkd_fast.methods import FrozenTeacher, Step, build_method
-from ucmkd_fast.models import Classifier
 from ucmkd_fast.reference import bilevel as copies
+
+Run = Callable[[Batch], Tensor]
 
 BATCHES = (64, 256, 1024, 4096)
 REG, ITERATIONS = 0.1, 100
@@ -38,65 +40,33 @@ def batch(n: int) -> Batch:
     return bilevel.batch(n, 0).to("cuda")
 
 
-class Stepper:
-    """One whole step of a method: gradients, clip, optimiser."""
+def by_copies(preset: str) -> Run:
+    """A step of the published code's way: a deepcopy of the student, POT's unrolled `sinkhorn2`."""
+    import ot
 
-    def __init__(self, name: str) -> None:
-        self.model = bilevel.student().cuda()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.head = nn.Linear(bilevel.WIDTH, bilevel.CLASSES).cuda()
-        self.name = name
+    def fa(x: Tensor, y: Tensor, *, metric: str, reg: float, max_iter: int) -> Tensor:
+        a, b = peers.uniform(len(x), x), peers.uniform(len(y), y)
+        return ot.sinkhorn2(a, b, peers.cosine(x, y), reg, numItermax=max_iter, stopThr=0, warn=False)
 
-    def gradients(self, data: Batch) -> torch.Tensor:
-        """Write the student's gradients; the loss."""
-        raise NotImplementedError
+    model = bilevel.student().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    head = nn.Linear(bilevel.WIDTH, bilevel.CLASSES).cuda()
 
-    def __call__(self, data: Batch) -> torch.Tensor:
-        """One step; the loss."""
-        self.model.train()
-        loss = self.gradients(data)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        return loss
-
-
-class OfMethod(Stepper):
-    """A method of this library."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        method, options = bilevel.METHODS[name]
-        teacher = FrozenTeacher(Classifier(nn.Identity(), self.head))
-        self.method = build_method(method, **options)
-        self.method.setup(self.model, teacher, bilevel.batch(2, 0).to("cuda"))
-        self.method.to(torch.device("cuda"))
-        self.step = Step(student=self.model, teacher=teacher, learning_rate=0.01)
-
-    def gradients(self, data: Batch) -> torch.Tensor:
-        """By the method."""
-        return self.method.backward(self.step, data)["loss"]
-
-
-class ByCopies(Stepper):
-    """The published code's way."""
-
-    def gradients(self, data: Batch) -> torch.Tensor:
-        """By a deepcopy of the student."""
-        import ot
-
-        def fa(x, y, *, metric, reg, max_iter):
-            a, b = peers.uniform(len(x), x), peers.uniform(len(y), y)
-            return ot.sinkhorn2(a, b, peers.cosine(x, y), reg, numItermax=max_iter, stopThr=0, warn=False)
-
+    def run(data: Batch) -> Tensor:
+        model.train()
         ours, copies.sinkhorn_loss = copies.sinkhorn_loss, fa
         try:
             parts = copies.bilevel_backward(
-                self.model, self.head, data.x, data.y, data.teacher_feature, preset="published-code",
-                inner_lr=0.005, metric="cosine", reg=REG, max_iter=ITERATIONS,
+                model, head, data.x, data.y, data.teacher_feature, preset=preset, inner_lr=0.005, metric="cosine",
+                reg=REG, max_iter=ITERATIONS,
             )  # fmt: skip
         finally:
             copies.sinkhorn_loss = ours
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
         return parts["loss"]
+
+    return run
 
 
 def device_ms(call: Callable[[], Any], repeats: int) -> tuple[float, int]:
@@ -125,7 +95,7 @@ def wall_ms(call: Callable[[], Any], seconds: float) -> tuple[float, float, int]
     return (time.perf_counter() - begin) * 1e3 / repeats, issued * 1e3 / repeats, repeats
 
 
-def in_a_graph(stepper: Stepper, data: Batch) -> float | str:
+def in_a_graph(stepper: Run, data: Batch) -> float | str:
     """Milliseconds of a replay of the captured step, or why it cannot be captured."""
     try:
         side = torch.cuda.Stream()
@@ -146,10 +116,10 @@ def in_a_graph(stepper: Stepper, data: Batch) -> float | str:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def measure(make: Callable[[], Stepper], n: int, checks: bool) -> dict[str, Any]:
+def measure(name: str, make: Callable[[], Run], n: int, checks: bool) -> dict[str, Any]:
     """One method at one batch size."""
     stepper, data = make(), batch(n)
-    row: dict[str, Any] = {"batch": n, "method": stepper.name}
+    row: dict[str, Any] = {"batch": n, "method": name}
     for _ in range(2):
         loss = stepper(data)
     if not bool(loss.isfinite()):
@@ -184,20 +154,22 @@ def main() -> None:
     options = parser.parse_args()
     deadline = time.perf_counter() + options.seconds
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Callable[[], Stepper]] = {
-        name: lambda name=name: OfMethod(name) for name in bilevel.METHODS
-    }
+    makers: dict[str, Callable[[], Run]] = {"ce": partial(bilevel.stepper, "ce", True, "cuda")}
+    for name in ("published-code", "paper"):
+        makers[f"{name}, without FA"] = partial(bilevel.stepper, name, False, "cuda")
+    for name in ("feature", "published-code", "paper"):
+        makers[name] = partial(bilevel.stepper, name, True, "cuda")
     if peers.available("ot"):
-        makers["by copies"] = lambda: ByCopies("by copies")
+        makers["by copies"] = partial(by_copies, "published-code")
     with options.out.open("w") as out:
         for n in BATCHES:
             rows = {}
-            for name in ("ce", *(other for other in makers if other != "ce")):
+            for name, make in makers.items():
                 if time.perf_counter() > deadline:
                     print("out of time", flush=True)
                     return
                 try:
-                    row = measure(makers[name], n, checks=name != "by copies")
+                    row = measure(name, make, n, checks=name != "by copies")
                 except Exception as error:  # one that fails is told, and the others go on
                     row = {"batch": n, "method": name, "failed": f"{type(error).__name__}: {error}"[:300]}
                 rows[name] = row

@@ -46,9 +46,9 @@ inline void bind_cuda(pybind11::module_& m) {
 #define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
   UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(batch), UK_FIELD(n);
   UK_FIELD(m), UK_FIELD(d), UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale_x), UK_FIELD(scale_y);
-  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(near_x), UK_FIELD(near_y);
+  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(marks), UK_FIELD(adds_to_y);
   UK_FIELD(class_cost), UK_FIELD(labels), UK_FIELD(grad_cost), UK_FIELD(order), UK_FIELD(starts);
-  UK_FIELD(grad_class), UK_FIELD(sums), UK_FIELD(grad), UK_FIELD(of_y);
+  UK_FIELD(grad_class), UK_FIELD(sums_x), UK_FIELD(sums_y), UK_FIELD(grad_x), UK_FIELD(grad_y);
 #undef UK_FIELD
   using label_transport::CudaLabel;
   py::class_<CudaLabel> label(m, "CudaLabel", py::module_local(), "Addresses and sizes of one batch of logits; it owns nothing.");
@@ -79,7 +79,7 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
   m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });
-  m.def("cuda_set_apart", [](const CudaCost& c) { check_launch(cost::cuda_set_apart(c)); });
+  m.def("cuda_cost_marks", &cost::cuda_cost_marks);
   m.def("cuda_finish_gradient", [](const CudaCost& c) { check_launch(cost::cuda_finish_gradient(c)); });
   m.def("cuda_label_transport", [](const CudaLabel& c) { check_launch(label_transport::cuda_forward(c)); });
   m.def("cuda_label_total", [](const CudaLabel& c) { check_launch(label_transport::cuda_total(c)); });

@@ -97,6 +97,25 @@ SHAPES_OF_OWNERSHIP = [
 ]  # fmt: skip
 
 
+SOME_ROWS_STAY = [  # n, m, quads, threads, kilobytes, held
+    (90, 120, 1, 256, 18, 26), (130, 121, 1, 64, 18, 32), (40, 300, 2, 256, 18, 7), (23, 1000, 4, 256, 60, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", SOME_ROWS_STAY)
+def test_some_rows_stay_and_the_others_pass_through(n, m, quads, threads, kilobytes, held):
+    C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float32)
+    want = reference.sinkhorn(C.double(), a.double(), b.double(), reg=0.1, max_iter=5)
+    shared = kilobytes * 1024
+    assert build.load().make_plan(2, n, m, 1, 4, 3, shared, threads, quads)["owned"]["held"] == held
+    for order in ORDERS:
+        with model("resident", order, 2, shared=shared, threads=threads, tuning={"quads": quads}):
+            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5)
+            assert distance(got.value, want.value) < 2e-6, order
+            for x, y in zip(got.potentials, (want.f, want.g), strict=True):
+                assert distance(x, y) < 2e-6, order
+
+
 @pytest.mark.parametrize("own_barrier", [False, True], ids=["library barrier", "own barrier"])
 @pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
 def test_every_shape_of_ownership(n, m, tuning, own_barrier):
@@ -113,21 +132,36 @@ def test_every_shape_of_ownership(n, m, tuning, own_barrier):
                     assert distance(x, y) < 2e-6, (regime, order)
 
 
-@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
-@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
-def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
-    C, a, b = leaves(Case(n, m, 0.5, 1, "zeros"), torch.float32)
-    options = {"reg": 0.5, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}
+def compare_backwards(case, grad, models):
+    C, a, b = leaves(case, torch.float32)
+    options = {"reg": case.reg, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}
     inputs = [t.detach().double().requires_grad_() for t in (C, a, b)]
     wants = gradients(reference.sinkhorn(*inputs, **options).value, inputs)
-    for k, regime in enumerate(("resident", "sweep")):
+    for regime, words in models:
         for order in ORDERS:
-            with model(regime, order, 3, shared=200 * 1024, threads=128, own_barrier=k == 1, tuning=tuning):
+            with model(regime, order, 3, **words):
                 gots = gradients(uk.sinkhorn(C, a, b, **options).value, (C, a, b))
             for got, want, mass in zip(gots, wants, (None, a, b), strict=True):
                 if mass is not None and grad == "implicit":  # up to a constant, free where there is no mass
                     got, want = (z[mass > 0] - z[mass > 0].mean() for z in (got, want))
                 assert distance(got, want) < 5e-5, (regime, order)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
+def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
+    words = {"shared": 200 * 1024, "threads": 128, "tuning": tuning}
+    models = [("resident", words), ("sweep", words | {"own_barrier": True})]
+    compare_backwards(Case(n, m, 0.5, 1, "zeros"), grad, models)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", SOME_ROWS_STAY)
+def test_some_rows_stay_backwards(n, m, quads, threads, kilobytes, held, grad):
+    words = {"shared": kilobytes * 1024, "threads": threads, "tuning": {"quads": quads}}
+    back = build.load().make_plan(2, n, m, 1, 4, 3, words["shared"], threads, quads)["back"]
+    assert 0 < back["held"] <= held
+    compare_backwards(Case(n, m, 0.5, 1, "zeros"), grad, [("resident", words)])
 
 
 @pytest.mark.parametrize("m", [4096, 8192, 16384, 20001, 32768])

@@ -66,6 +66,53 @@ def test_costs_of_many_pieces(metric, size, dtype):
         assert distance(g, w, 1e-2) < LIMIT[dtype]
 
 
+NEAR = {  # rows of x and of y at the same place, but for a little
+    "one": [(133, 700)],
+    "a few": [(0, 0), (3, 1025), (4, 1027), (257, 1024), (258, 40), (258, 41), (299, 1055)],
+    "every third and seventh": [(7, j) for j in range(0, 1056, 3)] + [(i, 7) for i in range(0, 300, 7)],
+    "all": [(i, j) for i in range(300) for j in range(i % 2, 1056, 2)],
+}
+
+
+def near_problem(where: str, dtype: torch.dtype, columns: int):
+    """Features (300, 3), (M, 3) of which only the pairs of NEAR are near; their truth in float64."""
+    x, y = torch.randn(300, 3, dtype=torch.float64) + 20, torch.randn(columns, 3, dtype=torch.float64) - 20
+    y[:, 0] += 30
+    if where == "all":
+        x, y = torch.ones_like(x), torch.ones_like(y)
+        y[1::2] *= -1
+        x[1::2] *= -1
+    else:
+        for i, j in NEAR[where]:
+            y[j] = x[i] if len(NEAR[where]) < 20 else x[7]
+            x[i] = y[j]
+    x, y = x + 1e-3 * torch.rand_like(x), y + 1e-3 * torch.rand_like(y)
+    ours = [z.to(dtype) for z in (x, y)]
+    return ours, [z.double().clone().requires_grad_() for z in ours]
+
+
+@pytest.mark.parametrize("dtype, columns", [("f32", 1056), ("f32", 1057), ("f64", 1056)])
+@pytest.mark.parametrize("where", NEAR)
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "chordal"])
+def test_near_pairs_in_a_matrix_of_several_pieces(metric, where, columns, dtype):
+    """Few and many, in some pieces and in all, with and without vectors; of few, each gradient alone as well."""
+    if columns == 1057 and len(NEAR[where]) > 20:
+        pytest.skip("the kernels of near pairs are those of 1056 columns")
+    dtype = DTYPES[dtype]
+    ours, truth = near_problem(where, dtype, columns)
+    weight = torch.rand(300, columns, dtype=torch.float64)
+    want = torch.autograd.grad((reference.cost(*truth, metric) * weight).sum(), truth)
+    with model(order="random", seed=1):
+        sets = _cost_cuda.features(*ours, metric, dtype)
+        matrix, scale = _cost_cuda.forward(*ours, metric, dtype)
+        for need in ((True, True), (True, False), (False, True))[: 3 if len(NEAR[where]) < 20 else 1]:
+            c = _cost_cuda.call(sets, _cost_cuda.scales_in(scale, 300), matrix)
+            got = _cost_cuda.gradients(c, sets, weight.to(dtype, copy=True), need)
+            for g, w, wanted in zip(got, want, need, strict=True):
+                assert (g is not None) == wanted
+                assert g is None or distance(g, w, 1e-2) < LIMIT[dtype]
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("forbids", [False, True])
 def test_terms_by_class(metric, forbids):

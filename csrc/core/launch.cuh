@@ -32,11 +32,20 @@ __device__ inline T shuffle_xor(T value, int lane_mask) {
 __device__ inline void sync_warp() { __syncwarp(); }
 // Whether it is true on any lane of the warp.
 __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
+// The lanes of the warp on which it is true, a bit each; and the lowest bit of a number that is not 0.
+__device__ inline unsigned lanes_where(bool here) { return __ballot_sync(0xffffffffu, here); }
+__device__ inline int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 // The largest over the warp of numbers that are not negative; a NaN is the largest.
 __device__ inline float largest(float x) {
   return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
 }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
+
+// x itself, but what is made from it is made where it stands: not before a loop, to wait in registers.
+__device__ inline int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // That of one lane, for the whole warp.
 template <class T>
@@ -46,17 +55,24 @@ __device__ inline T shuffle_from(T value, int lane) {
 // A barrier of the block that says whether any thread of it came with true.
 __device__ inline bool any_of_block(bool mine) { return __syncthreads_or(mine); }
 
-// A barrier of a cooperative grid on a counter that was 0 when the kernel started and only grows; `target` is what it
-// reads when all have come. What a block wrote before is seen by all behind it.
-__device__ inline void counted_barrier(unsigned* counter, unsigned target) {
+// The barrier of sync_grid in two halves: what a block does between them is not ordered with what others do.
+__device__ inline unsigned arrive_at_grid() { return cooperative_groups::this_grid().barrier_arrive(); }
+__device__ inline void wait_for_grid(unsigned arrival) {
+  cooperative_groups::this_grid().barrier_wait(static_cast<unsigned&&>(arrival));
+}
+
+// The same on a counter that was 0 when the kernel started and only grows; `target` is what it reads when all have come.
+// What a block wrote before is seen by all behind it: the block's own barriers pass on what its first thread releases
+// and acquires, so no further fence is needed.
+__device__ inline void counted_arrive(unsigned* counter) {
   __syncthreads();
+  if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], %1;" : : "l"(counter), "r"(1u) : "memory");
+}
+__device__ inline void counted_wait(unsigned* counter, unsigned target) {
   if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1u);
     unsigned seen;
     do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     while (static_cast<int>(seen - target) < 0);
-    __threadfence();
   }
   __syncthreads();
 }

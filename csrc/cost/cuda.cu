@@ -1,7 +1,7 @@
 // Costs from features and back on a GPU: what is left of each metric around torch's matrix products.
 // The formulas are those of row.h.
 #include "core/pack.h"
-#include "cost/pairs.cuh"
+#include "cost/near.cuh"
 
 namespace ucmkd {
 namespace cost {
@@ -52,22 +52,6 @@ __device__ T with_class(const Call<T, F>& c, int64_t i, int64_t j, T d) {
   const int64_t label = c.labels[j];
   return label >= 0 && label < c.classes ? d + c.class_cost[i * c.classes + label] : T(NAN);
 }
-
-// How a block shares out a piece of the matrix: `across` threads, a power of two, own kVec neighbouring columns each,
-// for kRows rows at a distance of `down`, which are on their way together.
-struct Piece {
-  static constexpr int kRows = 4;
-  int64_t row, column;
-  int down;
-
-  template <class T, class F>
-  __device__ Piece(const Call<T, F>& c, int vec) {
-    const int across = 1 << c.across, pieces = int((c.m + across * vec - 1) / (across * vec));
-    down = blockDim.x >> c.across;
-    column = (int64_t(c.block % pieces) * across + (threadIdx.x & (across - 1))) * vec;
-    row = c.block / pieces * (down * kRows) + (threadIdx.x >> c.across);
-  }
-};
 
 // Products -> costs. Near pairs are marked, a bit each, and measured when the rest is stored.
 template <class T, class F, int kVec>
@@ -142,13 +126,10 @@ __global__ void class_kernel(const __grid_constant__ Call<T, F> all) {
   c.grad_class[at] = total;
 }
 
-// dC -> W, in place (row.h, weigh_row).
-template <class T, class F, int kVec>
-__global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
+// dC -> W, in place (row.h, weigh_row). Returns whether a pair is near.
+template <int kVec, class T, class F>
+__device__ bool weigh_piece(const Call<T, F>& c, const Piece& at) {
   using Vec = Pack<T, kVec>;
-  const Call<T, F> c = all.of_problem();
-  const Piece at(c, kVec);
-  if (at.column >= c.m) return;
   const T* distances = c.distance ? c.distance : c.cost;
   const bool unit = unit_rows(c.metric), divides = c.metric == Metric::kChordal || c.metric == Metric::kL2;
   Vec rows[Piece::kRows], by[Piece::kRows], sy;
@@ -157,111 +138,79 @@ __global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
     const int64_t first = (at.row + r * at.down) * c.m + at.column;
     if (at.row + r * at.down >= c.n) continue;
     rows[r] = *reinterpret_cast<const Vec*>(c.grad_cost + first);
-    if (divides) by[r] = *reinterpret_cast<const Vec*>(distances + first);
+    if (c.marks) by[r] = *reinterpret_cast<const Vec*>(distances + first);
   }
 #pragma unroll
-  for (int q = 0; q < kVec; ++q) sy.e[q] = unit ? c.scale_y[at.column + q] : T(1);
+  for (int q = 0; q < kVec; ++q) sy.e[q] = c.scale_y[at.column + q];
+  bool found = false;
 #pragma unroll
   for (int r = 0; r < Piece::kRows; ++r) {
     const int64_t i = at.row + r * at.down;
     if (i >= c.n) continue;
-    const T sx = unit ? c.scale_x[i] : c.metric == Metric::kSqeuclidean ? T(2) : T(1);
+    const T sx = c.scale_x[i], factor = unit ? sx : c.metric == Metric::kSqeuclidean ? T(2) : T(1);
     Vec w = rows[r];
 #pragma unroll
-    for (int q = 0; q < kVec; ++q) w.e[q] *= sx * sy.e[q];
+    for (int q = 0; q < kVec; ++q) w.e[q] *= unit ? factor * sy.e[q] : factor;
+    if (c.marks) {
+#pragma unroll
+      for (int q = 0; q < kVec; ++q) found = found || near_at(c, by[r].e[q], sx, sy.e[q]);
+    }
     if (divides) {
 #pragma unroll
       for (int q = 0; q < kVec; ++q) w.e[q] = by[r].e[q] > 0 ? w.e[q] / by[r].e[q] : T(0);
     }
     store_together(c.grad_cost + i * c.m + at.column, w);
   }
+  return found;
 }
 
-// Whether the pair's distance is near, for the backward.
-template <class T, class F>
-__device__ bool near_pair(const Call<T, F>& c, int64_t i, int64_t j) {
-  const T d = (c.distance ? c.distance : c.cost)[i * c.m + j];
-  return near(c.metric == Metric::kSqeuclidean ? d : d * d, total_square(c, i, j));
-}
-
-// The lanes whose `mine` holds, a bit each.
-__device__ unsigned lanes_where(bool mine) {
-  unsigned bits = mine ? 1u << (threadIdx.x % kWarp) : 0;
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) bits |= cuda::shuffle_xor(bits, mask);
-  return bits;
-}
-
-// g += w |y| (y^ - x^), or w (y - x): the share of W y of a near pair, by the lanes of a warp.
-template <class T, class F>
-__device__ void add_pair(const Call<T, F>& c, const F* x, const F* y, T w, T* g) {
-  const bool unit = unit_rows(c.metric);
-  const double p = unit ? inverse_length(x, c.d) : 1, q = unit ? inverse_length(y, c.d) : 1;
-  const T scaled = T(double(w) / q);
-  for (int64_t k = threadIdx.x % kWarp; k < c.d; k += kWarp) g[k] += scaled * difference<T>(unit, y, q, x, p, k);
-}
-
-// Near pairs of the rows, a warp per row: their share of W y.
-template <class T, class F>
-__global__ void near_rows_kernel(const __grid_constant__ Call<T, F> all) {
+// The weights, and a mark for each piece that holds a near pair.
+template <class T, class F, int kVec>
+__global__ void weigh_kernel(const __grid_constant__ Call<T, F> all) {
   const Call<T, F> c = all.of_problem();
-  const int64_t i = c.thread() / kWarp;
-  if (i >= c.n) return;  // the whole warp
-  for (int64_t first = 0; first < c.m; first += kWarp) {
-    const int64_t j = first + threadIdx.x % kWarp;
-    const unsigned found = lanes_where(j < c.m && near_pair(c, i, j));
-    for (int lane = 0; lane < kWarp && found; ++lane) {
-      if (!(found >> lane & 1)) continue;
-      const int64_t at = first + lane;
-      add_pair(c, c.given_x + i * c.d, c.given_y + at * c.d, c.grad_cost[i * c.m + at], c.near_x + i * c.d);
-    }
-  }
+  const Piece at(c, kVec);
+  bool found = at.column < c.m && weigh_piece<kVec>(c, at);
+  if (!c.marks) return;
+  found = cuda::any_of_block(found);
+  if (threadIdx.x == 0) c.marks[c.block] = found;
 }
 
-// Those of the columns, 32 of them per warp: their share of W' x, and their weights become 0.
+// One of the two gradients, and the features that it is of.
 template <class T, class F>
-__global__ void near_columns_kernel(const __grid_constant__ Call<T, F> all) {
-  constexpr int kRows = 8;  // whose distances are on their way at a time
-  const Call<T, F> c = all.of_problem();
-  const int64_t j = c.thread(), first = j - threadIdx.x % kWarp;
-  for (int64_t row = 0; row < c.n; row += kRows) {
-    bool mine[kRows], any = false;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      mine[r] = j < c.m && row + r < c.n && near_pair(c, row + r, j);
-      any = any || mine[r];
-    }
-    if (!lanes_where(any)) continue;
-    for (int r = 0; r < kRows; ++r) {
-      const unsigned found = lanes_where(mine[r]);
-      for (int lane = 0; lane < kWarp && c.near_y; ++lane) {
-        if (!(found >> lane & 1)) continue;
-        const int64_t i = row + r, at = first + lane;
-        add_pair(c, c.given_y + at * c.d, c.given_x + i * c.d, c.grad_cost[i * c.m + at], c.near_y + at * c.d);
-      }
-    }
+struct Side {
+  const F *mine, *other;
+  int64_t row, others;  // its row, and how many there are on the other side
+  const T *scale, *sums;
+  T* grad;  // of all rows
+
+  // A row of x, then of y, where both are wanted.
+  __device__ Side(const Call<T, F>& c, int64_t at, bool* of_y) : row(at) {
+    *of_y = !c.grad_x || at >= c.n;
+    if (*of_y && c.grad_x) row -= c.n;
+    mine = *of_y ? c.y : c.x, other = *of_y ? c.x : c.y, others = *of_y ? c.n : c.m;
+    scale = *of_y ? c.scale_y : c.scale_x, sums = *of_y ? c.sums_y : c.sums_x, grad = *of_y ? c.grad_y : c.grad_x;
   }
-  cuda::sync_block();  // every lane has read the weights of its warp's columns
-  for (int64_t i = 0; i < c.n; ++i)
-    if (j < c.m && near_pair(c, i, j)) c.grad_cost[i * c.m + j] = 0;
-}
+};
 
 // grad = W y -> x^ <x^, grad> - grad for unit rows, else sum x - grad: a warp per row. NaN in W stays.
 template <class T, class F>
 __global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   const Call<T, F> c = all.of_problem();
-  const int64_t row = c.thread() / kWarp;
+  const int64_t at = c.thread() / kWarp;
   const int lane = threadIdx.x % kWarp;
-  if (row >= (c.of_y ? c.m : c.n)) return;  // the whole warp
-  const F* z = (c.of_y ? c.y : c.x) + row * c.d;
-  T* g = c.grad + row * c.d;
+  if (at >= c.gradient_rows()) return;  // the whole warp
+  bool of_y;
+  const Side<T, F> side(c, at, &of_y);
+  const F* z = side.mine + side.row * c.d;
+  T* g = side.grad + side.row * c.d;
   T factor;
   if (unit_rows(c.metric)) {
-    const T scale = c.of_y ? c.scale_y[row] : c.scale_x[row];
+    const T scale = side.scale[side.row];
     T along = 0;
     for (int64_t k = lane; k < c.d; k += kWarp) along += cuda::wide(z[k]) * scale * g[k];
     factor = warp_sum(along) * scale;
   } else {
-    factor = c.sums[row];
+    factor = side.sums[side.row];
   }
   for (int64_t k = lane; k < c.d; k += kWarp) g[k] = factor * cuda::wide(z[k]) - g[k];
 }
@@ -270,17 +219,18 @@ __global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
 template <class T, class F>
 __global__ void l1_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   const Call<T, F> c = all.of_problem();
-  const int64_t at = c.thread();
-  if (at >= (c.of_y ? c.m : c.n) * c.d) return;
-  const int64_t row = at / c.d, k = at % c.d, others = c.of_y ? c.n : c.m;
-  const T mine = cuda::wide((c.of_y ? c.y : c.x)[at]);
-  const F* other = (c.of_y ? c.x : c.y) + k;
+  const int64_t k = c.thread() % c.d;
+  if (c.thread() / c.d >= c.gradient_rows()) return;
+  bool of_y;
+  const Side<T, F> side(c, c.thread() / c.d, &of_y);
+  const T mine = cuda::wide(side.mine[side.row * c.d + k]);
+  const F* other = side.other + k;
   T total = 0;
-  for (int64_t e = 0; e < others; ++e) {
-    const T w = c.grad_cost[c.of_y ? e * c.m + row : row * c.m + e], o = cuda::wide(other[e * c.d]);
+  for (int64_t e = 0; e < side.others; ++e) {
+    const T w = c.grad_cost[of_y ? e * c.m + side.row : side.row * c.m + e], o = cuda::wide(other[e * c.d]);
     total += mine > o ? w : mine < o ? -w : T(0);
   }
-  c.grad[at] = total;
+  side.grad[side.row * c.d + k] = total;
 }
 
 template <class T>
@@ -293,8 +243,8 @@ Call<T, F> typed(const CudaCost& c) {
   return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<F>(c.x), to<F>(c.y),
           to<F>(c.given_x ? c.given_x : c.x), to<F>(c.given_y ? c.given_y : c.y), to<T>(c.scale_x),
           to<T>(c.scale_y), to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels),
-          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.near_x),
-          to<T>(c.near_y), to<T>(c.sums), to<T>(c.grad), c.of_y, 1, 0, 0};
+          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.grad_x),
+          to<T>(c.grad_y), c.adds_to_y, to<T>(c.sums_x), to<T>(c.sums_y), to<int>(c.marks), 1, 0, 0, 0, 0};
 }
 
 // body(call) with the call in its types, on its device.
@@ -325,12 +275,29 @@ bool takes_vectors(const Call<T, F>& c) {
   return c.m % kVec == 0 && addresses % (kVec * sizeof(T)) == 0;
 }
 
-// A kernel over pieces of the matrix.
+// The call for kernels over pieces of the matrix.
+template <class T, class F>
+Call<T, F> in_pieces(Call<T, F> call, int vec) {
+  while ((int64_t(vec) << call.across) < call.m && 1 << call.across < kThreads) ++call.across;
+  while (1 << call.piece_rows < (kThreads >> call.across) * Piece::kRows) ++call.piece_rows;
+  while (1 << call.piece_columns < vec << call.across) ++call.piece_columns;
+  return call;
+}
 template <class T, class F>
 const char* start_pieces(const CudaCost& c, void (*kernel)(Call<T, F>), int vec, Call<T, F> call) {
-  while ((int64_t(vec) << call.across) < c.m && 1 << call.across < kThreads) ++call.across;
-  const int64_t width = int64_t(vec) << call.across, height = (kThreads >> call.across) * Piece::kRows;
-  return start(c, kernel, (c.n + height - 1) / height * ((c.m + width - 1) / width), call);
+  call = in_pieces(call, vec);
+  return start(c, kernel, call.pieces_across() * call.pieces_down(), call);
+}
+
+// The weights, then near pairs out of them. A null `marks` says that the metric has none.
+template <int kVec, class T, class F>
+const char* weigh(const CudaCost& c, const Call<T, F>& given) {
+  const Call<T, F> call = in_pieces(given, kVec);
+  const char* refused = start_pieces(c, weigh_kernel<T, F, kVec>, kVec, given);
+  if (refused || !call.marks) return refused;
+  if (call.grad_x) refused = start(c, near_rows_kernel, blocks_for(c.n * kWarp), call);
+  if (refused) return refused;
+  return start(c, near_columns_kernel, (c.m + kWarp - 1) / kWarp, call, kThreads, kThreads * sizeof(unsigned));
 }
 
 }  // namespace
@@ -355,31 +322,25 @@ const char* cuda_cost(const CudaCost& c) {
   });
 }
 
+int64_t cuda_cost_marks(const CudaCost& c) {
+  const Call<float, float> call = in_pieces(typed<float, float>(c), 1);  // the smallest pieces
+  return c.batch * call.pieces_across() * call.pieces_down();
+}
+
 const char* cuda_weigh(const CudaCost& c) {
   return dispatch(c, [&](auto call) -> const char* {
     if (call.grad_class)
       if (const char* refused = start(c, class_kernel, blocks_for(c.n * c.classes), call)) return refused;
-    using T = std::decay_t<decltype(*call.cost)>;
-    using F = std::decay_t<decltype(*call.x)>;
-    constexpr int kVec = 16 / sizeof(T);
+    constexpr int kVec = 16 / sizeof(*call.cost);
     if (call.metric == Metric::kL1) return nullptr;
-    return takes_vectors<kVec>(call) ? start_pieces(c, weigh_kernel<T, F, kVec>, kVec, call)
-                                     : start_pieces(c, weigh_kernel<T, F, 1>, 1, call);
-  });
-}
-
-const char* cuda_set_apart(const CudaCost& c) {
-  return dispatch(c, [&](auto call) -> const char* {
-    if (!by_difference(call.metric)) return nullptr;
-    if (call.near_x)
-      if (const char* refused = start(c, near_rows_kernel, blocks_for(c.n * kWarp), call)) return refused;
-    return start(c, near_columns_kernel, blocks_for(c.m), call);
+    return takes_vectors<kVec>(call) ? weigh<kVec>(c, call) : weigh<1>(c, call);
   });
 }
 
 const char* cuda_finish_gradient(const CudaCost& c) {
-  return dispatch(c, [&](auto call) {
-    const int64_t rows = c.of_y ? c.m : c.n;
+  return dispatch(c, [&](auto call) -> const char* {
+    const int64_t rows = call.gradient_rows();
+    if (rows == 0) return nullptr;
     return call.metric == Metric::kL1 ? start(c, l1_gradient_kernel, blocks_for(rows * c.d), call)
                                       : start(c, finish_gradient_kernel, blocks_for(rows * kWarp), call);
   });

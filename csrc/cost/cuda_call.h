@@ -29,17 +29,18 @@ struct CudaCost {
   uintptr_t order = 0;       // (m,) int64 columns sorted by label
   uintptr_t starts = 0;      // (classes + 1,) int64 where each label begins in order
   uintptr_t grad_class = 0;  // (n, classes)
-  uintptr_t sums = 0;        // (n,) or (m,): row or column sums of the weights
-  uintptr_t near_x = 0, near_y = 0;  // (n, d), (m, d) or null: added to by cuda_set_apart (kernels.h, set_apart)
-  uintptr_t grad = 0;        // (n, d), or (m, d) where of_y: W y, which becomes the gradient; l1 writes it
-  bool of_y = false;
+  uintptr_t grad_x = 0, grad_y = 0;  // (n, d), (m, d) or null: the share of near pairs (kernels.h, set_apart), to which
+                                     // the products W y and W' x are added, which becomes the gradients; l1 writes them
+  bool adds_to_y = false;            // cuda_weigh adds to grad_y
+  uintptr_t sums_x = 0, sums_y = 0;  // (n,), (m,): row and column sums of the weights
+  uintptr_t marks = 0;               // int32, cuda_cost_marks of them, for metrics that have near pairs (features.h); or null
 };
 
 // Each returns null, or a sentence about what the driver refused.
 const char* cuda_scales(const CudaCost&);         // of x and y
 const char* cuda_cost(const CudaCost&);           // costs from the products
-const char* cuda_weigh(const CudaCost&);          // grad_class, then the weights
-const char* cuda_set_apart(const CudaCost&);      // near pairs out of the weights; nothing for other metrics
+int64_t cuda_cost_marks(const CudaCost&);
+const char* cuda_weigh(const CudaCost&);          // grad_class, then the weights, near pairs out of them
 const char* cuda_finish_gradient(const CudaCost&);
 
 }  // namespace cost

@@ -25,26 +25,31 @@ struct Call {
   T* grad_cost;              // (n, m)
   const int64_t *order, *starts;  // (m,), (classes + 1,)
   T* grad_class;             // (n, classes)
-  T *near_x, *near_y;        // (n, d), (m, d)
-  const T* sums;             // (n,) or (m,)
-  T* grad;                   // (n, d) or (m, d)
-  bool of_y;
+  T *grad_x, *grad_y;        // (n, d), (m, d), or null
+  bool adds_to_y;
+  const T *sums_x, *sums_y;  // (n,), (m,)
+  int* marks;                // one for each piece
   int64_t blocks;            // of each problem
   int64_t block;             // of this problem, once of_problem has set it
   int across;                // see Piece
+  int piece_rows, piece_columns;  // their binary logarithms
 
   // The problem that this block works on; terms by class are for one problem.
   __device__ Call of_problem() const {
-    const int64_t k = blockIdx.x / blocks, own = of_y ? m : n;
+    const int64_t k = blockIdx.x / blocks;
     Call c = *this;
     c.block = blockIdx.x % blocks;
     c.x += k * n * d, c.y += k * m * d, c.scale_x += k * n, c.scale_y += k * m;
     c.given_x += k * n * d, c.given_y += k * m * d;
-    if (near_x) c.near_x += k * n * d;
-    if (near_y) c.near_y += k * m * d;
-    c.cost += k * n * m, c.grad_cost += k * n * m, c.sums += k * own, c.grad += k * own * d;
+    if (grad_x) c.grad_x += k * n * d;
+    if (grad_y) c.grad_y += k * m * d;
+    if (marks) c.marks += k * pieces_across() * pieces_down();
+    c.cost += k * n * m, c.grad_cost += k * n * m, c.sums_x += k * n, c.sums_y += k * m;
     return c;
   }
+  UK_HOST_DEVICE int64_t pieces_across() const { return (m + (int64_t(1) << piece_columns) - 1) >> piece_columns; }
+  UK_HOST_DEVICE int64_t pieces_down() const { return (n + (int64_t(1) << piece_rows) - 1) >> piece_rows; }
+  UK_HOST_DEVICE int64_t gradient_rows() const { return (grad_x ? n : 0) + (grad_y ? m : 0); }
   __device__ int64_t thread() const { return block * blockDim.x + threadIdx.x; }
   __device__ int64_t threads() const { return blocks * blockDim.x; }
 };
@@ -84,12 +89,6 @@ __device__ T squared_distance(bool unit, const F* x, const F* y, int64_t d) {
     total += e * e;
   }
   return unit && !(total > kParallel) ? T(0) : total;
-}
-
-// |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
-template <class T, class F>
-__device__ T total_square(const Call<T, F>& c, int64_t i, int64_t j) {
-  return c.metric == Metric::kChordal ? T(c.scale_x[i] > 0) + T(c.scale_y[j] > 0) : c.scale_x[i] + c.scale_y[j];
 }
 
 // Pairs that |x|^2 + |y|^2 - 2 <x, y> loses (row.h).

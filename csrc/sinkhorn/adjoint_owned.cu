@@ -191,7 +191,7 @@ struct Adjoint {
       team.take_weights(back, columns);
       if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
       ready = make_ready(ahead, ready, powers), ahead = look_ahead(t - 2);
-      team.sweep(back, columns);
+      team.sweep_with(back, columns);
     }
     if (team.leads()) call.first[p.k] = t;
     const int64_t steps = last - t + 1;
@@ -310,14 +310,14 @@ struct Adjoint {
   }
 };
 
-template <class T, int kQ, int kR, bool kKept, bool kImplicit>
+template <class T, int kQ, int kR, int kKeep, bool kImplicit>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
                          int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
-  using Team = Owned<T, kQ, kR, kKept>;
+  using Team = Owned<T, kQ, kR, kKeep>;
   Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   Adjoint<T, Team> adjoint(p, call, team);
   if constexpr (kImplicit)
@@ -326,10 +326,10 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     adjoint.unrolled();
 }
 
-template <class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, int kKeep>
 const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
-  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKept, true>
-                                    : owned_adjoint_kernel<T, kQ, kR, kKept, false>;
+  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKeep, true>
+                                    : owned_adjoint_kernel<T, kQ, kR, kKeep, false>;
   const OwnedPlan& plan = p.plan.back;
   if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
@@ -347,6 +347,11 @@ const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::S
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.back;
+  if constexpr (sizeof(T) == 4) {
+    if (plan.held > 0 && plan.quads == 1) return start<T, 1, 4, kKeepsSome>(p, call, stream);
+    if (plan.held > 0 && plan.quads == 2) return start<T, 2, 4, kKeepsSome>(p, call, stream);
+    if (plan.held > 0 && plan.quads == 4) return start<T, 4, 2, kKeepsSome>(p, call, stream);
+  }
   if (plan.quads == 1)
     return plan.rows == 1 ? start<T, 1, 1, true>(p, call, stream)
            : plan.kept    ? start<T, 1, 4, true>(p, call, stream)

@@ -9,6 +9,33 @@
 namespace ucmkd {
 namespace sinkhorn {
 
+// Sums over a warp of kN numbers in turn: half of them at each step, then the butterfly of the last.
+template <int kN, int kMask, class T>
+__device__ T fold(T (&x)[kN], int lane) {
+  if constexpr (kN == 1) {
+    T sum = x[0];
+#pragma unroll
+    for (int mask = kMask; mask > 0; mask /= 2) sum += cuda::shuffle_xor(sum, mask);
+    return sum;
+  } else {
+    T half[kN / 2];
+    const bool upper = lane & kMask;
+#pragma unroll
+    for (int k = 0; k < kN / 2; ++k) {
+      const T mine = upper ? x[k + kN / 2] : x[k], other = upper ? x[k] : x[k + kN / 2];
+      half[k] = mine + cuda::shuffle_xor(other, kMask);
+    }
+    return fold<kN / 2, kMask / 2>(half, lane);
+  }
+}
+
+// So many threads beside each other, as a power of two, read the sums of columns beside each other.
+__device__ inline int log_strip(int columns) {
+  int log_width = 0;
+  while ((1 << log_width) < columns && (1 << log_width) < kWarp) ++log_width;
+  return log_width;
+}
+
 struct Crew {
   int rank, size;        // blocks of the crew
   int tid, threads, warp, lane, warps;
@@ -19,6 +46,7 @@ struct Crew {
   double* slots;           // global (2, size): one number of each block, two rounds in flight
   unsigned* counter;       // global (): of the barrier, 0 at first; null: the runtime's own barrier
   unsigned passed = 0;     // barriers
+  unsigned arrival = 0;    // of the barrier that is under way
   int round = 0;
   bool grid;
 
@@ -34,13 +62,22 @@ struct Crew {
   __device__ int part_of(int count, int index) const {
     return static_cast<int>(int64_t(count) * index / size);
   }
-  __device__ void sync() {
+  __device__ void sync() { arrive(), wait(); }
+  // Its halves: what this block does between them, others need not see behind it.
+  __device__ void arrive() {
+    if (!grid) return;
+    if (counter)
+      cuda::counted_arrive(counter);
+    else
+      arrival = cuda::arrive_at_grid();
+  }
+  __device__ void wait() {
     if (!grid)
       cuda::sync_block();
     else if (counter)
-      cuda::counted_barrier(counter, ++passed * unsigned(size));
+      cuda::counted_wait(counter, ++passed * unsigned(size));
     else
-      cuda::sync_grid();
+      cuda::wait_for_grid(arrival);
   }
   __device__ bool leads() const { return rank == 0 && tid == 0; }
 

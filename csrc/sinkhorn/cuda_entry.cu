@@ -59,7 +59,7 @@ int64_t cuda_work(const CudaCall& c, const char** error) {
 bool cuda_fits_block(const CudaCall& c, const char** error) {
   DeviceProperties properties;
   *error = properties_of(c, &properties);
-  return !*error && one_block(choose_regime(c.n, c.m, 1, c.f64 ? 8 : 4, properties));
+  return !*error && fits_block(c.n, c.m, c.f64 ? 8 : 4, properties);
 }
 
 const char* cuda_forward(const CudaCall& c) {

@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
                                                               const __grid_constant__ ForwardOut<T> out, int first_problem) {
   const int64_t k = first_problem + (kGrid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
+  if (!kGrid) clear_flags(p);
   Team<T, kGrid> team(p.all.plan, p.n(), p.m(), p.cost(), p.work());
   const T inverse_reg = 1 / p.reg();
   const T f_start = -p.reg() * cuda::log_of(T(p.n()));
@@ -88,7 +89,8 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
-  if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if (!one_block(plan.regime))
+    if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
   if constexpr (sizeof(T) == sizeof(float))
     if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.owned.threads > 0) return forward_owned(p, out, stream);

@@ -103,11 +103,13 @@ struct ColumnStep {
   const T *f, *g_before;  // f_t (n,); g_t, or null: g_0
   T g_0;
   T *g, *log_g;
+  int near;              // the column of which this thread knows these already:
+  T near_mass, near_g;   // its mass and g_t
   T inverse_reg;
   bool relaxed, wrong;
 
   __device__ void step(int j, T sum) {
-    const T b = p.mass_b(j), before = g_before ? g_before[j] : g_0;
+    const T b = j == near ? near_mass : p.mass_b(j), before = !g_before ? g_0 : j == near ? near_g : g_before[j];
     if (b > 0 && !Range<T>::column(sum)) {
       log_g[j] = T(NAN);  // to be mended
       wrong = true;
@@ -137,8 +139,8 @@ struct ColumnStep {
 };
 
 // Sums of this thread's part of a row of the plan: its masses, and those times C - shift.
-template <class T, int kQ, int kR, bool kKept>
-__device__ void look_at_plan(const Owned<T, kQ, kR, kKept>& team, int row, const T* g, T shift, T inverse_reg, T (&sums)[2]) {
+template <class T, int kQ, int kR, int kKeep>
+__device__ void look_at_plan(const Owned<T, kQ, kR, kKeep>& team, int row, const T* g, T shift, T inverse_reg, T (&sums)[2]) {
   sums[0] = sums[1] = 0;
   if (row >= team.count) return;
   const T f = team.potential[row];
@@ -155,8 +157,8 @@ __device__ void look_at_plan(const Owned<T, kQ, kR, kKept>& team, int row, const
 
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <class T, int kQ, int kR, bool kKept>
-__device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* alpha, T inverse_reg) {
+template <class T, int kQ, int kR, int kKeep>
+__device__ double value_of_rows(Owned<T, kQ, kR, kKeep>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
 #pragma unroll 1
   for (int first = 0; first < team.count; first += team.groups) {
@@ -175,14 +177,15 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKept>& team, const T* g, T* al
   return value;
 }
 
-template <class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, int kKeep>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
                  int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
-  Owned<T, kQ, kR, kKept> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  if (!grid) clear_flags(p);
+  Owned<T, kQ, kR, kKeep> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   const T inverse_reg = 1 / p.reg(), log2_over_reg = T(kLog2E / double(p.reg()));
   const T f_start = -p.reg() * cuda::log_of(T(p.n())), g_0 = p.init_f() ? T(0) : -f_start;
   double sum_a, sum_b;
@@ -202,20 +205,25 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   double error = 0;
   Relaxation relaxation(p.all.relax, p.all.tol, p.all.max_iter);
   const bool watches = p.all.tol > 0 || p.all.relax;
+  const int near = team.col_begin + team.tid;
+  T near_mass = near < team.col_end ? p.mass_b(near) : T(0), near_g = g_0;
   for (;; ++t) {
     const bool relaxed = relaxation.begin(t);
-    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t), inverse_reg,
-                          relaxed, false};
+    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t),
+                          near, near_mass, near_g, inverse_reg, relaxed, false};
     if (watches && t > 1)
       team.over(team.col_begin, team.col_end, [&](int j) { columns.step(j, team.held[j]); });
     else
       team.columns([&](int j, T sum) { columns.step(j, sum); });
     if (cuda::any_of_block(columns.wrong))
       for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
-    team.sync();
+    team.arrive();
     OwnedIterate<T> iterate{p, team.potential, team.mass, p.g_at(t), p.f_at(t) + team.row_begin,
                             p.log_f_at(t) + team.row_begin, log2_over_reg, inverse_reg, relaxed, false};
-    team.sweep(iterate);
+    team.sweep(iterate, [&] {
+      team.wait();
+      if (near < team.col_end) near_g = p.g_at(t)[near];  // arrives during the sweep
+    });
     if (!watches && t < p.all.max_iter) continue;
     double mine = 0;
     team.columns([&](int j, T sum) {
@@ -244,9 +252,9 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   report(p, out, team.leads(), t, value, dual - p.reg() * (sum_a - sum_a * sum_b), error);
 }
 
-template <class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, int kKeep>
 const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
-  const auto kernel = owned_kernel<T, kQ, kR, kKept>;
+  const auto kernel = owned_kernel<T, kQ, kR, kKeep>;
   const OwnedPlan& plan = p.plan.owned;
   if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
@@ -264,6 +272,11 @@ const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Str
 template <class T>
 const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.owned;
+  if constexpr (sizeof(T) == 4) {
+    if (plan.held > 0 && plan.quads == 1) return start<T, 1, 4, kKeepsSome>(p, out, stream);
+    if (plan.held > 0 && plan.quads == 2) return start<T, 2, 4, kKeepsSome>(p, out, stream);
+    if (plan.held > 0 && plan.quads == 4) return start<T, 4, 2, kKeepsSome>(p, out, stream);
+  }
   if (plan.quads == 1)
     return plan.rows == 1 ? start<T, 1, 1, true>(p, out, stream)
            : plan.kept    ? start<T, 1, 4, true>(p, out, stream)

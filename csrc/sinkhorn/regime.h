@@ -2,11 +2,11 @@
 //
 //   registers one block per problem of at most 128 rows and columns, float: the cost in its registers (small.cuh)
 //   block     one block per problem, all iterations in one launch; the cost in shared memory where it fits
-//   resident  one cooperative launch; every block keeps its rows of the cost in shared memory
+//   resident  one cooperative launch; every block keeps its rows of the cost in shared memory, or as many as fit
 //   sweep     one cooperative launch; rows of the cost pass through shared memory once per iteration
 //   panel     the cost is rebuilt panel by panel (features only); asked for by a memory budget
 //
-// Thresholds follow from capacity alone: none has been tuned on a GPU yet.
+// What fits the registers runs there. Else the least predicted time decides (Costs), then capacity.
 #pragma once
 #include <stdint.h>
 
@@ -37,6 +37,7 @@ struct OwnedPlan {
   int span, groups, quads, rows;
   int grid;
   bool kept;       // the rows of a block stay in shared memory
+  int held;        // of them, where not all do
   bool weighted;   // columns have weights beside their potentials
   int64_t shared;  // bytes
   int64_t work;    // elements of work space
@@ -105,6 +106,8 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
   return threads;
 }
 
+constexpr int64_t kMostHeld = 8192;  // columns, of a sweep that keeps some of its rows
+
 constexpr int64_t kSmallSize = 128;
 constexpr int64_t kSmallShared = 81 * 1024;  // bytes, of the largest; up to 64 rows or columns take a fifth
 
@@ -113,17 +116,61 @@ UK_HOST_DEVICE bool fits_registers(int64_t n, int64_t m, int64_t element, const 
   return element == 4 && n <= kSmallSize && m <= kSmallSize && (!large || device.shared_per_block >= kSmallShared);
 }
 
+// Whether one block solves a problem with all of its cost on chip.
+UK_HOST_DEVICE bool fits_block(int64_t n, int64_t m, int64_t element, const DeviceProperties& device) {
+  return fits_registers(n, m, element, device) ||
+         shared_of_block(n, m, element, threads_for(n, m, device.max_threads)) <= device.shared_per_block;
+}
+
+// What an iteration costs, in microseconds: measured on an H100 in float (forward; 160 in one block, 160 to 4096 on the
+// grid). An element in doubles is an estimate.
+struct Costs {
+  static constexpr double kBarrier = 1.0, kGrid = 2.6;  // of the grid; between its two barriers, whatever the size
+  static constexpr double kBlock = 2.0;                 // of one block, whatever the size
+  static constexpr double kElement = 1.2e-4;            // of one multiprocessor
+  static constexpr double kDoubles = 4;                 // times as much
+  static constexpr double kLaunch = 4, kIterations = 50;  // a launch, spread over so many
+  static constexpr double kBytes = 23e3;                // that reach one multiprocessor per microsecond, all at work
+};
+
+UK_HOST_DEVICE double time_of_element(int64_t element) { return Costs::kElement * (element == 8 ? Costs::kDoubles : 1); }
+
+// One launch, a block per problem.
+UK_HOST_DEVICE double time_of_blocks(int64_t n, int64_t m, int64_t batch, int64_t element, const DeviceProperties& device) {
+  const double elements = double(n) * double(m);
+  const double passing = fits_block(n, m, element, device) ? 0 : elements * double(element) / Costs::kBytes;
+  const int64_t turns = (batch + device.multiprocessors - 1) / device.multiprocessors;
+  return Costs::kLaunch / Costs::kIterations + double(turns) * (Costs::kBlock + elements * time_of_element(element) + passing);
+}
+
+// A launch of the whole grid for each problem; `streams`: its cost does not stay on chip.
+UK_HOST_DEVICE double time_of_grids(int64_t n, int64_t m, int64_t batch, int64_t element, bool streams,
+                                    const DeviceProperties& device) {
+  const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
+  const double elements = double(rows) * double(m), computing = elements * time_of_element(element);
+  const double passing = streams ? elements * double(element) / Costs::kBytes : 0;
+  return double(batch) * (Costs::kLaunch / Costs::kIterations + 2 * Costs::kBarrier + Costs::kGrid +
+                          (computing < passing ? passing : computing));
+}
+
+// Of the rows of a block, how many stay in shared memory where `fit` would: less than an eighth gains less than it costs.
+// Their share times 2^16 is counted in an int.
+UK_HOST_DEVICE int worth_holding(int64_t fit, int64_t rows) {
+  return fit * 8 < rows || rows >= 1 << 15 ? 0 : static_cast<int>(smaller(fit, rows - 1));
+}
+
+// One block per problem where that takes less time than a grid for one problem after the other. A grid keeps what rows it
+// can; doubles all or none.
 UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
                                    const DeviceProperties& device) {
   if (fits_registers(n, m, element, device)) return Regime::kRegisters;
-  const int threads = threads_for(n, m, device.max_threads);
-  if (shared_of_block(n, m, element, threads) <= device.shared_per_block) return Regime::kBlock;
-  // Enough problems to fill the device with one block each: no grid has to wait for itself.
-  if (batch >= device.multiprocessors) return Regime::kBlock;
   const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
-  if ((rows * (m + 5) + shared_elements(device.max_threads, 0, m, false)) * element <= device.shared_per_block)
-    return Regime::kResident;
-  return Regime::kSweep;
+  const int64_t room = device.shared_per_block - shared_elements(device.max_threads, 0, m, false) * element;
+  const int64_t fit = room > 0 ? room / ((m + 5) * element) : 0;
+  if (time_of_blocks(n, m, batch, element, device) <= time_of_grids(n, m, batch, element, fit < rows, device))
+    return Regime::kBlock;
+  const bool keeps = fit >= rows || (element == 4 && m <= kMostHeld && worth_holding(fit, rows) > 0);
+  return keeps ? Regime::kResident : Regime::kSweep;
 }
 
 UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
@@ -177,7 +224,16 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   if (!p.kept) p.rows = owned_rows(p.quads, false);
   p.shared = p.kept ? kept : kOwnedScratch + owned_elements(p, rows) * element;
   if (p.shared > device.shared_per_block) p.threads = 0;
+  if (regime == Regime::kResident && !p.kept && p.threads > 0 && p.quads < kStreamedQuads && element == 4)
+    p.held = worth_holding((device.shared_per_block - p.shared) / (in_fours(m) * element), rows);
+  p.shared += p.held * in_fours(m) * element;
   return p;
+}
+
+// Blocks of a grid: all, but where they have so few rows that the barriers take more time than half as many blocks.
+UK_HOST_DEVICE int grid_of(int64_t n, int64_t m, int multiprocessors) {
+  const bool few = n < int64_t(3) * multiprocessors && m < int64_t(3) * multiprocessors;
+  return static_cast<int>(smaller(few ? (multiprocessors + 1) / 2 : multiprocessors, n));
 }
 
 // One block solves a problem. In the registers' regime the kernels that have no such form run as blocks do.
@@ -191,7 +247,7 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
   const bool block = one_block(plan.regime);
   plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;
-  plan.grid = block ? 1 : static_cast<int>(smaller(device.multiprocessors, n));
+  plan.grid = block ? 1 : grid_of(n, m, device.multiprocessors);
   const int64_t rows = (n + plan.grid - 1) / plan.grid;
   int64_t budget = device.shared_per_block;
   furnish(plan, rows, m, element, budget);

@@ -52,14 +52,32 @@ struct Small {
     return i < n && has_column(c) ? cost[i * m + column(c)] : float(INFINITY);
   }
   __device__ void load(const float* cost, float (&out)[R][C]) const {
+    each([&](int r, int c, bool there, int offset) { out[r][c] = there ? cost[offset] : float(INFINITY); });
+  }
+  // body(r, c, whether the problem has it, offset in a matrix)
+  template <class Body>
+  __device__ void each(Body body) const {
+    const int rows = cuda::opaque(n), columns = cuda::opaque(m), first = cuda::opaque(mine);
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      const int i = warp * R + (r ^ first);
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[r][c] = element(cost, row(r), c);
+      for (int c = 0; c < C; ++c) body(r, c, i < rows && column(c) < columns, i * columns + column(c));
+    }
   }
 
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
-  __device__ float sum_row(float (&x)[R]) const { return sum_rest<R / 2>(x); }
+  __device__ float sum_row(float (&x)[R]) const {
+    float sums[1];
+    float(*all[1])[R] = {&x};
+    sum_rest<R / 2>(all, sums);
+    return sums[0];
+  }
+  // Of two, the shuffles of one while those of the other are on their way.
+  __device__ void sum_rows(float (&x)[R], float (&y)[R], float (&sums)[2]) const {
+    float(*all[2])[R] = {&x, &y};
+    sum_rest<R / 2>(all, sums);
+  }
 
   // What lanes hold of the rows that they answer for, to all lanes of the warp.
   __device__ float spread(float own, int r) const { return cuda::shuffle_xor(own, r * (kWarp / R)); }
@@ -69,18 +87,19 @@ struct Small {
   }
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
-  __device__ void sum_columns(const Pack<C>& own, int turn, float (&sums)[C]) const {
-    shared.parts[turn][0][warp][lane] = own;
-    cuda::sync_block();
-    add_parts(shared.parts[turn][0], sums);
+  // Nobody is still at the sums before the last: all have put down their parts of the last one since.
+  __device__ void put_columns(const Pack<C>& own, int turn, int which = 0) const {
+    shared.parts[turn][which][warp][lane] = own;
+  }
+  // Behind a barrier.
+  __device__ void take_columns(int turn, float (&sums)[C], int which = 0) const {
+    add_parts(shared.parts[turn][which], sums);
   }
   __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
                               float (&seconds)[C]) const {
-    shared.parts[turn][0][warp][lane] = first;
-    shared.parts[turn][1][warp][lane] = second;
+    put_columns(first, turn), put_columns(second, turn, 1);
     cuda::sync_block();
-    add_parts(shared.parts[turn][0], firsts);
-    add_parts(shared.parts[turn][1], seconds);
+    take_columns(turn, firsts), take_columns(turn, seconds, 1);
   }
 
   // The same for log-sums, between two turns.
@@ -123,16 +142,20 @@ struct Small {
     for (int c = 0; c < C; ++c) sums[c] = total.x[c];
   }
 
-  template <int kHalf>
-  __device__ float sum_rest(float (&x)[R]) const {
+  template <int kHalf, int kCount>
+  __device__ void sum_rest(float (*(&x)[kCount])[R], float (&sums)[kCount]) const {
     constexpr int kMask = kWarp / R * kHalf;
 #pragma unroll
-    for (int k = 0; k < kHalf; ++k) x[k] += cuda::shuffle_xor(x[k + kHalf], kMask);
-    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x);
-    float sum = x[0];
+    for (int k = 0; k < kHalf; ++k)
 #pragma unroll
-    for (int left = kWarp / R / 2; left > 0; left /= 2) sum += cuda::shuffle_xor(sum, left);
-    return sum;
+      for (int s = 0; s < kCount; ++s) (*x[s])[k] += cuda::shuffle_xor((*x[s])[k + kHalf], kMask);
+    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x, sums);
+#pragma unroll
+    for (int s = 0; s < kCount; ++s) sums[s] = (*x[s])[0];
+#pragma unroll
+    for (int left = kWarp / R / 2; left > 0; left /= 2)
+#pragma unroll
+      for (int s = 0; s < kCount; ++s) sums[s] += cuda::shuffle_xor(sums[s], left);
   }
 };
 

@@ -1,12 +1,14 @@
-// The iterations of a small problem, one exponential per element (small.cuh):
+// The iterations of a small problem. Between two changes of base (f', g') none of its elements takes an exponential:
 //
-//   e_ij = exp(((g_t,j - C_ij) + f_(t-1),i) / reg),  s_i = sum_j e_ij
-//   f_t,i = f_(t-1),i + reg (log a_i - log s_i)            log_f_t,i = log s_i - f_(t-1),i / reg
-//   q_j = sum_i e_ij exp((f_t,i - f_(t-1),i) / reg)        columns of the plan, and of g_(t+1) likewise
+//   K_ij = exp(((g'_j - C_ij) + f'_i) / reg) / a_i     in registers
+//   s_i = sum_j K_ij v_j,  f_t,i = f'_i - reg log s_i,                    u_i = a_i exp((f_t,i - f'_i) / reg)
+//   q_j = sum_i K_ij u_i,  g_(t+1),j = g'_j + reg (log b_j - log q_j),    v_j = exp((g_(t+1),j - g'_j) / reg)
 //
-// Costs and potentials are subtracted before they are scaled: an offset of the costs is lost without a trace. After
-// a half-step no e exceeds a mass. Where a sum is so small that exponentials which have vanished would count, the
-// log-sums are made anew, each with its largest term apart; that reads the cost again and leaves the registers alone.
+// and the log-sums are log_f_t,i = log s_i + log a_i - f'_i / reg, log_g_(t+1),j = log q_j - g'_j / reg. u and v are
+// those of the potentials as they were rounded: what one side lost the other makes good, and nothing adds up. Costs
+// and potentials are subtracted before they are scaled: an offset of the costs is lost without a trace. Where u or v
+// are far from the base, it moves to the potentials of the moment. Where a sum is so small that elements which have
+// vanished would count, the log-sum is made anew, its largest term apart. Both read the cost again.
 #include "sinkhorn/relaxation.h"
 #include "sinkhorn/small.cuh"
 
@@ -14,20 +16,25 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// An exponential below 1e-38 is 0. A row grows by 2^50 at most and columns hold more than 2^-43: 128 of them are less
-// than the rounding of a sum.
-constexpr float kMostLog = 99, kMostGrowth = 50, kLeastColumnLog = -43;  // base 2
+// An element below 2^-126 is 0, and v or u / a beside it is at most 2^30: 128 of them are below 2^-89, less than the
+// rounding of a sum of 2^-64. No sum that counts is beyond 2^99.
+constexpr float kMostMove = 30, kLeastLog = -64, kMostLog = 99;  // base 2
 
-template <int R, int C>
+__device__ inline bool in_range(float log) { return log > kLeastLog && log < kMostLog; }
+
+// kPlain: neither over-relaxed nor stopped by a tolerance.
+template <int R, int C, bool kPlain>
 struct SmallForward {
   const One<float>& p;
   const Small<R, C> at;
   float reg, inverse_reg, power, unit;  // power = log2(e) / reg, unit = 1 / power
-  float cost[R][C];
-  float f[R], g[C];
+  float kernel[R][C];
+  float base_g[C], g[C], v[C];
   float next_g[C], log_sum[C];  // of the next iteration, from f
   float log_b[C];               // base 2
-  float mass, log_a, own;       // of the row that this lane answers for: a, log2 a, f
+  // Of the row that this lane answers for. base_log: log a - f' / reg
+  float mass, log_a, base_f, base_log, own;
+  bool stale = true;  // the base has to move; the same on all threads
 
   __device__ explicit SmallForward(const One<float>& problem)
       : p(problem), at(problem.n(), problem.m()), reg(problem.reg()), inverse_reg(1 / reg),
@@ -48,12 +55,12 @@ struct SmallForward {
   }
 
   __device__ void start() {
-    at.load(p.cost(), cost);
+    at.load(p.cost(), kernel);
     bool bad = false;
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) bad |= !(cost[r][c] >= -Limits<float>::kMax);
+      for (int c = 0; c < C; ++c) bad |= !(kernel[r][c] >= -Limits<float>::kMax);
     if (bad) cuda::atomic_or(p.flags(), kFlagBadCost);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -68,7 +75,6 @@ struct SmallForward {
     if (!(mass > 0)) first = -float(INFINITY);
     if (at.leads && at.has_row()) p.f_at(0)[at.row()] = first;
     own = first;
-    at.spread_rows(own, f);
     exact_columns();
   }
 
@@ -113,71 +119,91 @@ struct SmallForward {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       g[c] = relaxed ? over_relaxed(next_g[c], g[c]) : next_g[c];
+      v[c] = log_b[c] > -float(INFINITY) ? cuda::power_of_two((g[c] - base_g[c]) * power) : 0.f;
       if (at.warp < 2 && at.has_column(c)) out[kWarp * c] = at.warp == 0 ? g[c] : log_sum[c];
     }
+    if (stale) move_base();
+    stale = false;
   }
   __device__ float* column_out() const { return (at.warp == 0 ? p.g_at(1) : p.log_g_at(1)) + at.lane; }
   // Two lanes of a row do so for f_t.
   __device__ float* row_out() const { return (at.leads ? p.f_at(1) : p.log_f_at(1)) + at.row(); }
 
-  // f_t from g_t, then the column sums of the plan, to `sums`.
-  __device__ void row_step(float* out, bool relaxed, int turn, float (&sums)[C]) {
-    float e[R][C], row_sums[R];
-    exponentials(e);
+  // To the potentials of the moment.
+  __device__ void move_base() {
+    base_f = own;
+    base_log = mass > 0 ? fmaf(log_a, kLn2, -own * inverse_reg) : float(INFINITY);
+    const float log = mass > 0 ? log_a : 0.f;
+    at.load(p.cost(), kernel);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      row_sums[r] = e[r][0];
+      const float f = at.spread(own, r), scale = at.spread(log, r);
 #pragma unroll
-      for (int c = 1; c < C; ++c) row_sums[r] += e[r][c];
+      for (int c = 0; c < C; ++c) kernel[r][c] = cuda::power_of_two(fmaf((g[c] - kernel[r][c]) + f, power, -scale));
     }
-    const bool live = mass > 0;
-    const float sum = at.sum_row(row_sums), safe = live ? sum : 1.f, log = cuda::log2_of(safe);
-    float row_log_sum = fmaf(-own, inverse_reg, log * kLn2), next = own + unit * (log_a - log);
-    const bool vanished = cuda::any(!(magnitude(log) < kMostLog && log_a - log < kMostGrowth));
-    if (vanished) {
-      row_log_sum = exact_row();
-      next = unit * log_a - reg * row_log_sum;
+#pragma unroll
+    for (int c = 0; c < C; ++c) base_g[c] = g[c], v[c] = 1;
+  }
+
+  // f_t from g_t, then the columns' sums.
+  __device__ void row_step(float* out, bool relaxed, int turn, float (&sums)[C]) {
+    float row_sums[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      row_sums[r] = kernel[r][0] * v[0];
+#pragma unroll
+      for (int c = 1; c < C; ++c) row_sums[r] = fmaf(kernel[r][c], v[c], row_sums[r]);
     }
+    const float sum = at.sum_row(row_sums), safe = mass > 0 ? sum : 1.f, log = cuda::log2_of(safe);
+    float next = fmaf(-unit, log, base_f), row_log_sum = fmaf(log, kLn2, base_log);
     if (relaxed) next = over_relaxed(next, own);
-    const float ratio = live ? cuda::power_of_two((next - own) * power) : 0.f;
+    const float move = mass > 0 ? (next - base_f) * power : 0.f;
+    put_columns(mass * cuda::power_of_two(move), turn);
+    if (cuda::any_of_block(!(magnitude(log) < kMostMove && magnitude(move) < kMostMove))) {
+      if (cuda::any(!in_range(log))) {
+        row_log_sum = exact_row();
+        next = unit * log_a - reg * row_log_sum;
+        if (relaxed) next = over_relaxed(next, own);
+      }
+      own = next;
+      move_base();
+      put_columns(mass, turn);  // nobody has looked at what was there
+      cuda::sync_block();
+    }
     own = next;
     if (at.lane % (kWarp / R) < 2 && at.has_row()) *out = at.leads ? next : row_log_sum;
-    float ratios[R];
-    at.spread_rows(next, f);
-    at.spread_rows(vanished ? 1.f : ratio, ratios);
-    if (vanished) exponentials(e);
-    Pack<C> column;
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      column.x[c] = 0;
-#pragma unroll
-      for (int r = 0; r < R; ++r) column.x[c] += e[r][c] * ratios[r];
-    }
-    at.sum_columns(column, turn, sums);
+    at.take_columns(turn, sums);
   }
 
-  // The next g from the column sums of the plan; both are made anew where a sum is out of range.
-  __device__ void next_columns(float (&sums)[C]) {
-    bool vanished = false;
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      const bool live = log_b[c] > -float(INFINITY);
-      const float log = cuda::log2_of(live ? sums[c] : 1.f);
-      vanished |= !(log > kLeastColumnLog && log < kMostLog);
-      log_sum[c] = fmaf(-g[c], inverse_reg, log * kLn2);
-      next_g[c] = g[c] + unit * (log_b[c] - log);
-    }
-    if (!cuda::any(vanished)) return;  // all warps have the same sums
-    exact_columns();
-#pragma unroll
-    for (int c = 0; c < C; ++c) sums[c] = cuda::exp_of(g[c] * inverse_reg + log_sum[c]);
-  }
-
-  __device__ void exponentials(float (&e)[R][C]) const {
+  __device__ void put_columns(float scaling, int turn) const {
+    float u[R];
+    at.spread_rows(scaling, u);
+    Pack<C> column = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) e[r][c] = cuda::power_of_two(((g[c] - cost[r][c]) + f[r]) * power);
+      for (int c = 0; c < C; ++c) column.x[c] = fmaf(kernel[r][c], u[r], column.x[c]);
+    at.put_columns(column, turn);
+  }
+
+  // The next g and v; `sums` become those of the plan's columns.
+  __device__ void next_columns(float (&sums)[C]) {
+    bool far = false, vanished = false;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const bool live = log_b[c] > -float(INFINITY);
+      const float safe = live ? sums[c] : 1.f, log = cuda::log2_of(safe), move = live ? log_b[c] - log : 0.f;
+      sums[c] *= v[c];
+      vanished |= !in_range(log);
+      far |= !(magnitude(move) < kMostMove);
+      log_sum[c] = fmaf(log, kLn2, -base_g[c] * inverse_reg);
+      next_g[c] = fmaf(unit, move, base_g[c]);
+    }
+    stale = cuda::any(far || vanished);  // all warps have the same sums
+    if (!stale || !cuda::any(vanished)) return;
+    exact_columns();
+#pragma unroll
+    for (int c = 0; c < C; ++c) sums[c] = cuda::exp_of(g[c] * inverse_reg + log_sum[c]);
   }
 
   // How far the column sums are from the masses: the same on every thread.
@@ -192,7 +218,10 @@ struct SmallForward {
   // alpha and the value, as Value of steps.cuh: alpha in two looks.
   __device__ void finish(double* value, double* dual) {
     *value = *dual = 0;
-    float alpha = 0, shifts[R];
+    float alpha = 0, shifts[R], f[R];
+    float(&cost)[R][C] = kernel;
+    at.load(p.cost(), cost);
+    at.spread_rows(own, f);
 #pragma unroll
     for (int r = 0; r < R; ++r) shifts[r] = 0;
 #pragma unroll 1
@@ -229,11 +258,12 @@ struct SmallForward {
   }
 };
 
-template <int R, int C>
+template <int R, int C, bool kPlain>
 __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
     small_forward_kernel(const __grid_constant__ DeviceProblem<float> batch, const __grid_constant__ ForwardOut<float> out) {
   const One<float> p{batch, blockIdx.x};
-  SmallForward<R, C> problem(p);
+  clear_flags(p);
+  SmallForward<R, C, kPlain> problem(p);
   double sum_a, sum_b, error = 0;
   problem.check_masses(&sum_a, &sum_b);
   problem.start();
@@ -244,12 +274,12 @@ __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
   const int last = int(batch.max_iter);
   int t = 1;
   for (;; ++t, row_out += rows, column_out += columns) {
-    const bool relaxed = batch.relax && relaxation.begin(t);
+    const bool relaxed = !kPlain && batch.relax && relaxation.begin(t);
     problem.column_step(column_out, relaxed);
     float sums[C];
     problem.row_step(row_out, relaxed, t & 1, sums);
     problem.next_columns(sums);
-    if (batch.tol > 0 || batch.relax || t == last) {
+    if (!kPlain || t == last) {
       error = problem.marginal_error(sums);
       if (t == last || (batch.tol > 0 && error <= batch.tol && !relaxed)) break;
       relaxation.watch(error);
@@ -274,7 +304,8 @@ const char* small_forward(const DeviceProblem<float>& p, const ForwardOut<float>
   return with_small_size(p.n, p.m, [&](auto size) {
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
-    return cuda::launch(small_forward_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 1>), stream, p, out);
+    const auto kernel = p.tol > 0 || p.relax ? small_forward_kernel<R, C, false> : small_forward_kernel<R, C, true>;
+    return cuda::launch(kernel, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 1>), stream, p, out);
   });
 }
 

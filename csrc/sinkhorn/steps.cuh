@@ -35,6 +35,13 @@ __device__ inline A warp_merge(A acc) {
   return acc;
 }
 
+// Before a block raises flags of a problem that it has to itself; of a grid's, they are cleared before it starts.
+template <class T>
+__device__ void clear_flags(const One<T>& p) {
+  if (threadIdx.x == 0) *p.flags() = 0;
+  cuda::sync_block();
+}
+
 template <class T>
 __device__ inline bool is_mass(T x) {
   return x >= 0 && x <= Limits<T>::kMax;

@@ -211,9 +211,12 @@ bool any_of_block(bool mine) {
   return any;
 }
 
-void counted_barrier(unsigned* counter, unsigned target) {
+void counted_arrive(unsigned* counter) {
   wait(machine.current->block->barrier);
   if (machine.current->thread == 0) ++*counter;
+}
+
+void counted_wait(unsigned* counter, unsigned target) {
   grid_barrier();
   if (*counter != target) fail("the counter of a grid barrier is not where it ought to be");
   wait(machine.grid);

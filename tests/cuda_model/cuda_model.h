@@ -51,7 +51,8 @@ void grid_barrier();
 // Another lane's value: of this one's number with `flip` changed, or where that is below 0, of lane `from`.
 void* exchange(const void* value, size_t bytes, int flip, int from);
 bool any_of_block(bool mine);
-void counted_barrier(unsigned* counter, unsigned target);
+void counted_arrive(unsigned* counter);
+void counted_wait(unsigned* counter, unsigned target);
 void need_alignment(const void* at);  // of 16 bytes, else the launch fails
 unsigned char* shared();
 
@@ -77,7 +78,11 @@ inline T shuffle_from(T value, int lane) {
   return other;
 }
 inline bool any_of_block(bool mine) { return model::any_of_block(mine); }
-inline void counted_barrier(unsigned* counter, unsigned target) { model::counted_barrier(counter, target); }
+// What is done between the halves is seen by all here, as it need not be on a GPU.
+inline unsigned arrive_at_grid() { return 1; }
+inline void wait_for_grid(unsigned) { model::grid_barrier(); }
+inline void counted_arrive(unsigned* counter) { model::counted_arrive(counter); }
+inline void counted_wait(unsigned* counter, unsigned target) { model::counted_wait(counter, target); }
 template <class T>
 inline void load_four(const T* at, T (&to)[4]) {
   model::need_alignment(at);
@@ -97,6 +102,12 @@ inline bool any(bool here) {
   for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
   return found;
 }
+inline unsigned lanes_where(bool here) {
+  unsigned found = here ? 1u << threadIdx.x % 32 : 0;
+  for (int mask = 16; mask > 0; mask /= 2) found |= shuffle_xor(found, mask);
+  return found;
+}
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline float largest(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -122,6 +133,7 @@ inline float power_of_two(float x) {
   return y < 1.17549435e-38f ? 0.0f : y;
 }
 inline double power_of_two(double x) { return exp2(x); }
+inline int opaque(int x) { return x; }
 inline float fused(float x, float y, float z) { return fmaf(x, y, z); }
 inline double fused(double x, double y, double z) { return fma(x, y, z); }
 inline float quotient(float a, float b) { return a / b; }

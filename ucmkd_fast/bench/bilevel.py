@@ -57,13 +57,13 @@ def inputs(n: int, seed: int) -> tuple[Batch]:
     return (batch(n, seed),)
 
 
-def stepper(name: str, with_fa: bool) -> Callable[[Batch], Tensor]:
-    """One whole step: gradients, clip, optimiser."""
+def stepper(name: str, with_fa: bool, device: str = "cpu") -> Callable[[Batch], Tensor]:
+    """One whole step on batches of that device: gradients, clip, optimiser."""
     method_name, options = METHODS[name]
-    model = student()
-    teacher = FrozenTeacher(Classifier(nn.Identity(), nn.Linear(WIDTH, CLASSES)))
+    model = student().to(device)
+    teacher = FrozenTeacher(Classifier(nn.Identity(), nn.Linear(WIDTH, CLASSES).to(device)))
     method = build_method(method_name, **options)
-    method.setup(model, teacher, batch(2, 0))
+    method.setup(model, teacher, batch(2, 0).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = Step(student=model, teacher=teacher, learning_rate=0.01)
     modules: list[Any] = [alignment, step_module]

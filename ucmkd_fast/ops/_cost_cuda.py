@@ -7,6 +7,7 @@ the backward pass, of float32 weights with features, take a float32 copy of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,36 +83,38 @@ def scales_in(block: Tensor, rows: int, offset: int = 0) -> tuple[int, int]:
 def gradients(
     c: Any, features: Features, weights: Tensor, need: tuple[bool, bool] = (True, True)
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and y, where needed, from the weights (B?, N, M) of the call ``c``, in the weights' dtype.
+    """Gradients of x and y, where needed, from that of the cost (B?, N, M) of the call ``c``, in its dtype.
 
-    The weights are not kept.
+    It is not kept: it becomes the weights of the products.
     """
     x, y, metric, *_ = features
     dx, dy = (
-        begun(z, metric, weights.dtype) if wanted else None for z, wanted in zip((x, y), need, strict=True)
+        _solve_cuda.empty(z, *z.shape, dtype=weights.dtype) if wanted else None
+        for z, wanted in zip((x, y), need, strict=True)
     )
-    set_apart(c, metric, dx, dy)
-    sides = ((dx, weights, y, False), (dy, weights.mT, x, True))
-    for grad, w, other, of_y in sides:
-        if grad is None:
-            continue
-        if metric != "l1":
+    weigh(c, metric, weights, dx, dy)
+    sides = ((dx, weights, y), (dy, weights.mT, x))
+    for grad, w, other in sides:
+        if grad is not None and metric != "l1":
             add_weighted(w, other.to(w.dtype), grad, metric)
-        finish(c, w.sum(-1) if metric in CENTRED else None, grad, of_y)
+    sums = [w.sum(-1) if grad is not None and metric in CENTRED else None for grad, w, _ in sides]
+    finish(c, sums, dx, dy)
     return dx, dy
 
 
-def begun(z: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
-    """Memory for a gradient of z: zeros where `set_apart` adds to it."""
-    grad = _solve_cuda.empty(z, *z.shape, dtype=dtype)
-    return grad.zero_() if metric in BY_DIFFERENCE else grad
+def weigh(
+    c: Any, metric: str, weights: Tensor, dx: Tensor | None, dy: Tensor | None, adds_to_y: bool = False
+) -> None:
+    """The gradient of the cost becomes the weights of the products with the features, in place.
 
-
-def set_apart(c: Any, metric: str, dx: Tensor | None, dy: Tensor | None) -> None:
-    """Take near pairs out of the weights of the call ``c``, their share to the gradients, which are sums so far."""
+    Near pairs are set apart: their share is written to the gradients, or added to that of y.
+    """
+    c.grad_cost, c.grad_x, c.grad_y, c.adds_to_y = weights.data_ptr(), _address(dx), _address(dy), adds_to_y
+    marks = None
     if metric in BY_DIFFERENCE:
-        c.near_x, c.near_y = _address(dx), _address(dy)
-        _solve_cuda.kernels.cuda_set_apart(c)
+        marks = _solve_cuda.empty(weights, _solve_cuda.kernels.cuda_cost_marks(c), dtype=torch.int32)
+    c.marks = _address(marks)
+    _solve_cuda.kernels.cuda_weigh(c)
 
 
 def sorted_columns(classes: Any) -> tuple[Tensor, Tensor]:
@@ -127,9 +130,10 @@ def to_classes(c: Any, sorted_labels: tuple[Tensor, Tensor], grad: Tensor) -> No
     c.grad_class = grad.data_ptr()
 
 
-def finish(c: Any, sums: Tensor | None, grad: Tensor, of_y: bool) -> None:
-    """The products of the weights with the features become the gradient, in place; l1 writes it."""
-    c.sums, c.grad, c.of_y = _address(sums), grad.data_ptr(), of_y
+def finish(c: Any, sums: Sequence[Tensor | None], dx: Tensor | None, dy: Tensor | None) -> None:
+    """The products of the weights with the features become the gradients, in place; l1 writes them."""
+    c.sums_x, c.sums_y = map(_address, sums)
+    c.grad_x, c.grad_y = _address(dx), _address(dy)
     _solve_cuda.kernels.cuda_finish_gradient(c)
 
 
@@ -154,8 +158,6 @@ def backward(
     sets = features(x, y, metric, matrix.dtype)
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
     c = call(sets, scales_in(scale, x.shape[:-1].numel()), matrix)
-    c.grad_cost = weights.data_ptr()
-    _solve_cuda.kernels.cuda_weigh(c)
     dx, dy = gradients(c, sets, weights)
     assert dx is not None and dy is not None
     return dx, dy

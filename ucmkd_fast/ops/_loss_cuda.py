@@ -61,11 +61,9 @@ def _of_features(
     cost: _Cost, weights: Tensor, needs: Any, classes: Any
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and y from that of the cost."""
-    cost.call.grad_cost = weights.data_ptr()
     if classes is not None and classes.grad is not None:
         sorted_labels = _cost_cuda.sorted_columns(classes)
         _cost_cuda.to_classes(cost.call, sorted_labels, classes.grad)
-    _solve_cuda.kernels.cuda_weigh(cost.call)
     return _cost_cuda.gradients(cost.call, cost.features, weights, needs[:2])
 
 

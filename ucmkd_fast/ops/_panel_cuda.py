@@ -355,7 +355,7 @@ class Problem(Vectors):
         weight = weight.contiguous()
         self.call.value_weight = weight.data_ptr()
         x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
-        dx = _cost_cuda.begun(x, p.metric, p.dtype) if need[0] else None
+        dx = _solve_cuda.empty(x, *x.shape) if need[0] else None
         dy = torch.zeros_like(y) if need[1] else None
         row_sums, col_sums = _solve_cuda.empty(self.a, self.n), torch.zeros_like(self.b)
         by_label = d_classes = None
@@ -370,11 +370,9 @@ class Problem(Vectors):
             self.call.grad_cost = weights.data_ptr()
             kernels.cuda_sinkhorn_gradient(self.call)
             call = p.call(rows, matrix, distance)
-            call.grad_cost = weights.data_ptr()
             if by_label is not None and d_classes is not None:
                 _cost_cuda.to_classes(call, by_label, d_classes[rows])
-            kernels.cuda_weigh(call)
-            _cost_cuda.set_apart(call, p.metric, None if dx is None else dx[rows], dy)
+            _cost_cuda.weigh(call, p.metric, weights, None if dx is None else dx[rows], dy, adds_to_y=True)
             self._weigh(call, weights, rows, (x, y), (dx, dy))
             if p.metric != "l1":
                 if dx is not None:
@@ -382,10 +380,7 @@ class Problem(Vectors):
                 if dy is not None:
                     col_sums += weights.sum(0)
         if p.metric != "l1":
-            call = p.call(slice(0, self.n), row_sums)
-            for grad, sums, of_y in ((dx, row_sums, False), (dy, col_sums, True)):
-                if grad is not None and len(grad):
-                    _cost_cuda.finish(call, sums, grad, of_y)
+            _cost_cuda.finish(p.call(slice(0, self.n), row_sums), (row_sums, col_sums), dx, dy)
         return dx, None if dy is None else self.over.add(dy), d_classes
 
     def _weigh(self, call: Any, weights: Tensor, rows: slice, features, grads) -> None:
@@ -394,9 +389,7 @@ class Problem(Vectors):
         dx = None if dx is None else dx[rows]
         if self.panels.metric != "l1":
             return cost.add_both(weights, x[rows], y, dx, dy, self.panels.metric)
-        if dx is not None:
-            _cost_cuda.finish(call, None, dx, False)
+        part = None if dy is None else _solve_cuda.empty(y, *y.shape)
+        _cost_cuda.finish(call, (None, None), dx, part)
         if dy is not None:
-            part = _solve_cuda.empty(y, *y.shape)
-            _cost_cuda.finish(call, None, part, True)
             dy += part
