@@ -97,9 +97,12 @@ SHAPES_OF_OWNERSHIP = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", [
-    (40, 120, 1, 256, 9, 8), (41, 121, 1, 64, 6, 8), (31, 300, 2, 256, 14, 4), (23, 1000, 4, 256, 44, 2),
-])  # fmt: skip
+SOME_ROWS_STAY = [  # n, m, quads, threads, kilobytes, held
+    (90, 120, 1, 256, 18, 26), (130, 121, 1, 64, 18, 32), (40, 300, 2, 256, 18, 7), (23, 1000, 4, 256, 60, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", SOME_ROWS_STAY)
 def test_some_rows_stay_and_the_others_pass_through(n, m, quads, threads, kilobytes, held):
     C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float32)
     want = reference.sinkhorn(C.double(), a.double(), b.double(), reg=0.1, max_iter=5)
@@ -129,21 +132,48 @@ def test_every_shape_of_ownership(n, m, tuning, own_barrier):
                     assert distance(x, y) < 2e-6, (regime, order)
 
 
-@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
-@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
-def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
-    C, a, b = leaves(Case(n, m, 0.5, 1, "zeros"), torch.float32)
-    options = {"reg": 0.5, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}
+def compare_backwards(case, grad, models):
+    C, a, b = leaves(case, torch.float32)
+    options = {"reg": case.reg, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}
     inputs = [t.detach().double().requires_grad_() for t in (C, a, b)]
     wants = gradients(reference.sinkhorn(*inputs, **options).value, inputs)
-    for k, regime in enumerate(("resident", "sweep")):
+    for regime, words in models:
         for order in ORDERS:
-            with model(regime, order, 3, shared=200 * 1024, threads=128, own_barrier=k == 1, tuning=tuning):
+            with model(regime, order, 3, **words):
                 gots = gradients(uk.sinkhorn(C, a, b, **options).value, (C, a, b))
             for got, want, mass in zip(gots, wants, (None, a, b), strict=True):
                 if mass is not None and grad == "implicit":  # up to a constant, free where there is no mass
                     got, want = (z[mass > 0] - z[mass > 0].mean() for z in (got, want))
                 assert distance(got, want) < 5e-5, (regime, order)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
+def test_every_shape_of_ownership_backwards(n, m, tuning, grad):
+    words = {"shared": 200 * 1024, "threads": 128, "tuning": tuning}
+    models = [("resident", words), ("sweep", words | {"own_barrier": True})]
+    compare_backwards(Case(n, m, 0.5, 1, "zeros"), grad, models)
+
+
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("n, m, quads, threads, kilobytes, held", SOME_ROWS_STAY)
+def test_some_rows_stay_backwards(n, m, quads, threads, kilobytes, held, grad):
+    words = {"shared": kilobytes * 1024, "threads": threads, "tuning": {"quads": quads}}
+    back = build.load().make_plan(2, n, m, 1, 4, 3, words["shared"], threads, quads)["back"]
+    assert 0 < back["held"] <= held
+    compare_backwards(Case(n, m, 0.5, 1, "zeros"), grad, [("resident", words)])
+
+
+@pytest.mark.parametrize("m", [4096, 8192, 16384, 20001, 32768])
+def test_gradients_of_wide_problems(m):
+    C, a, b = leaves(Case(5, m, 0.5, 1, "zeros"), torch.float32)
+    options = {"reg": 0.5, "max_iter": 3}
+    inputs = [t.detach().double().requires_grad_() for t in (C, a, b)]
+    wants = gradients(reference.sinkhorn(*inputs, **options).value, inputs)
+    with model("sweep", "random", 3, 2, 227 * 1024, 512):
+        gots = gradients(uk.sinkhorn(C, a, b, **options).value, (C, a, b))
+    for got, want in zip(gots, wants, strict=True):
+        assert distance(got, want) < 1e-5
 
 
 MANY_ITERATIONS = [

@@ -82,16 +82,15 @@ def test_every_plan_fits_its_device():
             assert plan["work"] % 2 == 0 and plan["tile_rows"] >= 0, case
             if plan["kept"]:
                 assert plan["tile_rows"] * plan["grid"] >= n, case
-            owned = plan["owned"]
-            if owned["threads"]:
-                assert (
-                    owned["threads"] == owned["span"] * owned["groups"] <= (256 if element == 8 else 512)
-                ), case
-                assert owned["span"] % 32 == 0 and 4 * owned["quads"] * owned["span"] >= m, case
-                assert 0 <= owned["held"] <= n // plan["grid"], case  # rows of the smallest block
-                assert (
-                    owned["shared"] <= device[1] and owned["work"] <= plan["work"] and plan["work"] % 4 == 0
-                ), case
+            for owned in (plan["owned"], plan["back"]):
+                if owned["threads"]:
+                    assert (
+                        owned["threads"] == owned["span"] * owned["groups"] <= (256 if element == 8 else 512)
+                    ), case
+                    assert owned["span"] % 32 == 0 and 4 * owned["quads"] * owned["span"] >= m, case
+                    assert owned["shared"] <= device[1] and plan["work"] % 4 == 0, case
+                    assert 0 <= owned["held"] <= n // plan["grid"], case  # rows of the smallest block
+                    assert owned["work"] <= plan["work"], case
 
 
 def test_threads_own_up_to_32_thousand_columns_in_float():
@@ -99,10 +98,11 @@ def test_threads_own_up_to_32_thousand_columns_in_float():
     for m, quads, kept, held in ((1024, 1, True, 0), (2048, 1, True, 0), (2600, 2, True, 0), (3000, 2, False, 19),
                                  (4096, 2, False, 13), (8192, 4, False, 0), (16384, 8, False, 0),
                                  (32768, 16, False, 0)):  # fmt: skip
-        owned = plan(0, m, m, 1, 4, *H100)["owned"]
-        assert (owned["quads"], owned["kept"], owned["held"]) == (quads, kept, held), (m, owned)
-        assert owned["threads"] >= 352, (m, owned)
+        for owned in (plan(0, m, m, 1, 4, *H100)[way] for way in ("owned", "back")):
+            assert (owned["quads"], owned["kept"], owned["held"]) == (quads, kept, held), (m, owned)
+            assert owned["threads"] >= 352, (m, owned)
     assert plan(0, 40000, 40000, 1, 4, *H100)["owned"]["threads"] == 0
+    assert plan(0, 40000, 40000, 1, 4, *H100)["back"]["threads"] == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

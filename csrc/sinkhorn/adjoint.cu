@@ -1,5 +1,6 @@
-// The adjoint sweep on a GPU for problems of any size (adjoint_owned.cu: where threads own the columns), from the potentials of each half-step (it cannot overflow). It makes vectors
-// only, t from n_iter down; gradient.cu puts them together to dC in one pass over the cost.
+// The adjoint sweep on a GPU for problems of any size (adjoint_owned.cu: where threads own the columns), from the
+// potentials of each half-step (it cannot overflow). It makes vectors only, t from n_iter down; gradient.cu puts them
+// together to dC in one pass over the cost.
 //
 //   df_t, dg_t: adjoints of f_t, g_t.  R_t, S_t: the softmaxes of the half-steps, made with their log-sums
 //   dg_t       = (t = T: value_weight sum_i P_ij (C_ij - alpha_i) / reg + grad_g) - R_t' df_t
@@ -124,7 +125,7 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const Plan& plan = p.plan;
   if constexpr (sizeof(T) == sizeof(float))
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
-  if (owns_columns_back(plan.back)) return adjoint_owned(p, call, stream);
+  if (plan.back.threads > 0) return adjoint_owned(p, call, stream);
   if (one_block(plan.regime))
     return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
                         p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);

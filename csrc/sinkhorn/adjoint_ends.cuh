@@ -22,7 +22,7 @@ __device__ double least_that_matters(const One<T>& p, const AdjointCall<T>& call
   return call.tolerance * (magnitude(weight) + crew.largest(of_f) + crew.largest(of_g));
 }
 
-// Where threads own columns (adjoint_owned.cu): a plan that is good for `owns_columns_back`.
+// Where threads own columns (adjoint_owned.cu): Plan::back has threads.
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>&, const AdjointCall<T>&, cuda::Stream);
 

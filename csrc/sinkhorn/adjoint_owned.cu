@@ -69,12 +69,12 @@ struct Powers {
 template <class T>
 struct OwnedBack {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *log_g, *dg;                    // of S_t (m,)
+  const T *log_g, *weights;               // of S_t; dg_t with what rounding took from the columns' powers (m,)
   const T *potential, *scale;             // shared: f_(t-1); 1 / a or 0, with the row's rest squared
   T* df;                                  // df_(t-1) of this block's rows
   const Powers<T>& powers;
   __device__ T shift(int j) const { return powers.column(log_g[j]); }
-  __device__ T weight(int j) const { return dg[j] > 0 || dg[j] < 0 ? dg[j] * powers.rest_of_column(log_g[j]) : T(0); }
+  __device__ T weight(int j) const { return weights[j]; }
   __device__ T power(int row) const { return powers.row(potential[row]); }
   __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
   __device__ T value(int row, T sum) const { return sum * scale[row]; }
@@ -99,12 +99,12 @@ struct OwnedColumnMass {
 template <class T>
 struct OwnedFixedPoint {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *g, *share;       // (m,), dg over the columns' masses (m,)
+  const T *g, *weights;     // (m,), dg over the columns' masses (m,)
   const T *log_sum, *mass;  // as above
   T* df;                    // of this block's rows
   T k;
   __device__ T shift(int j) const { return g[j]; }
-  __device__ T weight(int j) const { return share[j]; }
+  __device__ T weight(int j) const { return weights[j]; }
   __device__ T power(int row) const { return log_sum[row]; }
   __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two(cuda::fused(g_j - c, k, y)); }
   __device__ T value(int row, T sum) const { return sum * mass[row]; }
@@ -148,40 +148,50 @@ struct Adjoint {
     const int64_t last = *p.n_iter(), before = p.k * p.all.max_iter - 1;
     auto df_at = [&](int64_t t) { return call.df + (before + t) * p.n(); };
     auto dg_at = [&](int64_t t) { return call.dg + (before + t) * p.m(); };
+    clear_rest_of_columns();
     first(df_at(last));
+    T* weights = team.held;  // (m,) of the sweep
     const Powers<T> powers(p.reg(), inverse_reg, k);
     int64_t t = last;
-    for (Ahead ahead = look_ahead(last, last);; --t) {
+    Ready ready{};
+    const int own = team.col_begin + team.tid;
+    if (own < team.col_end) ready.inverse_mass = inverse_or_zero(p.mass_b(own));
+    ready = make_ready(look_ahead(last), ready, powers);
+    for (Ahead ahead = look_ahead(last - 1);; --t) {
       T* dg = dg_at(t);
-      double most = 0;
+      T most = 0;  // of the adjoints over masses
       team.columns([&](int j, T sum) {
-        const bool near = j == team.col_begin + team.tid;
-        const T mass = near ? ahead.mass : p.mass_b(j);
+        const bool near = kLooksAhead && j == own;
+        const T inverse_mass = near ? ready.inverse_mass : inverse_or_zero(p.mass_b(j));
+        const T rest = near ? ready.rest : powers.rest_of_column(p.log_g_at(t)[j]);
         T mine = sum;
-        if (t == last) {
+        if (t == last)
           mine += grad_g ? grad_g[j] : T(0);
-        } else {
-          const T g = near ? ahead.g : p.g_at(t)[j], log_g = near ? ahead.log_g : p.log_g_at(t + 1)[j];
-          mine *= rest_of(g, log_g, inverse_reg, T(1)) * powers.rest_of_column(log_g);
-        }
-        dg[j] = mass > 0 ? mine : T(0);
-        const double share = mass > 0 ? magnitude(mine * (1 / mass)) : T(0);
+        else
+          mine *= near ? ready.factor : factor_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], powers);
+        dg[j] = mine = inverse_mass > 0 ? mine : T(0);
+        weights[j] = mine > 0 || mine < 0 ? mine * rest : T(0);
+        const T share = magnitude(mine * inverse_mass);
         most = most < share ? share : most;
       });
-      if (t > 1)
-        team.over(0, team.count, [&](int row) {
-          const int i = team.row_begin + row;
-          const bool near = row == team.tid;
-          const T f = near ? ahead.f : p.f_at(t - 1)[i], log_f = near ? ahead.log_f : p.log_f_at(t - 1)[i];
-          const T rest = powers.rest_of_row(f);
-          team.potential[row] = f;
-          team.mass[row] = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
-        });
-      most = team.largest(most);
-      if (t == 1 || 2 * double(t) * most <= least) break;
-      ahead = look_ahead(t - 1, last);
-      OwnedBack<T> back{p.log_g_at(t), dg, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
-      team.sweep(back);
+      const int last_threads = team.threads - 1 - team.tid;  // the first ones have columns
+#pragma unroll 1
+      for (int row = t > 1 ? last_threads : team.count; row < team.count; row += team.threads) {
+        const int i = team.row_begin + row;
+        const bool near = kLooksAhead && row == last_threads;
+        const T f = near ? ready.f : p.f_at(t - 1)[i];
+        team.potential[row] = f;
+        team.mass[row] = near ? ready.scale : scale_of(f, p.log_f_at(t - 1)[i], powers);
+      }
+      OwnedBack<T> back{p.log_g_at(t), weights, team.potential, team.mass, df_at(t - 1) + team.row_begin, powers};
+      typename Crew::Columns columns;
+      team.take_shifts(back, columns);  // on their way meanwhile
+      team.offer(most);
+      team.sync();
+      team.take_weights(back, columns);
+      if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
+      ready = make_ready(ahead, ready, powers), ahead = look_ahead(t - 2);
+      team.sweep_with(back, columns);
     }
     if (team.leads()) call.first[p.k] = t;
     const int64_t steps = last - t + 1;
@@ -200,6 +210,7 @@ struct Adjoint {
     T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
     T *share = team.held, *mass = share + team.parts_stride;  // (m,) dg over the columns' masses; these
     T* change = mass + team.parts_stride;                     // (m,) dg of this sweep
+    clear_rest_of_columns();
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
       team.potential[row] = -p.log_f_at(*p.n_iter())[i] * T(kLog2E);
@@ -246,19 +257,48 @@ struct Adjoint {
   }
 
  private:
-  // What a thread needs of its first row and column when the sweep is done: on its way meanwhile.
+  // What a thread needs of its first row and column at step t: on its way during the step before the last, ready before
+  // the sums come. Where a sweep is short and leaves registers.
+  static constexpr bool kLooksAhead = !Crew::kSharedShift;
   struct Ahead {
-    T f, log_f;         // of t - 1, row row_begin + tid
-    T mass, g, log_g;  // b, g_t, of t + 1; column col_begin + tid
+    T f, log_f;  // of t - 1, of the block's row threads - 1 - tid
+    T g, log_g;  // of t, column col_begin + tid
   };
-  __device__ Ahead look_ahead(int64_t t, int64_t last) const {
+  struct Ready {
+    T f, scale;                           // of the row
+    T inverse_mass, factor, log_g, rest;  // of the column
+  };
+  __device__ Ahead look_ahead(int64_t t) const {
     Ahead ahead{};
-    const int i = team.row_begin + team.tid, j = team.col_begin + team.tid;
+    const int i = team.row_begin + team.threads - 1 - team.tid, j = team.col_begin + team.tid;
+    if (!kLooksAhead || t < 1) return ahead;
     if (i < team.row_end && t > 1) ahead.f = p.f_at(t - 1)[i], ahead.log_f = p.log_f_at(t - 1)[i];
-    if (j >= team.col_end) return ahead;
-    ahead.mass = p.mass_b(j);
-    if (t < last) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t + 1)[j];
+    if (j < team.col_end) ahead.g = p.g_at(t)[j], ahead.log_g = p.log_g_at(t)[j];
     return ahead;
+  }
+  // `after`: of the step after this one, which is taken before it.
+  __device__ Ready make_ready(const Ahead& ahead, const Ready& after, const Powers<T>& powers) const {
+    Ready ready{};
+    if constexpr (!kLooksAhead) return ready;
+    ready.f = ahead.f, ready.scale = scale_of(ahead.f, ahead.log_f, powers);
+    ready.inverse_mass = after.inverse_mass;
+    ready.log_g = ahead.log_g, ready.rest = powers.rest_of_column(ahead.log_g);
+    ready.factor = factor_of(ahead.g, after.log_g, powers);
+    return ready;
+  }
+  // 1 / a, with what rounding took from the row's powers in both softmaxes.
+  __device__ T scale_of(T f, T log_f, const Powers<T>& powers) const {
+    const T rest = powers.rest_of_row(f);
+    return f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+  }
+  // The mass of a column behind iteration t, likewise, from g_t and log_g_(t+1).
+  __device__ T factor_of(T g, T log_next, const Powers<T>& powers) const {
+    return rest_of(g, log_next, inverse_reg, T(1)) * powers.rest_of_column(log_next);
+  }
+  // Weights are read in fours.
+  __device__ void clear_rest_of_columns() const {
+    if (team.leads())
+      for (int j = p.m(); j < team.parts_stride; ++j) team.held[j] = 0;
   }
 
   // One entry of every step, by one warp; the steps are `stride` apart.
@@ -270,14 +310,14 @@ struct Adjoint {
   }
 };
 
-template <class T, int kQ, int kR, bool kKept, bool kImplicit>
-__global__ void __launch_bounds__(kBackThreads, 1)
+template <class T, int kQ, int kR, int kKeep, bool kImplicit>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
                          int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
   const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
-  using Team = Owned<T, kQ, kR, kKept>;
+  using Team = Owned<T, kQ, kR, kKeep>;
   Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   Adjoint<T, Team> adjoint(p, call, team);
   if constexpr (kImplicit)
@@ -286,10 +326,10 @@ __global__ void __launch_bounds__(kBackThreads, 1)
     adjoint.unrolled();
 }
 
-template <class T, int kQ, int kR, bool kKept>
+template <class T, int kQ, int kR, int kKeep>
 const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
-  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKept, true>
-                                    : owned_adjoint_kernel<T, kQ, kR, kKept, false>;
+  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKeep, true>
+                                    : owned_adjoint_kernel<T, kQ, kR, kKeep, false>;
   const OwnedPlan& plan = p.plan.back;
   if (one_block(p.plan.regime))
     return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
@@ -307,6 +347,11 @@ const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::S
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.back;
+  if constexpr (sizeof(T) == 4) {
+    if (plan.held > 0 && plan.quads == 1) return start<T, 1, 4, kKeepsSome>(p, call, stream);
+    if (plan.held > 0 && plan.quads == 2) return start<T, 2, 4, kKeepsSome>(p, call, stream);
+    if (plan.held > 0 && plan.quads == 4) return start<T, 4, 2, kKeepsSome>(p, call, stream);
+  }
   if (plan.quads == 1)
     return plan.rows == 1 ? start<T, 1, 1, true>(p, call, stream)
            : plan.kept    ? start<T, 1, 4, true>(p, call, stream)
@@ -314,6 +359,8 @@ const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call,
   if constexpr (sizeof(T) == 4) {
     if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, call, stream) : start<T, 2, 4, false>(p, call, stream);
     if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, call, stream) : start<T, 4, 2, false>(p, call, stream);
+    if (plan.quads == 8) return start<T, 8, 1, false>(p, call, stream);
+    return start<T, 16, 1, false>(p, call, stream);
   }
   return "more columns than a thread can own";
 }

@@ -8,8 +8,7 @@
 // scaled: what remains of g - C is small, and its rounding with it. What blocks have gathered for the columns is
 // put together in a fixed order: results do not depend on scheduling.
 #pragma once
-#include "sinkhorn/crew.cuh"
-#include "sinkhorn/regime.h"
+#include "sinkhorn/owned_rows.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -24,98 +23,15 @@ __device__ inline void leave_out(RowValue<T>& y) {
   y.potential = -T(INFINITY);
 }
 
-// T, quads of columns per thread, rows at a time, and whether rows stay in shared memory: none, all, or evenly spread some.
-constexpr int kKeepsSome = 2;
 template <class T, int kQ, int kR, int kKeep>
-struct Owned : Crew {
-  static constexpr bool kKept = kKeep == 1, kSome = kKeep == kKeepsSome;
-  static constexpr bool kSharedShift = kQ >= kSharedQuads;
-  static constexpr bool kTwice = kQ > kStreamedQuads;  // entries do not stay in registers
-  static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
-
-  int span, group, groups, at;  // threads of a group, which one this is in, and where in it
-  int stride;                   // of the rows that are read
-  int count;                    // rows of this block
-  bool aligned;
-  const T* rows;  // of this block: shared, or the cost
-  const T* tile;  // shared, of the rows that stay there
-  int share;      // of the rows that do, times 2^16
-  T* red;         // shared, sums of rows on their way; two rounds
-  T *potential, *mass;  // shared (count,): of the rows, for the steps
-  T* row_sum;           // shared (count,): s_i
-  T* strip;             // shared, sums of columns on their way
-  T* shifts;            // shared (span, 4 kQ)
-  T* parts;             // global (size, stride of parts)
-  T* held;              // global (3, stride of parts)
-  int parts_stride, turn = 0;
-
-  // `work`: the work space of this problem (OwnedPlan::work elements).
-  __device__ Owned(const OwnedPlan& plan, bool grid_, int n_, int m_, const T* cost, T* work, bool own_barrier)
-      : Crew(grid_, n_, m_, own_barrier ? reinterpret_cast<unsigned*>(work) : nullptr) {
-    span = plan.span, groups = plan.groups, group = tid / span, at = tid % span;
-    count = row_end - row_begin;
-    parts_stride = int(in_fours(m));
-    slots = reinterpret_cast<double*>(work + 4);
-    parts = work + 4 + 4 * int64_t(size), held = parts + int64_t(size) * parts_stride;
-    scratch = reinterpret_cast<double*>(cuda::shared_memory());
-    red = reinterpret_cast<T*>(scratch + 64);
-    potential = red + owned_red(plan), mass = potential + in_fours(count);
-    row_sum = mass + in_fours(count);
-    strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
-    T* shared = shifts + (kSharedShift ? int64_t(threads) * 4 * kQ : 0);
-    const T* own = cost + int64_t(row_begin) * m;
-    aligned = m % 4 == 0 && reinterpret_cast<uintptr_t>(cost) % 16 == 0;
-    rows = kKept ? shared : own, stride = kKept ? parts_stride : m;
-    if constexpr (kSome) tile = shared, share = (plan.held << 16) / count;
-    if constexpr (kKept || kSome) {
-      keep(shared, own, kKept ? count : kept_before(count));
-      cuda::sync_block();
-    }
-  }
-
-  // Four columns of this thread begin here; there may be fewer, or none, below m. A warp's columns lie together: the
-  // distances between its loads are constants.
-  __device__ int column(int q) const { return at / kWarp * (kWarp * 4 * kQ) + (q * kWarp + lane) * 4; }
-  // The row of this block that this group takes as number r of its turn `step`; `count` and more: none.
-  __device__ int row_of(int step, int r) const { return (step * kR + r) * groups + group; }
-  // How many rows before this one stay in shared memory, where some do.
-  __device__ int kept_before(int row) const { return row * share >> 16; }
-  __device__ int steps() const { return (count + groups * kR - 1) / (groups * kR); }
-
-  __device__ T cost_of(int row, int j) const { return rows[row * stride + j]; }
-  // kN times four of this thread's costs of a row, from those at `from`, number `first` times four; where there are
-  // none, `c` stays as it is.
-  template <bool kVector, bool kShared, int kN>
-  __device__ void load(T (&c)[kN][4], const T* from, int first = 0) const {
-    const int left = m - column(0);
-#pragma unroll
-    for (int q = 0; q < kN; ++q) {
-      const int j = (first + q) * kWarp * 4;
-      if constexpr (kShared) {
-        if (j < left) cuda::load_four(from + j, c[q]);
-      } else if constexpr (kVector) {
-        if (j < left) cuda::load_four_once(from + j, c[q]);
-      } else {
-#pragma unroll
-        for (int v = 0; v < 4; ++v)
-          if (j + v < left) c[q][v] = from[j + v];
-      }
-    }
-  }
-  // Those of a row of this block; `from` is where it begins among all rows.
-  template <bool kVector>
-  __device__ void load_row(T (&c)[kQ][4], int row, const T* from) const {
-    if (row >= count) return;
-    if constexpr (kSome) {
-      const int slot = kept_before(row);
-      if (kept_before(row + 1) > slot) {
-        load<kVector, true, kQ>(c, tile + slot * parts_stride + column(0));
-        return;
-      }
-    }
-    load<kVector, kKept, kQ>(c, from);
-  }
-  __device__ bool vectors() const { return kKept || aligned; }
+struct Owned : OwnedRows<T, kQ, kR, kKeep> {
+  using Rows = OwnedRows<T, kQ, kR, kKeep>;
+  using Rows::kColumns, Rows::kLane, Rows::kSharedShift, Rows::kTwice;
+  using Rows::at, Rows::count, Rows::group, Rows::groups, Rows::red, Rows::row_sum, Rows::rows, Rows::shifts, Rows::span;
+  using Rows::column, Rows::cost_of, Rows::parts, Rows::parts_stride, Rows::row_of, Rows::steps, Rows::strip, Rows::stride;
+  using Rows::col_begin, Rows::col_end, Rows::lane, Rows::m, Rows::rank, Rows::scratch, Rows::size, Rows::slots, Rows::sync;
+  using Rows::over, Rows::threads, Rows::tid, Rows::turn, Rows::vectors, Rows::warp, Rows::warps, Rows::weights;
+  using Rows::Rows;
 
   // The sums of kN numbers over the threads of each group. A lane gets that of number lane / (32 / kN).
   template <int kN>
@@ -136,6 +52,19 @@ struct Owned : Crew {
     return sum;
   }
 
+  // What a sweep needs of this thread's columns: here, or in shared memory, where this thread alone reads it.
+  struct Columns {
+    T shift[kColumns][4], weight[kColumns][4];
+  };
+  template <class Step>
+  __device__ void take_shifts(const Step& step, Columns& columns) const {
+    take(columns.shift, shifts, -T(INFINITY), [&](int j) { return step.shift(j); });
+  }
+  template <class Step>
+  __device__ void take_weights(const Step& step, Columns& columns) const {
+    if constexpr (Step::kWeighted && !kTwice) take(columns.weight, weights, T(0), [&](int j) { return step.weight(j); });
+  }
+
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
   // `before` runs when the first rows are on their way, ahead of all that the step is asked for. It may wait for a barrier
   // at which this block has arrived; the arrival itself would wait for those rows.
@@ -145,11 +74,24 @@ struct Owned : Crew {
   }
   template <class Step, class Before>
   __device__ void sweep(Step& step, Before before) {
-    T acc[kQ][4];
-    if (!Step::kOnce && vectors())
-      pass<true>(step, acc, before);
+    Columns columns;
+    sweep_with(step, columns, [&] {
+      before();
+      take_shifts(step, columns), take_weights(step, columns);
+    });
+  }
+  // With what has been taken of the columns, or is once the first rows are on their way.
+  template <class Step>
+  __device__ void sweep_with(Step& step, Columns& columns) {
+    sweep_with(step, columns, [] {});
+  }
+  template <class Step, class Take>
+  __device__ void sweep_with(Step& step, Columns& columns, Take take_columns) {
+    T acc[kQ][4] = {};
+    if ((!Step::kOnce || kSharedShift) && vectors())
+      pass<true>(step, columns, acc, take_columns);
     else
-      pass<false>(step, acc, before);
+      pass<false>(step, columns, acc, take_columns);
     lay_out(acc);
     bool wrong = false;
     if constexpr (Step::kMends)
@@ -169,6 +111,20 @@ struct Owned : Crew {
       }
     publish(acc);
     sync();
+  }
+
+  // The largest of what the bodies of `columns` found, none of them negative, the same on every thread: offered before a
+  // barrier of the crew, read behind it, and offered again behind another. In a grid the first warp runs the bodies.
+  __device__ void offer(T found) const {
+    found = warp_largest(found);
+    if (lane == 0 && (size == 1 || warp == 0)) offers()[size == 1 ? warp : rank] = found;
+  }
+  __device__ T largest_offer() const {
+    const T* offer = offers();
+    T most = 0;
+#pragma unroll 4
+    for (int k = lane; k < (size == 1 ? warps : size); k += kWarp) most = cuda::larger_of(most, offer[k]);
+    return warp_largest(most);
   }
 
   // body(j, sum of column j) on one thread per column of this block. A barrier of the block must follow before the next.
@@ -209,42 +165,51 @@ struct Owned : Crew {
  private:
   static constexpr int kAtOnce = 6;  // sums of blocks that are on their way to a thread
 
-  template <bool kVector, class Step, class Before>
-  __device__ void pass(Step& step, T (&acc)[kQ][4], Before before) {
+  // of(j) of this thread's columns, `none` where there is none.
+  template <class Of>
+  __device__ void take(T (&to)[kColumns][4], T* shared, T none, Of of) const {
+#pragma unroll
+    for (int q = 0; q < kQ; ++q) {
+      T(&four)[4] = to[kSharedShift ? 0 : q];
+#pragma unroll
+      for (int v = 0; v < 4; ++v) four[v] = column(q) + v < m ? of(column(q) + v) : none;
+      if constexpr (kSharedShift) cuda::store_four(shared + column(q), four);
+    }
+  }
+
+  __device__ T* offers() const { return reinterpret_cast<T*>(size == 1 ? scratch : slots); }
+  __device__ static float warp_largest(float x) { return cuda::largest(x); }
+  __device__ static double warp_largest(double x) {
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) x = cuda::larger_of(x, cuda::shuffle_xor(x, mask));
+    return x;
+  }
+
+  template <bool kVector, class Step, class Take>
+  __device__ void pass(Step& step, Columns& columns, T (&acc)[kQ][4], Take take_columns) {
     if constexpr (kTwice)
-      two_looks<kVector>(step, acc, before);
+      two_looks<kVector>(step, acc, take_columns);
     else
-      one_look<kVector>(step, acc, before);
+      one_look<kVector>(step, columns, acc, take_columns);
   }
 
   // Rows too long for their entries to stay in registers are read again, from the second-level cache: a row at a
   // time, in parts, the next part on its way.
-  template <bool kVector, class Step, class Before>
-  __device__ void two_looks(Step& step, T (&acc)[kQ][4], Before before) {
-    static_assert(!Step::kWeighted, "the weights of so many columns have no place");
+  template <bool kVector, class Step, class Take>
+  __device__ void two_looks(Step& step, T (&acc)[kQ][4], Take take_columns) {
     constexpr int kPart = 4, kParts = kQ / kPart;
     T c[2][kPart][4] = {}, shift[4];
-    load<kVector, false>(c[0], rows + column(0));
-    before();
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        shift[v] = column(q) + v < m ? step.shift(column(q) + v) : -T(INFINITY);
-        acc[q][v] = 0;
-      }
-      cuda::store_four(shifts + column(q), shift);
-    }
+    this->template load<kVector, false>(c[0], rows + column(0));
+    take_columns();
 #pragma unroll 1
     for (int row = 0; row < count; ++row) {
       const T* from = rows + row * stride + column(0);
-      const T power = step.power(row);
+      const auto power = step.power(row);
       T sums[1] = {0}, y = 1;
 #pragma unroll
       for (int k = Step::kRows ? 0 : kParts; k < 2 * kParts; ++k) {
         const int next = k + 1 < 2 * kParts ? k + 1 : Step::kRows ? 0 : kParts;
         if (k + 1 < 2 * kParts || row + 1 < count)
-          load<kVector, false>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
+          this->template load<kVector, false>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
         if constexpr (Step::kRows) {
           if (k == kParts) {
             const T sum = group_sums<1>(sums);
@@ -256,12 +221,15 @@ struct Owned : Crew {
         for (int part = 0; part < kPart; ++part) {
           const int q = k % kParts * kPart + part;
           cuda::load_four(shifts + column(q), shift);
+          T weight[4] = {1, 1, 1, 1};  // of so many columns: from global memory
+          if constexpr (Step::kWeighted)
+            if (k < kParts && column(q) < m) cuda::load_four(step.weights + column(q), weight);
 #pragma unroll
           for (int v = 0; v < 4; ++v) {
-            const T x = c[k % 2][part][v], e = cuda::power_of_two((shift[v] - x) * step.k + power);
+            const T x = c[k % 2][part][v], e = step.entry(shift[v], x, power);
             if constexpr (Step::kLooks) step.look(x);
             if (k < kParts)
-              sums[0] += e;
+              sums[0] += Step::kWeighted ? e * weight[v] : e;
             else
               acc[q][v] += e * y;
           }
@@ -270,9 +238,10 @@ struct Owned : Crew {
     }
   }
 
-  template <bool kVector, class Step, class Before>
-  __device__ void one_look(Step& step, T (&acc)[kQ][4], Before before) {
-    T shift[kSharedShift ? 1 : kQ][4], weight[Step::kWeighted ? kQ : 1][4], c[kR][kQ][4], e[kR][kQ][4];
+  template <bool kVector, class Step, class Take>
+  __device__ void one_look(Step& step, Columns& columns, T (&acc)[kQ][4], Take take_columns) {
+    T(&shift)[kColumns][4] = columns.shift, (&weight)[kColumns][4] = columns.weight;
+    T c[kR][kQ][4], e[kR][kQ][4];
     const int apart = groups * stride;  // rows of this group, one after the other
     const T* next = rows + group * stride + column(0);
 #pragma unroll
@@ -281,20 +250,9 @@ struct Owned : Crew {
       for (int q = 0; q < kQ; ++q)
 #pragma unroll
         for (int v = 0; v < 4; ++v) c[r][q][v] = 0;
-      load_row<kVector>(c[r], row_of(0, r), next + r * apart);
+      this->template load_row<kVector>(c[r], row_of(0, r), next + r * apart);
     }
-    before();
-#pragma unroll
-    for (int q = 0; q < kQ; ++q) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int j = column(q) + v;
-        shift[kSharedShift ? 0 : q][v] = j < m ? step.shift(j) : -T(INFINITY);
-        if constexpr (Step::kWeighted) weight[q][v] = j < m ? step.weight(j) : T(0);
-        acc[q][v] = 0;
-      }
-      if constexpr (kSharedShift) cuda::store_four(shifts + column(q), shift[0]);  // read by this thread alone
-    }
+    take_columns();
     const int last = steps();
 #pragma unroll 1
     for (int turn_of_rows = 0; turn_of_rows < last; ++turn_of_rows) {
@@ -309,15 +267,16 @@ struct Owned : Crew {
 #pragma unroll
         for (int q = 0; q < kQ; ++q) {
           if constexpr (kSharedShift) cuda::load_four(shifts + column(q), shift[0]);
+          if constexpr (kSharedShift && Step::kWeighted) cuda::load_four(weights + column(q), weight[0]);
 #pragma unroll
           for (int v = 0; v < 4; ++v) {
             const T x = c[r][q][v];
             if constexpr (Step::kLooks) step.look(x);
             e[r][q][v] = step.entry(shift[kSharedShift ? 0 : q][v], x, power);
-            sums[r] += Step::kWeighted ? e[r][q][v] * weight[q][v] : e[r][q][v];
+            sums[r] += Step::kWeighted ? e[r][q][v] * weight[kSharedShift ? 0 : q][v] : e[r][q][v];
           }
         }
-        load_row<kVector>(c[r], row_of(turn_of_rows + 1, r), next + r * apart);
+        this->template load_row<kVector>(c[r], row_of(turn_of_rows + 1, r), next + r * apart);
       }
       if constexpr (Step::kRows) {
         const T sum = group_sums<kR>(sums);
@@ -336,20 +295,6 @@ struct Owned : Crew {
     }
   }
 
-  __device__ void keep(T* to, const T* own, int many) const {
-    const int fours = parts_stride / 4;
-    for (int64_t k = tid; k < int64_t(many) * fours; k += threads) {
-      const int slot = int(k / fours), j = int(k % fours) * 4;
-      const int row = kSome ? (((slot + 1) << 16) + share - 1) / share - 1 : slot;
-      T c[4];
-      if (aligned)
-        cuda::load_four_once(own + int64_t(row) * m + j, c);
-      else
-        for (int v = 0; v < 4; ++v) c[v] = j + v < m ? own[int64_t(row) * m + j + v] : T(INFINITY);
-      cuda::store_four(to + int64_t(slot) * parts_stride + j, c);
-    }
-  }
-
   // Rows whose sums left the range: their log-sums exactly, then their entries against the new potential.
   template <class Step>
   __device__ void mend(Step& step, T (&acc)[kQ][4]) {
@@ -357,10 +302,10 @@ struct Owned : Crew {
       if (!step.to_mend(row)) continue;  // the same on every thread
       double top = -double(INFINITY), sum = 0;
       each(step, row, [&](int, int, T x) { top = x > top ? double(x) : top; });
-      top = in_block<true>(top);
+      top = this->template in_block<true>(top);
       const T shift = top > -double(INFINITY) ? T(top) : T(0);
       if (group == 0) each(step, row, [&](int, int, T x) { sum += cuda::power_of_two((x - shift) * step.k); });
-      sum = in_block<false>(sum);
+      sum = this->template in_block<false>(sum);
       const T power = step.mended(row, shift, T(sum));
       if (group == 0)
         each(step, row, [&](int q, int v, T x) { acc[q][v] += cuda::power_of_two(x * step.k + power); });

@@ -38,6 +38,7 @@ struct OwnedPlan {
   int grid;
   bool kept;       // the rows of a block stay in shared memory
   int held;        // of them, where not all do
+  bool weighted;   // columns have weights beside their potentials
   int64_t shared;  // bytes
   int64_t work;    // elements of work space
 };
@@ -176,7 +177,7 @@ UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
 
 // Most quads of columns that one thread owns: beyond, registers would spill.
 UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 16; }
-// With so many, the columns' potentials are in shared memory.
+// With so many, the columns' potentials are in shared memory, and their weights where there is room.
 constexpr int kSharedQuads = 4;
 // With so many, rows are always read from global memory: few blocks own rows of such length and have room for them.
 constexpr int kStreamedQuads = 8;
@@ -186,25 +187,24 @@ UK_HOST_DEVICE constexpr int owned_rows(int quads, bool few) {
 }
 
 // Elements of shared memory beside kept rows, in the order of Owned: sums of rows (two rounds, two values a row),
-// three vectors of the rows, columns on their way between groups or warps, potentials.
+// three vectors of the rows, columns on their way between groups or warps, potentials and weights.
 UK_HOST_DEVICE int64_t owned_red(const OwnedPlan& p) { return in_fours(4 * p.rows * (p.threads / 32)); }
 UK_HOST_DEVICE int64_t owned_strip(const OwnedPlan& p) {
   return p.groups > 1 ? int64_t(p.threads) * 4 * p.quads : p.threads;
 }
+UK_HOST_DEVICE int64_t owned_columns(const OwnedPlan& p) {
+  const int vectors = p.quads < kSharedQuads ? 0 : p.weighted && p.quads <= kStreamedQuads ? 2 : 1;
+  return vectors * int64_t(p.threads) * 4 * p.quads;
+}
 UK_HOST_DEVICE int64_t owned_elements(const OwnedPlan& p, int64_t rows) {
-  return owned_red(p) + 3 * in_fours(rows) + owned_strip(p) +
-         (p.quads >= kSharedQuads ? int64_t(p.threads) * 4 * p.quads : 0);
+  return owned_red(p) + 3 * in_fours(rows) + owned_strip(p) + owned_columns(p);
 }
 constexpr int64_t kOwnedScratch = 64 * 8;  // bytes of doubles before them
 
-// The adjoint keeps a weight of each column beside its potential, which takes registers: fewer threads, and fewer
-// columns of one thread.
-constexpr int kBackThreads = 256, kBackQuads = 4;
-UK_HOST_DEVICE bool owns_columns_back(const OwnedPlan& p) { return p.threads > 0 && p.quads <= kBackQuads; }
-
-UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid,
+UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t element, int grid, bool weighted,
                                     const DeviceProperties& device, const Tuning& tuning) {
   OwnedPlan p{};
+  p.weighted = weighted;
   const int most = tuning.threads ? static_cast<int>(smaller(tuning.threads, device.max_threads)) : device.max_threads;
   p.quads = 1;
   while (p.quads < most_quads(element) && int64_t(4) * p.quads * most < m) p.quads *= 2;
@@ -258,10 +258,8 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   const int64_t parts = int64_t(plan.grid) * column_groups(plan.threads, m);
   // sums of the columns, two doubles per block, three vectors of the implicit gradient
   plan.work = in_fours(2 * parts * m + 4 * int64_t(plan.grid) + (3 * m + 1) / 2 * 2);
-  plan.owned = make_owned(plan.regime, n, m, element, plan.grid, device, tuning);
-  DeviceProperties fewer = device;
-  fewer.max_threads = static_cast<int>(smaller(device.max_threads, kBackThreads));
-  plan.back = make_owned(plan.regime, n, m, element, plan.grid, fewer, tuning);
+  plan.owned = make_owned(plan.regime, n, m, element, plan.grid, false, device, tuning);
+  plan.back = make_owned(plan.regime, n, m, element, plan.grid, true, device, tuning);
   plan.work = larger(plan.work, larger(plan.owned.work, plan.back.work));
   return plan;
 }

@@ -28,11 +28,14 @@ PYBIND11_MODULE(cuda_model, m) {
     py::dict d;
     d["regime"] = int(p.regime), d["threads"] = p.threads, d["grid"] = p.grid, d["tile_rows"] = p.tile_rows;
     d["kept"] = p.kept, d["state_shared"] = p.state_shared, d["shared"] = p.shared, d["work"] = p.work;
-    const sinkhorn::OwnedPlan& o = p.owned;
-    py::dict owned;
-    owned["threads"] = o.threads, owned["span"] = o.span, owned["groups"] = o.groups, owned["quads"] = o.quads;
-    owned["rows"] = o.rows, owned["kept"] = o.kept, owned["held"] = o.held, owned["shared"] = o.shared;
-    owned["work"] = o.work, d["owned"] = owned;
+    auto owned = [](const sinkhorn::OwnedPlan& o) {
+      py::dict d;
+      d["threads"] = o.threads, d["span"] = o.span, d["groups"] = o.groups, d["quads"] = o.quads;
+      d["rows"] = o.rows, d["kept"] = o.kept, d["held"] = o.held, d["shared"] = o.shared;
+      d["work"] = o.work;
+      return d;
+    };
+    d["owned"] = owned(p.owned), d["back"] = owned(p.back);
     return d;
   }, py::arg("regime"), py::arg("n"), py::arg("m"), py::arg("batch"), py::arg("element"), py::arg("multiprocessors"),
      py::arg("shared_per_block"), py::arg("threads") = 0, py::arg("quads") = 0);
