@@ -106,7 +106,7 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
   return threads;
 }
 
-constexpr int64_t kMostHeld = 8192;  // columns, of a sweep that keeps some of its rows
+constexpr int64_t kMostHeld = 4096;  // columns, of a sweep that keeps some of its rows: of more, keeping them was slower
 
 constexpr int64_t kSmallSize = 128;
 constexpr int64_t kSmallShared = 81 * 1024;  // bytes, of the largest; up to 64 rows or columns take a fifth
