@@ -149,13 +149,16 @@ struct Small {
     for (int k = 0; k < kHalf; ++k)
 #pragma unroll
       for (int s = 0; s < kCount; ++s) (*x[s])[k] += cuda::shuffle_xor((*x[s])[k + kHalf], kMask);
-    if constexpr (kHalf > 1) return sum_rest<kHalf / 2>(x, sums);
+    if constexpr (kHalf > 1) {
+      sum_rest<kHalf / 2>(x, sums);
+    } else {
 #pragma unroll
-    for (int s = 0; s < kCount; ++s) sums[s] = (*x[s])[0];
+      for (int s = 0; s < kCount; ++s) sums[s] = (*x[s])[0];
 #pragma unroll
-    for (int left = kWarp / R / 2; left > 0; left /= 2)
+      for (int left = kWarp / R / 2; left > 0; left /= 2)
 #pragma unroll
-      for (int s = 0; s < kCount; ++s) sums[s] += cuda::shuffle_xor(sums[s], left);
+        for (int s = 0; s < kCount; ++s) sums[s] += cuda::shuffle_xor(sums[s], left);
+    }
   }
 };
 
