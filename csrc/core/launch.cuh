@@ -78,7 +78,8 @@ __device__ inline void counted_wait(unsigned* counter, unsigned target) {
 }
 
 // Four elements in a row at an address of 16 bytes' alignment. `once`: constant while the kernel runs, and not wanted
-// in the first-level cache.
+// in the first-level cache; volatile, or the compiler takes it out of a loop and ahead of the question whether the
+// address is aligned.
 __device__ inline void load_four(const float* at, float (&to)[4]) {
   const float4 x = *reinterpret_cast<const float4*>(at);
   to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
@@ -88,7 +89,7 @@ __device__ inline void load_four(const double* at, double (&to)[4]) {
   to[0] = x.x, to[1] = x.y, to[2] = y.x, to[3] = y.y;
 }
 __device__ inline void load_four_once(const float* at, float (&to)[4]) {
-  asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
       : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "l"(at));
 }
 __device__ inline void load_four_once(const double* at, double (&to)[4]) { load_four(at, to); }
