@@ -47,6 +47,13 @@ def test_gradients_at_the_fixed_point(grad, regime, monkeypatch):
     compare(Case(14, 9, 0.5, 500, "zeros"), torch.float64, grad)
 
 
+@pytest.mark.parametrize("m", [5, 8, 131])  # rows that begin where vectors may, and rows that do not
+@pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
+def test_gradients_of_rows_that_are_not_aligned(grad, m, regime, monkeypatch):
+    monkeypatch.setattr(test_sinkhorn, "leaves", on_gpu)
+    compare(Case(7, m, 0.5, 40, "random"), torch.float32, grad)
+
+
 @pytest.mark.parametrize("size", [(300, 411), (1000, 777), (2500, 2600)], ids=str)
 def test_sizes_that_need_the_whole_device(size):
     x, y = torch.randn(size[0], 32, device="cuda"), torch.randn(size[1], 32, device="cuda") + 0.2

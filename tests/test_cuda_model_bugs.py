@@ -122,7 +122,10 @@ def test_barriers_that_do_nothing_are_caught(regime):
     wrong = 0
     for order in ("forward", "reverse", "random"):
         with model(regime, order, 3, threads=96, skip_block_barrier=True):
-            wrong += not distance(uk.sinkhorn(C, a, b, reg=0.1, max_iter=6).value, want) < limit
+            try:
+                wrong += not distance(uk.sinkhorn(C, a, b, reg=0.1, max_iter=6).value, want) < limit
+            except RuntimeError as stuck:  # threads that vote apart
+                wrong += "deadlock" in str(stuck)
     assert wrong >= 2
 
 
