@@ -311,7 +311,8 @@ SECTIONS: tuple[Section, ...] = (
     ("A training step", training, """
         Cached teacher features of 512, student MLP 768-1024-512, SGD. In brackets: times the step of
         cross-entropy. *by copies* is the published code's way: a deepcopy of the student each step, and
-        POT's `sinkhorn2` through autograd. *graph* is a replay of the step captured in a CUDA graph."""),
+        POT's `sinkhorn2` through autograd. *without FA*: the FA loss replaced by a mean, so that its own time
+        is apart. *graph* is a replay of the step captured in a CUDA graph."""),
     ("Errors against float64", accuracy, """
         Largest error over largest entry, the worst case of each group. A limit is twice the error of plain
         torch at the same type and a floor, or fixed for whole losses. `auto` is what the library chooses;
