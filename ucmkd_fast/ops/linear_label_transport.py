@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _autograd, _devices, _label_cuda, _solve_cuda, checks
+from ._cost_cuda import product
 from .label_transport import (
     check_options,
     check_target,
@@ -23,7 +24,8 @@ from .label_transport import (
 # Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
 # enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
 CHUNK_ELEMENTS = 1 << 20
-CUDA_CHUNK_ELEMENTS = 1 << 23  # enough tiles of a product for every multiprocessor; not measured yet
+# On a CUDA device, as many or CUDA_ROWS rows: the gradient of the heads is read and written once for each chunk.
+CUDA_CHUNK_ELEMENTS, CUDA_ROWS = 1 << 23, 512
 
 
 def composite(inputs, target, **options) -> Tensor:
@@ -34,51 +36,72 @@ def composite(inputs, target, **options) -> Tensor:
     return label_transport_loss(student, teacher, target, **options)
 
 
+def _rows(n: int, k: int, on_device: bool) -> int:
+    """Of a chunk."""
+    if on_device:
+        return min(n, max(CUDA_ROWS, CUDA_CHUNK_ELEMENTS // (2 * k)))
+    return min(n, max(1, CHUNK_ELEMENTS // (2 * k)))
+
+
+def _factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
+    """What the products multiply: half precision on a device that sums them in float32, else what they sum in."""
+    half = feature.dtype in checks.HALVES and _solve_cuda.runs_on(feature)
+    if half and all(w.dtype == feature.dtype for w in weights):
+        return feature.dtype
+    return torch.promote_types(feature.dtype, torch.float32)
+
+
 def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
-    """The total of the losses (`run`), and its gradients where ``needs`` asks for one, chunk by chunk."""
+    """The total of the losses (`run`), and its gradients where ``needs`` asks for one, chunk by chunk.
+
+    Logits and sums are float32 or float64. Where features and heads of half precision are multiplied as they are, the
+    gradients of the logits are rounded to their type before they are.
+    """
     feature, sw, sb, tw, tb = inputs
-    dtype = torch.promote_types(feature.dtype, torch.float32)
+    dtype, factors = torch.promote_types(feature.dtype, torch.float32), _factors(feature, sw, tw)
     (n, d), k = feature.shape, sw.shape[0]
     need_feature, need_sw, need_sb, need_tw, need_tb = needs
     need_student, need_teacher = need_feature or need_sw or need_sb, need_feature or need_tw or need_tb
-    heads = torch.cat([sw, tw]).to(dtype)  # (2K, D): both heads in one product
-    bias = heads.new_zeros(2 * k)
+    heads = torch.cat([sw, tw]).to(factors)  # (2K, D): both heads in one product
+    bias = heads.new_zeros(2 * k, dtype=dtype)
     for half, b in ((bias[:k], sb), (bias[k:], tb)):
         if b is not None:
             half.copy_(b)
     # Only the half of the heads that needs a gradient enters the products backwards.
     columns = slice(0 if need_student else k, 2 * k if need_teacher else k)
     width = columns.stop - columns.start
-    d_feature = heads.new_empty(n, d) if need_feature else None
-    d_weight = heads.new_zeros(width, d) if need_sw or need_tw else None
-    d_bias = heads.new_zeros(width) if need_sb or need_tb else None
-    most = CUDA_CHUNK_ELEMENTS if _solve_cuda.runs_on(heads) else CHUNK_ELEMENTS
-    rows = max(1, most // (2 * k))
-    logits = heads.new_empty(min(rows, n), 2 * k)
+    d_feature = bias.new_empty(n, d) if need_feature else None
+    d_weight = bias.new_zeros(width, d) if need_sw or need_tw else None
+    d_bias = bias.new_zeros(width) if need_sb or need_tb else None
+    rows = _rows(n, k, _solve_cuda.runs_on(heads))
+    logits = bias.new_empty(rows, 2 * k)
     total, parts = 0.0, []
     for begin in range(0, n, rows):
-        x = feature[begin : begin + rows].to(dtype)
+        x = feature[begin : begin + rows].to(factors)
         z = logits[: len(x)]
-        torch.addmm(bias, x, heads.t(), out=z)
+        _logits(bias, x, heads, z)
         s, t = z[:, :k], z[:, k:]
         _, part, _ = run(
             s, t, target[begin : begin + rows], ignore_index, smoothing, kappa == "live",
             s if need_student else None, t if need_teacher else None, begin,
         )  # fmt: skip
         if is_nan(part):  # gradients lie over the logits: these are made again
-            torch.addmm(bias, x, heads.t(), out=z)
+            _logits(bias, x, heads, z)
             refuse_logits(s, t, target[begin : begin + rows], ignore_index, smoothing, begin)
         if isinstance(part, Tensor):
             parts.append(part)
         else:
             total += part
         grad = z[:, columns]  # lies over the logits now
-        if d_feature is not None:
-            torch.mm(grad, heads[columns], out=d_feature[begin : begin + rows])
-        if d_weight is not None:
-            torch.addmm(d_weight, grad.t(), x, out=d_weight)
         if d_bias is not None:
             d_bias += grad.sum(0)
+        grad = grad.to(factors)
+        if d_feature is not None:
+            product(grad, heads[columns].t(), d_feature[begin : begin + rows])
+        if d_weight is not None and factors == dtype:
+            torch.addmm(d_weight, grad.t(), x, out=d_weight)
+        elif d_weight is not None:
+            d_weight += product(grad.t(), x.t(), torch.empty_like(d_weight))
     student, teacher = slice(0, k), slice(k if need_student else 0, None)
     return torch.cat(parts) if parts else total, (
         d_feature,
@@ -87,6 +110,13 @@ def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
         d_weight[teacher] if need_tw else None,
         d_bias[teacher] if need_tb else None,
     )
+
+
+def _logits(bias: Tensor, x: Tensor, heads: Tensor, out: Tensor) -> None:
+    if heads.dtype == out.dtype:
+        torch.addmm(bias, x, heads.t(), out=out)
+    else:
+        product(x, heads, out).add_(bias)
 
 
 class LinearLabelTransport(torch.autograd.Function):
@@ -184,7 +214,8 @@ def linear_label_transport_loss(
     for the formula and the options.
 
     Args:
-        feature: (n, D) student features; float32, float64, or half precision (then computed in float32).
+        feature: (n, D) student features; float32, float64, or half precision: then computed in float32, on a CUDA
+            device from products of half precision that are summed in float32.
         student_weight: (K, D).
         student_bias: (K,) or None.
         teacher_weight: (K, D).
