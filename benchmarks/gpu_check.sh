@@ -5,7 +5,7 @@ usage() {
   cat <<'END'
 usage: sh benchmarks/gpu_check.sh [options] [FOLDER] [MODE ...]
 
-  FOLDER        for results, runs/gpu where none is named: results.jsonl (a line per result) and log.txt (everything else);
+  FOLDER        (from the repository's root on; with a slash) for results, runs/gpu where none is named: results.jsonl (a line per result) and log.txt (everything else);
                 both grow, so that a mode can be run again
   MODE          smoke     a small problem per regime, dtype and gradient: error and limit
                 correct   tests/test_cuda_device.py, tests/test_device_ops.py -k cuda; inductor last
@@ -53,7 +53,11 @@ while [ $# -gt 0 ]; do
     --no-build) BUILD=no ;;
     smoke | correct | speed | peers | sanitize | tune) MODES="$MODES $1" ;;
     -*) fail "unknown option $1 (--help)" ;;
-    *) OUT=$1 ;;
+    */* | .) OUT=$1 ;;
+    *)
+      [ -d "$1" ] || fail "unknown mode $1 (--help); a folder that is not there yet is named with a slash, ./$1"
+      OUT=$1
+      ;;
   esac
   shift
 done

@@ -145,9 +145,9 @@ def test_the_best_setting_stands_beside_the_default(made):
         (
             "tune",
             "N = 256 regime=0",
-            {"graph_ms": 2.0, "n": 256, "setting": {"regime": 0, "own_barrier": False}},
+            {"graph_ms": 2.0, "n": 256, "setting": {"regime": 0, "own_barrier": True}, "default": True},
         ),
-        ("tune", "N = 256 grid", {"graph_ms": 1.6, "n": 256, "setting": best}),
+        ("tune", "N = 256 grid", {"graph_ms": 1.6, "n": 256, "setting": best, "default": False}),
         (
             "tune",
             "N = 256 wrong",

@@ -131,7 +131,7 @@ def cases(report: Report, mode: str, deadline: float) -> None:
             return
         if ended == f"exit status {NEXT_PLEASE}":
             continue
-        report.row(mode, name or "the start of a worker", failed=f"{ended}: {tail[-300:]}")
+        report.row(mode, name or "the start of a worker", failed=ended + (f": {tail[-300:]}" if tail else ""))
         if not name:
             return
         at += busy
@@ -140,6 +140,9 @@ def cases(report: Report, mode: str, deadline: float) -> None:
 
 def pytest_part(report: Report, name: str, arguments: list[str], deadline: float, workers: int) -> None:
     """One run of pytest; a row for each test that fails, then one for the count."""
+    if time.monotonic() >= deadline:
+        report.row("correct", name, left_out="out of time")
+        return
     have = {p: importlib.util.find_spec(p) is not None for p in ("xdist", "pytest_timeout")}
     command = [
         sys.executable,
@@ -222,7 +225,8 @@ def sanitize(report: Report, deadline: float) -> None:
                 print(f"sanitize {check} {line}", flush=True)
         ended = run.status()
         report.row(
-            "sanitize", check, cases=done, seconds=time.monotonic() - begin, told="; ".join(errors[:3] + errors[-1:]),
+            "sanitize", check, cases=done, seconds=time.monotonic() - begin,
+            told="; ".join(errors[:3] + errors[3:][-1:]),
             **({"failed": ended} if ended else {}),
         )  # fmt: skip
 
