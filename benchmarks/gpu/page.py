@@ -94,7 +94,8 @@ def iteration(results: Results) -> list[str]:
             for k in ("forward", "adjoint")
         )
         found.append([
-            case, None if "double" in case else row["floor_us"], row.get("forward_us"), row.get("adjoint_us"), last / depth if last else None,
+            case, None if "double" in case else row["floor_us"],
+            row.get("forward_us"), row.get("adjoint_us"), last / depth if last else None,
             whole, rates if of_copy and results.copy_gb_s else "-",
         ])  # fmt: skip
     head = [
@@ -288,7 +289,8 @@ SECTIONS: tuple[Section, ...] = (
     ("An iteration", iteration, """
         Microseconds of device time per iteration for a given cost, float32 unless said otherwise: that of
         many iterations less that of one. The floor is one exponential per element on the multiprocessors in
-        use (up to 128 x 128 none is taken), or one read of a cost that does not fit on the chip. The sweep back is kept from ending early.
+        use (up to 128 x 128 none is taken), or one read of a cost that does not fit on the chip.
+        The sweep back is kept from ending early.
         *gradient* is the last pass, which makes dC, spread over the iterations; up to 128 x 128 the adjoint
         makes dC as well. *all, graph replay* times value and gradient as a whole. GB/s count one read of
         the cost per iteration, for costs above 60 MB."""),

@@ -108,7 +108,7 @@ class Process:
 
 def cases(report: Report, mode: str, deadline: float) -> None:
     """All cases of a mode, by workers: where one dies or hangs, the next goes on behind the case that did it."""
-    at = 0
+    at, names = 0, []
     while time.monotonic() < deadline:
         worker = Process([sys.executable, str(HERE / "worker.py"), mode, str(at)], RESULTS=str(report.path))
         name, busy, tail = "", False, ""
@@ -118,7 +118,9 @@ def cases(report: Report, mode: str, deadline: float) -> None:
                 tail = line if line.strip() else tail
                 continue
             message = json.loads(line[1:])
-            if "start" in message:
+            if "cases" in message:
+                names = message["cases"]
+            elif "start" in message:
                 at, name, busy = message["start"], message["name"], True
                 worker.limit = time.monotonic() + message["limit"]
             elif "row" in message:
@@ -135,7 +137,8 @@ def cases(report: Report, mode: str, deadline: float) -> None:
         if not name:
             return
         at += busy
-    report.row(mode, f"from case {at}", left_out="out of time")
+    for name in dict.fromkeys(names[at:]):
+        report.row(mode, name, left_out="out of time")
 
 
 def pytest_part(report: Report, name: str, arguments: list[str], deadline: float, workers: int) -> None:

@@ -50,6 +50,7 @@ def show(name: str, found: dict[str, Any] | Iterable[dict[str, Any]]) -> None:
 def main() -> None:
     mode, start = sys.argv[1], int(sys.argv[2])
     cases = importlib.import_module(MODULES.get(mode, mode)).cases()
+    say(cases=[case.name for case in cases])
     for index in range(start, len(cases)):
         case = cases[index]
         say(start=index, name=case.name, limit=case.limit)
