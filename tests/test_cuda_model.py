@@ -357,3 +357,15 @@ def test_gradients_by_tiles_of_every_size(name, reg, max_iter, dtype):
         gots = run(DTYPES[dtype])
     for got, want in zip(gots, wants, strict=True):
         assert distance(got, want) < (1e-10 if dtype == "f64" else 2e-4 if reg == 0.1 else 2e-3)
+
+
+def test_a_row_of_hardly_any_mass_among_large_ones():
+    """Its factor underflows: the row is taken exactly, and no gradient becomes NaN."""
+    a, b = torch.full((140,), 1e17), torch.full((130,), 140e17 / 130)
+    a[3] = 2e-30
+    b *= a.sum() / b.sum()
+    leaf = torch.zeros(140, 130).requires_grad_()
+    with model("resident", threads=64, shared=200 * 1024):
+        value = uk.sinkhorn(leaf, a, b, reg=1.0, max_iter=5).value
+        (grad,) = torch.autograd.grad(value, leaf)
+    assert grad.isfinite().all()

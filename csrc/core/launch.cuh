@@ -158,7 +158,9 @@ __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return ::sqrt(x); }
 
 inline const char* error_text(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // else the next launch would report it again
+  return cudaGetErrorString(error);
 }
 
 // Makes a device current for a scope. This library's own runtime has its own idea of the current device.

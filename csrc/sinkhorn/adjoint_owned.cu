@@ -170,9 +170,9 @@ struct Adjoint {
         else
           mine *= near ? ready.factor : factor_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], powers);
         dg[j] = mine = inverse_mass > 0 ? mine : T(0);
-        weights[j] = mine > 0 || mine < 0 ? mine * rest : T(0);
+        weights[j] = mine == 0 ? T(0) : mine * rest;  // NaN stays
         const T share = magnitude(mine * inverse_mass);
-        most = most < share ? share : most;
+        most = share == share ? (most < share ? share : most) : T(INFINITY);  // NaN: no early end
       });
       const int last_threads = team.threads - 1 - team.tid;  // the first ones have columns
 #pragma unroll 1

@@ -58,7 +58,7 @@ struct OwnedIterate {
     const T a = mass[row];
     if (!(a > 0)) return 0;
     const T ratio = cuda::quotient(a, sum), y = relaxed ? ratio * cuda::root(ratio) : ratio;
-    const bool sound = Range<T>::row(sum, y);
+    const bool sound = y > 0 && Range<T>::row(sum, y);
     wrong |= !sound;
     return sound ? y : T(0);
   }
