@@ -130,7 +130,9 @@ def test_no_kernel_spills_more_than_was_measured_to_be_worth_it(found):
 
 
 def test_only_kernels_that_own_many_columns_may_spill():
-    assert all("owned" in kernel or "small_adjoint" in kernel for kernel in json.loads(TABLE.read_text())["spills"])
+    assert all(
+        "owned" in kernel or "small_adjoint" in kernel for kernel in json.loads(TABLE.read_text())["spills"]
+    )
 
 
 @pytest.mark.long
