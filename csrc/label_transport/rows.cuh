@@ -1,17 +1,12 @@
 // What the threads of one row share: how its logits are laid over them, and the sums that all of them know.
 #pragma once
 #include "core/launch.cuh"
+#include "core/pack.h"
 
 namespace ucmkd {
 namespace label_transport {
 
 constexpr int kWarp = 32;
-
-// W logits that are read or written at once; of 16 bytes where rows are aligned.
-template <class S, int W>
-struct alignas(W * sizeof(S)) Pack {
-  S at[W];
-};
 
 template <class T>
 struct Pair {
@@ -81,7 +76,7 @@ __device__ inline void load(const S* z, int k, int first, T (&out)[V * W]) {
     if (v * kWarp * W < k) {
       const Pack<S, W> pack = *reinterpret_cast<const Pack<S, W>*>(z + v * kWarp * W);
 #pragma unroll
-      for (int w = 0; w < W; ++w) out[v * W + w] = cuda::wide(pack.at[w]);
+      for (int w = 0; w < W; ++w) out[v * W + w] = cuda::wide(pack.e[w]);
     }
   }
 }
@@ -94,7 +89,7 @@ __device__ inline void store(S* z, int k, int first, const T (&e)[V * W], T scal
   for (int v = 0; v < V; ++v) {
     Pack<S, W> pack;
 #pragma unroll
-    for (int w = 0; w < W; ++w) pack.at[w] = cuda::narrow<S>(e[v * W + w] * scale + shift);
+    for (int w = 0; w < W; ++w) pack.e[w] = cuda::narrow<S>(e[v * W + w] * scale + shift);
     if (v * kWarp * W < k) *reinterpret_cast<Pack<S, W>*>(z + v * kWarp * W) = pack;
   }
 }

@@ -5,6 +5,7 @@
 // What lies outside the problem has no mass and costs +inf: its exponentials are 0, and nothing asks for sizes.
 #pragma once
 #include "core/launch.cuh"
+#include "core/pack.h"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/steps.cuh"
 
@@ -14,16 +15,10 @@ namespace sinkhorn {
 constexpr int kSmallWarps = 8, kSmallThreads = kSmallWarps * kWarp;
 constexpr float kPowersOf2 = float(kLog2E), kLn2 = 0.693147181f;  // per power of e, and back
 
-// Moved as one by a lane.
-template <int C>
-struct alignas(C * sizeof(float)) Pack {
-  float x[C];
-};
-
 // kSums: how many sums of each column are taken at a time.
 template <int R, int C, int kSums>
 struct SmallShared {
-  Pack<C> parts[2][kSums][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
+  Pack<float, C> parts[2][kSums][kSmallWarps][kWarp];  // of the columns' sums, by turns: one barrier per sum
   double totals[4][kSmallWarps];
 };
 
@@ -88,14 +83,14 @@ struct Small {
 
   // Sums over the warps of what each lane holds for its columns: the same on every warp. `turn`: 0 and 1 alternate.
   // Nobody is still at the sums before the last: all have put down their parts of the last one since.
-  __device__ void put_columns(const Pack<C>& own, int turn, int which = 0) const {
+  __device__ void put_columns(const Pack<float, C>& own, int turn, int which = 0) const {
     shared.parts[turn][which][warp][lane] = own;
   }
   // Behind a barrier.
   __device__ void take_columns(int turn, float (&sums)[C], int which = 0) const {
     add_parts(shared.parts[turn][which], sums);
   }
-  __device__ void sum_columns(const Pack<C>& first, const Pack<C>& second, int turn, float (&firsts)[C],
+  __device__ void sum_columns(const Pack<float, C>& first, const Pack<float, C>& second, int turn, float (&firsts)[C],
                               float (&seconds)[C]) const {
     put_columns(first, turn), put_columns(second, turn, 1);
     cuda::sync_block();
@@ -107,15 +102,15 @@ struct Small {
     cuda::sync_block();
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      shared.parts[0][0][warp][lane].x[c] = sums[c].top;
-      shared.parts[1][0][warp][lane].x[c] = sums[c].sum;
+      shared.parts[0][0][warp][lane].e[c] = sums[c].top;
+      shared.parts[1][0][warp][lane].e[c] = sums[c].sum;
       sums[c] = LogSum<float>::empty();
     }
     cuda::sync_block();
     for (int w = 0; w < kSmallWarps; ++w)
 #pragma unroll
       for (int c = 0; c < C; ++c)
-        sums[c].merge({shared.parts[0][0][w][lane].x[c], shared.parts[1][0][w][lane].x[c]});
+        sums[c].merge({shared.parts[0][0][w][lane].e[c], shared.parts[1][0][w][lane].e[c]});
     cuda::sync_block();
   }
 
@@ -130,16 +125,16 @@ struct Small {
   }
 
  private:
-  __device__ void add_parts(const Pack<C> (&parts)[kSmallWarps][kWarp], float (&sums)[C]) const {
-    Pack<C> total = parts[0][lane];
+  __device__ void add_parts(const Pack<float, C> (&parts)[kSmallWarps][kWarp], float (&sums)[C]) const {
+    Pack<float, C> total = parts[0][lane];
 #pragma unroll
     for (int w = 1; w < kSmallWarps; ++w) {
-      const Pack<C> part = parts[w][lane];
+      const Pack<float, C> part = parts[w][lane];
 #pragma unroll
-      for (int c = 0; c < C; ++c) total.x[c] += part.x[c];
+      for (int c = 0; c < C; ++c) total.e[c] += part.e[c];
     }
 #pragma unroll
-    for (int c = 0; c < C; ++c) sums[c] = total.x[c];
+    for (int c = 0; c < C; ++c) sums[c] = total.e[c];
   }
 
   template <int kHalf, int kCount>

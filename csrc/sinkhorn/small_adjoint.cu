@@ -133,19 +133,19 @@ struct SmallAdjoint {
       for (int c = 1; c < C; ++c) out[r] = fmaf(kernel[r][c], x[c], out[r]);
     }
   }
-  __device__ Pack<C> times_rows(const float (&x)[R], const float (&scale)[C]) const {
-    Pack<C> out = {};
+  __device__ Pack<float, C> times_rows(const float (&x)[R], const float (&scale)[C]) const {
+    Pack<float, C> out = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) out.x[c] = fmaf(kernel[r][c], x[r], out.x[c]);
+      for (int c = 0; c < C; ++c) out.e[c] = fmaf(kernel[r][c], x[r], out.e[c]);
 #pragma unroll
-    for (int c = 0; c < C; ++c) out.x[c] *= scale[c];
+    for (int c = 0; c < C; ++c) out.e[c] *= scale[c];
     return out;
   }
 
   // P of a base that has just been set.
-  __device__ Pack<C> sum_plan() {
+  __device__ Pack<float, C> sum_plan() {
     float sums[R];
     at.spread_rows(own_u, u);
     times_columns(v, sums);
@@ -156,7 +156,7 @@ struct SmallAdjoint {
   // dg_T, what the last plan adds to dC, and P_(T-1).
   __device__ void first(int last) {
     float g[C];
-    Pack<C> column = {};
+    Pack<float, C> column = {};
 #pragma unroll
     for (int c = 0; c < C; ++c) g[c] = at.has_column(c) ? p.g()[at.column(c)] : -float(INFINITY);
     at.load(costs(), kernel);
@@ -171,7 +171,7 @@ struct SmallAdjoint {
       for (int c = 0; c < C; ++c) {
         const float now = cuda::exp_of(exponent(potential, g[c], kernel[r][c], inverse_reg));
         const float back = now > 0 ? (kernel[r][c] - alpha) * (w * inverse_reg) - given : 0.f;
-        column.x[c] += now * back;
+        column.e[c] += now * back;
         if (there && at.has_column(c)) out()[i * at.m + at.column(c)] = now * (w - back);
       }
     }
@@ -267,9 +267,9 @@ struct SmallAdjoint {
     const float df = -(half.back + vanished);
     sum_df += df;
     at.spread_rows(df * half.inverse_sum, z);
-    Pack<C> column = times_rows(z, half.v), sums = times_rows(u, v);
+    Pack<float, C> column = times_rows(z, half.v), sums = times_rows(u, v);
 #pragma unroll
-    for (int c = 0; c < C; ++c) column.x[c] = -column.x[c];
+    for (int c = 0; c < C; ++c) column.e[c] = -column.e[c];
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll

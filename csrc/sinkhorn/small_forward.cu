@@ -178,11 +178,11 @@ struct SmallForward {
   __device__ void put_columns(float scaling, int turn) const {
     float u[R];
     at.spread_rows(scaling, u);
-    Pack<C> column = {};
+    Pack<float, C> column = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) column.x[c] = fmaf(kernel[r][c], u[r], column.x[c]);
+      for (int c = 0; c < C; ++c) column.e[c] = fmaf(kernel[r][c], u[r], column.e[c]);
     at.put_columns(column, turn);
   }
 
