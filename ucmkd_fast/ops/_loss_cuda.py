@@ -25,10 +25,6 @@ class _Cost(NamedTuple):
     saved: Tensor  # of the solver, behind it
 
 
-def _size(n: int, m: int, solver: Any, history: bool) -> int:
-    return _even(n * m + n + m) + _solve_cuda.saved_size(1, n, m, solver.max_iter, history)
-
-
 def _cost_of(x: Tensor, y: Tensor, kept: Tensor, options: Any, classes: Any) -> _Cost:
     features = _cost_cuda.features(x, y, options.metric, options.dtype)
     n, m = x.shape[0], y.shape[0]
@@ -36,18 +32,24 @@ def _cost_of(x: Tensor, y: Tensor, kept: Tensor, options: Any, classes: Any) -> 
     return _Cost(features, call, kept[: n * m].view(n, m), kept[_even(n * m + n + m) :])
 
 
-def _make(cost: _Cost, options: Any) -> None:
+def _made(x: Tensor, y: Tensor, options: Any, history: bool, classes: Any) -> tuple[Tensor, _Cost]:
+    """The block that is kept, and the cost on it."""
+    n, m, solver = x.shape[0], y.shape[0], options.solver
+    size = _even(n * m + n + m) + _solve_cuda.saved_size(1, n, m, solver.max_iter, history)
+    kept = _solve_cuda.empty(x, size, dtype=options.dtype)
+    cost = _cost_of(x, y, kept, options, classes)
     if options.metric != "l1":
         _cost_cuda.product(cost.features.x, cost.features.y, cost.matrix)
     _solve_cuda.kernels.cuda_scales(cost.call)
     _solve_cuda.kernels.cuda_cost(cost.call)
+    return kept, cost
 
 
 def _solved(
-    cost: _Cost, a, b, init_f, options: Any, save: bool, classes: Any
+    cost: _Cost, a, b, init_f, options: Any, history: bool, classes: Any
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     """The loss (), the potentials (N,), (M,), and the solver's call with its work space."""
-    (n, m), history = cost.matrix.shape, save and options.solver.grad == "unrolled"
+    n, m = cost.matrix.shape
     f, g = _solve_cuda.empty(cost.matrix, n), _solve_cuda.empty(cost.matrix, m)
     solver = _solve_cuda.call_on(cost.matrix, a, b, init_f, f, g, cost.saved, options.solver, history)
     value, dual, error, n_iter = _solve_cuda.run_forward(solver[0], cost.matrix, a, b)
@@ -72,10 +74,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss (), the potentials (N,), (M,), and what the backward needs."""
     history = save and options.solver.grad == "unrolled"
-    kept = _solve_cuda.empty(x, _size(len(x), len(y), options.solver, history), dtype=options.dtype)
-    cost = _cost_of(x, y, kept, options, classes)
-    _make(cost, options)
-    loss, f, g, _ = _solved(cost, a, b, init_f, options, save, classes)
+    kept, cost = _made(x, y, options, history, classes)
+    loss, f, g, _ = _solved(cost, a, b, init_f, options, history, classes)
     return loss, f, g, kept
 
 
@@ -84,10 +84,8 @@ def with_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss () and its gradients of x and y; ``upstream_of(kept, f, g, one)`` gives those of value, f, g."""
     history = options.solver.grad == "unrolled"
-    kept = _solve_cuda.empty(x, _size(len(x), len(y), options.solver, history), dtype=options.dtype)
-    cost = _cost_of(x, y, kept, options, None)
-    _make(cost, options)
-    loss, f, g, solver = _solved(cost, a, b, init_f, options, True, None)
+    kept, cost = _made(x, y, options, history, None)
+    loss, f, g, solver = _solved(cost, a, b, init_f, options, history, None)
     up = upstream_of(kept, f, g, torch.ones_like(loss))
     weights, *_ = _solve_cuda.run_backward(solver[0], cost.matrix, cost.saved, up, options.solver)
     return loss, *_of_features(cost, weights, needs, None)
