@@ -42,39 +42,19 @@ __device__ void unrolled(const One<T>& p, const AdjointCall<T>& call, T* grad_a,
 }
 
 template <class T, bool kGrid>
-__device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, T* grad_a, T* grad_b,
-                                   const T* grad_g, double least, Team<T, kGrid>& team) {
+__device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, T* grad_a, T* grad_b, double least,
+                                   Team<T, kGrid>& team) {
   T *df = call.df + p.k * p.n(), *dg = call.dg + p.k * p.m();
-  T* share = team.spare();     // (m,) dg over the columns' masses, of this sweep
-  T* mass = share + p.m();     // (m,) column sums of the plan: with them, not b, the sweep never expands
-  T* change = mass + p.m();    // (m,) dg of this sweep
-  bool converged = false;
-  double before = 0;
-  for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
-    // (f + c, g - c) is the same plan: the adjoints must sum to zero, and a drift would never decay.
-    double drift = 0, total = 0, size = 0;
-    team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) {
-      change[j] = sums.sum + (sweeps == 0 && grad_g && p.mass_b(j) > 0 ? grad_g[j] : T(0));
-      drift += change[j], total += mass[j];
-    });
-    drift = team.total(drift), total = team.total(total);
-    const T shift = T(drift / total);
-    team.over(team.col_begin, team.col_end, [&](int j) {
-      const T mine = mass[j] > 0 ? change[j] / mass[j] - shift : T(0);
-      share[j] = mine;
-      dg[j] += mine * p.mass_b(j);
-      grad_b[j] += p.reg() * mine;
-      size = size < magnitude(mine) ? magnitude(mine) : size;
-    });
-    size = team.largest(size);
-    const double rate = before > 0 && size < before ? size / before : 0.999;
-    before = size;
-    converged = 2 * size / (1 - rate) <= least;
-    if (converged) break;  // the same on every thread
-    FixedPoint<T> step{p, p.log_f_at(*p.n_iter()), share, df, grad_a, 1 / p.reg()};
-    team.sweep(step);
-  }
-  if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
+  T *share = team.spare(), *mass = share + p.m(), *change = mass + p.m();
+  sum_at_the_fixed_point(
+      p, call, least, team, FixedColumns<T>{mass, change, share, dg, grad_b},
+      [&](auto body) {
+        team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) { body(j, sums.sum); });
+      },
+      [&] {
+        FixedPoint<T> step{p, p.log_f_at(*p.n_iter()), share, df, grad_a, 1 / p.reg()};
+        team.sweep(step);
+      });
 }
 
 template <class T, bool kGrid, bool kImplicit>
@@ -110,7 +90,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   First<T> first{p, p.g(), df, inverse_reg, weight * inverse_reg};
   team.sweep(first);
   if constexpr (kImplicit)
-    at_the_fixed_point(p, call, grad_a, grad_b, grad_g, least, team);
+    at_the_fixed_point(p, call, grad_a, grad_b, least, team);
   else
     unrolled(p, call, grad_a, grad_b, grad_g, least, team);
 }

@@ -15,7 +15,7 @@
 // the rounding of its powers took is put back into weights and sums; 1 / a_i is taken from the log-sum of
 // the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
 #include "sinkhorn/adjoint_ends.cuh"
-#include "sinkhorn/owned.cuh"
+#include "sinkhorn/owned_launch.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -223,33 +223,13 @@ struct Adjoint {
     team.columns([&](int j, T sum) { mass[j] = sum, dg[j] = grad_b[j] = 0; });
     team.sync();
     first(df);
-    bool converged = false;
-    double before = 0;
-    for (int64_t sweeps = 0; sweeps < call.max_sweeps; ++sweeps) {
-      // (f + c, g - c) is the same plan: the adjoints must sum to zero, and a drift would never decay.
-      double drift = 0, total = 0, size = 0;
-      team.columns([&](int j, T sum) {
-        change[j] = sum + (sweeps == 0 && grad_g && p.mass_b(j) > 0 ? grad_g[j] : T(0));
-        drift += change[j], total += mass[j];
-      });
-      drift = team.total(drift), total = team.total(total);
-      const T shift = T(drift / total);
-      team.over(team.col_begin, team.col_end, [&](int j) {
-        const T mine = mass[j] > 0 ? change[j] / mass[j] - shift : T(0);
-        share[j] = mine;
-        dg[j] += mine * p.mass_b(j);
-        grad_b[j] += p.reg() * mine;
-        size = size < magnitude(mine) ? magnitude(mine) : size;
-      });
-      size = team.largest(size);
-      const double rate = before > 0 && size < before ? size / before : 0.999;
-      before = size;
-      converged = 2 * size / (1 - rate) <= least;
-      if (converged) break;  // the same on every thread
-      OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, df + team.row_begin, k};
-      team.sweep(step);
-    }
-    if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
+    sum_at_the_fixed_point(
+        p, call, least, team, FixedColumns<T>{mass, change, share, dg, grad_b},
+        [&](auto body) { team.columns(body); },
+        [&] {
+          OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, df + team.row_begin, k};
+          team.sweep(step);
+        });
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
       grad_a[i] = weight * p.alpha()[i] + p.reg() * df[i] * inverse_or_zero(team.mass[row]);
@@ -326,43 +306,17 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     adjoint.unrolled();
 }
 
-template <class T, int kQ, int kR, int kKeep>
-const char* start(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
-  const auto kernel = call.implicit ? owned_adjoint_kernel<T, kQ, kR, kKeep, true>
-                                    : owned_adjoint_kernel<T, kQ, kR, kKeep, false>;
-  const OwnedPlan& plan = p.plan.back;
-  if (one_block(p.plan.regime))
-    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
-  for (int k = 0; k < p.batch; ++k) {
-    if (p.own_barrier)
-      if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
-    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, call, k))
-      return refused;
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.back;
-  if constexpr (sizeof(T) == 4) {
-    if (plan.held > 0 && plan.quads == 1) return start<T, 1, 4, kKeepsSome>(p, call, stream);
-    if (plan.held > 0 && plan.quads == 2) return start<T, 2, 4, kKeepsSome>(p, call, stream);
-    if (plan.held > 0 && plan.quads == 4) return start<T, 4, 2, kKeepsSome>(p, call, stream);
-  }
-  if (plan.quads == 1)
-    return plan.rows == 1 ? start<T, 1, 1, true>(p, call, stream)
-           : plan.kept    ? start<T, 1, 4, true>(p, call, stream)
-                          : start<T, 1, 4, false>(p, call, stream);
-  if constexpr (sizeof(T) == 4) {
-    if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, call, stream) : start<T, 2, 4, false>(p, call, stream);
-    if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, call, stream) : start<T, 4, 2, false>(p, call, stream);
-    if (plan.quads == 8) return start<T, 8, 1, false>(p, call, stream);
-    return start<T, 16, 1, false>(p, call, stream);
-  }
-  return "more columns than a thread can own";
+  return with_shape<T>(plan, [&](auto shape) {
+    using S = decltype(shape);
+    const auto kernel = call.implicit ? owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, true>
+                                      : owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, false>;
+    return launch_owned(kernel, plan, p, call, stream);
+  });
 }
 template const char* adjoint_owned<float>(const DeviceProblem<float>&, const AdjointCall<float>&, cuda::Stream);
 template const char* adjoint_owned<double>(const DeviceProblem<double>&, const AdjointCall<double>&, cuda::Stream);

@@ -6,7 +6,7 @@
 // Behind a plain half-step no entry exceeds its mass. A sum that leaves its range (Range) is taken again, exactly, as a
 // log-sum. The columns' sums for g_1 are those of f_0 against g_0 = 0, or the opposite of f_0 where that is chosen here.
 #include "sinkhorn/forward_ends.cuh"
-#include "sinkhorn/owned.cuh"
+#include "sinkhorn/owned_launch.cuh"
 #include "sinkhorn/relaxation.h"
 
 namespace ucmkd {
@@ -252,42 +252,15 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   report(p, out, team.leads(), t, value, dual - p.reg() * (sum_a - sum_a * sum_b), error);
 }
 
-template <class T, int kQ, int kR, int kKeep>
-const char* start(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
-  const auto kernel = owned_kernel<T, kQ, kR, kKeep>;
-  const OwnedPlan& plan = p.plan.owned;
-  if (one_block(p.plan.regime))
-    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
-  for (int k = 0; k < p.batch; ++k) {
-    if (p.own_barrier)
-      if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
-    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, out, k))
-      return refused;
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 template <class T>
 const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.owned;
-  if constexpr (sizeof(T) == 4) {
-    if (plan.held > 0 && plan.quads == 1) return start<T, 1, 4, kKeepsSome>(p, out, stream);
-    if (plan.held > 0 && plan.quads == 2) return start<T, 2, 4, kKeepsSome>(p, out, stream);
-    if (plan.held > 0 && plan.quads == 4) return start<T, 4, 2, kKeepsSome>(p, out, stream);
-  }
-  if (plan.quads == 1)
-    return plan.rows == 1 ? start<T, 1, 1, true>(p, out, stream)
-           : plan.kept    ? start<T, 1, 4, true>(p, out, stream)
-                          : start<T, 1, 4, false>(p, out, stream);
-  if constexpr (sizeof(T) == 4) {
-    if (plan.quads == 2) return plan.kept ? start<T, 2, 4, true>(p, out, stream) : start<T, 2, 4, false>(p, out, stream);
-    if (plan.quads == 4) return plan.kept ? start<T, 4, 2, true>(p, out, stream) : start<T, 4, 2, false>(p, out, stream);
-    if (plan.quads == 8) return start<T, 8, 1, false>(p, out, stream);
-    return start<T, 16, 1, false>(p, out, stream);
-  }
-  return "more columns than a thread can own";
+  return with_shape<T>(plan, [&](auto shape) {
+    using S = decltype(shape);
+    return launch_owned(owned_kernel<T, S::kQuads, S::kRows, S::kKeeps>, plan, p, out, stream);
+  });
 }
 template const char* forward_owned<float>(const DeviceProblem<float>&, const ForwardOut<float>&, cuda::Stream);
 template const char* forward_owned<double>(const DeviceProblem<double>&, const ForwardOut<double>&, cuda::Stream);

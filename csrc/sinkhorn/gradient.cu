@@ -308,10 +308,7 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;
-  int multiprocessors = 0;
-  int64_t shared = 0;
-  if (const char* refused = cuda::device_properties(device, &multiprocessors, &shared)) return refused;
-  switch (gradient_tile(p.rows, p.m, p.batch, sizeof(T), multiprocessors)) {
+  switch (gradient_tile(p.rows, p.m, p.batch, sizeof(T), p.plan.multiprocessors)) {
     case 32: return start<T, 2>(p, call, stream);
     case 64: return start<T, 4>(p, call, stream);
   }

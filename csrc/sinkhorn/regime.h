@@ -45,6 +45,7 @@ struct OwnedPlan {
 
 struct Plan {
   Regime regime;
+  int multiprocessors;  // of the device
   int threads;         // of a block
   int grid;            // blocks per problem
   int tile_rows;       // rows of the cost in shared memory at a time; 0: rows are read from global memory
@@ -243,6 +244,7 @@ UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock |
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
                              const DeviceProperties& device, const Tuning& tuning = Tuning()) {
   Plan plan{};
+  plan.multiprocessors = device.multiprocessors;
   const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element, device));
   plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
   const bool block = one_block(plan.regime);
