@@ -1,17 +1,56 @@
-"""Which devices have kernels, and the warning for those that have none."""
+"""Which code runs for a tensor: its device's door. Nothing else in the ops asks what device a tensor is on.
+
+A door is a package that offers what `Door` says, on the records of `_problem`. A third device would be a third one.
+"""
 
 from __future__ import annotations
+
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from . import _solve_cuda
+from . import _cpu, _cuda, _reference
 from ._call_site import call_site, warn
+from ._problem import Gradients, Kept, Needs, Options, Problem, Solution, Upstream
 
 
-def has_kernels(tensor: Tensor) -> bool:
-    """Whether kernels of this build take the tensor; otherwise the reference runs on it."""
-    return tensor.is_cpu or _solve_cuda.runs_on(tensor)
+class Door(Protocol):
+    """What the ops ask of a device."""
+
+    KERNELS: bool  # it has some; else everything is differentiable by torch
+    HOST: bool  # values can be read without waiting for a device
+    BATCHED: bool  # costs (B, N, M) and labels of batches are one call
+
+    def cost(self, x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+        """The cost (B?, N, M), and the scales of the features, flat."""
+
+    def cost_backward(
+        self, x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of x and y, in the cost's dtype."""
+
+    def solve(self, p: Problem, options: Options, save: bool) -> tuple[Solution, Tensor]:
+        """Of a given cost; and what the backward needs, where ``save``."""
+
+    def solve_backward(self, p: Problem, kept: Kept, up: Upstream, options: Options) -> Gradients:
+        """Of the cost and of the masses that are given."""
+
+    def saved_size(self, shape: torch.Size, max_iter: int, history: bool) -> int:
+        """Elements that `solve` keeps for a cost of this shape (B?, N, M); of symbolic sizes as well."""
+
+    def loss(self, p: Problem, options: Options, needs: Needs, told: Any) -> tuple[Tensor, Kept]:
+        """The loss () between features; ``told``, a `Convergence` or None, is filled in."""
+
+    def loss_backward(self, p: Problem, kept: Kept, up: Tensor, options: Options, needs: Needs) -> Gradients:
+        """Of features, masses and W."""
+
+
+def door(tensor: Tensor) -> Any:
+    """The `Door` that this tensor goes through."""
+    if _cuda.runs_on(tensor):
+        return _cuda
+    return _cpu if tensor.is_cpu else _reference
 
 
 def warn_without_kernels(device: torch.device) -> None:

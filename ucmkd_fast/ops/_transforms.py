@@ -1,4 +1,4 @@
-"""What the ops share under torch.func's transforms and in forward mode.
+"""What the ops share around autograd: plain eager calls, torch.func's transforms, forward mode, higher orders.
 
 A dimension of ``vmap`` becomes the batch of a call. Forward mode and derivatives of derivatives take torch's own
 operations (`_by_torch`): the kernels give one gradient.
@@ -14,6 +14,33 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _TransformType = torch._C._functorch.TransformType
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether the eager Functions may run on these tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    for t in tensors:
+        if t is not None and type(t) not in _PLAIN:
+            return False
+    return (
+        forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_function_stack() == 0
+    )
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record a call on these tensors."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def active() -> bool:
@@ -134,3 +161,55 @@ def one_by_one(
     ]
     stacked = tuple(torch.stack(outputs) for outputs in zip(*parts, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def differentiate(outputs_of, inputs, upstream):
+    """Gradients of the inputs that need one, with a graph; None for the others.
+
+    ``outputs_of(*inputs)`` gets a view of each input: one tensor in two places has a gradient for each of them.
+    """
+    with torch.enable_grad():
+        apart = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = outputs_of(*apart)
+        wanted = [t for t in apart if t is not None and t.requires_grad]
+        pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+            )
+            if pairs
+            else [None] * len(wanted)
+        )
+    return [next(found) if t is not None and t.requires_grad else None for t in apart]
+
+
+def register_backward(op, setup_context, backward, rule):
+    """Give a registered op its gradient and its rule for ``vmap``; returns the callable to use.
+
+    functorch does not transform the autograd formula of a registered op, only Functions with a
+    ``setup_context``: so under its transforms the same pieces run as such a Function. ``rule(call, info, in_dims,
+    *args)`` gives what a Function's ``vmap`` does; it makes its calls by ``call``, which is what is returned here.
+    """
+    torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
+
+    def forward(*args):
+        return op(*args)
+
+    def vmap(info, in_dims, *args):
+        return rule(call, info, in_dims, *args)
+
+    torch.library.register_vmap(op._opoverload, vmap)
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    function = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
+
+    def call(*args):
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+            return op(*args)
+        return function.apply(*args)
+
+    return call

@@ -1,0 +1,81 @@
+"""The device behind the CUDA kernels: the module that has them, memory, streams, and what they refused.
+
+Everything stays on the device and on torch's current stream: nothing is read back, nothing waits. Input that the
+kernels refuse gives NaN, and ``n_iter`` tells why (`refusal`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._native import _C
+from ..refusals import explained
+
+# The module with the kernels' entries. Tests put the execution model here, which runs them on CPU tensors.
+kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
+device_type = "cuda"
+regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
+own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
+#: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
+tuning: dict[str, int] = {}
+
+#: Refusals by the bits of ``n_iter``, in the order in which they are told: what comes first may bring about the last.
+REFUSALS: dict[int, str] = {
+    _C.FLAGS[flag]: _C.REFUSALS[text]
+    for flag, text in (
+        ("bad_cost", "bad_cost_or_label"),
+        ("bad_mass", "bad_mass"),
+        ("no_mass", "no_mass"),
+        ("sums", "sums"),
+        ("overflow", "overflow"),
+        ("forbidden", "forbidden"),
+    )
+}
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """Whether the kernels of this module take this tensor."""
+    return kernels is not None and tensor.device.type == device_type
+
+
+def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a problem (N, M) fits the shared memory of one block (`shared_of_block` of csrc/sinkhorn/regime.h)."""
+    call = kernels.CudaSinkhorn()
+    call.f64, call.device, call.n, call.m = dtype == torch.float64, device.index or 0, n, m
+    return bool(kernels.cuda_sinkhorn_fits_block(call))
+
+
+def refusal(n_iter: Tensor) -> str | None:
+    """What the kernels had against the input, or None. Reads ``n_iter`` from the device."""
+    bits = -int(n_iter.min())
+    return next((text for bit, text in REFUSALS.items() if bits > 0 and bits & bit), None)
+
+
+def checked() -> bool:
+    """Whether every call is looked at, which waits for the device: UCMKD_CHECK=1."""
+    return os.environ.get("UCMKD_CHECK") == "1"
+
+
+def check(n_iter: Tensor, **tensors: Tensor | None) -> None:
+    """Raise ValueError for input that the kernels refused, where calls are `checked`."""
+    if checked() and (text := refusal(n_iter)):
+        raise ValueError(explained(text, **tensors))
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised memory from torch's allocator: the only place where these calls take some."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def stream(tensor: Tensor) -> int:
+    """The stream that calls on this tensor are put on."""
+    return torch._C._cuda_getCurrentRawStream(tensor.device.index or 0) if tensor.is_cuda else 0
+
+
+def even(size: int) -> int:
+    """Elements of a part of a block, the next of which is to be aligned for eight bytes."""
+    return (size + 1) // 2 * 2
