@@ -1,4 +1,4 @@
-"""Calls of the cost kernels for CUDA tensors: costs from features, and gradients back; the twin of `cost`.
+"""Costs from features on a GPU, and the gradient back: torch's matrix products around the kernels.
 
 Half-precision features are read as they are where both sets have the same: by torch's matrix product with float32
 output, and by the kernels, which widen each element. Beside other types they are converted first. The products of
@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._native import METRIC_CODES
-from . import _solve_cuda
-from ._solve_cuda import _address, _stream
-from .checks import HALVES
-from .cost import BY_DIFFERENCE, CENTRED, add_weighted, plain
+from ..._native import _C
+from .. import _pieces
+from ..addresses import address
+from .._classes import Classes
+from .._products import add_weighted, product
+from ..checks import HALVES
+from ..cost import BY_DIFFERENCE, CENTRED, dtype_of_cost
+from . import _device as device
 
 _FEATURE_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # FeatureType of csrc/cost/cuda_call.h
 
@@ -39,7 +42,7 @@ class Features(NamedTuple):
 def features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Features:
     """Both sets for a metric; those of half precision are read as they are, and not centred."""
     half = x.dtype == y.dtype and x.dtype in HALVES
-    given = [plain(z, x.dtype if half else dtype) for z in (x, y)]
+    given = [_pieces.converted(z, x.dtype if half else dtype) for z in (x, y)]
     x, y = given
     if metric in CENTRED and not half:
         centre = y.mean(-2, keepdim=True)
@@ -47,30 +50,20 @@ def features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Features:
     return Features(x, y, metric, *given)
 
 
-def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """X y' (B?, N, M) into ``out``, summed in its dtype. Autocast leaves products with out= alone."""
-    mm = torch.mm if x.dim() == 2 else torch.bmm
-    if x.dtype == out.dtype:
-        return mm(x, y.mT, out=out)
-    if x.is_cuda:
-        return mm(x, y.mT, out_dtype=out.dtype, out=out)
-    return mm(x.to(out.dtype), y.to(out.dtype).mT, out=out)  # torch's CPU products have one dtype
-
-
-def call(features: Features, scales: tuple[int, int], matrix: Tensor, classes: Any = None) -> Any:
+def call(features: Features, scales: tuple[int, int], matrix: Tensor, classes: Classes | None = None) -> Any:
     """The native call on the features, the addresses of their scales (B?, N), (B?, M), and the cost (B?, N, M)."""
     x, y, metric, given_x, given_y = features
     (n, d), m = x.shape[-2:], y.shape[-2]
-    c = _solve_cuda.kernels.CudaCost()
+    c = device.kernels.CudaCost()
     c.batch = x.shape[0] if x.dim() == 3 else 1
     c.f64, c.feature_type = matrix.dtype == torch.float64, _FEATURE_TYPES.get(x.dtype, 0)
-    c.device, c.stream, c.metric = x.device.index or 0, _stream(x), METRIC_CODES[metric]
+    c.device, c.stream, c.metric = x.device.index or 0, device.stream(x), _C.METRICS[metric]
     c.n, c.m, c.d, c.x, c.y, c.cost = n, m, d, x.data_ptr(), y.data_ptr(), matrix.data_ptr()
     c.scale_x, c.scale_y = scales
     c.given_x, c.given_y = given_x.data_ptr(), given_y.data_ptr()
     if classes is not None:
         c.classes, c.class_cost = classes.cost.shape[1], classes.cost.data_ptr()
-        c.labels, c.distance = classes.labels.data_ptr(), _address(classes.distance)
+        c.labels, c.distance = classes.labels.data_ptr(), address(classes.distance)
     return c
 
 
@@ -89,7 +82,7 @@ def gradients(
     """
     x, y, metric, *_ = features
     dx, dy = (
-        _solve_cuda.empty(z, *z.shape, dtype=weights.dtype) if wanted else None
+        device.empty(z, *z.shape, dtype=weights.dtype) if wanted else None
         for z, wanted in zip((x, y), need, strict=True)
     )
     weigh(c, metric, weights, dx, dy)
@@ -109,15 +102,15 @@ def weigh(
 
     Near pairs are set apart: their share is written to the gradients, or added to that of y.
     """
-    c.grad_cost, c.grad_x, c.grad_y, c.adds_to_y = weights.data_ptr(), _address(dx), _address(dy), adds_to_y
+    c.grad_cost, c.grad_x, c.grad_y, c.adds_to_y = weights.data_ptr(), address(dx), address(dy), adds_to_y
     marks = None
     if metric in BY_DIFFERENCE:
-        marks = _solve_cuda.empty(weights, _solve_cuda.kernels.cuda_cost_marks(c), dtype=torch.int32)
-    c.marks = _address(marks)
-    _solve_cuda.kernels.cuda_weigh(c)
+        marks = device.empty(weights, device.kernels.cuda_cost_marks(c), dtype=torch.int32)
+    c.marks = address(marks)
+    device.kernels.cuda_weigh(c)
 
 
-def sorted_columns(classes: Any) -> tuple[Tensor, Tensor]:
+def sorted_columns(classes: Classes) -> tuple[Tensor, Tensor]:
     """Columns (M,) sorted by their labels, and where each label begins among them (K + 1,)."""
     labels, order = torch.sort(classes.labels, stable=True)
     every = torch.arange(classes.cost.shape[1] + 1, device=labels.device)
@@ -132,29 +125,36 @@ def to_classes(c: Any, sorted_labels: tuple[Tensor, Tensor], grad: Tensor) -> No
 
 def finish(c: Any, sums: Sequence[Tensor | None], dx: Tensor | None, dy: Tensor | None) -> None:
     """The products of the weights with the features become the gradients, in place; l1 writes them."""
-    c.sums_x, c.sums_y = map(_address, sums)
-    c.grad_x, c.grad_y = _address(dx), _address(dy)
-    _solve_cuda.kernels.cuda_finish_gradient(c)
+    c.sums_x, c.sums_y = map(address, sums)
+    c.grad_x, c.grad_y = address(dx), address(dy)
+    device.kernels.cuda_finish_gradient(c)
 
 
-def forward(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The cost (B?, N, M) alone, and the scales (B?, N + M) for `backward`."""
+def costs(sets: Features, scale: Tensor, offset: int, matrix: Tensor, classes: Classes | None = None) -> Any:
+    """Fills the costs (B?, N, M), and the scales of x and y from ``offset`` on in ``scale``; returns their call."""
+    if sets.metric != "l1":
+        product(sets.x, sets.y, matrix)
+    c = call(sets, scales_in(scale, sets.x.shape[:-1].numel(), offset), matrix, classes)
+    device.kernels.cuda_scales(c)
+    device.kernels.cuda_cost(c)
+    return c
+
+
+def cost(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """As `Door.cost`."""
+    dtype = dtype_of_cost(x.dtype)
     sets = features(x, y, metric, dtype)
     lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
-    matrix = _solve_cuda.empty(x, *lead, n, m, dtype=dtype)
-    scale = _solve_cuda.empty(x, lead.numel() * (n + m), dtype=dtype)
-    if metric != "l1":
-        product(sets.x, sets.y, matrix)
-    c = call(sets, scales_in(scale, lead.numel() * n), matrix)
-    _solve_cuda.kernels.cuda_scales(c)
-    _solve_cuda.kernels.cuda_cost(c)
+    matrix = device.empty(x, *lead, n, m, dtype=dtype)
+    scale = device.empty(x, lead.numel() * (n + m), dtype=dtype)
+    costs(sets, scale, 0, matrix)
     return matrix, scale
 
 
-def backward(
+def cost_backward(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both feature sets, in the cost's dtype; ``grad_cost`` is left as it is."""
+    """As `Door.cost_backward`."""
     sets = features(x, y, metric, matrix.dtype)
     weights = grad_cost.clone(memory_format=torch.contiguous_format)
     c = call(sets, scales_in(scale, x.shape[:-1].numel()), matrix)
