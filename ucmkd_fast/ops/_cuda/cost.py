@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..._native import _C
 from .. import _pieces
-from ..addresses import address
+from .._addresses import address
 from .._classes import Classes
 from .._products import add_weighted, product
 from ..checks import HALVES
