@@ -5,24 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _solve_cuda
-from ._solve import Options
-
-
-class Convergence:
-    """How far a call of `sinkhorn_loss` came, which fills it in (``convergence=``): it costs the call nothing.
-
-    Attributes:
-        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. NaN before the call.
-        n_iter: () or (B,) int64, iterations that ran, as in `SinkhornResult`; 0 before the call.
-    """
-
-    def __init__(self) -> None:
-        self.marginal_error, self.n_iter = torch.tensor(torch.nan), torch.tensor(0)
-
-    def take(self, marginal_error: Tensor, n_iter: Tensor) -> None:
-        """Keep what a solver says."""
-        self.marginal_error, self.n_iter = marginal_error.detach(), n_iter.detach()
+from ._problem import Convergence as Convergence
+from ._problem import Options, Solution
+from .refusals import refusal
 
 
 class SinkhornResult:
@@ -88,8 +73,8 @@ class SinkhornResult:
 
     def check(self) -> None:
         """Raise ValueError for input that was refused: on a GPU that is found without waiting, and this waits."""
-        if refusal := _solve_cuda.refusal(self.n_iter):
-            raise ValueError(refusal)
+        if refused := refusal(self.n_iter):
+            raise ValueError(refused)
 
     def __repr__(self) -> str:
         self.check()

@@ -17,10 +17,9 @@ from ..._native import _C
 from .. import _dual, _not_converged
 from .._addresses import address
 from .._classes import Classes
-from .._problem import Gradients, Kept, Needs, Options, Problem
+from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
 from ..cost import BY_DIFFERENCE
 from ..refusals import explained
-from ..result import Convergence
 from . import sinkhorn
 from .cost import Features, Pair, add_products, backward, begin_gradients, check_scales, finish_gradients
 from .cost import plain, two, with_known_scales

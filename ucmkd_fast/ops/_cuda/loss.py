@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .. import _dual, _not_converged
 from .._classes import Classes, poisoned
-from .._problem import Gradients, Kept, Needs, Options, Problem
+from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
 from ..cost import BY_DIFFERENCE
-from ..result import Convergence
 from . import _device as device
 from . import cost
 from .sinkhorn import Place, Saved, Solver
@@ -64,7 +63,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     block = device.empty(x, size, dtype=options.dtype)
     parts, classes = _parts(block, n, m), _classes(p, options, save)
     sets = cost.features(x, y, _metric(options), options.dtype)
-    call = cost.costs(sets, parts.scale, 0, parts.matrix, classes)
+    call = cost.costs(sets, parts.scale, parts.matrix, classes)
     f, g = device.empty(block, n), device.empty(block, m)
     solver = Solver(
         p._replace(cost=parts.matrix), options, Place(parts.saved, f, g, (1, n, m), history)
