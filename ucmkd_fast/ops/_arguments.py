@@ -73,12 +73,12 @@ def _checked(*asked: Any) -> Options:
             "scale the cost and reg, or compute in float64"
         )
     max_iter, tol = checks.count_at_least_one("max_iter", max_iter), checks.number_at_least_zero("tol", tol)
-    return Options(reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport")
+    return Options(
+        reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport"
+    )
 
 
-def check_init(
-    init: Any, shape: torch.Size, like: Tensor
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def check_init(init: Any, shape: torch.Size, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Earlier potentials (f, g) of a cost of this shape, which is ``like`` a tensor.
 
     The first half-step makes g from f: g only tells where to expect it.

@@ -61,7 +61,9 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
     at = Offsets.of_batch(*x.shape[:2], y.shape[1]) if batch else check_offsets(offsets, len(x), len(y))
     p, sizes = (p.flat(), x.shape[:2] + y.shape[1:2]) if batch else (p, None)
     if call.relative:
-        p, options = relative_reg.settle(p, mean_costs(p, at, options), options, relative_reg.on_host(*p.features))
+        p, options = relative_reg.settle(
+            p, mean_costs(p, at, options), options, relative_reg.on_host(*p.features)
+        )
     way = _route.way(case._replace(list=True, batch=False, scaled=p.scale is not None))
     found = _solve(p, at, options, call, way)
     if call.told is not None:
@@ -96,7 +98,9 @@ def _solve(p: Problem, at: Offsets, options: Options, call: Call, way: Way) -> _
         return _one_by_one(p, at, options, call)
     _require_eager(p)
     quiet = call.told is not None
-    return _Found(*_padded.solve(p, at, options, quiet)) if way is Way.PADDED else _native(p, at, options, quiet)
+    return (
+        _Found(*_padded.solve(p, at, options, quiet)) if way is Way.PADDED else _native(p, at, options, quiet)
+    )
 
 
 def _require_eager(p: Problem) -> None:

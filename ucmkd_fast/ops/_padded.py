@@ -33,9 +33,7 @@ def _launches(p: Problem, offsets: Offsets, options: Options) -> Iterator[tuple[
         yield chosen.to(device, non_blocking=True), rows, columns
 
 
-def solve(
-    p: Problem, offsets: Offsets, options: Options, quiet: bool
-) -> tuple[Solution, list[Tensor]]:
+def solve(p: Problem, offsets: Offsets, options: Options, quiet: bool) -> tuple[Solution, list[Tensor]]:
     """Values (B,), potentials flat, and the costs (N_k, M_k) of all problems; reg may be in units of a scale (B,)."""
     (x, y), (n, m), dtype = p.features, offsets.counts, options.dtype
     batch = len(n)
@@ -100,7 +98,9 @@ def _one_launch(
         each.inside.to(matrix.dtype) / each.counts if mass is None else each.take(mass)
         for mass, each in ((p.a, rows), (p.b, columns))
     )
-    init_f, init_g = (None if z is None else each.take(z) for z, each in ((p.init_f, rows), (p.init_g, columns)))
+    init_f, init_g = (
+        None if z is None else each.take(z) for z, each in ((p.init_f, rows), (p.init_g, columns))
+    )
     batch = Problem(matrix, a=a, b=b, init_f=init_f, init_g=init_g, scale=p.scale)
     if p.scale is not None:
         batch, _ = relative_reg.over(batch, options)

@@ -68,7 +68,9 @@ class Problem(NamedTuple):
         """Each set of features against itself."""
         x, y = self.features
         scale = self.scale
-        return Problem(x=x, y=x, a=self.a, b=self.a, scale=scale), Problem(x=y, y=y, a=self.b, b=self.b, scale=scale)
+        return Problem(x=x, y=x, a=self.a, b=self.a, scale=scale), Problem(
+            x=y, y=y, a=self.b, b=self.b, scale=scale
+        )
 
     def flat(self) -> Problem:
         """Features (B, N, ...) as a list of problems."""

@@ -20,7 +20,9 @@ from ._devices import door
 from ._problem import Kept, Options, Problem, Solution, Upstream
 from .cost import dtype_of_cost
 
-Rule = tuple[tuple[Tensor, ...], Any]  # what a vmap rule returns: outputs, and where their mapped dimension is
+Rule = tuple[
+    tuple[Tensor, ...], Any
+]  # what a vmap rule returns: outputs, and where their mapped dimension is
 
 
 def _options(cost: Tensor, *values: Any) -> Options:
@@ -230,9 +232,7 @@ def _cost_backward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *ar
     if in_dims[2] is None or not door(tensors[0]).BATCHED:
         return _transforms.one_by_one(call, info, in_dims, *args)
     fold = _transforms.Fold(info, in_dims, tensors[0], 2)
-    folded = [
-        fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, (2, 2, None, 2, 2), strict=False)
-    ]
+    folded = [fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, (2, 2, None, 2, 2), strict=False)]
     return tuple(map(fold.back, call(*folded, metric))), (0, 0)
 
 

@@ -11,8 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _by_torch, _classes, _not_converged, _panels, _reference, _registered, _transforms
-from . import memory, relative_reg, sharded
+from . import (
+    _autograd,
+    _by_torch,
+    _classes,
+    _not_converged,
+    _panels,
+    _reference,
+    _registered,
+    _transforms,
+    memory,
+    relative_reg,
+    sharded,
+)
 from ._devices import door, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
 from .result import PanelResult, SinkhornResult
@@ -33,7 +44,9 @@ class Solver(enum.Enum):
     """What runs on a cost."""
 
     KERNELS = "the door's, as an eager Function"
-    REGISTERED = "the same as ops of torch.library, for compilers, dispatch modes and one derivative by torch.func"
+    REGISTERED = (
+        "the same as ops of torch.library, for compilers, dispatch modes and one derivative by torch.func"
+    )
     BY_TORCH = "torch's own operations, for forward mode and derivatives of derivatives"
     REFERENCE = "the reference: the device has no kernels"
 
@@ -158,21 +171,23 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     spread = _spread(p, options, call, "result" if call.result else str(options.regularized))
     at = door(x)
     plain = _transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
-    case = Case(at.KERNELS, at.BATCHED, plain, False, False, spread is not None, p.scale is not None, call.result)
+    case = Case(
+        at.KERNELS, at.BATCHED, plain, False, False, spread is not None, p.scale is not None, call.result
+    )
     chosen = way(case)
     if chosen is Way.LOSS:
         return _autograd.loss(p, options, call.told)
     if chosen is Way.COST:
         return by_cost(p, options, call)
     assert spread is not None
-    if p.scale is not None and options.metric not in relative_reg.SCALABLE:  # read, which waits for the device
+    if (
+        p.scale is not None and options.metric not in relative_reg.SCALABLE
+    ):  # read, which waits for the device
         p, options = relative_reg.settle(p._replace(scale=None), p.scale, options, True)
     return _by_panels(p, options, call, spread)
 
 
-def _by_panels(
-    p: Problem, options: Options, call: Call, spread: _panels.Spread
-) -> Tensor | SinkhornResult:
+def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread) -> Tensor | SinkhornResult:
     scale = p.scale
     if scale is not None:
         p, _ = relative_reg.over(p, options)
@@ -212,12 +227,12 @@ def _spread(p: Problem, options: Options, call: Call, wanted: str) -> _panels.Sp
 def _streamed(p: Problem, columns: int, itemsize: int, budget: int | None) -> bool:
     """Whether the matrices do not fit; without kernels for the device only a given budget is asked about."""
     x = p.features[0]
-    if not memory.worth_asking(len(x), columns, itemsize, budget) or not (door(x).KERNELS or budget is not None):
+    if not memory.worth_asking(len(x), columns, itemsize, budget) or not (
+        door(x).KERNELS or budget is not None
+    ):
         return False
     tensors = (p.x, p.y, p.a, p.b, p.class_cost)
-    return memory.needs_panels(
-        len(x), columns, itemsize, _transforms.recorded(*tensors), budget, x.device
-    )
+    return memory.needs_panels(len(x), columns, itemsize, _transforms.recorded(*tensors), budget, x.device)
 
 
 def _require_kernels(x: Tensor) -> None:

@@ -118,7 +118,7 @@ def _class_by_class(
     starts = [torch.nn.functional.pad(count.cumsum(0), (1, 0)) for count in counts]
     told, options = options.get("convergence"), {**options, "offsets": (starts[0], starts[1])}
     x, y = x[order[0]], y[order[1]]
-    if options.pop("reg_scale", None):
+    if options.get("reg_scale") is not None:
         options["reg"] = _in_units_of_cost(Problem(x=x, y=y), Offsets(*starts), options)
     losses = cast("Tensor", sinkhorn_loss(x, y, **options))
     if told is not None:  # of the plan as a whole: the classes' columns are apart
@@ -133,6 +133,6 @@ def _in_units_of_cost(p: Problem, offsets: Offsets, given: dict[str, Any]) -> fl
     """Reg times the mean cost over the pairs of all classes: one number, as in one problem."""
     dtype = dtype_of_cost(p.features[0].dtype)
     metric, reg = given.get("metric", "cosine"), given.get("reg", 0.1)
-    options = checked(Asked(reg, 1, 0.0, "unrolled", None, "mean", dtype, metric))
+    options = checked(Asked(reg, 1, 0.0, "unrolled", None, given.pop("reg_scale"), dtype, metric))
     total, count = _lists.cost_sums(p, offsets, options)
     return relative_reg.settle(p, relative_reg.ratio(total.sum(), count.sum()), options, True)[1].reg

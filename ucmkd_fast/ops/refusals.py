@@ -101,7 +101,8 @@ def _without_a_pair(head: str, given: dict[str, Tensor]) -> str | None:
     return None
 
 
-#: Refusals of a GPU's kernels by the bits of ``n_iter``, in the order in which they are told: what comes first may bring about the last.
+#: Refusals of a GPU's kernels by the bits of ``n_iter``, in the order in which they are told: what comes first may
+#: bring about the last.
 BY_BIT: dict[int, str] = {
     _C.FLAGS[flag]: _C.REFUSALS[text]
     for flag, text in (

@@ -8,12 +8,14 @@ takes the first form, with s read there; batches, other devices and transforms t
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
 from . import _transforms
 from ._devices import door
 from ._problem import Options, Problem, Solution
+
 
 def on_host(*tensors: Tensor | None) -> bool:
     """Whether reading a scale waits for nobody: eager calls on the CPU."""

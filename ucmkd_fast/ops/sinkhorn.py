@@ -162,7 +162,9 @@ def sinkhorn_loss(
         envelope_has_no_mass_gradient(options, a, b)
     init_f = init_g = None
     if init is not None:
-        init_f, init_g = check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), x.new_empty(0, dtype=dtype))
+        init_f, init_g = check_init(
+            init, torch.Size((*x.shape[:-1], y.shape[-2])), x.new_empty(0, dtype=dtype)
+        )
     divergence = objective == "divergence"
     if return_result and divergence:
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")

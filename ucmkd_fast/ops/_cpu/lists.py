@@ -14,7 +14,7 @@ from .._classes import Classes
 from .._problem import Gradients, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
 from ..cost import BY_DIFFERENCE, CENTRED
 from ..refusals import explained
-from .cost import Features, centred, plain, with_scales
+from .costs import Features, centred, plain, with_scales
 
 
 class _Memory(NamedTuple):
