@@ -14,7 +14,6 @@ from torch import Tensor
 from . import (
     _autograd,
     _by_torch,
-    _classes,
     _not_converged,
     _panels,
     _reference,
