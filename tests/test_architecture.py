@@ -32,11 +32,11 @@ PUBLIC = {
 LAYERS = {
     "records and rules": (
         "_problem", "_addresses", "_pieces", "_call_site", "_not_converged", "_transforms", "_dual", "_products",
-        "_control", "checks", "refusals", "memory", "sharded", "relative_reg",
+        "_control", "checks", "refusals", "memory", "sharded",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices",),
-    "functions": ("_by_torch", "_autograd", "_registered", "_ragged", "_padded", "_panels", "result"),
+    "functions": ("_by_torch", "_autograd", "_registered", "_ragged", "_padded", "_panels", "relative_reg", "result"),
     "route": ("_route",),
     "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport"),
 }  # fmt: skip
@@ -45,6 +45,9 @@ LAYERS = {
 MAY_ASK_FOR_A_DEVICE = {
     "memory.py": "what is free is known of the machine or of a GPU, and says nothing of how a problem is solved",
 }
+
+#: The compiled module, and what a NamedTuple offers.
+NOT_PRIVATE = {"_C", "_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 
 #: Imports between parts of the package that lie on a circle (issue 19). It may only shrink.
 ON_A_CIRCLE = {
@@ -153,7 +156,11 @@ def last_name(node: ast.AST) -> str | None:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+    return (
+        name.startswith("_")
+        and not (name.startswith("__") and name.endswith("__"))
+        and name not in NOT_PRIVATE
+    )
 
 
 # ---- what is checked
@@ -215,9 +222,9 @@ def private_names(root: Path) -> list[str]:
             where = package.at(module, each.line)
             for k, part in enumerate(each.module.split(".")):
                 above = ".".join(each.module.split(".")[:k])
-                if is_private(part) and part != "_C" and subject(above) not in (PACKAGE, subject(name)):
+                if is_private(part) and subject(above) not in (PACKAGE, subject(name)):
                     found.append(f"{where}: {each.module} is a private module of {subject(above)}")
-            if each.name and each.module != name and is_private(each.name) and each.name != "_C":
+            if each.name and each.module != name and is_private(each.name):
                 found.append(f"{where}: {each.name} is a private name of {each.module}")
             plain = each.name is None and each.bound == PACKAGE
             whole = each.module if each.name is None else f"{each.module}.{each.name}"
@@ -227,14 +234,10 @@ def private_names(root: Path) -> list[str]:
                 continue
             chain = ast.unparse(node.value).split(".")
             owner = ".".join([bound.get(chain[0], ""), *chain[1:]])
-            if (
-                owner.startswith(PACKAGE)
-                and f"{owner}.{node.attr}" not in package.modules
-                and node.attr != "_C"
-            ):
+            if owner.startswith(PACKAGE) and f"{owner}.{node.attr}" not in package.modules:
                 where = package.at(module, node.lineno)
                 found.append(f"{where}: {node.attr} is a private name of {owner}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def subject(name: str) -> str:
@@ -412,7 +415,7 @@ CLEAN = {
     "ucmkd_fast/ops/_problem.py": "from .._native import _C\ndef made(a, b, c, d, e, f, *, g):\n    return _C.x\n",
     "ucmkd_fast/ops/memory.py": "def free(device):\n    return device.type\n",
     "ucmkd_fast/ops/_cpu/__init__.py": "from .._problem import made\nfrom . import loss\n",
-    "ucmkd_fast/ops/_cpu/loss.py": "from .. import _problem\n_problem.made\n_problem.__doc__\n",
+    "ucmkd_fast/ops/_cpu/loss.py": "from .. import _problem\n_problem.made._fields\n_problem.__doc__\n",
     "ucmkd_fast/ops/_cuda/__init__.py": "def runs_on(t):\n    return t.is_cuda\n",
     "ucmkd_fast/ops/_devices.py": "from . import _cpu, _cuda\ndef door(t):\n    return _cuda.runs_on(t) or _cpu\n",
     "ucmkd_fast/ops/_autograd.py": (
