@@ -8,7 +8,9 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _cost_cuda, _label_cuda, linear_label_transport
+from ucmkd_fast.ops import _cost_cuda
+from ucmkd_fast.ops._cuda import label
+from ucmkd_fast.ops._label import LabelOptions, Logits, Losses
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -389,20 +391,23 @@ def test_gradients_over_the_logits(k):
     logits = 3 * torch.randn(6, 2 * k)
     logits[4, 0], logits[5, 2 * k - 1] = torch.inf, torch.nan
     target = torch.tensor([0, k - 1, -100, k, 0, 0])
-    options = (target, -100, 0.1, True)
+    options = LabelOptions("live", 0.1, -100, "sum")
+
+    def losses(z, *grads):
+        return label.rows(Logits(*z.split(k, 1), target), options, grads).rows
+
     with model():
-        s, t = logits.clone().split(k, 1)
+        z = logits.clone()
+        s, t = z.split(k, 1)
         ds, dt = torch.empty(6, k), torch.empty(6, k)
-        loss = _label_cuda.run(s, t, *options, ds, dt)
+        loss = losses(z, ds, dt)
         for only in ((s, t), (s.clone(), None), (None, t.clone())):
-            assert torch.equal(
-                _label_cuda.run(*logits.split(k, 1), *options, None, None).nan_to_num(), loss.nan_to_num()
-            )
+            assert torch.equal(losses(logits, None, None).nan_to_num(), loss.nan_to_num())
             z = logits.clone()
             over = [
                 part if want is not None else None for part, want in zip(z.split(k, 1), only, strict=True)
             ]
-            _label_cuda.run(*z.split(k, 1), *options, *over)
+            losses(z, *over)
             for got, want in zip(over, (ds, dt), strict=True):
                 assert got is None or torch.equal(got.nan_to_num(7), want.nan_to_num(7))
     assert loss.isnan().tolist() == [0, 0, 0, 1, 1, 1] and loss[2] == 0
@@ -433,8 +438,8 @@ def test_half_precision_logits_are_read_as_they_are(k, half, monkeypatch):
     options = {"label_smoothing": 0.1, "kappa": "live", "reduction": "sum"}
     want = label_reference.label_transport_loss(*truth, target, **options)
     seen = []
-    run = _label_cuda.run
-    monkeypatch.setattr(_label_cuda, "run", lambda s, *more: seen.append(s.dtype) or run(s, *more))
+    rows = label.rows
+    monkeypatch.setattr(label, "rows", lambda z, *more: seen.append(z.student.dtype) or rows(z, *more))
     with model(order="random"):
         loss = uk.label_transport_loss(*logits, target, **options)
         grads = torch.autograd.grad(3 * loss, logits)
@@ -452,8 +457,10 @@ def test_totals_of_many_rows(n, order):
     want = loss[target != 3].sum().item(), (target != 3).sum().item()
     loss[target == 3] = 0
     with model(order=order):
-        total, kept = _label_cuda.total(loss, target, 3, False)
-        mean, _ = _label_cuda.total(loss, target, 3, True)
+        total, mean = (
+            label.total((Losses(loss),), target, LabelOptions("live", 0.0, 3, how)) for how in ("sum", "mean")
+        )
+    (total, _), (mean, kept) = total, mean
     assert kept.item() == want[1] and abs(total.item() - want[0]) <= 1e-6 * want[0]
     assert abs(mean.item() * want[1] - want[0]) <= 1e-6 * want[0]
 
@@ -470,8 +477,8 @@ def test_the_mean_of_no_rows_has_no_gradient():
 @pytest.mark.parametrize("kappa", ["detached", "live"])
 def test_linear_label_transport(kappa, rows, dtype, monkeypatch):
     """Of half precision the gradients of the logits are rounded to it, and those of all inputs."""
-    monkeypatch.setattr(linear_label_transport, "CUDA_ROWS", rows)
-    monkeypatch.setattr(linear_label_transport, "CUDA_CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(label, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(label, "CHUNK_ELEMENTS", 0)
     feature, sw, tw = torch.randn(11, 6), torch.randn(7, 6), torch.randn(7, 6)
     sb, tb, target = torch.randn(7), torch.randn(7), torch.randint(7, (11,))
     ours = [z.to(dtype).requires_grad_() for z in (feature, sw, sb, tw, tb)]
