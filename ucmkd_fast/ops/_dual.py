@@ -10,21 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._problem import Upstream
+from ._problem import Kept, Options, Problem, Upstream
 
 
 def direct(z: Tensor, mass: Tensor, other_sum: Tensor, reg: float, side: int) -> Tensor:
     """The gradient of a mass at constant potentials ``z``, with the sum of the other side's masses."""
     free = z - reg * mass.log() - (2 - side) * reg + reg * other_sum
     return torch.where(mass > 0, free, 0)
-
-
-def free_potential(z: Tensor, mass: Tensor, everywhere: Tensor, reg: float) -> Tensor:
-    """A potential without its log-mass: the gradient of a mass where the potentials are constants.
-
-    ``everywhere`` is -reg LSE of the other side, which is finite also where the mass is 0.
-    """
-    return torch.where(mass > 0, z - reg * mass.log(), everywhere)
 
 
 class Arriving(NamedTuple):
@@ -65,9 +57,51 @@ def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int
     return Arriving(value, up_f, up_g, direct_a, direct_b)
 
 
-def added(grad: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """``grad`` with ``more`` added in place, where both are there."""
-    return grad if grad is None or more is None else grad.add_(more)
+def of_loss(up: Tensor, p: Problem, kept: Kept, options: Options, sizes: tuple[int, int]) -> Arriving:
+    """The same of a loss, which is one of the two values."""
+    upstream = Upstream(dual=up) if options.regularized else Upstream(value=up)
+    if options.grad == "envelope":
+        return Arriving(envelope_weight(upstream))
+    return arriving(upstream, (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
+
+
+def with_direct(up: Arriving, grads: Pair) -> Pair:
+    """Gradients of the masses through the iterations, with what comes to them directly; in place."""
+    grad_a, grad_b = grads
+    if grad_a is not None and up.direct_a is not None:
+        grad_a.add_(up.direct_a)
+    if grad_b is not None and up.direct_b is not None:
+        grad_b.add_(up.direct_b)
+    return grad_a, grad_b
+
+
+def mass_gradients(p: Problem, kept: Kept, up: Arriving, grads: Pair, options: Options, host: bool) -> Pair:
+    """Of a loss: through the iterations and directly, or those of the envelope."""
+    if options.grad != "envelope":
+        return with_direct(up, grads)
+    return envelope_masses(p, kept, up.value if options.regularized else None, options.reg, host)
+
+
+def envelope_masses(p: Problem, kept: Kept, dual: Tensor | None, reg: float, host: bool) -> Pair:
+    """Gradients of the dual value: potentials without their masses. The plan is a constant of the other value.
+
+    ``host``: whether all masses are positive may be asked.
+    """
+    grads: list[Tensor | None] = []
+    for mass, z, other, turned in ((p.a, kept.f, kept.g, False), (p.b, kept.g, kept.f, True)):
+        if mass is None:
+            grads.append(None)
+        elif dual is None:
+            grads.append(torch.zeros_like(mass))
+        else:
+            assert z is not None and other is not None
+            free = z - reg * mass.log()
+            if not (host and bool((mass > 0).all())):
+                cost = p.matrix.mT if turned else p.matrix
+                everywhere = -reg * torch.logsumexp((other[..., None, :] - cost) / reg, -1)
+                free = torch.where(mass > 0, free, everywhere)
+            grads.append(like_mass(dual[..., None] * free, mass))
+    return grads[0], grads[1]
 
 
 def like_mass(grad: Tensor | None, mass: Tensor | None) -> Tensor | None:

@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks
-from ._solve import Options
+from .._native import _C
+from . import _transforms, checks
+from ._problem import Options
+from .cost import METRICS
 
 OBJECTIVES = ("transport", "regularized", "divergence")
-GRADS = ("unrolled", "implicit", "envelope")
+GRADS = tuple(_C.GRADS)
 ACCELERATE = ("relax",)
+REG_SCALES = ("mean",)
 
 
-def check_options(*values: Any) -> Options:
-    """As `_checked_options`, which is asked once for the same values."""
+_NO_METRIC = object()  # None would be a metric that is asked for
+
+
+class Asked(NamedTuple):
+    """The options of a call as they were given."""
+
+    reg: Any
+    max_iter: Any
+    tol: Any
+    grad: Any
+    accelerate: Any
+    reg_scale: Any
+    dtype: torch.dtype  # of the cost
+    metric: Any = _NO_METRIC  # the cost is given
+    objective: Any = "transport"
+
+
+def checked(asked: Asked) -> Options:
+    """The options, looked at once for the same values.
+
+    Raises:
+        TypeError: a number that is none.
+        ValueError: an unknown name, a number out of range, or options that do not go together.
+    """
     try:
-        return _checked_options(*values)
+        return _checked(*asked)
     except TypeError:  # also what cannot be looked up: the check itself says what is wrong with it
-        return _checked_options.__wrapped__(*values)
+        return _checked.__wrapped__(*asked)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _checked_options(reg, max_iter, tol, grad, accelerate, dtype) -> Options:
-    """The dtype is that of the cost; None where reg is not in its units."""
+def _checked(*asked: Any) -> Options:
+    reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective = asked
+    if reg_scale is not None:
+        checks.choice("reg_scale", reg_scale, REG_SCALES)
+    given = metric is _NO_METRIC
+    if not given:
+        checks.choice("metric", metric, METRICS)
+    checks.choice("objective", objective, OBJECTIVES)
     checks.choice("grad", grad, GRADS)
     if accelerate is not None:
         checks.choice("accelerate", accelerate, ACCELERATE)
@@ -36,24 +67,22 @@ def _checked_options(reg, max_iter, tol, grad, accelerate, dtype) -> Options:
                 "plain iterations"
             )
     reg = checks.positive_number("reg", reg)
-    if dtype is not None and not torch.finfo(dtype).tiny <= reg <= torch.finfo(dtype).max:
+    if reg_scale is None and not torch.finfo(dtype).tiny <= reg <= torch.finfo(dtype).max:
         raise ValueError(
             f"reg must be a normal number of {dtype}, in which the cost is computed, got {reg:g}: "
             "scale the cost and reg, or compute in float64"
         )
+    max_iter, tol = checks.count_at_least_one("max_iter", max_iter), checks.number_at_least_zero("tol", tol)
     return Options(
-        reg,
-        checks.count_at_least_one("max_iter", max_iter),
-        checks.number_at_least_zero("tol", tol),
-        grad,
-        accelerate,
+        reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport"
     )
 
 
-def check_init(
-    init: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Earlier potentials (f, g). The first half-step makes g from f: g only tells where to expect it."""
+def check_init(init: Any, shape: torch.Size, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Earlier potentials (f, g) of a cost of this shape, which is ``like`` a tensor.
+
+    The first half-step makes g from f: g only tells where to expect it.
+    """
     if init is None:
         return None, None
     if not (isinstance(init, (tuple, list)) and len(init) == 2):
@@ -61,17 +90,17 @@ def check_init(
     for name, z, size in (("f", init[0], shape[-2]), ("g", init[1], shape[-1])):
         wanted = (*shape[:-2], size)
         checks.tensor(f"init {name}", z, str(wanted), len(wanted))
-        if tuple(z.shape) != wanted or z.dtype != dtype or z.device != device:
+        if tuple(z.shape) != wanted or z.dtype != like.dtype or z.device != like.device:
             raise ValueError(
-                f"init {name} must have shape {wanted}, dtype {dtype} and device {device}, "
+                f"init {name} must have shape {wanted}, dtype {like.dtype} and device {like.device}, "
                 f"got {tuple(z.shape)}, {z.dtype} and {z.device}"
             )
     return init[0].detach().contiguous(), init[1].detach().contiguous()
 
 
-def envelope_has_no_mass_gradient(objective, grad, a, b) -> None:
+def envelope_has_no_mass_gradient(options: Options, a: Tensor | None, b: Tensor | None) -> None:
     """Raise ValueError where a gradient of masses is asked for that is not there."""
-    if objective == "transport" and grad == "envelope":
+    if options.grad == "envelope" and not options.regularized:
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
                 raise ValueError(
@@ -101,3 +130,22 @@ def check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
             raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(z.shape)}")
     checks.same_device(x=x, y=y)
     return checks.common_dtype(x=x, y=y)
+
+
+def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Masses (size,), or (batch, size) in a batch; their values are checked by the kernel.
+
+    One of at most 1e-30 (1e-290 in float64) becomes 0: it takes no part. Its gradient is that of a mass of 0.
+    """
+    if value is None:
+        return None
+    shape = f"({size},)" if batch is None else f"({size},) or ({batch}, {size})"
+    checks.tensor(name, value, shape, *((1,) if batch is None else (1, 2)))
+    if value.shape[-1] != size or (value.dim() == 2 and value.shape[0] != batch):
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have the cost's dtype {dtype}, got {value.dtype}")
+    counted = torch.nn.functional.hardshrink(value.detach(), _C.rules(dtype is torch.float64).least_mass)
+    if not (value.requires_grad or _transforms.forward_mode() or _transforms.active()):
+        return counted
+    return value - (value - counted).detach()
