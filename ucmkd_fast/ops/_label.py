@@ -21,16 +21,6 @@ class LabelOptions(NamedTuple):
     ignore_index: int
     reduction: str
 
-    @property
-    def live(self) -> bool:
-        """Whether kappa is differentiated as well."""
-        return self.kappa == "live"
-
-    @property
-    def mean(self) -> bool:
-        """Whether the loss is the mean of the rows that count."""
-        return self.reduction == "mean"
-
 
 class Logits(NamedTuple):
     """Logits of a call, or of a chunk of its rows."""

@@ -52,19 +52,20 @@ def label_transport_loss(
     """
     _check_logits(student_logits, teacher_logits, target)
     options = checked_options(kappa, label_smoothing, ignore_index, reduction)
-    kernels = _devices.door(student_logits).KERNELS
-    if not kernels:
+    door = _devices.door(student_logits)
+    if not door.KERNELS:
         _devices.warn_without_kernels(student_logits.device)
     elif _transforms.direct(student_logits, teacher_logits, target):
-        return LabelTransport.apply(student_logits, teacher_logits, target, options)
-    if not kernels or _transforms.by_torch():
+        loss: Tensor = LabelTransport.apply(student_logits, teacher_logits, target, options, door.label)
+        return loss
+    if not door.KERNELS or _transforms.by_torch():
         return _by_torch(student_logits, teacher_logits, target, options)
     loss, _, _ = _transformed(
-        student_logits, teacher_logits, target, ignore_index, options.label_smoothing, options.live
+        student_logits, teacher_logits, target, ignore_index, options.label_smoothing, kappa == "live"
     )
     if reduction == "none":
         return loss
-    return mean_of_rows(loss.sum(), (target != ignore_index).sum()) if options.mean else loss.sum()
+    return loss.sum() if reduction == "sum" else mean_of_rows(loss.sum(), (target != ignore_index).sum())
 
 
 def _check_logits(student: Any, teacher: Any, target: Any) -> None:
@@ -80,8 +81,10 @@ def _check_logits(student: Any, teacher: Any, target: Any) -> None:
             f"student_logits must have at least one row and one class, got {tuple(student.shape)}"
         )
     check_target(target, student.shape[0])
-    checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
-    checks.common_dtype(student_logits=student, teacher_logits=teacher)
+    if not student.device == teacher.device == target.device:
+        checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
+    if student.dtype != teacher.dtype:
+        checks.common_dtype(student_logits=student, teacher_logits=teacher)
 
 
 def check_target(target: Any, n: int) -> None:
@@ -116,12 +119,12 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions
+        ctx: Any, student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions, label: Any
     ) -> Tensor:
-        label, logits = _devices.door(student).label, Logits(student, teacher, target)
-        loss, ctx.prepared = label.loss(logits, options, ctx.needs_input_grad)
+        loss: Tensor
+        loss, ctx.prepared = label.loss(Logits(student, teacher, target), options, ctx.needs_input_grad[:2])
         ctx.save_for_backward(student, teacher, target)
-        ctx.options = options
+        ctx.options, ctx.label = options, label
         return loss
 
     @staticmethod
@@ -132,10 +135,10 @@ class LabelTransport(torch.autograd.Function):
             def again(student: Tensor, teacher: Tensor) -> tuple[Tensor]:
                 return (_by_torch(student, teacher, target, ctx.options),)
 
-            return *_transforms.differentiate(again, (student, teacher), (upstream,)), None, None
-        label, logits = _devices.door(student).label, Logits(student, teacher, target)
-        grads = label.gradients(logits, ctx.options, ctx.needs_input_grad[:2], ctx.prepared, upstream)
-        return *as_given(grads, (student, teacher)), None, None
+            return *_transforms.differentiate(again, (student, teacher), (upstream,)), None, None, None
+        logits, needs = Logits(student, teacher, target), ctx.needs_input_grad[:2]
+        grads = ctx.label.gradients(logits, ctx.options, needs, ctx.prepared, upstream)
+        return *as_given(grads, (student, teacher)), None, None, None
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())
@@ -189,7 +192,9 @@ def _backward(
         return _transforms.vjp(total, wide, (ds.new_ones(()),))
 
     second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
-    return *(s if f is None else f + s for f, s in zip(found, second, strict=True)), *[None] * 4
+    return *(f if s is None else s if f is None else f + s for f, s in zip(found, second, strict=True)), *[
+        None
+    ] * 4
 
 
 def _rule(call: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

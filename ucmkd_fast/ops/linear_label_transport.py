@@ -56,8 +56,10 @@ def linear_label_transport_loss(
     heads = Heads(feature, student_weight, student_bias, teacher_weight, teacher_bias)
     _check(heads, target)
     options = checked_options(kappa, label_smoothing, ignore_index, reduction)
-    if reduction != "none" and _devices.door(feature).KERNELS and _transforms.direct(*heads, target):
-        return LinearLabelTransport.apply(target, options, *heads)
+    door = _devices.door(feature)
+    if reduction != "none" and door.KERNELS and _transforms.direct(*heads, target):
+        loss: Tensor = LinearLabelTransport.apply(target, options, door.label, *heads)
+        return loss
     return _from_logits(heads, target, options)
 
 
@@ -95,8 +97,9 @@ def _check(heads: Heads, target: Any) -> None:
         if b is not None and checks.tensor(name, b, "(K,)", 1, half=True).shape[0] != sw.shape[0]:
             raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
     check_target(target, feature.shape[0])
-    checks.same_device(**heads._asdict(), target=target)
-    checks.common_dtype(**heads._asdict())
+    named = heads._asdict()
+    checks.same_device(**named, target=target)
+    checks.common_dtype(**named)
 
 
 def _from_logits(heads: Heads, target: Tensor, options: LabelOptions) -> Tensor:
@@ -115,11 +118,11 @@ class LinearLabelTransport(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, target: Tensor, options: LabelOptions, *tensors: Tensor | None) -> Tensor:  # noqa: D102
-        heads = Heads(*tensors)  # type: ignore[arg-type]
-        loss, ctx.prepared = _by_chunks(heads, target.contiguous(), options, ctx.needs_input_grad[2:])
+    def forward(ctx: Any, target: Tensor, options: LabelOptions, label: Any, *tensors: Any) -> Tensor:  # noqa: D102
+        loss: Tensor
+        loss, ctx.prepared = _by_chunks(Heads(*tensors), target, options, label, ctx.needs_input_grad[3:])
         ctx.save_for_backward(target, *tensors)
-        ctx.options = options
+        ctx.options, ctx.label = options, label
         return loss
 
     @staticmethod
@@ -130,19 +133,19 @@ class LinearLabelTransport(torch.autograd.Function):
             def again(*tensors: Tensor) -> tuple[Tensor]:
                 return (_from_logits(Heads(*tensors), target, ctx.options),)
 
-            return None, None, *_transforms.differentiate(again, tensors, (upstream,))
-        heads, prepared, needs = Heads(*tensors), ctx.prepared, ctx.needs_input_grad[2:]
-        grads = prepared.take() or _by_chunks(heads, target.contiguous(), ctx.options, needs)[1].take()
-        grads = _devices.door(heads.feature).label.scale_owned_(grads, upstream, prepared.count)
-        return None, None, *as_given(grads, heads)
+            return None, None, None, *_transforms.differentiate(again, tensors, (upstream,))
+        options, label, needs = ctx.options, ctx.label, ctx.needs_input_grad[3:]
+        grads = ctx.prepared.take() or _by_chunks(Heads(*tensors), target, options, label, needs)[1].take()
+        grads = label.scale_owned_(grads, upstream, ctx.prepared.count)
+        return None, None, None, *as_given(grads, tensors)
 
 
 def _by_chunks(
-    heads: Heads, target: Tensor, options: LabelOptions, needs: Sequence[bool]
+    heads: Heads, target: Tensor, options: LabelOptions, label: Any, needs: Sequence[bool]
 ) -> tuple[Tensor, Prepared]:
     """The loss, and the gradients of the sum over its rows where ``needs`` asks for one."""
-    label, k = _devices.door(heads.feature).label, len(heads.student_weight)
-    factors = label.factors(heads.feature, (heads.student_weight, heads.teacher_weight))
+    target, k = target.contiguous(), len(heads.student_weight)
+    factors = label.factors(heads.feature, heads.student_weight, heads.teacher_weight)
     products, each = _Products(heads, needs, factors), options._replace(reduction="sum")
     rows = label.chunk_rows(len(target), k)
     room = products.bias.new_empty(rows, 2 * k)

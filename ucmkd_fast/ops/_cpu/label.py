@@ -6,7 +6,7 @@ A second backward through the same graph finds the gradients gone and makes them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def chunk_rows(n: int, k: int) -> int:
     return min(n, max(1, CHUNK_ELEMENTS // (2 * k)))
 
 
-def factors(feature: Tensor, weights: Iterable[Tensor]) -> torch.dtype:
+def factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
     """Of the linear form: what its products multiply, which is what they sum in."""
     return torch.promote_types(feature.dtype, torch.float32)
 
@@ -44,8 +44,8 @@ def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
     total, kept, bad = _C.label_transport_forward(
         f64=student.dtype == torch.float64, n=n, k=k, student=student.data_ptr(), student_stride=student.stride(0),
         teacher=teacher.data_ptr(), teacher_stride=teacher.stride(0), target=target.data_ptr(),
-        ignore_index=options.ignore_index, label_smoothing=options.label_smoothing, live_kappa=options.live,
-        mean=options.mean, loss=losses.data_ptr(), grad_student=address(ds), grad_teacher=address(dt),
+        ignore_index=options.ignore_index, label_smoothing=options.label_smoothing, live_kappa=options.kappa == "live",
+        mean=options.reduction == "mean", loss=losses.data_ptr(), grad_student=address(ds), grad_teacher=address(dt),
         grad_stride=0 if grad is None else grad.stride(0),
     )  # fmt: skip
     if bad >= 0:
@@ -64,7 +64,7 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
     for part in parts:
         value += part.total
         kept += part.kept
-    if not options.mean:
+    if options.reduction == "sum":
         return torch.tensor(value, dtype=parts[0].rows.dtype), None
     return torch.tensor(value / kept if kept else math.nan, dtype=parts[0].rows.dtype), kept
 

@@ -7,7 +7,7 @@ and is refused under UCMKD_CHECK=1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def chunk_rows(n: int, k: int) -> int:
     return min(n, max(CHUNK_ROWS, CHUNK_ELEMENTS // (2 * k)))
 
 
-def factors(feature: Tensor, weights: Iterable[Tensor]) -> torch.dtype:
+def factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
     """Of the linear form: what its products multiply, to sum it in float32 or float64."""
     if feature.dtype in HALVES and all(w.dtype == feature.dtype for w in weights):
         return feature.dtype
@@ -52,7 +52,7 @@ def _call(logits: Logits, options: LabelOptions, grads: Grads) -> Any:
     call.student, call.student_stride = student.data_ptr(), student.stride(0)
     call.teacher, call.teacher_stride = teacher.data_ptr(), teacher.stride(0)
     call.target, call.ignore_index = target.data_ptr(), options.ignore_index
-    call.label_smoothing, call.live_kappa = options.label_smoothing, options.live
+    call.label_smoothing, call.live_kappa = options.label_smoothing, options.kappa == "live"
     call.grad_student, call.grad_teacher = address(ds), address(dt)
     grad = dt if ds is None else ds
     call.grad_stride = 0 if grad is None else grad.stride(0)
@@ -94,9 +94,10 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
     )
     call.n, call.loss = len(losses), losses.data_ptr()
     call.target, call.ignore_index = target.data_ptr(), options.ignore_index
-    call.mean, call.total, call.counted = options.mean, value.data_ptr(), counted.data_ptr()
+    mean = options.reduction == "mean"
+    call.mean, call.total, call.counted = mean, value.data_ptr(), counted.data_ptr()
     device.kernels.cuda_label_total(call)
-    return value, counted if options.mean else None
+    return value, counted if mean else None
 
 
 def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Prepared]:
