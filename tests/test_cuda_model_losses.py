@@ -8,8 +8,7 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _cost_cuda
-from ucmkd_fast.ops._cuda import label
+from ucmkd_fast.ops._cuda import costs, label
 from ucmkd_fast.ops._label import LabelOptions, Logits, Losses
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
@@ -61,8 +60,8 @@ def test_costs_of_many_pieces(metric, size, dtype):
     want = reference.cost(*truth, metric)
     grads = torch.autograd.grad((want * weight).sum(), truth)
     with model(order="random", seed=1), torch.no_grad():
-        got, scale = _cost_cuda.forward(*ours, metric, dtype)
-        gots = _cost_cuda.backward(*ours, scale, got, weight.to(dtype), metric)
+        got, scale = costs.cost(*ours, metric)
+        gots = costs.cost_backward(*ours, scale, got, weight.to(dtype), metric)
     assert distance(got, want, 1.0) < LIMIT[dtype]
     for g, w in zip(gots, grads, strict=True):
         assert distance(g, w, 1e-2) < LIMIT[dtype]
@@ -105,11 +104,11 @@ def test_near_pairs_in_a_matrix_of_several_pieces(metric, where, columns, dtype)
     weight = torch.rand(300, columns, dtype=torch.float64)
     want = torch.autograd.grad((reference.cost(*truth, metric) * weight).sum(), truth)
     with model(order="random", seed=1):
-        sets = _cost_cuda.features(*ours, metric, dtype)
-        matrix, scale = _cost_cuda.forward(*ours, metric, dtype)
+        sets = costs.features(*ours, metric, dtype)
+        matrix, scale = costs.cost(*ours, metric)
         for need in ((True, True), (True, False), (False, True))[: 3 if len(NEAR[where]) < 20 else 1]:
-            c = _cost_cuda.call(sets, _cost_cuda.scales_in(scale, 300), matrix)
-            got = _cost_cuda.gradients(c, sets, weight.to(dtype, copy=True), need)
+            c = costs.call(sets, costs.scales_in(scale, 300), matrix)
+            got = costs.gradients(c, sets, weight.to(dtype, copy=True), need)
             for g, w, wanted in zip(got, want, need, strict=True):
                 assert (g is not None) == wanted
                 assert g is None or distance(g, w, 1e-2) < LIMIT[dtype]
@@ -301,8 +300,8 @@ def test_half_precision_is_read_as_it_is(metric, half, monkeypatch):
     x[1], y[2], x[3, 4] = 0, x[0], 3e-5  # a zero row, a pair at distance 0, a number below half's normal ones
     ours, truth = [z.requires_grad_() for z in (x, y)], [z.detach().double().requires_grad_() for z in (x, y)]
     seen = []
-    call = _cost_cuda.call
-    monkeypatch.setattr(_cost_cuda, "call", lambda f, *more: seen.append(f.x.dtype) or call(f, *more))
+    call = costs.call
+    monkeypatch.setattr(costs, "call", lambda f, *more: seen.append(f.x.dtype) or call(f, *more))
     for objective in ("transport", "regularized"):
         options = {"metric": metric, "objective": objective, "reg": 0.5, "max_iter": 12}
         want = reference.sinkhorn_loss(*truth, **options)

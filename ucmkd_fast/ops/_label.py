@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,50 @@ class Prepared:
         """The gradients, for the first who asks to own; then they are gone, and there are none."""
         grads, self._grads = self._grads, ()
         return grads
+
+
+class LabelDoor(Protocol):
+    """What the losses ask of a device: ``door(...).label``.
+
+    A device may make gradients along with the loss, or leave them to the backward.
+    """
+
+    def chunk_rows(self, n: int, k: int) -> int:
+        """Of the linear form: how many of n rows of logits (n, 2K) are made at a time."""
+
+    def factors(self, feature: Tensor, *weights: Tensor) -> torch.dtype:
+        """Of the linear form: what its products multiply; they are summed in float32 or float64."""
+
+    def rows(self, logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
+        """Losses of `Logits.readable`; gradients of their reduction go into ``grads`` (n, K), of both or of one.
+
+        A gradient may lie over its logits. Raises ValueError for a target that is no class, where that is known.
+        """
+
+    def is_nan(self, losses: Losses) -> bool:
+        """Whether a loss is NaN, as far as that is known."""
+
+    def total(self, parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tuple[Tensor, Any]:
+        """Sum or mean () of the parts, and what the gradient of their sum is divided by; the mean of none is NaN."""
+
+    def loss(self, logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Prepared]:
+        """The loss, () or (n,), and what its backward starts from."""
+
+    def gradients(
+        self,
+        logits: Logits,
+        options: LabelOptions,
+        needs: Sequence[bool],
+        prepared: Prepared,
+        upstream: Tensor,
+    ) -> Grads:
+        """Of both logits, where needed, for that of the loss."""
+
+    def scale_owned_(self, grads: Grads, upstream: Tensor, count: Any = None) -> Grads:
+        """Gradients times ``upstream``, over ``count`` where there is one, in place: the caller must own them.
+
+        A count of 0 is of no rows: their gradients are 0 and stay so.
+        """
 
 
 def as_given(grads: Grads, tensors: Grads) -> Grads:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
 from . import _devices, _transforms, checks
-from ._label import LabelOptions, Logits, as_given, refuse_logits
+from ._label import LabelDoor, LabelOptions, Logits, as_given, refuse_logits
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -119,9 +119,8 @@ class LabelTransport(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions, label: Any
+        ctx: Any, student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions, label: LabelDoor
     ) -> Tensor:
-        loss: Tensor
         loss, ctx.prepared = label.loss(Logits(student, teacher, target), options, ctx.needs_input_grad[:2])
         ctx.save_for_backward(student, teacher, target)
         ctx.options, ctx.label = options, label
@@ -150,7 +149,7 @@ def label_transport_forward(
     logits = logits.readable(logits.wide)
     options = LabelOptions("live" if live else "detached", smoothing, ignore_index, "none")
     grads = logits.student.new_empty(student.shape), logits.student.new_empty(student.shape)
-    label = _devices.door(student).label
+    label: LabelDoor = _devices.door(student).label
     losses = label.rows(logits, options, grads)
     if label.is_nan(losses):
         refuse_logits(logits, options)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _devices, _transforms, checks
-from ._label import LabelOptions, Logits, Prepared, as_given, refuse_logits
+from ._label import LabelDoor, LabelOptions, Logits, Prepared, as_given, refuse_logits
 from ._products import product
 from .label_transport import check_target, checked_options, label_transport_loss
 
@@ -118,8 +118,7 @@ class LinearLabelTransport(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, target: Tensor, options: LabelOptions, label: Any, *tensors: Any) -> Tensor:  # noqa: D102
-        loss: Tensor
+    def forward(ctx: Any, target: Tensor, options: LabelOptions, label: LabelDoor, *tensors: Any) -> Tensor:  # noqa: D102
         loss, ctx.prepared = _by_chunks(Heads(*tensors), target, options, label, ctx.needs_input_grad[3:])
         ctx.save_for_backward(target, *tensors)
         ctx.options, ctx.label = options, label
@@ -141,7 +140,7 @@ class LinearLabelTransport(torch.autograd.Function):
 
 
 def _by_chunks(
-    heads: Heads, target: Tensor, options: LabelOptions, label: Any, needs: Sequence[bool]
+    heads: Heads, target: Tensor, options: LabelOptions, label: LabelDoor, needs: Sequence[bool]
 ) -> tuple[Tensor, Prepared]:
     """The loss, and the gradients of the sum over its rows where ``needs`` asks for one."""
     target, k = target.contiguous(), len(heads.student_weight)

@@ -22,20 +22,17 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def chunk_rows(n: int, k: int) -> int:
-    """Of the linear form: how many rows of logits (n, 2K) are made at a time."""
+    """As `LabelDoor.chunk_rows`."""
     return min(n, max(1, CHUNK_ELEMENTS // (2 * k)))
 
 
 def factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
-    """Of the linear form: what its products multiply, which is what they sum in."""
+    """As `LabelDoor.factors`."""
     return torch.promote_types(feature.dtype, torch.float32)
 
 
 def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
-    """Losses of readable logits; gradients of the reduction go into ``grads`` (n, K), of both or of one.
-
-    A gradient may lie over its logits. Raises ValueError for a target that is no class.
-    """
+    """As `LabelDoor.rows`."""
     student, teacher, target, _ = logits
     ds, dt = grads
     n, k = student.shape
@@ -54,12 +51,12 @@ def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
 
 
 def is_nan(losses: Losses) -> bool:
-    """Whether a loss is NaN."""
+    """As `LabelDoor.is_nan`."""
     return math.isnan(losses.total)
 
 
 def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tuple[Tensor, int | None]:
-    """Sum or mean () of the parts, and what the gradient of their sum is divided by; the mean of no rows is NaN."""
+    """As `LabelDoor.total`."""
     value, kept = 0.0, 0
     for part in parts:
         value += part.total
@@ -70,7 +67,7 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
 
 
 def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Prepared]:
-    """The loss, () or (n,), and the gradients of both logits where needed."""
+    """As `LabelDoor.loss`."""
     logits = logits.readable(logits.wide)
     student, shape = logits.student, logits.student.shape
     grads = student.new_empty(shape) if needs[0] else None, student.new_empty(shape) if needs[1] else None
@@ -84,16 +81,13 @@ def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[
 def gradients(
     logits: Logits, options: LabelOptions, needs: Sequence[bool], prepared: Prepared, upstream: Tensor
 ) -> Grads:
-    """Of both logits, where needed, for that of the loss."""
+    """As `LabelDoor.gradients`."""
     grads = prepared.take() or loss(logits, options, needs)[1].take()
     return scale_owned_(grads, upstream[:, None] if options.reduction == "none" else upstream)
 
 
 def scale_owned_(grads: Grads, upstream: Tensor, count: int | None = None) -> Grads:
-    """Gradients times ``upstream``, over ``count`` where there is one, in place: the caller must own them.
-
-    A count of 0 is of no rows: their gradients are 0 and stay so.
-    """
+    """As `LabelDoor.scale_owned_`."""
     if count is not None:
         upstream = upstream / max(count, 1)
     elif upstream.dim() == 0 and _C.is_one(upstream.dtype == torch.float64, upstream.data_ptr()):

@@ -26,12 +26,12 @@ CHUNK_ELEMENTS, CHUNK_ROWS = 1 << 23, 512
 
 
 def chunk_rows(n: int, k: int) -> int:
-    """Of the linear form: how many rows of logits (n, 2K) are made at a time."""
+    """As `LabelDoor.chunk_rows`."""
     return min(n, max(CHUNK_ROWS, CHUNK_ELEMENTS // (2 * k)))
 
 
 def factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
-    """Of the linear form: what its products multiply, to sum it in float32 or float64."""
+    """As `LabelDoor.factors`."""
     if feature.dtype in HALVES and all(w.dtype == feature.dtype for w in weights):
         return feature.dtype
     return torch.promote_types(feature.dtype, torch.float32)
@@ -60,10 +60,7 @@ def _call(logits: Logits, options: LabelOptions, grads: Grads) -> Any:
 
 
 def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
-    """Losses of readable logits; gradients of their sum go into ``grads`` (n, K), of both or of one.
-
-    A gradient may lie over its logits.
-    """
+    """As `LabelDoor.rows`."""
     student, target = logits.student, logits.target
     n, k = student.shape
     losses = device.empty(student, n, dtype=logits.wide)
@@ -78,12 +75,12 @@ def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
 
 
 def is_nan(losses: Losses) -> bool:
-    """Whether a loss is NaN, where calls are checked."""
+    """As `LabelDoor.is_nan`."""
     return device.checked() and bool(losses.rows.isnan().any())
 
 
 def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tuple[Tensor, Tensor | None]:
-    """Sum or mean () of the parts, and what the gradient of their sum is divided by; the mean of no rows is NaN."""
+    """As `LabelDoor.total`."""
     losses = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
     value, counted = device.empty(losses), device.empty(losses, dtype=torch.int64)
     call = device.kernels.CudaLabel()
@@ -101,7 +98,7 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
 
 
 def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Prepared]:
-    """The loss, () or (n,), and what its gradient is to be divided by."""
+    """As `LabelDoor.loss`."""
     logits = _read(logits)
     found = rows(logits, options, (None, None))
     if is_nan(found):
@@ -115,7 +112,7 @@ def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[
 def gradients(
     logits: Logits, options: LabelOptions, needs: Sequence[bool], prepared: Prepared, upstream: Tensor
 ) -> Grads:
-    """Of both logits, where needed, for that of the loss."""
+    """As `LabelDoor.gradients`."""
     logits = _read(logits)
     student = logits.student
     grads = [device.empty(student, *student.shape) if need else None for need in needs]
@@ -127,10 +124,7 @@ def gradients(
 
 
 def scale_owned_(grads: Grads, upstream: Tensor, count: Tensor | None = None) -> Grads:
-    """Gradients times ``upstream``, over ``count`` where there is one, in place: the caller must own them.
-
-    A count of 0 is of no rows: their gradients are 0 and stay so.
-    """
+    """As `LabelDoor.scale_owned_`."""
     if count is not None:
         upstream = upstream / count.clamp_min(1)
     return [None if g is None else g.mul_(upstream) for g in grads]
