@@ -1,5 +1,6 @@
 """The door of CPU tensors: the kernels of csrc, compiled for each of their instruction sets."""
 
+from . import label
 from .costs import cost, cost_backward, matrix
 from .lists import matrices, solve_list, solve_list_backward, sums
 from .losses import loss, loss_backward
@@ -13,6 +14,7 @@ __all__ = [
     "KERNELS",
     "cost",
     "cost_backward",
+    "label",
     "loss",
     "loss_backward",
     "matrices",
