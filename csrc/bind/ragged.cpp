@@ -1,35 +1,35 @@
 // Many problems of different sizes in one call.
 #include "sinkhorn/ragged.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 #include <string>
 #include <utility>
 
-#include "bind/bind.h"
+#include "bind/define.h"
 
 namespace ucmkd {
 
 void bind_ragged(py::module_& module) {
   using sinkhorn::Ragged;
   using sinkhorn::Upstream;
-  py::class_<Ragged>(module, "Ragged", "Addresses and sizes of a ragged list of problems; it owns nothing.")
-      .def(py::init([](const Features& features, int64_t batch, Address x_offsets, Address y_offsets,
-                       double reg, int64_t max_iter, double tol, Address a, Address b, Address init_f,
-                       Address init_g, bool relax, bool history, Address cost, Address saved) {
-             Ragged r{};
-             r.f64 = features.f64, r.batch = batch, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
-             r.relax = relax, r.history = history;
-             r.x_offsets = x_offsets, r.y_offsets = y_offsets;
-             r.a = a, r.b = b, r.init_f = init_f, r.init_g = init_g;
-             r.cost = cost, r.saved = saved;
-             features.put_into(r);
-             return r;
-           }),
-           py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a,
-           "tol"_a, "a"_a = 0, "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false,
-           "history"_a = false, "cost"_a = 0, "saved"_a = 0);
+  // Addresses and sizes of a ragged list of problems; it owns nothing.
+  define_record(
+      module, "Ragged",
+      [](const Features& features, int64_t batch, Address x_offsets, Address y_offsets, double reg,
+         int64_t max_iter, double tol, Address a, Address b, Address init_f, Address init_g, bool relax,
+         bool history, Address cost, Address saved) {
+        Ragged r{};
+        r.f64 = features.f64, r.batch = batch, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
+        r.relax = relax, r.history = history;
+        r.x_offsets = x_offsets, r.y_offsets = y_offsets;
+        r.a = a, r.b = b, r.init_f = init_f, r.init_g = init_g;
+        r.cost = cost, r.saved = saved;
+        features.put_into(r);
+        return r;
+      },
+      py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a, "tol"_a,
+      "a"_a = 0, "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false, "history"_a = false,
+      "cost"_a = 0, "saved"_a = 0);
   module.def(
       "ragged_sizes",
       [](int64_t batch, Address x_offsets, Address y_offsets, int64_t max_iter, bool history) {
@@ -40,8 +40,8 @@ void bind_ragged(py::module_& module) {
         return std::make_pair(sizes.cost, sizes.saved);
       },
       "batch"_a, "x_offsets"_a, "y_offsets"_a, "max_iter"_a, "history"_a);
-  module.def(
-      "ragged_forward",
+  define(
+      module, "ragged_forward",
       [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual,
          Address marginal_error, Address n_iter) {
         std::string refused = by_type(r.f64, [&](auto t) {
@@ -52,8 +52,8 @@ void bind_ragged(py::module_& module) {
       },
       "ragged"_a, py::kw_only(), "save_plan"_a, "f"_a, "g"_a, "value"_a, "dual"_a, "marginal_error"_a,
       "n_iter"_a, Unlocked());
-  module.def(
-      "ragged_backward",
+  define(
+      module, "ragged_backward",
       [](const Ragged& r, const Upstream& up, int grad, Address grad_x, Address grad_y, Address grad_a,
          Address grad_b) {
         return by_type(r.f64, [&](auto t) {
