@@ -50,7 +50,13 @@ inline void check(bool failed) {
 // Records, and pointers to them that may be null.
 template <class T>
 struct Read {
-  static T of(PyObject* o) { return py::cast<T>(py::handle(o)); }
+  static T of(PyObject* o) {
+    try {
+      return py::cast<T>(py::handle(o));
+    } catch (const py::cast_error&) {
+      throw py::type_error("expected " + py::type_id<T>() + ", got " + Py_TYPE(o)->tp_name);
+    }
+  }
 };
 template <>
 struct Read<int64_t> {
