@@ -2,36 +2,35 @@
 #pragma once
 #include "bind.h"
 #include "cost/entry.h"
+#include "sinkhorn/panel_entry.h"
+#include "sinkhorn/ragged.h"
 
 namespace ucmkd {
 
-template <class Of>  // sinkhorn's Problem, Ragged or PanelsOf
+// The features of sinkhorn's Problem, Ragged or PanelsOf.
+inline cost::FeatureSet& features_in(sinkhorn::Problem& p) { return p.features; }
+inline cost::FeatureSet& features_in(sinkhorn::Ragged& r) { return r.all.features; }
+inline cost::FeatureSet& features_in(sinkhorn::PanelsOf& p) { return p.features; }
+
+template <class Of>
 void set_classes(Of& p, int64_t count, Address cost, Address label, Address distance, Address grad) {
-  p.classes = {count, cost, label, distance, grad};
+  features_in(p).classes = {count, cost, label, distance, grad};
 }
 
 // x and y before they were centred.
 template <class Of>
 void set_given(Of& p, Address x, Address y) {
-  p.given_x = x, p.given_y = y;
+  features_in(p).given_x = x, features_in(p).given_y = y;
 }
 
 using cost::features_of;
-
-// Features on untyped pointers, as sinkhorn's Problem has them.
-struct CostFeatures {
-  bool f64;
-  int metric;
-  int64_t n, m, d;
-  const void *x, *y, *scale_x, *scale_y, *given_x, *given_y;
-  cost::ClassTerm classes{};
-};
+using CostFeatures = cost::FeatureSet;
 
 inline void bind_cost(py::module_& module) {
   py::class_<CostFeatures>(module, "CostFeatures", "Addresses and sizes of two sets of features; it owns nothing.")
       .def(py::init([](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
                        Address scale_y, Address given_x, Address given_y) {
-        return CostFeatures{f64, metric, n, m, d, x, y, scale_x, scale_y, given_x, given_y};
+        return CostFeatures{f64, static_cast<cost::Metric>(metric), n, m, d, x, y, scale_x, scale_y, given_x, given_y, {}};
       }));
   module.def(
       "cost_centre",

@@ -7,6 +7,11 @@
 
 namespace ucmkd {
 
+template <class Body>
+auto sweep(const sinkhorn::PanelsOf& p, const Body& body) {
+  return by_type(p.features.f64, [&](auto t) { return sinkhorn::sweep_panels<decltype(t)>(p, body); });
+}
+
 inline void bind_panel(py::module_& module) {
   using sinkhorn::PanelsOf;
   py::class_<PanelsOf>(module, "SinkhornPanels", "Addresses and sizes of rows in panels; it owns nothing.")
@@ -14,8 +19,8 @@ inline void bind_panel(py::module_& module) {
                        Address x, Address y, Address scale_x, Address scale_y, Address packed, Address kept,
                        bool made) {
         PanelsOf p{};
-        p.f64 = f64, p.reg = reg, p.room = room, p.metric = metric, p.n = n, p.m = m, p.d = d;
-        p.x = x, p.y = y, p.scale_x = scale_x, p.scale_y = scale_y;
+        p.features = {f64, static_cast<cost::Metric>(metric), n, m, d, x, y, scale_x, scale_y, nullptr, nullptr, {}};
+        p.reg = reg, p.room = room;
         p.packed = packed, p.kept = kept, p.made = made;
         return p;
       }))
@@ -38,34 +43,33 @@ inline void bind_panel(py::module_& module) {
   module.def(
       "panel_columns",
       [](const PanelsOf& p, Address f, Address top, Address total) {
-        return by_type(p.f64, [&](auto t) { return sinkhorn::panel_columns<decltype(t)>(p, f, top, total); });
+        return sweep(p, [&](auto& kernels, auto& panels) { return kernels.columns(panels, f, top, total); });
       },
       Unlocked());
   module.def(
       "panel_iterate",
       [](const PanelsOf& p, bool relaxed, Address mass, Address g, Address f, Address sums) {
-        by_type(p.f64, [&](auto t) { sinkhorn::panel_iterate<decltype(t)>(p, relaxed, mass, g, f, sums); });
+        sweep(p, [&](auto& kernels, auto& panels) { kernels.iterate(panels, relaxed, mass, g, f, sums); });
       },
       Unlocked());
   module.def(
       "panel_plan",
       [](const PanelsOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
-        by_type(p.f64, [&](auto t) { sinkhorn::panel_plan<decltype(t)>(p, f, g, alpha, row_value, first); });
+        sweep(p, [&](auto& kernels, auto& panels) { kernels.plan(panels, f, g, alpha, row_value, first); });
       },
       Unlocked());
   module.def(
       "panel_adjoint",
       [](const PanelsOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
-        by_type(p.f64,
-                [&](auto t) { sinkhorn::panel_adjoint<decltype(t)>(p, f, g, sigma, factor, d, sums); });
+        sweep(p, [&](auto& kernels, auto& panels) { kernels.adjoint(panels, f, g, sigma, factor, d, sums); });
       },
       Unlocked());
   module.def(
       "panel_adjoint_log",
       [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
          Address fbar, Address sums) {
-        by_type(p.f64, [&](auto t) {
-          sinkhorn::panel_adjoint_log<decltype(t)>(p, f, g, share, g_before, inverse, fbar, sums);
+        sweep(p, [&](auto& kernels, auto& panels) {
+          kernels.adjoint_log(panels, f, g, share, g_before, inverse, fbar, sums);
         });
       },
       Unlocked());
@@ -74,16 +78,9 @@ inline void bind_panel(py::module_& module) {
       [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
          Address col_sum, int64_t depth, int64_t stride, Address hist_before, Address hist_f, Address share_f,
          Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols, Address distance) {
-        by_type(p.f64, [&](auto t) {
-          using T = decltype(t);
-          sinkhorn::PanelGradient<T> q{};
-          q.f = f, q.g = g, q.alpha = alpha, q.weight = T(weight);
-          q.row_sum = row_sum, q.col_sum = col_sum;
-          q.depth = depth, q.stride = stride;
-          q.hist_before = hist_before, q.hist_f = hist_f, q.share_f = share_f;
-          q.hist_g = hist_g, q.share_g = share_g;
-          q.out = out, q.weight_rows = weight_rows, q.weight_cols = weight_cols, q.distance = distance;
-          sinkhorn::panel_gradient<T>(p, q);
+        sweep(p, [&](auto& kernels, const auto& panels) {
+          kernels.gradient(panels, {f, g, alpha, weight, row_sum, col_sum, depth, stride, hist_before, hist_f, share_f,
+                                    hist_g, share_g, out, weight_rows, weight_cols, distance});
         });
       },
       Unlocked());

@@ -16,11 +16,12 @@ inline void bind_ragged(py::module_& module) {
                        Address y, Address scale_x, Address scale_y, Address a, Address b, Address init_f,
                        Address init_g) {
         Ragged r{};
-        r.f64 = f64, r.batch = batch, r.d = d, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
-        r.relax = relax, r.history = history, r.metric = metric;
+        sinkhorn::Problem& p = r.all;
+        p.f64 = f64, p.batch = batch, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
+        p.relax = relax, p.history = history;
+        p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
+        p.features = {f64, static_cast<cost::Metric>(metric), 0, 0, d, x, y, scale_x, scale_y, nullptr, nullptr, {}};
         r.x_offsets = x_offsets, r.y_offsets = y_offsets;
-        r.x = x, r.y = y, r.scale_x = scale_x, r.scale_y = scale_y;
-        r.a = a, r.b = b, r.init_f = init_f, r.init_g = init_g;
         return r;
       }))
       .def("sizes",
@@ -31,12 +32,12 @@ inline void bind_ragged(py::module_& module) {
       .def("cost_offset", &sinkhorn::ragged_cost_offset)
       .def("set_classes", &set_classes<Ragged>)
       .def("set_given", &set_given<Ragged>)
-      .def("memory", [](Ragged& r, Address cost, Address saved) { r.cost = cost, r.saved = saved; });
+      .def("memory", [](Ragged& r, Address cost, Address saved) { r.all.cost = cost, r.all.saved = saved; });
   module.def(
       "sinkhorn_ragged_forward",
       [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual,
          Address marginal_error, Address n_iter) {
-        return by_type(r.f64, [&](auto t) {
+        return by_type(r.all.f64, [&](auto t) {
           return sinkhorn::ragged_forward<decltype(t)>(r, save_plan,
                                                        {f, g, value, dual, marginal_error, n_iter});
         });
@@ -46,9 +47,9 @@ inline void bind_ragged(py::module_& module) {
       "sinkhorn_ragged_backward",
       [](const Ragged& r, int grad, Address up_value, Address up_f, Address up_g, Address x, Address y,
          Address a, Address b) {
-        return by_type(r.f64, [&](auto t) {
-          return sinkhorn::ragged_backward<decltype(t)>(r, static_cast<sinkhorn::Grad>(grad), up_value, up_f,
-                                                        up_g, {x, y, a, b});
+        return by_type(r.all.f64, [&](auto t) {
+          return sinkhorn::ragged_backward<decltype(t)>(r, static_cast<sinkhorn::Grad>(grad),
+                                                        {up_value, up_f, up_g}, {x, y, a, b});
         });
       },
       Unlocked());

@@ -20,10 +20,10 @@ inline void bind_sinkhorn_steps(py::module_& module) {
         Problem p{};
         p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
         p.cost = cost;
-        p.a = a, p.a_stride = a_shared ? 0 : n;
-        p.b = b, p.b_stride = b_shared ? 0 : m;
+        p.a = a, p.a_shared = a_shared;
+        p.b = b, p.b_shared = b_shared;
         p.init_f = init_f, p.init_g = init_g, p.relax = relax, p.history = history, p.saved = saved;
-        p.metric = metric, p.d = d, p.x = x, p.y = y, p.scale_x = scale_x, p.scale_y = scale_y;
+        p.features = {f64, static_cast<cost::Metric>(metric), n, m, d, x, y, scale_x, scale_y, nullptr, nullptr, {}};
         return p;
       }))
       .def("set_classes", &set_classes<Problem>)
@@ -33,7 +33,7 @@ inline void bind_sinkhorn_steps(py::module_& module) {
       [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,
          Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::forward<decltype(t)>(p, save_plan, f, g, value, dual, marginal_error, n_iter);
+          return sinkhorn::forward<decltype(t)>(p, save_plan, {f, g, value, dual, marginal_error, n_iter});
         });
       },
       Unlocked());
@@ -81,8 +81,8 @@ inline void bind_sinkhorn_steps(py::module_& module) {
       [](const Problem& p, int grad, Address up_value, int64_t begin, int64_t end, Address row_sum,
          Address col_sum, Address grad_cost, Address rows, Address cols) {
         by_type(p.f64, [&](auto t) {
-          sinkhorn::gradient_rows<decltype(t)>(p, static_cast<sinkhorn::Grad>(grad),
-                                               {up_value, nullptr, nullptr}, begin, end, row_sum, col_sum,
+          sinkhorn::gradient_rows<decltype(t)>(p, {up_value, nullptr, nullptr},
+                                               {static_cast<sinkhorn::Grad>(grad), begin, end, row_sum, col_sum},
                                                {grad_cost, nullptr, nullptr, rows, cols});
         });
       },
@@ -98,8 +98,8 @@ inline void bind_sinkhorn_loss(py::module_& module) {
       [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
          Address dual, Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::loss_forward<decltype(t)>(p, own_products, save_plan, f, g, value, dual,
-                                                     marginal_error, n_iter);
+          return sinkhorn::loss_forward<decltype(t)>(p, own_products, save_plan,
+                                                     {f, g, value, dual, marginal_error, n_iter});
         });
       },
       Unlocked());
@@ -109,14 +109,14 @@ inline void bind_sinkhorn_loss(py::module_& module) {
          Address grad_b, Address dx, Address dy) {
         return by_type(p.f64, [&](auto t) {
           return sinkhorn::loss_backward<decltype(t)>(p, static_cast<Grad>(grad), {up_value, up_f, up_g},
-                                                      grad_a, grad_b, dx, dy);
+                                                      {dx, dy, grad_a, grad_b});
         });
       },
       Unlocked());
   py::class_<LossSettings>(module, "SinkhornLossSettings", "What many calls share.")
       .def(py::init([](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol,
                        bool relax, int grad) {
-        return LossSettings{f64, metric, regularized, reg, max_iter, tol, relax, static_cast<Grad>(grad)};
+        return LossSettings{f64, static_cast<cost::Metric>(metric), regularized, reg, max_iter, tol, relax, static_cast<Grad>(grad)};
       }));
   module.def(
       "sinkhorn_loss_and_gradient",
@@ -124,12 +124,12 @@ inline void bind_sinkhorn_loss(py::module_& module) {
          Address b, Address init_f, Address init_g, Address loss, Address marginal_error, Address n_iter,
          Address dx, Address dy) -> py::object {
         Problem p{};
-        p.n = n, p.d = d, p.m = m, p.x = x, p.y = y, p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
+        p.n = n, p.m = m, p.features.d = d, p.features.x = x, p.features.y = y, p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
         sinkhorn::Remarks remarks{true, true, true};
         const char* refused = [&] {
           py::gil_scoped_release unlocked;
           return by_type(settings.f64, [&](auto t) {
-            return sinkhorn::loss_and_gradient<decltype(t)>(settings, p, loss, marginal_error, n_iter, dx, dy,
+            return sinkhorn::loss_and_gradient<decltype(t)>(settings, p, {loss, marginal_error, n_iter, dx, dy},
                                                             &remarks);
           });
         }();
