@@ -16,15 +16,13 @@ void bind_records(py::module_& module) {
       module, "Problem",
       [](bool f64, int64_t n, int64_t m, double reg, int64_t max_iter, double tol, Address cost,
          Address saved, int64_t batch, Address a, bool a_shared, Address b, bool b_shared, Address init_f,
-         Address init_g, bool relax, bool history, const Features* features) {
+         Address init_g, bool relax, bool history, const cost::FeatureSet* features) {
         Problem p{};
         p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
         p.cost = cost, p.saved = saved;
-        p.a = a, p.a_stride = a_shared ? 0 : n;
-        p.b = b, p.b_stride = b_shared ? 0 : m;
+        p.a = a, p.a_shared = a_shared, p.b = b, p.b_shared = b_shared;
         p.init_f = init_f, p.init_g = init_g, p.relax = relax, p.history = history;
-        p.metric = -1;
-        if (features) features->put_into(p);
+        if (features) p.features = *features;
         return p;
       },
       py::kw_only(), "f64"_a, "n"_a, "m"_a, "reg"_a, "max_iter"_a, "tol"_a, "cost"_a, "saved"_a,
@@ -39,7 +37,10 @@ void bind_records(py::module_& module) {
       module, "LossSettings",
       [](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol, bool relax,
          int grad) {
-        return LossSettings{f64, metric, regularized, reg, max_iter, tol, relax, static_cast<Grad>(grad)};
+        return LossSettings{f64,         static_cast<cost::Metric>(metric),
+                            regularized, reg,
+                            max_iter,    tol,
+                            relax,       static_cast<Grad>(grad)};
       },
       py::kw_only(), "f64"_a, "metric"_a, "regularized"_a, "reg"_a, "max_iter"_a, "tol"_a, "relax"_a,
       "grad"_a);
@@ -51,7 +52,7 @@ void bind_steps(py::module_& module) {
       [](const Problem& p, bool save_plan, Address f, Address g, Address value, Address dual,
          Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::forward<decltype(t)>(p, save_plan, f, g, value, dual, marginal_error, n_iter);
+          return sinkhorn::forward<decltype(t)>(p, save_plan, {f, g, value, dual, marginal_error, n_iter});
         });
       },
       "problem"_a, py::kw_only(), "save_plan"_a, "f"_a, "g"_a, "value"_a, "dual"_a, "marginal_error"_a,
@@ -101,7 +102,7 @@ void bind_steps(py::module_& module) {
       [](const Problem& p, const Upstream& up, int grad, int64_t begin, int64_t end, Address row_sum,
          Address col_sum, Address grad_cost, Address row_sums, Address column_sums) {
         by_type(p.f64, [&](auto t) {
-          sinkhorn::gradient_rows<decltype(t)>(p, static_cast<Grad>(grad), up, begin, end, row_sum, col_sum,
+          sinkhorn::gradient_rows<decltype(t)>(p, up, {static_cast<Grad>(grad), begin, end, row_sum, col_sum},
                                                {grad_cost, nullptr, nullptr, row_sums, column_sums});
         });
       },
@@ -114,13 +115,14 @@ py::object loss_and_gradient(const LossSettings& settings, int64_t n, int64_t m,
                              Address y, Address a, Address b, Address init_f, Address init_g, Address loss,
                              Address marginal_error, Address n_iter, Address grad_x, Address grad_y) {
   Problem p{};
-  p.n = n, p.m = m, p.d = d, p.x = x, p.y = y, p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
+  p.n = n, p.m = m, p.features.d = d, p.features.x = x, p.features.y = y, p.a = a, p.b = b, p.init_f = init_f,
+  p.init_g = init_g;
   sinkhorn::Remarks remarks{true, true, true};
   const char* refused = [&] {
     py::gil_scoped_release unlocked;
     return by_type(settings.f64, [&](auto t) {
-      return sinkhorn::loss_and_gradient<decltype(t)>(settings, p, loss, marginal_error, n_iter, grad_x,
-                                                      grad_y, &remarks);
+      return sinkhorn::loss_and_gradient<decltype(t)>(
+          settings, p, {loss, marginal_error, n_iter, grad_x, grad_y}, &remarks);
     });
   }();
   if (refused) return py::str(refused);
@@ -134,8 +136,8 @@ void bind_loss(py::module_& module) {
       [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
          Address dual, Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::loss_forward<decltype(t)>(p, own_products, save_plan, f, g, value, dual,
-                                                     marginal_error, n_iter);
+          return sinkhorn::loss_forward<decltype(t)>(p, own_products, save_plan,
+                                                     {f, g, value, dual, marginal_error, n_iter});
         });
       },
       "problem"_a, py::kw_only(), "own_products"_a, "save_plan"_a, "f"_a, "g"_a, "value"_a, "dual"_a,
@@ -145,8 +147,8 @@ void bind_loss(py::module_& module) {
       [](const Problem& p, const Upstream& up, int grad, Address grad_a, Address grad_b, Address grad_x,
          Address grad_y) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::loss_backward<decltype(t)>(p, static_cast<Grad>(grad), up, grad_a, grad_b, grad_x,
-                                                      grad_y);
+          return sinkhorn::loss_backward<decltype(t)>(p, static_cast<Grad>(grad), up,
+                                                      {grad_x, grad_y, grad_a, grad_b});
         });
       },
       "problem"_a, "upstream"_a, py::kw_only(), "grad"_a, "grad_a"_a, "grad_b"_a, "grad_x"_a, "grad_y"_a,
