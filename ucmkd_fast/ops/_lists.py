@@ -100,7 +100,7 @@ def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -
     _require_eager(p)
     quiet = call.told is not None
     return (
-        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else _native(p, at, options, quiet)
+        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else in_one_call(p, at, options, quiet)
     )
 
 
@@ -163,7 +163,7 @@ class ListSinkhorn(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def _native(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
+def in_one_call(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
     p = p.contiguous()
     door_ = door(p.features[0])
     *found, costs = _transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
