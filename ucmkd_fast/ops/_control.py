@@ -1,4 +1,7 @@
-"""What steers the host's loop over sweeps by numbers that only the device knows; the host never waits for them."""
+"""Early stopping and over-relaxation of loops over sweeps, decided where the numbers are.
+
+The loop runs on the host. Of a CPU it reads the numbers at once; for a GPU it never waits.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,26 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from ._solve import Options
-from .panel_sweeps import Alone
+from ._problem import Options
+from .sharded import Alone
 
 _LOOK_EVERY = 8  # sweeps, between two looks at a flag that all processes must answer alike
 
 
 class Flag:
-    """An int32 on the device that ends a loop of the host, which never waits for it."""
+    """An int32 where the numbers are, that ends a loop of the host."""
 
-    def __init__(self, like: Tensor, over: Alone):
+    def __init__(self, like: Tensor, over: Alone, host: bool):
+        """``host``: to read it waits for nothing, and all processes find the same numbers by themselves."""
         self.raised = torch.zeros(1, dtype=torch.int32, device=like.device)
-        self._over, self._looks = over, 0
+        self._over, self._host, self._looks = over, host, 0
         self._copy: Tensor | None = None
         self._event: torch.cuda.Event | None = None
 
     def seen(self) -> bool:
         """Whether it is known here that the flag is up; the same on every process of a group."""
+        if self._host:
+            return bool(self.raised)
         self._looks += 1
         if not self._over.alone:  # a process that stops alone would leave the others waiting
             return self._looks % _LOOK_EVERY == 0 and bool(self.raised)
@@ -43,26 +49,20 @@ class Flag:
 
 
 class Relaxation:
-    """`Relaxation` of csrc/sinkhorn/relaxation.h on the device, which alone knows the errors."""
+    """`Relaxation` of csrc/sinkhorn/relaxation.h where the errors are."""
 
     def __init__(self, like: Tensor, options: Options):
         self._tol, self._last = options.tol, options.max_iter
         self.wanted = options.accelerate == "relax"
-        self.relaxed, self._pauses, self._given_up = like.new_zeros(3, 1, dtype=torch.int32)
-        self._best = like.new_full((), torch.inf)
+        self.relaxed, self._pauses, self._given_up = torch.zeros(3, 1, dtype=torch.int32, device=like.device)
+        self._best = torch.full((), torch.inf, dtype=like.dtype, device=like.device)
 
     def begin(self, t: int) -> None:
         """Iteration t comes."""
-        if self.wanted and _C.SinkhornRelaxation.plain_first < t < self._last:
+        if self.wanted and _C.Relaxation.plain_first < t < self._last:
             torch.sub(1, self._pauses, out=self.relaxed)
         else:
             self.relaxed.zero_()
-
-    def half_step(self, g: Tensor, before: Tensor) -> Tensor:
-        """G (M,), which goes half as far again where the iteration is over-relaxed."""
-        if not self.wanted:
-            return g
-        return torch.where((self.relaxed > 0) & (g > -torch.inf), g + (g - before) / 2, g)
 
     def watch(self, error: Tensor) -> None:
         """The marginal error () behind the iteration."""
