@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from . import _transforms
-from ._solve import Options
+from ._problem import Options, Problem, Solution
 
 
-class _Problem(NamedTuple):
+class _Marked(NamedTuple):
     """A problem whose rows, columns and pairs without part in it are marked; leading dimensions are a batch."""
 
     cost: Tensor  # (B?, N, M), 0 where a pair is forbidden
@@ -26,25 +26,20 @@ class _Problem(NamedTuple):
     columns: Tensor  # (B?, M)
     pairs: Tensor  # (B?, N, M), whether mass may move
 
-    def detached(self) -> _Problem:
+    def detached(self) -> _Marked:
         return self._replace(cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
 
-    def transposed(self) -> _Problem:
-        return _Problem(self.cost.mT, self.b, self.a, self.columns, self.rows, self.pairs.mT)
+    def transposed(self) -> _Marked:
+        return _Marked(self.cost.mT, self.b, self.a, self.columns, self.rows, self.pairs.mT)
 
 
-def solve(
-    cost: Tensor,  # (B?, N, M)
-    a: Tensor | None,  # (N,) or (B?, N)
-    b: Tensor | None,
-    init_f: Tensor | None,  # (B?, N)
-    options: Options,
-) -> tuple[Tensor, ...]:
-    """(value, dual, f, g, marginal_error, n_iter), each with the batch of the cost.
+def solve(p: Problem, options: Options) -> Solution:
+    """Of a given cost.
 
     ``grad`` means what it means to the kernels. ``accelerate`` changes the way, not where it leads: plain iterations
     run.
     """
+    cost, a, b, init_f = p.matrix, p.a, p.b, p.init_f
     if _transforms.orders() > 1:
         _transforms.refuse_second_order(options.grad)
     n, m = cost.shape[-2:]
@@ -52,38 +47,39 @@ def solve(
     b = cost.new_full((m,), 1 / m) if b is None else b
     a, b = a.expand(*cost.shape[:-2], n), b.expand(*cost.shape[:-2], m)
     rows, columns, pairs = a.detach() > 0, b.detach() > 0, cost.detach() != math.inf
-    p = _Problem(
+    marked = _Marked(
         torch.where(pairs, cost, 0), torch.where(rows, a, 1), torch.where(columns, b, 1), rows, columns, pairs
     )
     start = -options.reg * math.log(n) if init_f is None else init_f.detach()
-    f = torch.where(rows, start, torch.zeros_like(p.a.detach()))
-    f, g, error, n_iter = _iterate(p if options.grad == "unrolled" else p.detached(), f, options)
+    f = torch.where(rows, start, torch.zeros_like(marked.a.detach()))
+    f, g, error, n_iter = _iterate(marked if options.grad == "unrolled" else marked.detached(), f, options)
     if options.grad == "implicit":
-        f, g = _implicit(p, f, g, options.reg)
-    value, dual = _values(p, a, b, f, g, options)
-    return value, dual, torch.where(rows, f, -math.inf), torch.where(columns, g, -math.inf), error, n_iter
+        f, g = _implicit(marked, f, g, options.reg)
+    value, dual = _values(marked, a, b, f, g, options)
+    f, g = torch.where(rows, f, -math.inf), torch.where(columns, g, -math.inf)
+    return Solution(value, dual, f, g, error, n_iter)
 
 
-def _scores(p: _Problem, g: Tensor, reg: float) -> Tensor:
+def _scores(p: _Marked, g: Tensor, reg: float) -> Tensor:
     """(g_j - C_ij) / reg (B?, N, M), -inf where nothing moves; 0 in rows without mass, whose sums nobody reads."""
     scores = (g[..., None, :] - p.cost) / reg
     scores = torch.where(p.columns[..., None, :] & p.pairs, scores, -math.inf)
     return torch.where(p.rows[..., :, None], scores, 0)
 
 
-def _half(p: _Problem, g: Tensor, reg: float) -> Tensor:
+def _half(p: _Marked, g: Tensor, reg: float) -> Tensor:
     """F from g; 0 in rows without mass."""
     f = reg * (p.a.log() - _scores(p, g, reg).logsumexp(-1))
     return torch.where(p.rows, f, 0)
 
 
-def _plan(p: _Problem, f: Tensor, g: Tensor, reg: float) -> Tensor:
+def _plan(p: _Marked, f: Tensor, g: Tensor, reg: float) -> Tensor:
     exponents = (f[..., :, None] + g[..., None, :] - p.cost) / reg
     moves = p.rows[..., :, None] & p.columns[..., None, :] & p.pairs
     return torch.where(moves, exponents, -math.inf).exp()
 
 
-def _iterate(p: _Problem, f: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _iterate(p: _Marked, f: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The iterations, each problem's to its own end: f, g, marginal error, iterations."""
     reg, turned = options.reg, p.transposed()
     target = torch.where(p.columns, p.b, 0).detach()
@@ -105,7 +101,7 @@ def _iterate(p: _Problem, f: Tensor, options: Options) -> tuple[Tensor, Tensor, 
     return f, g, error, n_iter
 
 
-def _implicit(p: _Problem, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+def _implicit(p: _Marked, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Tensor]:
     """(f, g) with the derivative of the fixed point: a dense least-squares solve, in both modes.
 
     A step from fixed potentials depends on them by -softmax, so dz = (1 - J)^+ dT, J = [[0, -R], [-Q', 0]].
@@ -126,7 +122,7 @@ def _implicit(p: _Problem, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Te
 
 
 def _values(
-    p: _Problem, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options
+    p: _Marked, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
     """<P, C> and the dual value of <P, C> + reg KL(P | a b'), as `reference.sinkhorn` has them."""
     reg, plan = options.reg, _plan(p, f, g, options.reg)

@@ -75,9 +75,7 @@ def with_direct(up: Arriving, grads: Pair) -> Pair:
     return grad_a, grad_b
 
 
-def mass_gradients(
-    p: Problem, kept: Kept, up: Arriving, grads: Pair, options: Options, host: bool
-) -> Pair:
+def mass_gradients(p: Problem, kept: Kept, up: Arriving, grads: Pair, options: Options, host: bool) -> Pair:
     """Of a loss: through the iterations and directly, or those of the envelope."""
     if options.grad != "envelope":
         return with_direct(up, grads)

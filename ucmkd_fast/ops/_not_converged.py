@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._call_site import CallSite, call_site, warn
+from ._problem import Options
 from .cost import NORMALISED
-
-if TYPE_CHECKING:
-    from ._loss import LossOptions
-    from ._solve import Options
 
 
 class ConvergenceWarning(UserWarning):
@@ -129,32 +126,20 @@ def _judge(numbers: list[float], dtype: torch.dtype, options: Options, metric: s
     return _above_tol(error, dtype, options) if 0 < options.tol < error else None
 
 
-def look_at_loss(
-    marginal_error: Tensor | None, value: Tensor, a: Tensor | None, options: LossOptions, by_class: bool
-) -> None:
-    """The same at a loss between features, unless the caller looks by himself (``convergence=``)."""
-    if options.convergence is None:
-        look(marginal_error, value, a, options.solver, None if by_class else options.metric)
-
-
 def remark(
-    remarks: tuple[bool, bool, bool],
-    error: Tensor | None,
-    loss: Tensor,
-    a: Tensor | None,
-    options: LossOptions,
+    remarks: tuple[bool, bool, bool], error: Tensor | None, loss: Tensor, a: Tensor | None, options: Options
 ) -> None:
     """What the native call of a small problem remarks: `Remarks` of csrc/sinkhorn/entry.h."""
     gradient_converged, reached_tol, above_rounding = remarks
     if not gradient_converged:
         warn_of_gradient()
-    if _silent.get() or options.convergence is not None:
+    if _silent.get():
         return
     if not above_rounding:
         cost = _at_least(abs(loss.item()) / (1 if a is None else a.sum().item()), options.metric)
-        _tell(_below_rounding(cost, loss.dtype, options.solver), call_site(), "loss")
+        _tell(_below_rounding(cost, loss.dtype, options), call_site(), "loss")
     elif not reached_tol and error is not None:
-        _tell(_above_tol(error.item(), loss.dtype, options.solver), call_site(), "loss")
+        _tell(_above_tol(error.item(), loss.dtype, options), call_site(), "loss")
 
 
 def _at_least(cost: float, metric: str | None) -> float:

@@ -68,7 +68,9 @@ class Problem(NamedTuple):
         """Each set of features against itself."""
         x, y = self.features
         scale = self.scale
-        return Problem(x=x, y=x, a=self.a, b=self.a, scale=scale), Problem(x=y, y=y, a=self.b, b=self.b, scale=scale)
+        return Problem(x=x, y=x, a=self.a, b=self.a, scale=scale), Problem(
+            x=y, y=y, a=self.b, b=self.b, scale=scale
+        )
 
     def flat(self) -> Problem:
         """Features (B, N, ...) as a list of problems."""
@@ -185,3 +187,19 @@ class Needs(NamedTuple):
     a: bool = False
     b: bool = False
     class_cost: bool = False
+
+
+class Convergence:
+    """How far a call of `sinkhorn_loss` came, which fills it in (``convergence=``): it costs the call nothing.
+
+    Attributes:
+        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. NaN before the call.
+        n_iter: () or (B,) int64, iterations that ran, as in `SinkhornResult`; 0 before the call.
+    """
+
+    def __init__(self) -> None:
+        self.marginal_error, self.n_iter = torch.tensor(torch.nan), torch.tensor(0)
+
+    def take(self, marginal_error: Tensor, n_iter: Tensor) -> None:
+        """Keep what a solver says."""
+        self.marginal_error, self.n_iter = marginal_error.detach(), n_iter.detach()

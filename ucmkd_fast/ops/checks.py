@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..names import did_you_mean
 
@@ -108,30 +107,3 @@ def common_dtype(**tensors: Tensor | None) -> torch.dtype:
                         for name, t in tensors.items() if t is not None)
         )  # fmt: skip
     return kinds.pop()
-
-
-#: Masses up to this take no part: entries of their plan would leave the dtype's range, and their inverse overflow.
-NO_MASS = {torch.float32: 1e-30, torch.float64: 1e-290}
-
-
-def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Masses (size,), or (batch, size) in a batch; their values are checked by the kernel.
-
-    One of at most 1e-30 (1e-290 in float64) becomes 0: it takes no part. Its gradient is that of a mass of 0.
-    """
-    if value is None:
-        return None
-    shape = f"({size},)" if batch is None else f"({size},) or ({batch}, {size})"
-    tensor(name, value, shape, *((1,) if batch is None else (1, 2)))
-    if value.shape[-1] != size or (value.dim() == 2 and value.shape[0] != batch):
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-    if value.dtype != dtype:
-        raise TypeError(f"{name} must have the cost's dtype {dtype}, got {value.dtype}")
-    counted = torch.nn.functional.hardshrink(value.detach(), NO_MASS[dtype])
-    if (
-        not value.requires_grad
-        and forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    ):
-        return counted
-    return value - (value - counted).detach()

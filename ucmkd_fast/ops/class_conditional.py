@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import _transforms, checks, ragged, relative_reg
-from ._autograd import direct
-from ._solve import Options
-from .cost import METRICS
+from . import _lists, _transforms, relative_reg
+from ._arguments import Asked, checked
+from ._devices import door
+from ._problem import Offsets, Problem
+from .cost import dtype_of_cost
 from .sinkhorn import sinkhorn_loss
 
 
@@ -72,23 +73,22 @@ def class_conditional_loss(
         TypeError: as `sinkhorn_loss`; labels that are not int64.
         ValueError: as `sinkhorn_loss`; labels out of range, no common class, beta < 0 or NaN.
     """
-    relative_reg.check(options.get("reg_scale"))
     if not beta >= 0:
         raise ValueError(f"beta must be a number >= 0 or inf, got {beta}")
     for name, labels, z in (("x_labels", x_labels, x), ("y_labels", y_labels, y)):
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
             found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise TypeError(f"{name} must be int64 of shape ({len(z)},), got {found}")
-        if labels.device.type == "cpu" and len(labels) and not _transforms.active():
+        if door(labels).HOST and len(labels) and not _transforms.active():
             low, high = (int(v) for v in torch.aminmax(labels))
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = dtype_of_cost(x.dtype)
     one_call = beta == float("inf") and not _ONE_PROBLEM & {
         k for k, given in options.items() if given is not None
     }
-    if one_call and x.device.type == "cpu" and direct(x, y):
-        return _class_by_class(x, y, x_labels, y_labels, classes, dtype, options)
+    if one_call and door(x).HOST and _transforms.direct(x, y):
+        return _class_by_class(x, y, (x_labels, y_labels), classes, options)
     other = torch.arange(classes, device=x.device) != x_labels[:, None]
     class_cost = torch.zeros((), dtype=dtype, device=x.device).masked_fill(other, beta)
     if beta == float("inf"):
@@ -101,22 +101,25 @@ def class_conditional_loss(
 _ONE_PROBLEM = {"a", "b", "init", "memory_budget", "group", "offsets", "return_result"}
 
 
-def _class_by_class(x, y, x_labels, y_labels, classes: int, dtype, options: dict[str, Any]) -> Tensor:
+def _class_by_class(
+    x: Tensor, y: Tensor, labels: tuple[Tensor, Tensor], classes: int, options: dict[str, Any]
+) -> Tensor:
     """The sum over classes of a class's share times its own loss, from one ragged call.
 
     A plan s P_k, of a class that sends the share s, has KL(s P_k | s a, s b) = s KL(P_k | a, b) - s log s.
     """
-    counts = [torch.bincount(labels, minlength=classes) for labels in (x_labels, y_labels)]
+    dtype = dtype_of_cost(x.dtype)
+    counts = [torch.bincount(k, minlength=classes) for k in labels]
     share = torch.where((counts[0] > 0) & (counts[1] > 0), counts[0], 0).to(dtype)
     if not share.sum() > 0:
         raise ValueError("x and y must have a class in common, got none")
     share = share / share.sum()
-    order = [torch.argsort(labels, stable=True) for labels in (x_labels, y_labels)]
+    order = [torch.argsort(k, stable=True) for k in labels]
     starts = [torch.nn.functional.pad(count.cumsum(0), (1, 0)) for count in counts]
     told, options = options.get("convergence"), {**options, "offsets": (starts[0], starts[1])}
     x, y = x[order[0]], y[order[1]]
-    if options.pop("reg_scale", None):
-        options["reg"] = _in_units_of_cost(x, y, ragged.Offsets(*starts), dtype, options)
+    if options.get("reg_scale") is not None:
+        options["reg"] = _in_units_of_cost(Problem(x=x, y=y), Offsets(*starts), options)
     losses = cast("Tensor", sinkhorn_loss(x, y, **options))
     if told is not None:  # of the plan as a whole: the classes' columns are apart
         told.take((share * told.marginal_error).sum(), told.n_iter.max())
@@ -126,11 +129,10 @@ def _class_by_class(x, y, x_labels, y_labels, classes: int, dtype, options: dict
     return loss
 
 
-def _in_units_of_cost(x, y, offsets: ragged.Offsets, dtype, options: dict[str, Any]) -> float:
+def _in_units_of_cost(p: Problem, offsets: Offsets, given: dict[str, Any]) -> float:
     """Reg times the mean cost over the pairs of all classes: one number, as in one problem."""
-    metric = options.get("metric", "cosine")
-    checks.choice("metric", metric, METRICS)
-    total, count = ragged.cost_sums(x, y, (None, None), offsets, metric, dtype)
-    mean = relative_reg.ratio(total.sum(), count.sum())
-    given = Options(checks.positive_number("reg", options.get("reg", 0.1)), 1, 0.0, "")
-    return relative_reg.settle(mean, given, True)[0].reg
+    dtype = dtype_of_cost(p.features[0].dtype)
+    metric, reg = given.get("metric", "cosine"), given.get("reg", 0.1)
+    options = checked(Asked(reg, 1, 0.0, "unrolled", None, given.pop("reg_scale"), dtype, metric))
+    total, count = _lists.cost_sums(p, offsets, options)
+    return relative_reg.settle(p, relative_reg.ratio(total.sum(), count.sum()), options, True)[1].reg

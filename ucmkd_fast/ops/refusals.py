@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._native import _C
+
 
 def spelled(value: float) -> str:
     """A number as messages name it: NaN, +inf, -inf, 0.5."""
@@ -97,3 +99,24 @@ def _without_a_pair(head: str, given: dict[str, Tensor]) -> str | None:
             where = f" of problem {problem[0]}" if problem else ""
             return f"{head}, {what} {place}{where} has none"
     return None
+
+
+#: Refusals of a GPU's kernels by the bits of ``n_iter``, in the order in which they are told: what comes first may
+#: bring about the last.
+BY_BIT: dict[int, str] = {
+    _C.FLAGS[flag]: _C.REFUSALS[text]
+    for flag, text in (
+        ("bad_cost", "bad_cost_or_label"),
+        ("bad_mass", "bad_mass"),
+        ("no_mass", "no_mass"),
+        ("sums", "sums"),
+        ("overflow", "overflow"),
+        ("forbidden", "forbidden"),
+    )
+}
+
+
+def refusal(n_iter: Tensor) -> str | None:
+    """What the kernels had against the input, or None. Reads ``n_iter`` from the device."""
+    bits = -int(n_iter.min())
+    return next((text for bit, text in BY_BIT.items() if bits > 0 and bits & bit), None)

@@ -8,27 +8,19 @@ takes the first form, with s read there; batches, other devices and transforms t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _solve_cuda, checks
-from ._solve import Options
-
-SCALES = ("mean",)
-
-
-def check(reg_scale: Any) -> None:
-    """Raise ValueError unless it is None or ``"mean"``."""
-    if reg_scale is not None:
-        checks.choice("reg_scale", reg_scale, SCALES)
+from . import _transforms
+from ._devices import door
+from ._problem import Options, Problem, Solution
 
 
 def on_host(*tensors: Tensor | None) -> bool:
     """Whether reading a scale waits for nobody: eager calls on the CPU."""
     x = tensors[0]
-    return x is not None and x.is_cpu and not _solve_cuda.runs_on(x) and _autograd.direct(*tensors)
+    return x is not None and door(x).HOST and _transforms.direct(*tensors)
 
 
 def mean_cost(matrix: Tensor, inside: Tensor | None = None) -> Tensor:
@@ -63,16 +55,16 @@ def ratio(total: Tensor, count: Tensor) -> Tensor:
     return torch.where(total > 0, total / count, torch.nan)
 
 
-def settle(scale: Tensor, options: Options, host: bool) -> tuple[Options, Tensor | None]:
-    """With ``host``, which reads the scale: the options of one problem with reg in units of the cost, and None.
+def settle(p: Problem, scale: Tensor, options: Options, host: bool) -> tuple[Problem, Options]:
+    """With ``host``, which reads the scale () of one problem: the options with reg in units of the cost.
 
-    Otherwise, of batches, and where reg would leave the dtype's range, both as they are.
+    Otherwise, of batches, and where reg would leave the dtype's range, the problem with its scale.
 
     Raises:
         ValueError: a scale that was read is none.
     """
     if not host:
-        return options, scale
+        return p._replace(scale=scale), options
     numbers = scale.tolist() if scale.dim() else [scale.item()]
     refused = [k for k, number in enumerate(numbers) if not 0 < number < math.inf]
     if refused:
@@ -83,27 +75,33 @@ def settle(scale: Tensor, options: Options, host: bool) -> tuple[Options, Tensor
         )
     reg, range_ = options.reg * numbers[0], torch.finfo(scale.dtype)
     if scale.dim() or not range_.tiny <= reg <= range_.max:
-        return options, scale
-    return options._replace(reg=reg), None
+        return p._replace(scale=scale), options
+    return p, options._replace(reg=reg)
 
 
 #: Metrics whose distances scale with the features.
 SCALABLE = ("l2", "l1", "sqeuclidean")
 
 
-def features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Features whose costs are those of x and y over ``scale`` (), for a metric of `SCALABLE`."""
-    factor = scale.sqrt() if metric == "sqeuclidean" else scale
-    return x.to(dtype) / factor, y.to(dtype) / factor
+def over(p: Problem, options: Options) -> tuple[Problem, Tensor]:
+    """A problem in units of its scale, in which the options' reg is, and the scale.
 
-
-def over(z: Tensor | None, scale: Tensor) -> Tensor | None:
-    """Vectors (B?, N) in units of ``scale`` (B?,)."""
-    return None if z is None else z / scale[..., None]
-
-
-def back(outputs: tuple[Any, ...], scale: Tensor) -> tuple[Any, ...]:
-    """(value, dual, f, g, ...) of costs over ``scale`` (B?,), in units of cost again."""
-    value, dual, f, g, *rest = outputs
+    Features of a metric of `SCALABLE`, or a given cost; potentials and the term by class are divided alike.
+    """
+    scale = p.scale
+    assert scale is not None
     vector = scale[..., None]
-    return value * scale, dual * scale, f * vector, g * vector, *rest
+    init_f, init_g = (None if z is None else z / vector for z in (p.init_f, p.init_g))
+    p = p._replace(init_f=init_f, init_g=init_g, scale=None)
+    if p.cost is not None:
+        return p._replace(cost=p.cost / vector[..., None]), scale
+    factor = scale.sqrt() if options.metric == "sqeuclidean" else scale
+    x, y = (z.to(options.dtype) / factor for z in p.features)
+    return p._replace(x=x, y=y, class_cost=None if p.class_cost is None else p.class_cost / scale), scale
+
+
+def back(found: Solution, scale: Tensor) -> Solution:
+    """The solution of costs over ``scale`` (B?,), in units of cost again."""
+    value, dual, f, g, *rest = found
+    vector = scale[..., None]
+    return Solution(value * scale, dual * scale, f * vector, g * vector, *rest)

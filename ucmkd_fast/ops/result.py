@@ -5,24 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _solve_cuda
-from ._solve import Options
-
-
-class Convergence:
-    """How far a call of `sinkhorn_loss` came, which fills it in (``convergence=``): it costs the call nothing.
-
-    Attributes:
-        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. NaN before the call.
-        n_iter: () or (B,) int64, iterations that ran, as in `SinkhornResult`; 0 before the call.
-    """
-
-    def __init__(self) -> None:
-        self.marginal_error, self.n_iter = torch.tensor(torch.nan), torch.tensor(0)
-
-    def take(self, marginal_error: Tensor, n_iter: Tensor) -> None:
-        """Keep what a solver says."""
-        self.marginal_error, self.n_iter = marginal_error.detach(), n_iter.detach()
+from ._problem import Convergence as Convergence
+from ._problem import Options, Solution
+from .refusals import refusal
 
 
 class SinkhornResult:
@@ -42,14 +27,15 @@ class SinkhornResult:
     def __init__(
         self,
         cost: Tensor,
-        outputs: tuple[Tensor, ...],
+        solution: Solution,
         options: Options,
         classes: tuple[Tensor, int] | None = None,  # y_labels (M,) and K
         scale: Tensor | None = None,  # () or (B,), in whose units the options' reg is
     ):
-        self.value, self.value_regularized, self._f, self._g, error, self.n_iter = outputs
+        self.solution, self.cost = solution, cost
+        self.value, self.value_regularized, self._f, self._g, error, self.n_iter = solution
         self.marginal_error = error.detach()
-        self._cost, self._options, self._classes = cost, options, classes
+        self._options, self._classes = options, classes
         self.reg: float | Tensor = options.reg if scale is None else options.reg * scale
 
     @property
@@ -57,14 +43,10 @@ class SinkhornResult:
         """F (N,), g (M,) in units of cost, log a and log b inside them; -inf where a mass is 0."""
         return self._f, self._g
 
-    def outputs(self) -> tuple[Tensor, ...]:
-        """(value, value_regularized, f, g, marginal_error, n_iter)."""
-        return self.value, self.value_regularized, self._f, self._g, self.marginal_error, self.n_iter
-
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
         reg = self.reg[..., None, None] if isinstance(self.reg, Tensor) else self.reg
-        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg).exp()
+        return ((self._f[..., :, None] + self._g[..., None, :] - self.cost) / reg).exp()
 
     def plan_by_class(self) -> Tensor:
         """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
@@ -83,13 +65,13 @@ class SinkhornResult:
     @property
     def converged(self) -> Tensor:
         """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
-        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
+        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self.cost.dtype).eps ** 0.5
         return self.marginal_error <= limit
 
     def check(self) -> None:
         """Raise ValueError for input that was refused: on a GPU that is found without waiting, and this waits."""
-        if refusal := _solve_cuda.refusal(self.n_iter):
-            raise ValueError(refusal)
+        if refused := refusal(self.n_iter):
+            raise ValueError(refused)
 
     def __repr__(self) -> str:
         self.check()
@@ -110,13 +92,13 @@ class BatchResult(SinkhornResult):
     def __init__(
         self,
         costs: list[Tensor],
-        outputs: tuple[Tensor, ...],
+        solution: Solution,
         options: Options,
         ragged: bool,
         classes: tuple[Tensor, int] | None = None,  # y_labels (sum M_k,) and K
         scale: Tensor | None = None,  # (B,)
     ):
-        super().__init__(outputs[0], outputs, options, classes, scale)
+        super().__init__(solution.value, solution, options, classes, scale)
         self._costs, self._ragged = costs, ragged
 
     def plan(self) -> Tensor:
@@ -146,6 +128,27 @@ class BatchResult(SinkhornResult):
         parts = labels.split([plan.shape[1] for plan in plans])
         sums = [_summed_by_label(plan, part, classes) for plan, part in zip(plans, parts, strict=True)]
         return torch.cat(sums) if self._ragged else torch.stack(sums)
+
+
+class PanelResult(SinkhornResult):
+    """As `SinkhornResult`, of a cost that was never formed: value and value_regularized are differentiable."""
+
+    def __init__(self, solution: Solution, options: Options, scale: Tensor | None = None):
+        super().__init__(solution.value, solution, options, None, scale)
+
+    def plan(self) -> Tensor:
+        """Refused: the plan is as large as the cost that did not fit."""
+        raise MemoryError(
+            "the plan (N, M) was asked for, but its cost did not fit memory_budget: take rows of it from the "
+            "potentials, exp((f_i + g - C_i) / reg)"
+        )
+
+    def plan_by_class(self) -> Tensor:
+        """Refused, as `plan`; under ``grad="envelope"`` a gradient is the same."""
+        raise MemoryError(
+            "the plan (N, M) was asked for, but its cost did not fit memory_budget: with grad='envelope' its sums by "
+            "class are the gradient of value_regularized with respect to class_cost"
+        )
 
 
 def _summed_by_label(plan: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -7,13 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _not_converged, checks, class_aware, relative_reg, sharded
-from .arguments import OBJECTIVES, check_features, check_init, check_options, envelope_has_no_mass_gradient
-from .batches import Problems, batch_loss
-from .cost import METRICS
-from .dense import Settings, solve
-from .one_problem import one_problem, relative
-from .result import Convergence, SinkhornResult
+from . import _classes, _lists, _not_converged, _route, checks, sharded
+from ._arguments import Asked, check_features, check_init, checked, envelope_has_no_mass_gradient, mass
+from ._problem import Convergence, Problem
+from .result import SinkhornResult
 
 
 def sinkhorn(
@@ -64,24 +61,18 @@ def sinkhorn(
     Warns:
         ConvergenceWarning: ``tol`` was not reached, or reg is below the rounding of the cost.
     """
-    relative_reg.check(reg_scale)
     checks.tensor("cost", cost, "(N, M) or (B, N, M)", 2, 3, half=True)
     if cost.dtype in checks.HALVES:
         cost = cost.float()
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
-    options = check_options(reg, max_iter, tol, grad, accelerate, None if reg_scale else cost.dtype)
+    options = checked(Asked(reg, max_iter, tol, grad, accelerate, reg_scale, cost.dtype))
     batch = cost.shape[0] if cost.dim() == 3 else None
-    a = checks.mass("a", a, cost.shape[-2], batch, cost.dtype)
-    b = checks.mass("b", b, cost.shape[-1], batch, cost.dtype)
+    a = mass("a", a, cost.shape[-2], batch, cost.dtype)
+    b = mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
-    init_fg = check_init(init, cost.shape, cost.dtype, cost.device)
-    scale = None
-    if reg_scale is not None:
-        host = relative_reg.on_host(cost, a, b)
-        mean = relative_reg.mean_cost_on_host if host and batch is None else relative_reg.mean_cost
-        options, scale = relative_reg.settle(mean(cost), options, host)
-    return SinkhornResult(cost, solve(cost, a, b, init_fg, options, scale), options, None, scale)
+    init_f, init_g = check_init(init, cost.shape, cost)
+    return _route.given(Problem(cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None)
 
 
 def sinkhorn_loss(
@@ -159,47 +150,36 @@ def sinkhorn_loss(
     Warns:
         ConvergenceWarning: as in `sinkhorn`, unless ``convergence`` is given.
     """
-    relative_reg.check(reg_scale)
     if group is not None:
         sharded.check_group(group)
     dtype = check_features(x, y, shards=group is not None)
-    checks.choice("metric", metric, METRICS)
-    checks.choice("objective", objective, OBJECTIVES)
-    options = check_options(reg, max_iter, tol, grad, accelerate, None if reg_scale else dtype)
-    batch = x.shape[0] if x.dim() == 3 else None
+    options = checked(Asked(reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective))
+    batch = x.shape[0] if x.ndim == 3 else None
     if a is not None or b is not None:
-        a = checks.mass("a", a, x.shape[-2], batch, dtype)
-        b = checks.mass("b", b, y.shape[-2], batch, dtype)
+        a = mass("a", a, x.shape[-2], batch, dtype)
+        b = mass("b", b, y.shape[-2], batch, dtype)
         checks.same_device(x=x, a=a, b=b)
-        envelope_has_no_mass_gradient(objective, grad, a, b)
-    init_fg: tuple[Any, Any] = None, None
+        envelope_has_no_mass_gradient(options, a, b)
+    init_f = init_g = None
     if init is not None:
-        init_fg = check_init(init, torch.Size((*x.shape[:-1], y.shape[-2])), dtype, x.device)
-    if return_result and objective == "divergence":
+        init_f, init_g = check_init(
+            init, torch.Size((*x.shape[:-1], y.shape[-2])), x.new_empty(0, dtype=dtype)
+        )
+    divergence = objective == "divergence"
+    if return_result and divergence:
         raise ValueError("return_result=True is for one problem: use objective='transport' or 'regularized'")
-    by_class = class_cost, y_labels
     if class_cost is not None or y_labels is not None:
-        class_aware.check_class_cost(class_cost, y_labels, x, y, dtype)
-        if objective == "divergence":
+        _classes.check(class_cost, y_labels, x, y, dtype)
+        if divergence:
             raise ValueError(
                 "objective='divergence' compares x with itself, whose classes are not known: with class_cost use "
                 "'transport' or 'regularized'"
             )
-    settings = Settings(metric, dtype, objective != "transport", options, convergence)
-    if offsets is not None or batch is not None:
-        if memory_budget is not None or group is not None:
-            raise ValueError("memory_budget and group are for one problem, got a batch")
-        problems = Problems(x, y, a, b, init_fg, by_class)
-        with _not_converged.at_most_one():
-            return batch_loss(problems, offsets, objective, settings, reg_scale is not None, return_result)
-
-    how = memory_budget, group
-    if reg_scale is not None:
-        settings = relative(x, y, by_class, settings, *how)
-    if objective != "divergence":
-        return one_problem(x, y, a, b, init_fg, by_class, settings, *how, return_result)
-    none = None, None
+    p = Problem(None, x, y, a, b, init_f, init_g, class_cost, y_labels)
+    call = _route.Call(convergence, return_result, divergence, reg_scale is not None, memory_budget, group)
+    if offsets is None and batch is None:
+        return _route.loss(p, options, call)
+    if memory_budget is not None or group is not None:
+        raise ValueError("memory_budget and group are for one problem, got a batch")
     with _not_converged.at_most_one():
-        between = one_problem(x, y, a, b, init_fg, by_class, settings, *how)
-        within = [one_problem(z, z, m, m, none, none, settings.within(), *how) for z, m in ((x, a), (y, b))]
-    return between - (within[0] + within[1]) / 2
+        return _lists.loss(p, offsets, options, call)

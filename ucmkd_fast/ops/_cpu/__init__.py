@@ -1,10 +1,26 @@
-"""The door of CPU tensors: the kernels of csrc that are compiled for its instruction sets."""
+"""The door of CPU tensors: the kernels of csrc, compiled for each of their instruction sets."""
 
-from .cost import cost, cost_backward, matrix
-from .label import *  # noqa: F403
-from .loss import loss, loss_backward
+from .costs import cost, cost_backward, matrix
+from .lists import matrices, solve_list, solve_list_backward, sums
+from .losses import loss, loss_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
-KERNELS = True
-HOST = True
-BATCHED = False
+KERNELS, HOST, BATCHED = True, True, False
+
+__all__ = [
+    "BATCHED",
+    "HOST",
+    "KERNELS",
+    "cost",
+    "cost_backward",
+    "loss",
+    "loss_backward",
+    "matrices",
+    "matrix",
+    "saved_size",
+    "solve",
+    "solve_backward",
+    "solve_list",
+    "solve_list_backward",
+    "sums",
+]

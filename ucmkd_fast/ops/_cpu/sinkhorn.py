@@ -13,16 +13,16 @@ from .._addresses import address
 from .._classes import Classes
 from .._problem import Gradients, Kept, Options, Problem, Solution, Upstream
 from ..refusals import explained
-from .cost import Features
+from .costs import Features
 
 
 def padded(size: int) -> int:
-    """As ``sinkhorn::padded`` in csrc; in Python so that symbolic sizes pass."""
+    """As ``sinkhorn::padded`` of csrc, where symbolic sizes pass."""
     return (size + _C.PAD - 1) // _C.PAD * _C.PAD
 
 
 def saved_size(shape: torch.Size, max_iter: int, history: bool) -> int:
-    """As `Door.saved_size`: ``sinkhorn::saved_size`` in csrc for each problem; in Python so that symbolic sizes pass."""
+    """As `Door.saved_size`: ``sinkhorn::saved_size`` of csrc for each problem, where symbolic sizes pass."""
     *lead, n, m = shape
     size = padded(n) * padded(m) + padded(n) + _C.PAD
     each = size + (padded((max_iter + 1) * n) + padded(max_iter * m) if history else 0)
@@ -86,7 +86,8 @@ def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gr
     upstream = native_upstream(arriving)
     lead = cost.shape[:-2]
     grad_a, grad_b = (
-        None if mass is None else cost.new_empty((*lead, size)) for mass, size in zip((p.a, p.b), sizes, strict=True)
+        None if mass is None else cost.new_empty((*lead, size))
+        for mass, size in zip((p.a, p.b), sizes, strict=True)
     )
     masses = {"grad_a": address(grad_a), "grad_b": address(grad_b)}
     if options.grad == "implicit":

@@ -1,10 +1,23 @@
 """The door of CUDA tensors: nothing is read back, nothing waits; refused input gives NaN."""
 
-from ._device import runs_on
-from .cost import cost, cost_backward
-from .loss import loss, loss_backward
+from ._device import fits_block, runs_on
+from .costs import cost, cost_backward
+from .losses import loss, loss_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
-KERNELS = True
-HOST = False
-BATCHED = True
+KERNELS, HOST, BATCHED = True, False, True
+
+__all__ = [
+    "BATCHED",
+    "HOST",
+    "KERNELS",
+    "cost",
+    "cost_backward",
+    "fits_block",
+    "loss",
+    "loss_backward",
+    "runs_on",
+    "saved_size",
+    "solve",
+    "solve_backward",
+]

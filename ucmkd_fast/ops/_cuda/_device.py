@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from ..refusals import explained
+from ..refusals import explained, refusal
 
 # The module with the kernels' entries. Tests put the execution model here, which runs them on CPU tensors.
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
@@ -22,19 +22,6 @@ regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
 #: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
 tuning: dict[str, int] = {}
-
-#: Refusals by the bits of ``n_iter``, in the order in which they are told: what comes first may bring about the last.
-REFUSALS: dict[int, str] = {
-    _C.FLAGS[flag]: _C.REFUSALS[text]
-    for flag, text in (
-        ("bad_cost", "bad_cost_or_label"),
-        ("bad_mass", "bad_mass"),
-        ("no_mass", "no_mass"),
-        ("sums", "sums"),
-        ("overflow", "overflow"),
-        ("forbidden", "forbidden"),
-    )
-}
 
 
 def runs_on(tensor: Tensor) -> bool:
@@ -47,12 +34,6 @@ def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool
     call = kernels.CudaSinkhorn()
     call.f64, call.device, call.n, call.m = dtype == torch.float64, device.index or 0, n, m
     return bool(kernels.cuda_sinkhorn_fits_block(call))
-
-
-def refusal(n_iter: Tensor) -> str | None:
-    """What the kernels had against the input, or None. Reads ``n_iter`` from the device."""
-    bits = -int(n_iter.min())
-    return next((text for bit, text in REFUSALS.items() if bits > 0 and bits & bit), None)
 
 
 def checked() -> bool:

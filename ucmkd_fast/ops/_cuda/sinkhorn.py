@@ -51,7 +51,11 @@ class Place:
 def call_of(p: Problem, options: Options, at: Place) -> Any:
     """The part that every call of a problem shares."""
     batch, n, m = at.shape
-    lies, size, base = Saved(at.shape, options.max_iter, at.history), at.saved.element_size(), at.saved.data_ptr()
+    lies, size, base = (
+        Saved(at.shape, options.max_iter, at.history),
+        at.saved.element_size(),
+        at.saved.data_ptr(),
+    )
     call = device.kernels.CudaSinkhorn()
     call.f64 = at.saved.dtype == torch.float64
     call.device = at.saved.device.index or 0
@@ -107,7 +111,9 @@ class Solver:
         if options.grad != "envelope":
             rows = 1 if implicit else options.max_iter
             of_f, of_g = even(batch * rows * n), even(batch * rows * m)
-            steps = device.empty(cost, of_f + of_g + 2 * batch)  # df, dg, and the first step, an int64 per problem
+            steps = device.empty(
+                cost, of_f + of_g + 2 * batch
+            )  # df, dg, and the first step, an int64 per problem
             call.df = steps.data_ptr()
             call.dg, call.first = call.df + size * of_f, call.df + size * (of_f + of_g)
             grad_a, grad_b = device.empty(cost, *lead, n), device.empty(cost, *lead, m)

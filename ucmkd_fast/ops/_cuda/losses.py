@@ -13,11 +13,10 @@ from torch import Tensor
 
 from .. import _dual, _not_converged
 from .._classes import Classes, poisoned
-from .._problem import Gradients, Kept, Needs, Options, Problem
+from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
 from ..cost import BY_DIFFERENCE
-from ..result import Convergence
 from . import _device as device
-from . import cost
+from . import costs
 from .sinkhorn import Place, Saved, Solver
 
 #: Elements of the cost up to which the gradient is made along with the loss: to issue the kernels takes longer than
@@ -63,12 +62,10 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     size = device.even(n * m + n + m) + Saved((1, n, m), options.max_iter, history).size
     block = device.empty(x, size, dtype=options.dtype)
     parts, classes = _parts(block, n, m), _classes(p, options, save)
-    sets = cost.features(x, y, _metric(options), options.dtype)
-    call = cost.costs(sets, parts.scale, 0, parts.matrix, classes)
+    sets = costs.features(x, y, _metric(options), options.dtype)
+    call = costs.costs(sets, parts.scale, parts.matrix, classes)
     f, g = device.empty(block, n), device.empty(block, m)
-    solver = Solver(
-        p._replace(cost=parts.matrix), options, Place(parts.saved, f, g, (1, n, m), history)
-    )
+    solver = Solver(p._replace(cost=parts.matrix), options, Place(parts.saved, f, g, (1, n, m), history))
     found = solver.forward()
     value = found.loss(options.regularized)
     if told is not None:
@@ -81,7 +78,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     up = _dual.of_loss(torch.ones_like(value), p, Kept(f=f, g=g), options, (n, m))
     weights = solver.backward(up).cost
     assert weights is not None
-    dx, dy = cost.gradients(call, sets, weights, (needs.x, needs.y))
+    dx, dy = costs.gradients(call, sets, weights, (needs.x, needs.y))
     return value, Kept(grad_x=dx, grad_y=dy)
 
 
@@ -93,17 +90,19 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
     parts, classes, d_classes = _parts(kept.block, n, m), None, None
     if p.classes is not None:
         classes = Classes(*p.classes, kept.distance)
-    sets = cost.features(x, y, _metric(options), options.dtype)
-    call: Any = cost.call(sets, cost.scales_in(parts.scale, n), parts.matrix, classes)
+    sets = costs.features(x, y, _metric(options), options.dtype)
+    call: Any = costs.call(sets, costs.scales_in(parts.scale, n), parts.matrix, classes)
     solved = p._replace(cost=parts.matrix)
-    solver = Solver(solved, options, Place(parts.saved, kept.f, kept.g, (1, n, m), options.grad == "unrolled"))
+    solver = Solver(
+        solved, options, Place(parts.saved, kept.f, kept.g, (1, n, m), options.grad == "unrolled")
+    )
     arriving = _dual.of_loss(up, p, kept, options, (n, m))
     found = solver.backward(arriving)
     assert found.cost is not None
     if classes is not None and needs.class_cost:
         d_classes = torch.empty_like(classes.cost)
-        sorted_labels = cost.sorted_columns(classes)  # read by the call below
-        cost.to_classes(call, sorted_labels, d_classes)
-    dx, dy = cost.gradients(call, sets, found.cost, (needs.x, needs.y))
+        sorted_labels = costs.sorted_columns(classes)  # read by the call below
+        costs.to_classes(call, sorted_labels, d_classes)
+    dx, dy = costs.gradients(call, sets, found.cost, (needs.x, needs.y))
     grad_a, grad_b = _dual.mass_gradients(solved, kept, arriving, (found.a, found.b), options, False)
     return Gradients(x=dx, y=dy, a=grad_a, b=grad_b, class_cost=d_classes)

@@ -67,10 +67,9 @@ def call(features: Features, scales: tuple[int, int], matrix: Tensor, classes: C
     return c
 
 
-def scales_in(block: Tensor, rows: int, offset: int = 0) -> tuple[int, int]:
-    """Addresses of the scales of x, ``rows`` numbers from ``offset`` on in ``block``, and of those of y behind them."""
-    at, size = block.data_ptr(), block.element_size()
-    return at + size * offset, at + size * (offset + rows)
+def scales_in(block: Tensor, rows: int) -> tuple[int, int]:
+    """Addresses of the scales of x, the first ``rows`` numbers of ``block``, and of those of y behind them."""
+    return block.data_ptr(), block.data_ptr() + block.element_size() * rows
 
 
 def gradients(
@@ -130,11 +129,11 @@ def finish(c: Any, sums: Sequence[Tensor | None], dx: Tensor | None, dy: Tensor 
     device.kernels.cuda_finish_gradient(c)
 
 
-def costs(sets: Features, scale: Tensor, offset: int, matrix: Tensor, classes: Classes | None = None) -> Any:
-    """Fills the costs (B?, N, M), and the scales of x and y from ``offset`` on in ``scale``; returns their call."""
+def costs(sets: Features, scale: Tensor, matrix: Tensor, classes: Classes | None = None) -> Any:
+    """Fills the costs (B?, N, M) and the scales (B?, N + M) of x and y; returns their call."""
     if sets.metric != "l1":
         product(sets.x, sets.y, matrix)
-    c = call(sets, scales_in(scale, sets.x.shape[:-1].numel(), offset), matrix, classes)
+    c = call(sets, scales_in(scale, sets.x.shape[:-1].numel()), matrix, classes)
     device.kernels.cuda_scales(c)
     device.kernels.cuda_cost(c)
     return c
@@ -147,7 +146,7 @@ def cost(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
     matrix = device.empty(x, *lead, n, m, dtype=dtype)
     scale = device.empty(x, lead.numel() * (n + m), dtype=dtype)
-    costs(sets, scale, 0, matrix)
+    costs(sets, scale, matrix)
     return matrix, scale
 
 

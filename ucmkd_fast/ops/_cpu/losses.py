@@ -17,13 +17,22 @@ from ..._native import _C
 from .. import _dual, _not_converged
 from .._addresses import address
 from .._classes import Classes
-from .._problem import Gradients, Kept, Needs, Options, Problem
+from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
 from ..cost import BY_DIFFERENCE
 from ..refusals import explained
-from ..result import Convergence
 from . import sinkhorn
-from .cost import Features, Pair, add_products, backward, begin_gradients, check_scales, finish_gradients
-from .cost import plain, two, with_known_scales
+from .costs import (
+    Features,
+    Pair,
+    add_products,
+    backward,
+    begin_gradients,
+    check_scales,
+    finish_gradients,
+    plain,
+    two,
+    with_known_scales,
+)
 
 #: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
 #: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
@@ -73,7 +82,11 @@ def _with_gradient(
     if said is not None:
         if isinstance(said, str):
             _refuse(said, p)
-        _not_converged.remark(said, error, value, p.a, options, told is not None)
+        gradient_converged, *_ = said
+        if told is None:
+            _not_converged.remark(said, error, value, p.a, options)
+        elif not gradient_converged:
+            _not_converged.warn_of_gradient()
     return value, Kept(grad_x=dx, grad_y=dy)
 
 
@@ -133,9 +146,7 @@ def _problem(
     return sinkhorn.native(p, options, (block.n, block.m), place), features
 
 
-def _forward(
-    p: Problem, options: Options, needs: Needs, told: Convergence | None
-) -> tuple[Tensor, Kept]:
+def _forward(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """The loss, the potentials where its gradient needs them, and what the backward needs."""
     x, y = p.features
     n, m, save = len(x), len(y), any(needs)
@@ -195,7 +206,12 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
         dx = torch.empty_like(features.x) if needs.x else None
         dy = torch.empty_like(features.y) if needs.y else None
         if not _C.loss_backward(
-            problem, back.upstream, grad=_C.GRADS[options.grad], grad_x=address(dx), grad_y=address(dy), **masses
+            problem,
+            back.upstream,
+            grad=_C.GRADS[options.grad],
+            grad_x=address(dx),
+            grad_y=address(dy),
+            **masses,
         ):
             _not_converged.warn_of_gradient()
     else:

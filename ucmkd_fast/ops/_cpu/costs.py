@@ -36,8 +36,9 @@ class Features(NamedTuple):
         by_class = {}
         if classes is not None:
             by_class = {
-                "classes": classes.cost.shape[1], "class_cost": address(classes.cost), "labels": address(classes.labels),
-                "distance": address(classes.distance), "grad_class": address(classes.grad),
+                "classes": classes.cost.shape[1], "class_cost": classes.cost.data_ptr(),
+                "labels": classes.labels.data_ptr(), "distance": address(classes.distance),
+                "grad_class": address(classes.grad),
             }  # fmt: skip
         return _C.Features(
             f64=x.dtype == torch.float64, metric=_C.METRICS[metric], n=(rows.stop or n) - first, m=len(y), d=d,
@@ -99,7 +100,9 @@ def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:
             found = first_bad(name, z, ~torch.isfinite(z)) or (
                 f"a squared norm that overflows in row {int(z.abs().flatten(0, -2).amax(-1).argmax())}"
             )
-            raise ValueError(f"{name} must be finite with squared norms inside {z.dtype}'s range, got {found}")
+            raise ValueError(
+                f"{name} must be finite with squared norms inside {z.dtype}'s range, got {found}"
+            )
     raise ValueError(_C.REFUSALS["overflow"])
 
 

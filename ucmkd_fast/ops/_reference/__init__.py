@@ -1,0 +1,42 @@
+"""The door of devices without kernels: `ucmkd_fast.reference`, differentiable by torch to any order.
+
+The reference runs plain iterations: ``accelerate`` changes the way there, not where they lead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...reference import sinkhorn as reference
+from .._problem import Options, Problem, Solution
+
+KERNELS = False
+HOST = False
+BATCHED = True
+
+
+def cost(x: Tensor, y: Tensor, options: Options) -> Tensor:
+    """The cost (B?, N, M)."""
+    assert options.metric is not None
+    return reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
+
+
+def solve(p: Problem, options: Options) -> Solution:
+    """Of a given cost, problem by problem; a leading batch is a loop."""
+    cost, a, b, init_f, init_g = p.matrix, p.a, p.b, p.init_f, p.init_g
+    if cost.dim() == 2:
+        init = None if init_f is None or init_g is None else (init_f, init_g)
+        *found, n_iter = reference.sinkhorn(
+            cost, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
+        )  # fmt: skip
+        return Solution(*found, torch.tensor(n_iter, device=cost.device))
+
+    def one(z: Tensor | None, k: int) -> Tensor | None:
+        return z if z is None or z.dim() == 1 else z[k]
+
+    parts = [
+        solve(Problem(c, a=one(a, k), b=one(b, k), init_f=one(init_f, k), init_g=one(init_g, k)), options)
+        for k, c in enumerate(cost)
+    ]
+    return Solution(*(torch.stack(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,278 @@
+"""Which way a problem goes, decided here from the problem alone; and the ways of one problem.
+
+`way` and `solver` are the tables. Lists and batches of problems are in `_lists`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import (
+    _autograd,
+    _by_torch,
+    _classes,
+    _not_converged,
+    _panels,
+    _reference,
+    _registered,
+    _transforms,
+    memory,
+    relative_reg,
+    sharded,
+)
+from ._devices import door, warn_without_kernels
+from ._problem import Convergence, Options, Problem, Solution
+from .result import PanelResult, SinkhornResult
+
+
+class Way(enum.Enum):
+    """How a loss between features is made."""
+
+    LOSS = "one op from the features to the loss"
+    COST = "the cost as a matrix, and what `Solver` runs on it"
+    PANELS = "panel by panel: the cost does not fit, or its rows are spread over processes"
+    LIST = "one native call for a list of problems"
+    PADDED = "a list of problems as batches that are padded to one size"
+    ONE_BY_ONE = "a list of problems one after the other"
+
+
+class Solver(enum.Enum):
+    """What runs on a cost."""
+
+    KERNELS = "the door's, as an eager Function"
+    REGISTERED = (
+        "the same as ops of torch.library, for compilers, dispatch modes and one derivative by torch.func"
+    )
+    BY_TORCH = "torch's own operations, for forward mode and derivatives of derivatives"
+    REFERENCE = "the reference: the device has no kernels"
+
+
+class Case(NamedTuple):
+    """What the choice is made from."""
+
+    kernels: bool  # of this build for the tensors' device
+    batched: bool  # which take costs (B, N, M) in one call
+    plain: bool  # eager tensors: no transform, compiler or mode in between
+    list: bool = False  # many problems, flat
+    batch: bool = False  # many problems (B, ...)
+    panels: bool = False  # the matrices do not fit, or a group shares the rows
+    scaled: bool = False  # reg is in units of a scale that is not read
+    result: bool = False  # potentials are asked for, not the loss alone
+
+
+def way(c: Case) -> Way:
+    """The way of a loss between features."""
+    if c.list:
+        if not c.kernels or (c.scaled and not c.batched):
+            return Way.ONE_BY_ONE
+        return Way.PADDED if c.batched else Way.LIST
+    if c.batch:
+        return Way.LIST if c.kernels and not c.batched and c.plain else Way.COST
+    if c.panels:
+        return Way.PANELS
+    return Way.LOSS if c.kernels and c.plain and not c.scaled and not c.result else Way.COST
+
+
+def solver(kernels: bool, plain: bool, transformed: bool, by_torch: bool) -> Solver:
+    """What runs on a cost, where a transform of torch.func is under way and where its kind needs torch's operations."""
+    if not plain and (by_torch or (transformed and not kernels)):
+        return Solver.BY_TORCH
+    if not kernels:
+        return Solver.REFERENCE
+    return Solver.KERNELS if plain else Solver.REGISTERED
+
+
+class Call(NamedTuple):
+    """What is asked of a call beside its problem and options."""
+
+    told: Convergence | None = None  # to fill in; its caller looks at the marginal error
+    result: bool = False  # else the loss
+    divergence: bool = False
+    relative: bool = False  # reg is a factor of the mean cost
+    budget: int | None = None  # bytes
+    group: Any = None  # of processes that share the problem
+
+    def within(self) -> Call:
+        """Of a problem within one set, of a divergence: nobody asks how it converged, or all are quiet."""
+        return self._replace(told=None if self.told is None else Convergence(), result=False)
+
+
+# A cost that is given
+
+
+def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
+    """Of a cost (B?, N, M), by what `solver` says; ``quiet``: nothing is said of its convergence."""
+    if p.scale is not None:
+        p, scale = relative_reg.over(p, options)
+        return relative_reg.back(solve(p, options, quiet), scale)
+    cost, at = p.matrix, door(p.matrix)
+    plain = _transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
+    chosen = solver(at.KERNELS, plain, _transforms.active(), _transforms.by_torch())
+    if chosen is Solver.BY_TORCH:
+        return _by_torch.solve(p, options)
+    if chosen is Solver.REGISTERED:  # the op itself looks, when it runs
+        if not quiet or torch.compiler.is_compiling():
+            return _registered.solve(p, options)
+        with _not_converged.silent():
+            return _registered.solve(p, options)
+    if chosen is Solver.REFERENCE:
+        warn_without_kernels(cost.device)
+    found = _autograd.solve(p, options) if chosen is Solver.KERNELS else _reference.solve(p, options)
+    if plain and not quiet:
+        _not_converged.look(found.marginal_error, found.value, p.a, options)
+    return found
+
+
+def given(p: Problem, options: Options, relative: bool) -> SinkhornResult:
+    """The result of a cost."""
+    if relative:
+        cost, host = p.matrix, relative_reg.on_host(p.cost, p.a, p.b)
+        mean = relative_reg.mean_cost_on_host if host and cost.dim() == 2 else relative_reg.mean_cost
+        p, options = relative_reg.settle(p, mean(cost), options, host)
+    return SinkhornResult(p.matrix, solve(p, options), options, None, p.scale)
+
+
+# One problem between features
+
+
+def cost_matrix(p: Problem, options: Options) -> Tensor:
+    """The cost (B?, N, M) as one op with a gradient: never (N, M, D) where kernels take such features."""
+    (x, y), at = p.features, door(p.features[0])
+    if at.KERNELS and (at.BATCHED or x.dim() == 2) and not _transforms.by_torch():
+        assert options.metric is not None
+        matrix = _registered.cost(x, y, options.metric)
+    else:
+        matrix = _reference.cost(x, y, options)
+    if p.classes is None:
+        return matrix
+    host = at.HOST and not torch.compiler.is_compiling() and not _transforms.active()
+    return _classes.added(matrix, *p.classes, host)
+
+
+def by_cost(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
+    """Through the cost (B?, N, M)."""
+    matrix = cost_matrix(p, options)
+    found = solve(p._replace(cost=matrix), options, call.told is not None)
+    if call.told is not None:
+        call.told.take(found.marginal_error, found.n_iter)
+    if not call.result:
+        return found.loss(options.regularized)
+    classes = None if p.classes is None else (p.classes[1], p.classes[0].shape[-1])
+    return SinkhornResult(matrix, found, options, classes, p.scale)
+
+
+def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
+    """The loss or the result of one problem."""
+    x, y = p.features
+    spread = _spread(p, options, call, "result" if call.result else str(options.regularized))
+    at = door(x)
+    plain = _transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
+    case = Case(
+        at.KERNELS, at.BATCHED, plain, False, False, spread is not None, p.scale is not None, call.result
+    )
+    chosen = way(case)
+    if chosen is Way.LOSS:
+        return _autograd.loss(p, options, call.told)
+    if chosen is Way.COST:
+        return by_cost(p, options, call)
+    assert spread is not None
+    if (
+        p.scale is not None and options.metric not in relative_reg.SCALABLE
+    ):  # read, which waits for the device
+        p, options = relative_reg.settle(p._replace(scale=None), p.scale, options, True)
+    return _by_panels(p, options, call, spread)
+
+
+def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread) -> Tensor | SinkhornResult:
+    scale = p.scale
+    if scale is not None:
+        p, _ = relative_reg.over(p, options)
+    found = _panels.solve(p, options, spread)
+    if call.told is None:
+        metric = options.metric if p.class_cost is None else None
+        _not_converged.look(
+            found.marginal_error, found.value, p.a if spread.over.alone else None, options, metric
+        )
+    else:
+        call.told.take(found.marginal_error, found.n_iter)
+    if scale is not None:
+        found = relative_reg.back(found, scale)
+    return PanelResult(found, options, scale) if call.result else found.loss(options.regularized)
+
+
+def _spread(p: Problem, options: Options, call: Call, wanted: str) -> _panels.Spread | None:
+    """The panels of a cost that does not fit, or whose rows are spread over processes; else None."""
+    (x, y), size, over = p.features, options.dtype.itemsize, sharded.Alone()
+    n, m = len(x), len(y)
+    if call.group is None and not memory.worth_asking(n, m, size, call.budget):
+        return None
+    if call.group is not None:
+        _require_kernels(x)
+        given = "".join(name for name, z in (("a", p.a), ("b", p.b)) if z is not None)
+        classes = "" if p.class_cost is None else f"K {p.class_cost.shape[1]}"
+        alike = f"xy{given} {classes} {x.shape[1]} {options} {wanted}"
+        over = sharded.Shards(call.group, n, m, torch.is_grad_enabled() and y.requires_grad, alike)
+        m = over.total_columns(m)
+    fits = not _streamed(p, m, size, call.budget)
+    if fits and over.alone:
+        return None
+    _require_kernels(x)
+    return _panels.Spread(memory.panel_rows(n, m, size, call.budget, x.device), fits, over)
+
+
+def _streamed(p: Problem, columns: int, itemsize: int, budget: int | None) -> bool:
+    """Whether the matrices do not fit; without kernels for the device only a given budget is asked about."""
+    x = p.features[0]
+    if not memory.worth_asking(len(x), columns, itemsize, budget) or not (
+        door(x).KERNELS or budget is not None
+    ):
+        return False
+    tensors = (p.x, p.y, p.a, p.b, p.class_cost)
+    return memory.needs_panels(len(x), columns, itemsize, _transforms.recorded(*tensors), budget, x.device)
+
+
+def _require_kernels(x: Tensor) -> None:
+    """Raise NotImplementedError where no kernels run on x: only they make costs panel by panel."""
+    if not door(x).KERNELS:
+        raise NotImplementedError(
+            "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
+            f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"
+        )
+
+
+def _relative(p: Problem, options: Options, call: Call) -> tuple[Problem, Options]:
+    """With reg relative to the mean cost of one problem."""
+    x, y = p.features
+    host = relative_reg.on_host(x, y, p.class_cost)
+    masses = p._replace(a=None, b=None)
+    spread = _spread(masses, options, call, "mean cost")
+    with torch.no_grad():
+        if spread is not None:
+            scale = _panels.mean_cost(p, options, spread)
+        elif host and p.class_cost is None:
+            scale = relative_reg.mean_cost_on_host(door(x).matrix(x, y, options.metric, options.dtype))
+        else:
+            scale = relative_reg.mean_cost(cost_matrix(p._replace(x=x.detach(), y=y.detach()), options))
+    return relative_reg.settle(p, scale, options, host)
+
+
+def loss(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
+    """The loss or the result of one problem between features."""
+    if call.relative:
+        p, options = _relative(p, options, call)
+    if not call.divergence:
+        return one(p, options, call)
+    with _not_converged.at_most_one():
+        between = one(p, options, call)
+        within = [one(part, options, call.within()) for part in p.within()]
+    return debiased(between, within)
+
+
+def debiased(between: Any, within: list[Any]) -> Tensor:
+    """The divergence from the values of its problems."""
+    found: Tensor = between - (within[0] + within[1]) / 2
+    return found
