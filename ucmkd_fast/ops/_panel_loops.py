@@ -120,7 +120,7 @@ class PanelSolver:
         self.over, self._options, self._problem = spread.over, options, p
         every = everywhere(p, options.dtype, self.over)
         self._spread, self._n, self._m = spread, len(every.features[0]), len(every.features[1])
-        self._sweeps: Sweeps = door(every.features[0]).panels.Sweeps(every, options, spread, history)
+        self._sweeps: Sweeps = door(every.features[0]).Sweeps(every, options, spread, history)
         self._refuse(every)
 
     def _refuse(self, every: Problem) -> None:

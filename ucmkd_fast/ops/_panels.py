@@ -33,7 +33,13 @@ class PanelSinkhorn(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: Tensor, y: Tensor, class_cost: Tensor | None, a: Tensor | None, b: Tensor | None, call: Call
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        class_cost: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        call: Call,
     ) -> tuple[Tensor, ...]:
         needs = any(ctx.needs_input_grad[:5])
         problem, options, spread = call
@@ -48,7 +54,9 @@ class PanelSinkhorn(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, up_value: Tensor | None, up_dual: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(
+        ctx: Any, up_value: Tensor | None, up_dual: Tensor | None, *_: Any
+    ) -> tuple[Tensor | None, ...]:  # noqa: D102
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "double backward is not built for costs made panel by panel or spread over processes: it would keep "
@@ -81,7 +89,7 @@ def mean_cost(problem: Problem, options: Options, spread: Spread) -> Tensor:
     p, over = everywhere(_detached(problem)._replace(a=None, b=None), options.dtype, spread.over), spread.over
     x, _ = p.features
     total = count = torch.zeros((), dtype=torch.float64, device=x.device)
-    for matrix in door(x).panels.matrices(p, options, spread):
+    for matrix in door(x).cost_panels(p, options, spread):
         more = relative_reg.sums(matrix)
         total, count = total + more[0], count + more[1]
     mean = relative_reg.ratio(*over.add(torch.stack([total, count])))

@@ -22,7 +22,7 @@ from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE
 from ..sharded import Alone, Spread
-from . import cost
+from . import costs
 from .sinkhorn import padded
 
 
@@ -63,7 +63,7 @@ class Sweeps:
         )  # fmt: skip
 
     def _every_row(self) -> _C.Panels:
-        panels = self._panels(cost.ALL)
+        panels = self._panels(costs.ALL)
         self._made = self._kept is not None
         return panels
 
@@ -205,7 +205,7 @@ class Sweeps:
 
     def begin_gradient(self, weight: Tensor, needs: Needs) -> _Into:  # noqa: D102
         x, y, classes = self._features.x, self._features.y, self._classes
-        dx, dy = cost.begin_gradients(self._features, (needs.x, needs.y))
+        dx, dy = costs.begin_gradients(self._features, (needs.x, needs.y))
         weights = x.new_empty(min(max(self._spread.rows, 1), max(len(x), 1)), len(y))
         return _Into(
             float(weight), dx, dy, torch.empty_like(classes.cost) if classes and needs.class_cost else None,
@@ -224,10 +224,10 @@ class Sweeps:
             weight=into.weight, out=weights.data_ptr(), row_sums=into.row_sums[rows].data_ptr(),
             column_sums=into.column_sums.data_ptr(), distance=address(distance), **z,
         )  # fmt: skip
-        cost.add_products(self._features, rows, distance, weights, (into.x, into.y))
+        costs.add_products(self._features, rows, distance, weights, (into.x, into.y))
 
     def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: D102
-        cost.finish_gradients(self._features, into.row_sums, into.column_sums, (into.x, into.y))
+        costs.finish_gradients(self._features, into.row_sums, into.column_sums, (into.x, into.y))
         self._back = None
         return into.x, into.y, into.class_cost
 
@@ -356,24 +356,24 @@ def _pull_on_rows(s: Sweeps, dual: Tensor) -> tuple[Tensor, Tensor]:
     return s.reg * dual * s.a, torch.where(s.a > 0, (-s.reg * dual).to(s.a.dtype), 0)
 
 
-def _features(p: Problem, options: Options, over: Alone) -> cost.Features:
+def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
     """Refused on all processes where one has bad ones."""
     refused = None
     try:
-        features = cost.scaled(*(cost.plain(z, options.dtype) for z in p.features), _metric(options))
+        features = costs.scaled(*(costs.plain(z, options.dtype) for z in p.features), _metric(options))
     except ValueError as error:
         refused = str(error)
     over.refuse(refused)
     return features
 
 
-def matrices(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
+def cost_panels(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
     """The costs (R, M) of a panel at a time; the first looks at the input of every process."""
     _features(p, options, spread.over)
     spread.over.refuse(None if p.classes is None else bad_values(*p.classes))
     x, y = p.features
     for rows in spread.panels(len(x)):
-        matrix = cost.matrix(x[rows], y, _metric(options), options.dtype)
+        matrix = costs.matrix(x[rows], y, _metric(options), options.dtype)
         yield matrix if p.classes is None else matrix + by_label(p.classes[0][rows], p.classes[1])
 
 

@@ -3,6 +3,7 @@
 from ._device import fits_block, runs_on
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
+from .panels import Sweeps, cost_panels
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
@@ -11,8 +12,10 @@ __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
+    "Sweeps",
     "cost",
     "cost_backward",
+    "cost_panels",
     "fits_block",
     "loss",
     "loss_backward",

@@ -25,7 +25,7 @@ from .._products import add_both, product
 from ..cost import BY_DIFFERENCE
 from ..sharded import Spread
 from . import _device as device
-from . import cost
+from . import costs
 from .sinkhorn import Place, Saved, call_of
 
 # Sweep of csrc/sinkhorn/cuda.h
@@ -40,7 +40,7 @@ class Panels:
     def __init__(self, p: Problem, options: Options, spread: Spread):
         x, y = p.features
         assert options.metric is not None
-        self.features, self.dtype = cost.features(x, y, options.metric, options.dtype), options.dtype
+        self.features, self.dtype = costs.features(x, y, options.metric, options.dtype), options.dtype
         self.n, self.m, self.metric, self._spread = len(x), len(y), options.metric, spread
         self.rows = max(min(spread.rows, self.n), 1)
         self.classes = None if p.classes is None else Classes(*p.classes)
@@ -57,7 +57,7 @@ class Panels:
         """The native call on the features of these rows."""
         scales = self._scales[0][rows].data_ptr(), self._scales[1].data_ptr()
         classes = None if self.classes is None else self.classes.rows(rows)._replace(distance=distance)
-        return cost.call(self.features.rows(rows), scales, matrix, classes)
+        return costs.call(self.features.rows(rows), scales, matrix, classes)
 
     def _make(self, rows: slice, matrix: Tensor, distance: Tensor | None) -> None:
         if self.metric != "l1":
@@ -264,7 +264,7 @@ class Sweeps:
         x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
         by_label = d_classes = None
         if p.classes is not None and needs.class_cost:
-            by_label = cost.sorted_columns(p.classes)
+            by_label = costs.sorted_columns(p.classes)
             d_classes = device.empty(p.classes.cost, *p.classes.cost.shape)
         apart = p.classes is not None and p.metric in BY_DIFFERENCE
         return _Into(
@@ -284,11 +284,11 @@ class Sweeps:
         device.kernels.cuda_sinkhorn_gradient(self._call)
         call = p.call(rows, matrix, distance)
         if into.by_label is not None and into.d_classes is not None:
-            cost.to_classes(call, into.by_label, into.d_classes[rows])
-        cost.weigh(call, p.metric, weights, dx, dy, adds_to_y=True)
+            costs.to_classes(call, into.by_label, into.d_classes[rows])
+        costs.weigh(call, p.metric, weights, dx, dy, adds_to_y=True)
         if p.metric == "l1":  # signs in the place of products
             part = None if dy is None else device.empty(dy, *dy.shape)
-            cost.finish(call, (None, None), dx, part)
+            costs.finish(call, (None, None), dx, part)
             if dy is not None:
                 dy += part
             return
@@ -302,7 +302,7 @@ class Sweeps:
         p = self._panels
         if p.metric != "l1":
             sums = into.row_sums, into.column_sums
-            cost.finish(p.call(slice(0, p.n), into.row_sums), sums, into.dx, into.dy)
+            costs.finish(p.call(slice(0, p.n), into.row_sums), sums, into.dx, into.dy)
         self._back = ()
         return into.dx, into.dy, into.d_classes
 
@@ -328,6 +328,6 @@ def _at(call: Any, rows: slice, matrix: Tensor) -> None:
     call.first_row, call.rows, call.cost = rows.start, rows.stop - rows.start, address(matrix)
 
 
-def matrices(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
+def cost_panels(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
     """The costs (R, M) of a panel at a time."""
     yield from (matrix for _, matrix in Panels(p, options, spread._replace(keep=False)).each())
