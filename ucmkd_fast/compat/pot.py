@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops.dense import cost_matrix
+from ..ops.matrix import cost_matrix
 from . import _entropic, _scaling
 from ._arrays import matrix, unify
 from ._entropic import USE_POT, refuse

@@ -103,11 +103,13 @@ def of_features(found: Gradients, p: Problem) -> tuple[Tensor | None, Tensor | N
 def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | None]:
     """Gradients of a loss of features through the reference, with a graph."""
     _transforms.refuse_second_order(options.grad)
+    metric = options.metric
+    assert metric is not None
 
     def again(
         x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, class_cost: Tensor | None
     ) -> tuple[Tensor, ...]:
-        cost = _reference.cost(x, y, options)
+        cost = _reference.cost(x, y, metric, options.dtype)
         if class_cost is not None and p.labels is not None:
             cost = cost + class_cost.index_select(1, p.labels)
         solved = _reference.solve(Problem(cost, a=a, b=b, init_f=p.init_f, init_g=p.init_g), options)

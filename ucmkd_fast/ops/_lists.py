@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _classes, _not_converged, _padded, _reference, _route, _transforms, relative_reg
+from . import _autograd, _not_converged, _padded, _reference, _route, _transforms, relative_reg
 from ._devices import door
 from ._problem import Convergence, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
 from ._route import Call, Case, Way
+from .matrix import with_classes
 from .result import BatchResult, SinkhornResult
 
 
@@ -85,7 +86,7 @@ def _by_costs(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResu
     """A batch through its cost (B, N, M): on GPUs, under transforms and compilers."""
     if call.relative:
         x, y = p.features
-        matrix = _route.cost_matrix(p._replace(x=x.detach(), y=y.detach()), options)
+        matrix = _route.cost_of(p._replace(x=x.detach(), y=y.detach()), options)
         p = p._replace(scale=relative_reg.mean_cost(matrix))
     found = _route.by_cost(p, options, call)
     if not call.divergence:
@@ -187,13 +188,8 @@ def _by_reference(p: Problem, offsets: Offsets, options: Options) -> tuple[Tenso
 
 def _reference_cost(p: Problem, options: Options) -> Tensor:
     """The cost (N_k, M_k) of one problem, differentiable."""
-    matrix = _reference.cost(*p.features, options)
-    return matrix if p.classes is None else _with_classes(matrix, p)
-
-
-def _with_classes(matrix: Tensor, p: Problem) -> Tensor:
-    assert p.classes is not None
-    return _classes.added(matrix, *p.classes, door(matrix).HOST)
+    assert options.metric is not None
+    return with_classes(_reference.cost(*p.features, options.metric, options.dtype), p)
 
 
 def _nothing(p: Problem, options: Options) -> tuple[Solution, Tensor]:
@@ -263,8 +259,7 @@ def cost_sums(p: Problem, offsets: Offsets, options: Options) -> tuple[Tensor, T
     for k in range(len(total)):
         part = p.one(*offsets.rows(k))
         if at.HOST:
-            matrix = at.matrix(*part.features, options.metric, options.dtype)
-            matrix = matrix if part.classes is None else _with_classes(matrix, part)
+            matrix = with_classes(at.matrix(*part.features, options.metric, options.dtype), part)
         else:
             matrix = _reference_cost(part, options)
         total[k], count[k] = relative_reg.sums(matrix)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _autograd, _classes, _not_converged, _registered, relative_reg
+from . import _autograd, _not_converged, _registered, relative_reg
 from ._devices import door
 from ._problem import Offsets, Options, Problem, Solution
+from .matrix import with_classes
 
 # Padded elements for each true one, up to which a list is one batch: beyond, every problem is a launch.
 _PADDING = 4
@@ -122,4 +123,5 @@ def _cost(p: Problem, rows: Rows, columns: Rows, options: Options) -> Tensor:
     if p.classes is None:
         return matrix
     class_cost, labels = p.classes
-    return _classes.added(matrix, rows.take(class_cost), columns.take(labels), False).contiguous()
+    taken = Problem(class_cost=rows.take(class_cost), labels=columns.take(labels))
+    return with_classes(matrix, taken).contiguous()

@@ -14,7 +14,6 @@ from torch import Tensor
 from . import (
     _autograd,
     _by_torch,
-    _classes,
     _not_converged,
     _panels,
     _reference,
@@ -26,6 +25,7 @@ from . import (
 )
 from ._devices import door, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
+from .matrix import cost_matrix, with_classes
 from .result import PanelResult, SinkhornResult
 
 
@@ -139,23 +139,16 @@ def given(p: Problem, options: Options, relative: bool) -> SinkhornResult:
 # One problem between features
 
 
-def cost_matrix(p: Problem, options: Options) -> Tensor:
-    """The cost (B?, N, M) as one op with a gradient: never (N, M, D) where kernels take such features."""
-    (x, y), at = p.features, door(p.features[0])
-    if at.KERNELS and (at.BATCHED or x.dim() == 2) and not _transforms.by_torch():
-        assert options.metric is not None
-        matrix = _registered.cost(x, y, options.metric)
-    else:
-        matrix = _reference.cost(x, y, options)
-    if p.classes is None:
-        return matrix
-    host = at.HOST and not torch.compiler.is_compiling() and not _transforms.active()
-    return _classes.added(matrix, *p.classes, host)
+def cost_of(p: Problem, options: Options) -> Tensor:
+    """The cost (B?, N, M) of features, with its term by class."""
+    x, y = p.features
+    assert options.metric is not None
+    return with_classes(cost_matrix(x, y, options.metric, options.dtype), p)
 
 
 def by_cost(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     """Through the cost (B?, N, M)."""
-    matrix = cost_matrix(p, options)
+    matrix = cost_of(p, options)
     found = solve(p._replace(cost=matrix), options, call.told is not None)
     if call.told is not None:
         call.told.take(found.marginal_error, found.n_iter)
@@ -256,7 +249,7 @@ def _relative(p: Problem, options: Options, call: Call) -> tuple[Problem, Option
         elif host and p.class_cost is None:
             scale = relative_reg.mean_cost_on_host(door(x).matrix(x, y, options.metric, options.dtype))
         else:
-            scale = relative_reg.mean_cost(cost_matrix(p._replace(x=x.detach(), y=y.detach()), options))
+            scale = relative_reg.mean_cost(cost_of(p._replace(x=x.detach(), y=y.detach()), options))
     return relative_reg.settle(p, scale, options, host)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import _lists, _transforms, relative_reg
-from ._arguments import Asked, checked
 from ._devices import door
 from ._problem import Offsets, Problem
+from .arguments import Asked, checked
 from .cost import dtype_of_cost
 from .sinkhorn import sinkhorn_loss
 

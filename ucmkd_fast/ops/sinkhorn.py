@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _classes, _lists, _not_converged, _route, checks, sharded
-from ._arguments import Asked, check_features, check_init, checked, envelope_has_no_mass_gradient, mass
 from ._problem import Convergence, Problem
+from .arguments import Asked, check_features, check_init, checked, envelope_has_no_mass_gradient, mass
 from .result import SinkhornResult
 
 

@@ -60,3 +60,8 @@ def stream(tensor: Tensor) -> int:
 def even(size: int) -> int:
     """Elements of a part of a block, the next of which is to be aligned for eight bytes."""
     return (size + 1) // 2 * 2
+
+
+def adjoint_tolerance(dtype: torch.dtype, tol: float) -> float:
+    """When the sweep back may stop (csrc/sinkhorn/rules.h); measurements put another in its place."""
+    return _C.adjoint_tolerance(dtype == torch.float64, tol)

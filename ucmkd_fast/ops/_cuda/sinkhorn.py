@@ -118,7 +118,7 @@ class Solver:
             call.dg, call.first = call.df + size * of_f, call.df + size * (of_f + of_g)
             grad_a, grad_b = device.empty(cost, *lead, n), device.empty(cost, *lead, m)
             call.grad_a, call.grad_b = grad_a.data_ptr(), grad_b.data_ptr()
-            call.tolerance = _C.adjoint_tolerance(cost.dtype == torch.float64, options.tol)
+            call.tolerance = device.adjoint_tolerance(cost.dtype, options.tol)
             call.max_sweeps = _C.max_sweeps(options.max_iter)
             device.kernels.cuda_sinkhorn_adjoint(call)
             if implicit:

@@ -16,10 +16,9 @@ HOST = False
 BATCHED = True
 
 
-def cost(x: Tensor, y: Tensor, options: Options) -> Tensor:
+def cost(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
     """The cost (B?, N, M)."""
-    assert options.metric is not None
-    return reference.cost(x.to(options.dtype), y.to(options.dtype), options.metric)
+    return reference.cost(x.to(dtype), y.to(dtype), metric)
 
 
 def solve(p: Problem, options: Options) -> Solution:
