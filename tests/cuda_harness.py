@@ -17,7 +17,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda_model"))
 import build  # noqa: E402
-from ucmkd_fast.ops import _solve_cuda  # noqa: E402
+
+from ucmkd_fast.ops._cuda import _device as device  # noqa: E402
 
 GUARD = 64  # bytes on each side
 PATTERN = 0x5A
@@ -36,7 +37,7 @@ class Memory:
         self.blocks: list[tuple[Tensor, int]] = []
 
     def empty(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """As `_solve_cuda.empty`."""
+        """As `empty` of `_cuda._device`."""
         dtype = dtype or like.dtype
         size = torch.Size(shape).numel() * dtype.itemsize
         raw = torch.full((size + 2 * GUARD,), PATTERN, dtype=torch.uint8)
@@ -69,10 +70,10 @@ def model(
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
     names = ("kernels", "device_type", "regime", "empty", "own_barrier", "tuning")
-    before = {name: getattr(_solve_cuda, name) for name in names}
-    _solve_cuda.kernels, _solve_cuda.device_type, _solve_cuda.empty = module, "cpu", memory.empty
-    _solve_cuda.regime = REGIMES.get(regime or "", 0)
-    _solve_cuda.own_barrier, _solve_cuda.tuning = own_barrier, tuning or {}
+    before = {name: getattr(device, name) for name in names}
+    device.kernels, device.device_type, device.empty = module, "cpu", memory.empty
+    device.regime = REGIMES.get(regime or "", 0)
+    device.own_barrier, device.tuning = own_barrier, tuning or {}
     launched = module.launches()
     try:
         yield module
@@ -80,4 +81,4 @@ def model(
         memory.check()
     finally:
         for name, value in before.items():
-            setattr(_solve_cuda, name, value)
+            setattr(device, name, value)
