@@ -1,65 +1,61 @@
-// The Python entries of sweeps over panels.
-#pragma once
-#include "bind.h"
-#include "bind_cost.h"
+// Sweeps over panels of rows.
+#include "bind/bind.h"
 #include "sinkhorn/panel_entry.h"
 #include "sinkhorn/relaxation.h"
 
 namespace ucmkd {
 
-inline void bind_panel(py::module_& module) {
+void bind_panels(py::module_& module) {
   using sinkhorn::PanelsOf;
-  py::class_<PanelsOf>(module, "SinkhornPanels", "Addresses and sizes of rows in panels; it owns nothing.")
-      .def(py::init([](bool f64, double reg, int64_t room, int metric, int64_t n, int64_t m, int64_t d,
-                       Address x, Address y, Address scale_x, Address scale_y, Address packed, Address kept,
+  py::class_<PanelsOf>(module, "Panels", "Addresses and sizes of rows in panels; it owns nothing.")
+      .def(py::init([](const Features& features, double reg, int64_t room, Address packed, Address kept,
                        bool made) {
-        PanelsOf p{};
-        p.f64 = f64, p.reg = reg, p.room = room, p.metric = metric, p.n = n, p.m = m, p.d = d;
-        p.x = x, p.y = y, p.scale_x = scale_x, p.scale_y = scale_y;
-        p.packed = packed, p.kept = kept, p.made = made;
-        return p;
-      }))
-      .def("set_classes", &set_classes<PanelsOf>)
-      .def("set_given", &set_given<PanelsOf>);
+             PanelsOf p{};
+             p.f64 = features.f64, p.n = features.n, p.m = features.m;
+             p.reg = reg, p.room = room, p.packed = packed, p.kept = kept, p.made = made;
+             features.put_into(p);
+             return p;
+           }),
+           py::kw_only(), "features"_a, "reg"_a, "room"_a, "packed"_a = 0, "kept"_a = 0, "made"_a = false);
   using sinkhorn::Relaxation;
-  py::class_<Relaxation>(module, "SinkhornRelaxation", "Which iterations are over-relaxed.")
-      .def(py::init<bool, double, int64_t>())
+  py::class_<Relaxation>(module, "Relaxation", "Which iterations are over-relaxed.")
+      .def(py::init<bool, double, int64_t>(), "wanted"_a, "tol"_a, "last"_a)
       .def_readonly_static("plain_first", &Relaxation::kPlainFirst)
-      .def("begin", &Relaxation::begin)
-      .def("watch", &Relaxation::watch);
-  module.def("panels_columns", &product::packed_columns);
-  module.def("panels_packed_size", &product::packed_size);
+      .def("begin", &Relaxation::begin, "t"_a)
+      .def("watch", &Relaxation::watch, "error"_a);
+  module.def("panels_columns", &product::packed_columns, "m"_a);
+  module.def("panels_packed_size", &product::packed_size, "m"_a, "d"_a);
   module.def(
       "panels_pack",
       [](bool f64, int64_t m, int64_t d, Address y, Address packed) {
         by_type(f64, [&](auto t) { sinkhorn::panels_pack<decltype(t)>(m, d, y, packed); });
       },
-      Unlocked());
+      py::kw_only(), "f64"_a, "m"_a, "d"_a, "y"_a, "packed"_a, Unlocked());
   module.def(
       "panel_columns",
       [](const PanelsOf& p, Address f, Address top, Address total) {
         return by_type(p.f64, [&](auto t) { return sinkhorn::panel_columns<decltype(t)>(p, f, top, total); });
       },
-      Unlocked());
+      "panels"_a, py::kw_only(), "f"_a, "top"_a, "total"_a, Unlocked());
   module.def(
       "panel_iterate",
       [](const PanelsOf& p, bool relaxed, Address mass, Address g, Address f, Address sums) {
         by_type(p.f64, [&](auto t) { sinkhorn::panel_iterate<decltype(t)>(p, relaxed, mass, g, f, sums); });
       },
-      Unlocked());
+      "panels"_a, py::kw_only(), "relaxed"_a, "mass"_a, "g"_a, "f"_a, "sums"_a, Unlocked());
   module.def(
       "panel_plan",
       [](const PanelsOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
         by_type(p.f64, [&](auto t) { sinkhorn::panel_plan<decltype(t)>(p, f, g, alpha, row_value, first); });
       },
-      Unlocked());
+      "panels"_a, py::kw_only(), "f"_a, "g"_a, "alpha"_a, "row_value"_a, "first"_a, Unlocked());
   module.def(
       "panel_adjoint",
       [](const PanelsOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
         by_type(p.f64,
                 [&](auto t) { sinkhorn::panel_adjoint<decltype(t)>(p, f, g, sigma, factor, d, sums); });
       },
-      Unlocked());
+      "panels"_a, py::kw_only(), "f"_a, "g"_a, "sigma"_a, "factor"_a, "d"_a, "sums"_a, Unlocked());
   module.def(
       "panel_adjoint_log",
       [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
@@ -68,12 +64,14 @@ inline void bind_panel(py::module_& module) {
           sinkhorn::panel_adjoint_log<decltype(t)>(p, f, g, share, g_before, inverse, fbar, sums);
         });
       },
+      "panels"_a, py::kw_only(), "f"_a, "g"_a, "share"_a, "g_before"_a, "inverse"_a, "fbar"_a, "sums"_a,
       Unlocked());
   module.def(
       "panel_gradient",
-      [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address row_sum,
-         Address col_sum, int64_t depth, int64_t stride, Address hist_before, Address hist_f, Address share_f,
-         Address hist_g, Address share_g, Address out, Address weight_rows, Address weight_cols, Address distance) {
+      [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address out, Address row_sums,
+         Address column_sums, Address row_sum, Address col_sum, int64_t depth, int64_t stride,
+         Address hist_before, Address hist_f, Address share_f, Address hist_g, Address share_g,
+         Address distance) {
         by_type(p.f64, [&](auto t) {
           using T = decltype(t);
           sinkhorn::PanelGradient<T> q{};
@@ -82,11 +80,13 @@ inline void bind_panel(py::module_& module) {
           q.depth = depth, q.stride = stride;
           q.hist_before = hist_before, q.hist_f = hist_f, q.share_f = share_f;
           q.hist_g = hist_g, q.share_g = share_g;
-          q.out = out, q.weight_rows = weight_rows, q.weight_cols = weight_cols, q.distance = distance;
+          q.out = out, q.weight_rows = row_sums, q.weight_cols = column_sums, q.distance = distance;
           sinkhorn::panel_gradient<T>(p, q);
         });
       },
-      Unlocked());
+      "panels"_a, py::kw_only(), "f"_a, "g"_a, "alpha"_a, "weight"_a, "out"_a, "row_sums"_a, "column_sums"_a,
+      "row_sum"_a = 0, "col_sum"_a = 0, "depth"_a = 0, "stride"_a = 0, "hist_before"_a = 0, "hist_f"_a = 0,
+      "share_f"_a = 0, "hist_g"_a = 0, "share_g"_a = 0, "distance"_a = 0, Unlocked());
 }
 
 }  // namespace ucmkd
