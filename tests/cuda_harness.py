@@ -17,8 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda_model"))
 import build  # noqa: E402
-
-from ucmkd_fast.ops._cuda import _device as device  # noqa: E402
+from ucmkd_fast.ops._cuda import _device  # noqa: E402
 
 GUARD = 64  # bytes on each side
 PATTERN = 0x5A
@@ -37,7 +36,7 @@ class Memory:
         self.blocks: list[tuple[Tensor, int]] = []
 
     def empty(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """As `empty` of `_cuda._device`."""
+        """As `_device.empty`."""
         dtype = dtype or like.dtype
         size = torch.Size(shape).numel() * dtype.itemsize
         raw = torch.full((size + 2 * GUARD,), PATTERN, dtype=torch.uint8)
@@ -70,10 +69,10 @@ def model(
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
     names = ("kernels", "device_type", "regime", "empty", "own_barrier", "tuning")
-    before = {name: getattr(device, name) for name in names}
-    device.kernels, device.device_type, device.empty = module, "cpu", memory.empty
-    device.regime = REGIMES.get(regime or "", 0)
-    device.own_barrier, device.tuning = own_barrier, tuning or {}
+    before = {name: getattr(_device, name) for name in names}
+    _device.kernels, _device.device_type, _device.empty = module, "cpu", memory.empty
+    _device.regime = REGIMES.get(regime or "", 0)
+    _device.own_barrier, _device.tuning = own_barrier, tuning or {}
     launched = module.launches()
     try:
         yield module
@@ -81,4 +80,4 @@ def model(
         memory.check()
     finally:
         for name, value in before.items():
-            setattr(device, name, value)
+            setattr(_device, name, value)

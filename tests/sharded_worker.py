@@ -15,7 +15,7 @@ import torch.distributed as dist
 from cuda_harness import model
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops._cuda import _device as device
+from ucmkd_fast.ops._cuda import _device
 
 CASES = {
     "cosine": {},
@@ -112,7 +112,7 @@ def work(rank: int, size: int, folder: Path) -> None:
             group=group,
         ),
     }
-    if device.runs_on(bad):  # refused values are told when they are read, to every process
+    if _device.runs_on(bad):  # refused values are told when they are read, to every process
         refused = uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group, return_result=True)
         outcome["NaN"] = refused.value, refused.n_iter
         refusals = {"alike": refusals["alike"]}

@@ -9,14 +9,15 @@ from sinkhorn_cases import CASES, Case
 from test_sinkhorn import compare, distance, leaves
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _control, _solve_cuda
+from ucmkd_fast.ops import _control
+from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
 
 WHY = "no GPU here"
 if torch.cuda.is_available():
-    WHY = "this build has no CUDA kernels" if _solve_cuda.kernels is None else ""
+    WHY = "this build has no CUDA kernels" if _device.kernels is None else ""
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
 
 REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
@@ -26,7 +27,7 @@ LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 @pytest.fixture(params=[None, *REGIMES], ids=str)
 def regime(request, monkeypatch):
-    monkeypatch.setattr(_solve_cuda, "regime", REGIMES.get(request.param, 0))
+    monkeypatch.setattr(_device, "regime", REGIMES.get(request.param, 0))
     return request.param
 
 

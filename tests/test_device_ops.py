@@ -7,7 +7,7 @@ import torch
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -22,7 +22,7 @@ def device(request):
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no GPU here")
-        if _solve_cuda.kernels is None:
+        if _device.kernels is None:
             pytest.skip("this build has no CUDA kernels")
     return request.param
 

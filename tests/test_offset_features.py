@@ -6,7 +6,7 @@ import torch
 
 import ucmkd_fast as uk
 from tests.cuda_harness import model
-from ucmkd_fast.ops import _loss
+from ucmkd_fast.ops._cpu import losses
 from ucmkd_fast.reference import sinkhorn as reference
 
 METRICS = ["l2", "chordal", "sqeuclidean"]
@@ -93,8 +93,8 @@ def test_every_route(route, metric, offset, apart):
 @pytest.mark.parametrize("metric", METRICS)
 def test_products_by_torch(metric, grad, monkeypatch):
     """As large problems are run, a block of rows at a time."""
-    monkeypatch.setattr(_loss, "OWN_PRODUCTS", 0)
-    monkeypatch.setattr(_loss, "BLOCK", 1)
+    monkeypatch.setattr(losses, "OWN_PRODUCTS", 0)
+    monkeypatch.setattr(losses, "BLOCK", 1)
     options = {"grad": grad, "tol": 1e-6, "max_iter": 200} if grad == "implicit" else {"grad": grad}
     check(uk.sinkhorn_loss, metric, *clouds(3.0, 1e-3, n=37), **options)
 
@@ -104,8 +104,8 @@ def test_a_history_in_the_log_domain(metric, monkeypatch):
     """Small reg: dC is made at once, and its weights by a pass of their own."""
     x, y = clouds(30.0, 1e-2)
     reg = 0.02 * regularisation(metric, x, y)
-    for own in (_loss.OWN_PRODUCTS, 0):
-        monkeypatch.setattr(_loss, "OWN_PRODUCTS", own)
+    for own in (losses.OWN_PRODUCTS, 0):
+        monkeypatch.setattr(losses, "OWN_PRODUCTS", own)
         check(uk.sinkhorn_loss, metric, x, y, reg=reg, limits=(1e-5, 1e-3))
 
 

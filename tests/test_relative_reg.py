@@ -8,7 +8,7 @@ from cuda_harness import build, model
 
 import ucmkd_fast as uk
 from ucmkd_fast.data.warm_start import WarmStart
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops.refusals import refusal
 from ucmkd_fast.reference import sinkhorn as reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -319,6 +319,6 @@ def test_on_a_gpu_a_mean_that_is_not_above_zero_is_refused_when_read():
     x = torch.ones(9, 4)
     with model():
         found = uk.sinkhorn_loss(x, x[:7], metric="l2", reg_scale="mean", return_result=True)
-        assert bool(found.value.isnan()) and _solve_cuda.refusal(found.n_iter)
+        assert bool(found.value.isnan()) and refusal(found.n_iter)
         with pytest.raises(ValueError, match="cost must be a number"):
             found.check()

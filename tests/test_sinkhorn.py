@@ -11,7 +11,9 @@ import torch
 from sinkhorn_cases import CASES, Case
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _autograd, _solve
+from ucmkd_fast._native import _C
+from ucmkd_fast.ops import _registered
+from ucmkd_fast.ops._cpu.sinkhorn import saved_size
 from ucmkd_fast.reference import sinkhorn as reference
 
 OBJECTIVES = ("value", "value_regularized")
@@ -90,16 +92,16 @@ def test_both_adjoints_agree(case, monkeypatch):
     """The log-domain adjoint, forced, against the plain sums."""
     C, a, b = leaves(case, torch.float64)
     plain = gradients(uk.sinkhorn(C, a, b, reg=case.reg, max_iter=case.max_iter).value, (C, a, b))
-    real = _solve._C.sinkhorn_adjoint
+    real = _C.sinkhorn_adjoint
 
-    def out_of_range(problem, *addresses):
-        real(problem, *addresses)
+    def out_of_range(problem, upstream, **addresses):
+        real(problem, upstream, **addresses)
         import ctypes
 
-        ctypes.c_int64.from_address(addresses[-1]).value = -1
+        ctypes.c_int64.from_address(addresses["depth"]).value = -1
         return 0
 
-    monkeypatch.setattr(_solve._C, "sinkhorn_adjoint", out_of_range)
+    monkeypatch.setattr(_C, "sinkhorn_adjoint", out_of_range)
     forced = gradients(uk.sinkhorn(C, a, b, reg=case.reg, max_iter=case.max_iter).value, (C, a, b))
     for p, f in zip(plain, forced, strict=True):
         assert distance(f, p) < 1e-8
@@ -299,7 +301,8 @@ def test_no_silent_zero_where_scaling_underflows():
 
 def test_saved_size_is_that_of_the_kernels():
     for n, m, T, history in [(1, 1, 1, True), (33, 20, 7, False), (64, 130, 100, True), (2048, 17, 3, True)]:
-        assert _solve.saved_size(n, m, T, history) == _solve._C.sinkhorn_saved_size(n, m, T, history)
+        size = saved_size(torch.Size((n, m)), T, history)
+        assert size == _C.sinkhorn_saved_size(n, m, T, history)
 
 
 def test_registered_ops_are_sound():
@@ -308,7 +311,7 @@ def test_registered_ops_are_sound():
     a = torch.full((16,), 1 / 16, dtype=torch.float64, requires_grad=True)
     for grad, accelerate in (("unrolled", None), ("implicit", "relax")):
         torch.library.opcheck(
-            _autograd.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate)
+            _registered.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate)
         )
 
 

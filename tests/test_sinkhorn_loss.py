@@ -9,7 +9,8 @@ import torch
 
 import ucmkd_fast as uk
 from tests.cuda_harness import build, model
-from ucmkd_fast.ops import _autograd, _loss
+from ucmkd_fast.ops import _registered
+from ucmkd_fast.ops._cpu import losses
 from ucmkd_fast.reference import sinkhorn as reference
 
 METRICS = ["cosine", "chordal", "l2", "l1", "sqeuclidean"]
@@ -242,7 +243,7 @@ def test_compiled_equals_eager():
 def test_registered_cost_is_sound():
     x, y = (z[:, :16].detach() for z in features("l2", 16, 16, 16))
     for metric in ("cosine", "l2", "l1"):
-        torch.library.opcheck(_autograd.cost_forward, (x.clone().requires_grad_(), y, metric))
+        torch.library.opcheck(_registered.cost_forward, (x.clone().requires_grad_(), y, metric))
 
 
 def test_functorch_transforms():
@@ -289,7 +290,7 @@ def test_the_gradient_made_along_with_the_loss_is_that_of_two_calls(grad, object
     found = {}
     for apart in (False, True):
         if apart:
-            monkeypatch.setattr(_loss, "one_call", lambda *_: False)
+            monkeypatch.setattr(losses, "one_call", lambda *_: False)
         x, y = features("cosine")
         loss = uk.sinkhorn_loss(x, y, **options)
         upstream = torch.tensor(-3.0).double()
@@ -304,13 +305,13 @@ def test_the_gradient_made_along_with_the_loss_is_that_of_two_calls(grad, object
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_nothing_is_kept_where_autograd_records_nothing(context, monkeypatch):
     saves = []
-    forward = _loss.forward
+    forward = losses.make
 
-    def watched(*args):
-        saves.append(args[-1])
-        return forward(*args)
+    def watched(p, options, needs, told):
+        saves.append(any(needs))
+        return forward(p, options, needs, told)
 
-    monkeypatch.setattr(_loss, "forward", watched)
+    monkeypatch.setattr(losses, "make", watched)
     x, y = features("cosine")
     want = uk.sinkhorn_loss(x, y)
     with context():
@@ -333,10 +334,10 @@ def test_forward_mode_is_refused_by_panels_and_lists():
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_a_large_problem_in_blocks_of_rows(metric, grad, case, monkeypatch):
     """Blocks of 16 and 7 rows and torch's products, against the reference."""
-    monkeypatch.setattr(_loss, "OWN_PRODUCTS", 0)
-    monkeypatch.setattr(_loss, "BLOCK", 1)
-    at_once, real = [], _loss.features_backward
-    monkeypatch.setattr(_loss, "features_backward", lambda *args: at_once.append(1) or real(*args))
+    monkeypatch.setattr(losses, "OWN_PRODUCTS", 0)
+    monkeypatch.setattr(losses, "BLOCK", 1)
+    at_once, real = [], losses.backward
+    monkeypatch.setattr(losses, "backward", lambda *args: at_once.append(1) or real(*args))
     ours, truth = features(metric), features(metric)
     reg = reg_of(metric) * (1e-3 if case == "log domain" and grad == "unrolled" else 1)
     options = {"metric": metric, "objective": "regularized", "grad": grad, "reg": reg, "max_iter": 200}

@@ -18,8 +18,6 @@ except ImportError as error:  # pragma: no cover - a broken installation
         "install the package with `pip install .` (a C++17 compiler is all that it needs)"
     ) from error
 
-# Metric codes of csrc/cost/kernels.h.
-METRIC_CODES: dict[str, int] = {"cosine": 0, "chordal": 1, "l2": 2, "sqeuclidean": 3, "l1": 4}
 
 
 def _torch_cpu_library() -> ctypes.CDLL | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from worker import Case
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
 
@@ -63,8 +63,8 @@ def solve(
     own_barrier: bool = True,
 ) -> dict[str, Any]:
     """Error at most twice that of plain torch at the same dtype, and a floor: the rule of tests/test_sinkhorn.py."""
-    _solve_cuda.regime = REGIMES[regime]
-    _solve_cuda.own_barrier = own_barrier
+    _device.regime = REGIMES[regime]
+    _device.own_barrier = own_barrier
     tensors = problem(n, m, dtype, masses)
     options = {
         "reg": 0.5 if grad == "implicit" else 0.1,
@@ -87,7 +87,7 @@ def solve(
 
 def loss(n: int, m: int, dtype: torch.dtype, **options: Any) -> dict[str, Any]:
     """`sinkhorn_loss` of features; ``memory_budget`` takes it through panels."""
-    _solve_cuda.regime = 0
+    _device.regime = 0
     torch.manual_seed(n)
     tensors = [torch.randn(k, 24).to(dtype) for k in (n, m)]
     tensors[1] = tensors[1] + 0.2
@@ -141,7 +141,7 @@ def linear(n: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
 def batch(count: int, n: int, m: int) -> dict[str, Any]:
     """Problems together are problems one by one."""
     torch.manual_seed(count)
-    _solve_cuda.regime = 0
+    _device.regime = 0
     C = torch.rand(count, n, m, device=DEVICE)
     leaf = C.clone().requires_grad_()
     value = uk.sinkhorn(leaf, max_iter=30).value
@@ -157,7 +157,7 @@ def batch(count: int, n: int, m: int) -> dict[str, Any]:
 
 def captured(n: int, m: int) -> dict[str, Any]:
     """A graph's replay on other numbers gives the bits of the call."""
-    _solve_cuda.regime = 0
+    _device.regime = 0
     first, second = (torch.rand(n, m, device=DEVICE) for _ in range(2))
     static = first.clone().requires_grad_()
 

@@ -24,7 +24,7 @@ from measure import (
 from worker import Case
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops._cuda import _device
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -55,12 +55,12 @@ def limits() -> Iterator[dict[str, Any]]:
 @contextmanager
 def no_early_end() -> Iterator[None]:
     """The sweep back ends where nothing is left to add; to time an iteration, it must not."""
-    before = _solve_cuda.adjoint_tolerance
-    _solve_cuda.adjoint_tolerance = lambda dtype, tol: 0.0
+    before = _device.adjoint_tolerance
+    _device.adjoint_tolerance = lambda dtype, tol: 0.0
     try:
         yield
     finally:
-        _solve_cuda.adjoint_tolerance = before
+        _device.adjoint_tolerance = before
 
 
 def by_kind(kernels: dict[str, float]) -> dict[str, float]:

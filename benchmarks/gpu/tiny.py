@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops._cuda import _device
 
 MARK = "\x1e"
 
@@ -19,7 +19,7 @@ def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> None:
 
 
 def solve(n: int, m: int, regime: int, dtype: torch.dtype, grad: str) -> None:
-    _solve_cuda.regime = regime
+    _device.regime = regime
     C = torch.rand(n, m, device="cuda", dtype=dtype).requires_grad_()
     a = torch.rand(n, device="cuda", dtype=dtype)
     a[0] = 0
@@ -27,7 +27,7 @@ def solve(n: int, m: int, regime: int, dtype: torch.dtype, grad: str) -> None:
 
 
 def features(n: int, m: int, **options) -> None:
-    _solve_cuda.regime = 0
+    _device.regime = 0
     x, y = (torch.randn(k, 9, device="cuda").requires_grad_() for k in (n, m))
     gradients(uk.sinkhorn_loss(x, y, reg=0.2, max_iter=3, **options), x, y)
 

@@ -1,4 +1,4 @@
-"""Sweeps over the overrides of `_solve_cuda`, and the best per size.
+"""Sweeps over the overrides of `_device`, and the best per size.
 
 What is swept where the module has it: OVERRIDES and TUNINGS, or what TUNE names, as
 ``regime=0,2;own_barrier=False,True``, values of several names combined; SIZES names sizes, as ``64,1024``.
@@ -20,7 +20,7 @@ from speed import no_early_end
 from worker import Case
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _solve_cuda
+from ucmkd_fast.ops._cuda import _device
 
 OVERRIDES: dict[str, list[Any]] = {"regime": [0, 1, 2, 3], "own_barrier": [False, True]}
 TUNINGS = [{"threads": t, "quads": q} for t in (128, 256, 512) for q in (1, 2, 4)] + [
@@ -30,15 +30,15 @@ SIZES = [int(n) for n in os.environ.get("SIZES", "64,96,128,192,256,512,1024,204
 
 
 def settings() -> list[dict[str, Any]]:
-    """Values for names that `_solve_cuda` has."""
+    """Values for names that `_device` has."""
     wanted = OVERRIDES
     told = os.environ.get("TUNE")
     if told:
         pairs = (part.split("=") for part in told.split(";"))
         wanted = {name.strip(): list(ast.literal_eval(f"[{values}]")) for name, values in pairs}
-    wanted = {name: values for name, values in wanted.items() if hasattr(_solve_cuda, name)}
+    wanted = {name: values for name, values in wanted.items() if hasattr(_device, name)}
     found = [dict(zip(wanted, values, strict=True)) for values in itertools.product(*wanted.values())]
-    if not told and hasattr(_solve_cuda, "tuning"):
+    if not told and hasattr(_device, "tuning"):
         found += [{"own_barrier": own, "tuning": t} for t in TUNINGS for own in (False, True)]
     return found
 
@@ -54,17 +54,17 @@ def one(n: int, setting: dict[str, Any]) -> dict[str, Any]:
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     plain, plain_grad = run()
-    before = {name: getattr(_solve_cuda, name) for name in setting}
+    before = {name: getattr(_device, name) for name in setting}
     is_default = all(before[name] == value for name, value in setting.items())
     try:
         for name, value in setting.items():
-            setattr(_solve_cuda, name, value)
+            setattr(_device, name, value)
         value, grad = run()
         with no_early_end():
             spent = replay_milliseconds(run, 0.3)
     finally:
         for name, value_before in before.items():
-            setattr(_solve_cuda, name, value_before)
+            setattr(_device, name, value_before)
     differs = max(abs((value / plain).item() - 1), ((grad - plain_grad).norm() / plain_grad.norm()).item())
     found: dict[str, Any] = {"graph_ms": spent, "differs": differs}
     if not differs <= 1e-3:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from ..ops import arguments, checks
 from ..ops._not_converged import silent
 from ..ops.sinkhorn import SinkhornResult, sinkhorn
 from ._exp import exp_or_zero_
@@ -58,7 +58,7 @@ def mass_of(name: str, mass: Tensor | None, cost: Tensor, side: int) -> Tensor:
     size = cost.shape[side]
     if mass is None:
         return cost.new_full((size,), 1 / size)
-    found = checks.mass(name, mass, size, None, cost.dtype)
+    found = arguments.mass(name, mass, size, None, cost.dtype)
     assert found is not None
     if found.is_cpu and not bool((found >= 0).all()):  # elsewhere the look would wait for the device
         raise ValueError(f"{name} must be >= 0 everywhere, got a negative mass or NaN")

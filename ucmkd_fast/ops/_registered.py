@@ -34,7 +34,7 @@ def _options(cost: Tensor, *values: Any) -> Options:
 
 
 @torch.library.custom_op("ucmkd_fast::sinkhorn_forward", mutates_args=())
-def _forward_op(
+def sinkhorn_forward(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, reg: float,
     max_iter: int, tol: float, grad: str, accelerate: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -46,7 +46,7 @@ def _forward_op(
     return *found, saved
 
 
-@_forward_op.register_fake
+@sinkhorn_forward.register_fake
 def _(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, reg: float,
     max_iter: int, tol: float, grad: str, accelerate: str | None,
@@ -65,7 +65,7 @@ def _contiguous(p: Problem) -> Problem:
 
 
 @torch.library.custom_op("ucmkd_fast::sinkhorn_backward", mutates_args=())
-def _backward_op(
+def sinkhorn_backward(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, f: Tensor,
     g: Tensor, saved: Tensor, up_value: Tensor | None, up_dual: Tensor | None, up_f: Tensor | None,
     up_g: Tensor | None, reg: float, max_iter: int, tol: float, grad: str, accelerate: str | None,
@@ -79,7 +79,7 @@ def _backward_op(
     return found.cost, none if found.a is None else found.a, none.clone() if found.b is None else found.b
 
 
-@_backward_op.register_fake
+@sinkhorn_backward.register_fake
 def _(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, f: Tensor,
     g: Tensor, saved: Tensor, up_value: Tensor | None, up_dual: Tensor | None, up_f: Tensor | None,
@@ -134,7 +134,7 @@ def _gradient_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of the gradients that `_backward_op` gives, by torch's own operations."""
+    """Of the gradients that `sinkhorn_backward` gives, by torch's own operations."""
     _transforms.refuse_second_order(ctx.grad)
     matrix, a, b, init_f, *of_outputs = ctx.saved_tensors
     options = _options(matrix, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
@@ -152,7 +152,7 @@ def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
 
 
 _backward_call = _transforms.register_backward(
-    _backward_op, _gradient_setup, _gradient_backward, _backward_rule
+    sinkhorn_backward, _gradient_setup, _gradient_backward, _backward_rule
 )
 
 
@@ -175,7 +175,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return d_cost, None if tensors[1] is None else d_a, None if tensors[2] is None else d_b, *[None] * 7
 
 
-_forward_call = _transforms.register_backward(_forward_op, _setup, _backward, _forward_rule)
+_forward_call = _transforms.register_backward(sinkhorn_forward, _setup, _backward, _forward_rule)
 
 
 def solve(p: Problem, options: Options) -> Solution:
@@ -189,13 +189,13 @@ def solve(p: Problem, options: Options) -> Solution:
 
 
 @torch.library.custom_op("ucmkd_fast::cost_forward", mutates_args=())
-def _cost_op(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+def cost_forward(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """The cost matrix (N, M), and the scales of the features (N + M,) for the backward; on a GPU of batches too."""
     found: tuple[Tensor, Tensor] = door(x).cost(x, y, metric)
     return found
 
 
-@_cost_op.register_fake
+@cost_forward.register_fake
 def _(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
     dtype = dtype_of_cost(x.dtype)
@@ -203,7 +203,7 @@ def _(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("ucmkd_fast::cost_backward", mutates_args=())
-def _cost_backward_op(
+def cost_backward(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both feature sets, in the cost's dtype."""
@@ -211,7 +211,7 @@ def _cost_backward_op(
     return found
 
 
-@_cost_backward_op.register_fake
+@cost_backward.register_fake
 def _(
     x: Tensor, y: Tensor, scale: Tensor, matrix: Tensor, grad_cost: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
@@ -244,7 +244,7 @@ def _cost_gradient_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _cost_gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of the gradients that `_cost_backward_op` gives."""
+    """Of the gradients that `cost_backward` gives."""
     x, y, grad_cost = ctx.saved_tensors
 
     def cost_of(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -259,7 +259,7 @@ def _cost_gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor 
 
 
 _cost_backward_call = _transforms.register_backward(
-    _cost_backward_op, _cost_gradient_setup, _cost_gradient_backward, _cost_backward_rule
+    cost_backward, _cost_gradient_setup, _cost_gradient_backward, _cost_backward_rule
 )
 
 
@@ -279,7 +279,7 @@ def _cost_backward(ctx: Any, grad_cost: Tensor | None, *_: Any) -> tuple[Tensor 
     return dx.to(x.dtype), dy.to(y.dtype), None
 
 
-_cost_call = _transforms.register_backward(_cost_op, _cost_setup, _cost_backward, _cost_rule)
+_cost_call = _transforms.register_backward(cost_forward, _cost_setup, _cost_backward, _cost_rule)
 
 
 def cost(x: Tensor, y: Tensor, metric: str) -> Tensor:

@@ -59,11 +59,11 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     x, y = p.features
     alone = p.class_cost is None and not (needs.a or needs.b)
     if alone and (needs.x or needs.y) and _own_products(x, y, options.metric):
-        return _with_gradient(p, options, needs, told)
-    return _forward(p, options, needs, told)
+        return make_with_gradient(p, options, needs, told)
+    return make(p, options, needs, told)
 
 
-def _with_gradient(
+def make_with_gradient(
     p: Problem, options: Options, needs: Needs, told: Convergence | None
 ) -> tuple[Tensor, Kept]:
     """The loss, and along with it its gradients of x (N, D) and y (M, D), in the cost's dtype."""
@@ -146,7 +146,7 @@ def _problem(
     return sinkhorn.native(p, options, (block.n, block.m), place), features
 
 
-def _forward(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
+def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """The loss, the potentials where its gradient needs them, and what the backward needs."""
     x, y = p.features
     n, m, save = len(x), len(y), any(needs)
