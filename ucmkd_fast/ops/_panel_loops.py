@@ -20,11 +20,9 @@ from torch import Tensor
 
 from .._native import _C
 from . import _dual, _not_converged
-from ._classes import bad_values, has_bad_values
 from ._control import Flag, Relaxation
 from ._devices import door
 from ._problem import Gradients, Needs, Options, Problem, Solution, Upstream
-from .refusals import explained
 from .sharded import Alone, Spread
 
 
@@ -48,8 +46,8 @@ class Sweeps(Protocol):
     def __init__(self, p: Problem, options: Options, spread: Spread, history: bool):
         """Of all columns, with masses; ``history``: every iteration is kept. On the host refuses bad features."""
 
-    def refuse(self, flags: Tensor) -> None:
-        """Flags (1,) int32 that were raised against the input; of devices that cannot read them, not ``HOST``."""
+    def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:
+        """Flags (1,) int32 that were raised against the masses, of these sums; and what speaks against W or labels."""
 
     def start(self, f: Tensor) -> None:
         """The first sweep, from f (N,) before the first iteration."""
@@ -69,23 +67,20 @@ class Sweeps(Protocol):
     def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
         """Back through the iterations, of ``weight`` <P, C> + ``dual`` dual value, t from n_iter to ``first`` (1,)."""
 
-    def back_to_columns(self, t: int, runs: Tensor) -> Tensor:
-        """What iteration t gives to the gradient of b (M,); where not ``runs`` (1,) it is 0."""
+    def back(self, t: int, runs: Tensor) -> Tensor:
+        """From iteration t + 1, where there is one, to t: what it gives b (M,); where not ``runs`` (1,) it is 0."""
 
-    def back_to_rows(self, t: int) -> None:
-        """From the columns of iteration t to the rows of t - 1, and to what its columns gather."""
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
+        """At the fixed point, one iteration, again and again: the column sums of the plan (M,).
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor) -> Tensor:
-        """The same at the fixed point, which is one iteration: the column sums of the plan (M,)."""
+        ``grad_b`` (M,), which the loop adds to, is read once it has ended.
+        """
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
-        """One sweep of it: from what goes to the gradient of b to the next adjoint (M,), both times reg."""
-
-    def end_fixed_point(self, grad_b: Tensor) -> None:
-        """All that went to the gradient of b (M,)."""
+        """From what goes to the gradient of b to the next adjoint (M,), both times reg."""
 
     def begin_gradient(self, weight: Tensor, needs: Needs) -> Any:
-        """Memory for gradients of features and W, of ``weight`` <P, C> and what went back before."""
+        """Memory for gradients of features and W, of ``weight`` <P, C> and of what went back before."""
 
     def add_gradient(self, into: Any, rows: slice) -> None:
         """Those of some rows, a panel: dC, and from it the rest."""
@@ -121,20 +116,9 @@ class PanelSolver:
         every = everywhere(p, options.dtype, self.over)
         self._spread, self._n, self._m = spread, len(every.features[0]), len(every.features[1])
         self._sweeps: Sweeps = door(every.features[0]).Sweeps(every, options, spread, history)
-        self._refuse(every)
-
-    def _refuse(self, every: Problem) -> None:
-        """Masses and W: at once on the host, else by flags."""
-        s, over = self._sweeps, self.over
-        sums = over.add(s.a.double().sum()), s.b.double().sum()
-        flags = _flags_of_masses(s.a, s.b, sums)
-        if s.HOST:
-            over.refuse(_about_masses(int(flags), s.a, s.b, sums))
-            over.refuse(None if self._problem.classes is None else bad_values(*self._problem.classes))
-            return
-        if every.classes is not None:
-            flags = flags | _C.FLAGS["bad_cost"] * has_bad_values(*every.classes).to(torch.int32)
-        s.refuse(flags)
+        s = self._sweeps
+        sums = self.over.add(s.a.double().sum()), s.b.double().sum()
+        s.refuse(_flags_of_masses(s.a, s.b, sums), sums)
 
     # Forward
 
@@ -195,8 +179,8 @@ class PanelSolver:
             grad_a, grad_b = self._envelope_masses(dual)
             weight = weight + dual
         else:
-            least = _C.adjoint_tolerance(s.a.dtype == torch.float64, options.tol) * options.reg
-            least = least * (weight.abs() + 2 * dual.abs())
+            tolerance = _C.adjoint_tolerance(s.a.dtype == torch.float64, options.tol)
+            least = tolerance * options.reg * (weight.abs() + 2 * dual.abs())
             run = self._fixed_point if options.grad == "implicit" else self._unrolled
             grad_b = run(weight, dual, least)
             direct_a, direct_b = self._direct(dual)
@@ -239,14 +223,13 @@ class PanelSolver:
         s.begin_back(weight, dual, first)
         for t in range(int(s.n_iter) if s.HOST else self._options.max_iter, 0, -1):
             runs = (t <= s.n_iter) & (done.raised == 0)
-            change = s.back_to_columns(t, runs)
+            change = s.back(t, runs)
             grad_b += change
             ends = runs & (2 * t * change.abs().max().double() <= least)
             first.copy_(torch.where(ends, t, first))
             done.raised |= ends
-            if t == 1 or done.seen():
+            if done.seen():
                 break
-            s.back_to_rows(t)
         return grad_b
 
     def _fixed_point(self, weight: Tensor, dual: Tensor, least: Tensor) -> Tensor:
@@ -254,7 +237,7 @@ class PanelSolver:
         s, reg = self._sweeps, self._options.reg
         done, grad_b = Flag(s.a, self.over, s.HOST), torch.zeros_like(s.b)
         change = weight * s.centred + reg * dual * (s.b - s.sums)
-        mass = s.begin_fixed_point(weight, dual)
+        mass = s.begin_fixed_point(weight, dual, grad_b)
         total = mass.double().sum()
         before = torch.zeros_like(least)
         for _ in range(_C.max_sweeps(self._options.max_iter)):
@@ -270,7 +253,6 @@ class PanelSolver:
                 break
             change = s.fixed_point(share, done)
         _not_converged.report_gradient(done.raised == 0)
-        s.end_fixed_point(grad_b)
         return grad_b
 
 
@@ -282,15 +264,3 @@ def _flags_of_masses(a: Tensor, b: Tensor, sums: tuple[Tensor, Tensor]) -> Tenso
     differ = ~((sum_a - sum_b).abs() <= _C.rules(a.dtype == torch.float64).sums_gap * (sum_a + sum_b))
     flags = bad * _C.FLAGS["bad_mass"] + none * _C.FLAGS["no_mass"] + differ * _C.FLAGS["sums"]
     return flags.to(torch.int32).view(1)
-
-
-def _about_masses(flags: int, a: Tensor, b: Tensor, sums: tuple[Tensor, Tensor]) -> str | None:
-    """A sentence about `_flags_of_masses`, or None."""
-    if flags & _C.FLAGS["bad_mass"]:
-        return explained(_C.REFUSALS["bad_mass"], a=a, b=b)
-    if flags & _C.FLAGS["no_mass"]:
-        return _C.REFUSALS["no_mass"]
-    if flags & _C.FLAGS["sums"]:
-        head = _C.REFUSALS["sums"].rpartition(", got ")[0]
-        return f"{head}, got {float(sums[0]):.6g} and {float(sums[1]):.6g}"
-    return None

@@ -62,9 +62,10 @@ class Shards(Alone):
         self._group, self._rank = group, dist.get_rank(group)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, (n, m, wants_y, settings), group=group)
-        rows, self._counts, wanted, theirs = zip(*everyone, strict=True)
-        self._rows, self._wants_y = sum(rows), any(wanted)
-        different = sorted(set(theirs))
+        self._counts: list[int] = [one[1] for one in everyone]
+        self._rows: int = sum(one[0] for one in everyone)
+        self._wants_y = any(one[2] for one in everyone)
+        different = sorted({one[3] for one in everyone})
         if len(different) > 1:
             raise ValueError(
                 "every process of the group must call sinkhorn_loss alike, got " + " and ".join(different)
@@ -96,7 +97,7 @@ class Shards(Alone):
 
     def mine(self, rows: Tensor) -> Tensor:
         """This process's part of rows of all."""
-        return rows.split(self._counts)[self._rank]
+        return torch.split(rows, self._counts)[self._rank]
 
     def wants_y(self, needed: bool) -> bool:
         """Whether y of some process takes part in autograd: it was asked once, in the forward call."""

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .._addresses import address
+from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE
+from ..refusals import explained
 from ..sharded import Alone, Spread
 from . import costs
 from .sinkhorn import padded
@@ -62,6 +63,11 @@ class Sweeps:
             packed=address(self._packed), kept=address(kept), made=self._made,
         )  # fmt: skip
 
+    @property
+    def _last(self) -> dict[str, int]:
+        """Where the last iteration lies."""
+        return addresses(f=self.f, g=self.g)
+
     def _every_row(self) -> _C.Panels:
         panels = self._panels(costs.ALL)
         self._made = self._kept is not None
@@ -69,8 +75,20 @@ class Sweeps:
 
     # Forward
 
-    def refuse(self, flags: Tensor) -> None:  # noqa: D102
-        raise AssertionError("on the host input is refused at once")
+    def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:
+        """On every process where one has reason to."""
+        self._over.refuse(self._about_masses(int(flags), sums))
+        if self._classes is not None:
+            w, labels, *_ = self._classes
+            self._over.refuse(bad_values(w, self._over.mine(labels)))
+
+    def _about_masses(self, flags: int, sums: tuple[Tensor, Tensor]) -> str | None:
+        if flags & _C.FLAGS["bad_mass"]:
+            return explained(_C.REFUSALS["bad_mass"], a=self.a, b=self.b)
+        if flags & _C.FLAGS["no_mass"]:
+            return _C.REFUSALS["no_mass"]
+        head = _C.REFUSALS["sums"].rpartition(", got ")[0]
+        return f"{head}, got {float(sums[0]):.6g} and {float(sums[1]):.6g}" if flags else None
 
     def start(self, f: Tensor) -> None:  # noqa: D102
         self.f = f
@@ -82,10 +100,8 @@ class Sweeps:
         if t > 1:
             self.g = self._next_columns(relaxed)
         self.f, sums = self.f.clone(), torch.zeros_like(self.b)
-        _C.panel_iterate(
-            self._every_row(), relaxed=relaxed, mass=self.a.data_ptr(), g=self.g.data_ptr(), f=self.f.data_ptr(),
-            sums=sums.data_ptr(),
-        )  # fmt: skip
+        vectors = addresses(mass=self.a, g=self.g, f=self.f, sums=sums)
+        _C.panel_iterate(self._every_row(), relaxed=relaxed, **vectors)
         self._reached = self._over.add(sums)
         if t == 1:
             self._refuse_forbidden()
@@ -99,10 +115,8 @@ class Sweeps:
     def plan(self) -> Tensor:  # noqa: D102
         self.alpha, row_value = torch.empty_like(self.a), torch.empty_like(self.a)
         self.centred = torch.zeros_like(self.b)
-        _C.panel_plan(
-            self._every_row(), f=self.f.data_ptr(), g=self.g.data_ptr(), alpha=self.alpha.data_ptr(),
-            row_value=row_value.data_ptr(), first=self.centred.data_ptr(),
-        )  # fmt: skip
+        sums = addresses(alpha=self.alpha, row_value=row_value, first=self.centred)
+        _C.panel_plan(self._every_row(), **self._last, **sums)
         self._over.add(self.centred)
         return row_value
 
@@ -115,9 +129,7 @@ class Sweeps:
 
     def free_columns(self) -> Tensor:  # noqa: D102
         top, total = torch.empty_like(self.b), torch.empty_like(self.b)
-        good = _C.panel_columns(
-            self._every_row(), f=self.f.data_ptr(), top=top.data_ptr(), total=total.data_ptr()
-        )
+        good = _C.panel_columns(self._every_row(), **addresses(f=self.f, top=top, total=total))
         self._over.refuse(None if good else _C.REFUSALS["overflow"])
         highest = self._over.greatest(top.clone())
         total *= torch.where(top > -torch.inf, ((top - highest) / self.reg).exp(), 0)
@@ -126,10 +138,7 @@ class Sweeps:
 
     def free_rows(self) -> Tensor:  # noqa: D102
         f, ones, sums = torch.where(self.a > 0, self.f, 0), torch.ones_like(self.a), torch.zeros_like(self.b)
-        _C.panel_iterate(
-            self._every_row(), relaxed=False, mass=ones.data_ptr(), g=self.g.data_ptr(), f=f.data_ptr(),
-            sums=sums.data_ptr(),
-        )  # fmt: skip
+        _C.panel_iterate(self._every_row(), relaxed=False, **addresses(mass=ones, g=self.g, f=f, sums=sums))
         return f
 
     def _next_columns(self, relaxed: bool) -> Tensor:
@@ -162,43 +171,32 @@ class Sweeps:
         ]
         return bool(self._over.greatest(torch.stack(far).max()) <= self._rules.range_limit * self.reg)
 
-    def back_to_columns(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
+    def back(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
         assert isinstance(self._back, _Plain | _LogDomain)
-        return self._back.to_columns(t)
+        return self._back.to(t)
 
-    def back_to_rows(self, t: int) -> None:  # noqa: D102
-        assert isinstance(self._back, _Plain | _LogDomain)
-        self._back.to_rows(t)
-
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor) -> Tensor:  # noqa: D102
-        self._back = _FixedPoint(self, weight, dual)
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:  # noqa: D102
+        self._back = _FixedPoint(self, weight, dual, grad_b)
         return self.sums
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:  # noqa: D102
         assert isinstance(self._back, _FixedPoint)
         return self._back.again(share)
 
-    def end_fixed_point(self, grad_b: Tensor) -> None:  # noqa: D102
-        assert isinstance(self._back, _FixedPoint)
-        self._back.column_sums = -grad_b
-
     def adjoint(self, sigma: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """D = P sigma (N,), and -P' (d factor) (M,)."""
         d, sums = torch.empty_like(self.a), torch.zeros_like(sigma)
         _C.panel_adjoint(
-            self._every_row(), f=self.f.data_ptr(), g=self.g.data_ptr(), sigma=sigma.data_ptr(),
-            factor=factor.data_ptr(), d=d.data_ptr(), sums=sums.data_ptr(),
-        )  # fmt: skip
+            self._every_row(), **self._last, **addresses(sigma=sigma, factor=factor, d=d, sums=sums)
+        )
         return d, self._over.add(sums)
 
     def adjoint_log(self, t: int, share: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         """As `adjoint`, from g_t to f_(t-1) and on to g_(t-1), with their softmaxes in the place of the plan."""
         fbar, sums = torch.empty_like(self.a), torch.zeros_like(self.b)
-        _C.panel_adjoint_log(
-            self._every_row(), f=self.hist_f[t - 1].data_ptr(), g=self.hist_g[t - 1].data_ptr(),
-            share=share.data_ptr(), g_before=self.hist_g[t - 2].data_ptr(), inverse=inverse.data_ptr(),
-            fbar=fbar.data_ptr(), sums=sums.data_ptr(),
-        )  # fmt: skip
+        at = addresses(f=self.hist_f[t - 1], g=self.hist_g[t - 1], g_before=self.hist_g[t - 2])
+        vectors = addresses(share=share, inverse=inverse, fbar=fbar, sums=sums)
+        _C.panel_adjoint_log(self._every_row(), **at, **vectors)
         return fbar, self._over.add(sums)
 
     # The gradient
@@ -220,9 +218,9 @@ class Sweeps:
         if self._back is not None:
             alpha, z = self.alpha[rows], self._back.of_rows(rows, weights)
         _C.panel_gradient(
-            self._panels(rows, into.class_cost), f=self.f[rows].data_ptr(), g=self.g.data_ptr(), alpha=address(alpha),
-            weight=into.weight, out=weights.data_ptr(), row_sums=into.row_sums[rows].data_ptr(),
-            column_sums=into.column_sums.data_ptr(), distance=address(distance), **z,
+            self._panels(rows, into.class_cost), weight=into.weight, **z,
+            **addresses(f=self.f[rows], g=self.g, alpha=alpha, out=weights, distance=distance,
+                        row_sums=into.row_sums[rows], column_sums=into.column_sums),
         )  # fmt: skip
         costs.add_products(self._features, rows, distance, weights, (into.x, into.y))
 
@@ -253,28 +251,25 @@ class _Plain:
         self._of_a, self._of_b = _inverse(s.a), _inverse(s.b)
         self._du, self._rho = _pull_on_rows(s, dual)
         self._dv = weight * s.centred + s.reg * dual * (s.b - s.sums)
-        self._ut, self._sigma = (s.a > 0).to(s.a.dtype), s.b
+        self._ut = (s.a > 0).to(s.a.dtype)
         self._left: list[Tensor] = []
         self._right: list[Tensor] = []
         s.grad_a = weight * s.alpha
 
-    def to_columns(self, t: int) -> Tensor:
-        """As `Sweeps.back_to_columns`."""
+    def to(self, t: int) -> Tensor:
+        """As `Sweeps.back`."""
         s = self._sweeps
+        if self._left:
+            factor = self._ut * self._ut * self._of_a
+            self._du, self._dv = s.adjoint(self._right[-1], factor)
+            self._rho = -self._du * factor
         vt = torch.where(s.b > 0, ((s.hist_g[t - 1] - s.g) / s.reg).exp(), 0)
         change = self._dv * vt * self._of_b
         s.grad_a += self._du * self._ut * self._of_a
-        self._sigma = -change * vt
         self._ut = torch.where(s.a > 0, ((s.hist_f[t - 1] - s.f) / s.reg).exp(), 0)
         self._left += [self._rho, self._ut]
-        self._right += [vt, self._sigma]
+        self._right += [vt, -change * vt]
         return change
-
-    def to_rows(self, t: int) -> None:
-        """As `Sweeps.back_to_rows`."""
-        factor = self._ut * self._ut * self._of_a
-        self._du, self._dv = self._sweeps.adjoint(self._sigma, factor)
-        self._rho = -self._du * factor
 
     @cached_property
     def _product(self) -> tuple[Tensor, Tensor]:
@@ -299,39 +294,36 @@ class _LogDomain:
         self._columns: list[tuple[Tensor, Tensor]] = []  # g_t, its share
         s.grad_a = weight * s.alpha
 
-    def to_columns(self, t: int) -> Tensor:
-        """As `Sweeps.back_to_columns`."""
+    def to(self, t: int) -> Tensor:
+        """As `Sweeps.back`."""
         s = self._sweeps
+        if self._columns:
+            self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], self._of_a)
         s.grad_a += s.reg * self._fbar * self._of_a
         self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * self._of_a))
         self._columns.append((s.hist_g[t - 1], self._gbar * self._of_b))
         return s.reg * self._gbar * self._of_b
 
-    def to_rows(self, t: int) -> None:
-        """As `Sweeps.back_to_rows`."""
-        self._fbar, self._gbar = self._sweeps.adjoint_log(t, self._columns[-1][1], self._of_a)
-
     @cached_property
-    def _history(self) -> dict[str, Tensor]:
+    def _histories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(T, N) and (T, M), T iterations that count."""
-        before, f, share_f = map(torch.stack, zip(*self._rows, strict=True))
-        g, share_g = map(torch.stack, zip(*self._columns, strict=True))
-        return {"hist_before": before, "hist_f": f, "share_f": share_f, "hist_g": g, "share_g": share_g}
+        rows, columns = (map(torch.stack, zip(*z, strict=True)) for z in (self._rows, self._columns))
+        over_rows = dict(zip(("hist_before", "hist_f", "share_f"), rows, strict=True))
+        return over_rows, dict(zip(("hist_g", "share_g"), columns, strict=True))
 
     def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
         """What `panel_gradient` takes for Z of these rows."""
-        columns = ("hist_g", "share_g")
-        places = {k: (z if k in columns else z[:, rows]).data_ptr() for k, z in self._history.items()}
-        return {"depth": len(self._rows), "stride": len(self._sweeps.a), **places}
+        over_rows, over_columns = self._histories
+        here = addresses(**{name: z[:, rows] for name, z in over_rows.items()}, **over_columns)
+        return {"depth": len(self._rows), "stride": len(self._sweeps.a), **here}
 
 
 class _FixedPoint:
     """Back with u = v = 1, again and again: Z = row_sums + column_sums."""
 
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
-        self._sweeps, self._of_a = sweeps, _inverse(sweeps.a)
+    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, grad_b: Tensor):
+        self._sweeps, self._of_a, self._grad_b = sweeps, _inverse(sweeps.a), grad_b
         du, self._row_sums = _pull_on_rows(sweeps, dual)
-        self.column_sums = torch.zeros_like(sweeps.b)
         sweeps.grad_a = weight * sweeps.alpha + du * self._of_a
 
     def again(self, share: Tensor) -> Tensor:
@@ -341,9 +333,13 @@ class _FixedPoint:
         self._row_sums -= du * self._of_a
         return change
 
+    @cached_property
+    def _column_sums(self) -> Tensor:
+        return -self._grad_b
+
     def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
         """What `panel_gradient` takes for Z of these rows."""
-        return {"row_sum": self._row_sums[rows].data_ptr(), "col_sum": self.column_sums.data_ptr()}
+        return addresses(row_sum=self._row_sums[rows], col_sum=self._column_sums)
 
 
 def _inverse(mass: Tensor) -> Tensor:
@@ -359,8 +355,9 @@ def _pull_on_rows(s: Sweeps, dual: Tensor) -> tuple[Tensor, Tensor]:
 def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
     """Refused on all processes where one has bad ones."""
     refused = None
+    x, y = (costs.plain(z, options.dtype) for z in p.features)
     try:
-        features = costs.scaled(*(costs.plain(z, options.dtype) for z in p.features), _metric(options))
+        features = costs.scaled(x, y, _metric(options))
     except ValueError as error:
         refused = str(error)
     over.refuse(refused)
@@ -370,7 +367,8 @@ def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
 def cost_panels(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
     """The costs (R, M) of a panel at a time; the first looks at the input of every process."""
     _features(p, options, spread.over)
-    spread.over.refuse(None if p.classes is None else bad_values(*p.classes))
+    if p.classes is not None:
+        spread.over.refuse(bad_values(p.classes[0], spread.over.mine(p.classes[1])))
     x, y = p.features
     for rows in spread.panels(len(x)):
         matrix = costs.matrix(x[rows], y, _metric(options), options.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..._native import _C
 from .. import _not_converged
 from .._addresses import address
-from .._classes import Classes
+from .._classes import Classes, has_bad_values
 from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
 from .._products import add_both, product
@@ -145,7 +145,10 @@ class Sweeps:
 
     # Forward
 
-    def refuse(self, flags: Tensor) -> None:  # noqa: D102
+    def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:  # noqa: D102
+        if (classes := self._panels.classes) is not None:
+            bad = has_bad_values(classes.cost, classes.labels)
+            flags = flags | _C.FLAGS["bad_cost"] * bad.to(torch.int32)
         self._flags.copy_(flags)
 
     def start(self, f: Tensor) -> None:  # noqa: D102
@@ -231,28 +234,23 @@ class Sweeps:
         self._call.df, self._call.dg, self._call.first = map(address, self._back)
         self._call.grad_a = address(self.grad_a)
 
-    def back_to_columns(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
+    def back(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
+        if t < self._options.max_iter:
+            self._gathered = self._sweep(BACK, t + 1)
         mine = torch.where(self.n_iter == t, self._last, self._gathered)
         mine = torch.where(runs & (self.b > 0), mine, 0)
         self._back[1][t - 1] = mine
         return self.reg * (mine * self._inverse)
 
-    def back_to_rows(self, t: int) -> None:  # noqa: D102
-        self._gathered = self._sweep(BACK, t)
-
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor) -> Tensor:
-        """The adjoints are sums, df (1, N), dg (1, M)."""
-        df, dg = (dual * self.a)[None], torch.zeros_like(self.b)[None]
-        self._of_rows(weight, dual, df, dg, None)
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
+        """The adjoints are sums: df (1, N), and dg (1, M) that the gradient of b is made from, over the masses."""
+        self._of_rows(weight, dual, (dual * self.a)[None], grad_b[None], None)
         return self._sweep(COLUMN_MASS)
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:  # noqa: D102
         share = share / self.reg
         self._visit.share = address(share)
         return self.reg * self._sweep(FIXED_POINT, stop=stop)
-
-    def end_fixed_point(self, grad_b: Tensor) -> None:  # noqa: D102
-        torch.mul(grad_b / self.reg, self.b, out=self._back[1][0])
 
     # The gradient
 
@@ -261,6 +259,10 @@ class Sweeps:
         weight = weight.to(p.dtype)
         call.value_weight = address(weight)
         call.implicit, call.plan_only = self._options.grad == "implicit", self._options.grad == "envelope"
+        if call.implicit:
+            df, grad_b, _ = self._back
+            dg = grad_b * self.b / self.reg
+            self._back, call.dg = (df, dg, None), address(dg)
         x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
         by_label = d_classes = None
         if p.classes is not None and needs.class_cost:
@@ -289,7 +291,7 @@ class Sweeps:
         if p.metric == "l1":  # signs in the place of products
             part = None if dy is None else device.empty(dy, *dy.shape)
             costs.finish(call, (None, None), dx, part)
-            if dy is not None:
+            if dy is not None and part is not None:
                 dy += part
             return
         add_both(weights, into.x[rows], into.y, dx, dy, p.metric)
