@@ -28,7 +28,7 @@ from .sinkhorn import padded
 
 
 class Sweeps:
-    """As `Sweeps` of `_panel_loops`."""
+    """As `Sweeps` of `_panel_loops`, which says what the methods do."""
 
     HOST = True
 
@@ -90,12 +90,12 @@ class Sweeps:
         head = _C.REFUSALS["sums"].rpartition(", got ")[0]
         return f"{head}, got {float(sums[0]):.6g} and {float(sums[1]):.6g}" if flags else None
 
-    def start(self, f: Tensor) -> None:  # noqa: D102
+    def start(self, f: Tensor) -> None:
         self.f = f
         self.g = self._columns()
         self.hist_f, self.hist_g = [f], []
 
-    def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:  # noqa: D102
+    def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:
         relaxed = bool(relaxation.relaxed)
         if t > 1:
             self.g = self._next_columns(relaxed)
@@ -109,10 +109,10 @@ class Sweeps:
             self.hist_f.append(self.f)
             self.hist_g.append(self.g)
 
-    def column_sums(self) -> Tensor:  # noqa: D102
+    def column_sums(self) -> Tensor:
         return self._reached
 
-    def plan(self) -> Tensor:  # noqa: D102
+    def plan(self) -> Tensor:
         self.alpha, row_value = torch.empty_like(self.a), torch.empty_like(self.a)
         self.centred = torch.zeros_like(self.b)
         sums = addresses(alpha=self.alpha, row_value=row_value, first=self.centred)
@@ -120,14 +120,14 @@ class Sweeps:
         self._over.add(self.centred)
         return row_value
 
-    def outcome(self, solution: Solution) -> Solution:  # noqa: D102
+    def outcome(self, solution: Solution) -> Solution:
         return solution
 
     def _columns(self) -> Tensor:
         """G (M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
         return torch.where(self.b > 0, self.reg * self.b.log() + self.free_columns(), -torch.inf)
 
-    def free_columns(self) -> Tensor:  # noqa: D102
+    def free_columns(self) -> Tensor:
         top, total = torch.empty_like(self.b), torch.empty_like(self.b)
         good = _C.panel_columns(self._every_row(), **addresses(f=self.f, top=top, total=total))
         self._over.refuse(None if good else _C.REFUSALS["overflow"])
@@ -136,7 +136,7 @@ class Sweeps:
         self._over.add(total)
         return -self.reg * total.log() - highest
 
-    def free_rows(self) -> Tensor:  # noqa: D102
+    def free_rows(self) -> Tensor:
         f, ones, sums = torch.where(self.a > 0, self.f, 0), torch.ones_like(self.a), torch.zeros_like(self.b)
         _C.panel_iterate(self._every_row(), relaxed=False, **addresses(mass=ones, g=self.g, f=f, sums=sums))
         return f
@@ -159,7 +159,7 @@ class Sweeps:
 
     # Backward
 
-    def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:  # noqa: D102
+    def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
         self._back = (_Plain if self._in_range() else _LogDomain)(self, weight, dual)
 
     def _in_range(self) -> bool:
@@ -171,15 +171,15 @@ class Sweeps:
         ]
         return bool(self._over.greatest(torch.stack(far).max()) <= self._rules.range_limit * self.reg)
 
-    def back(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
+    def back(self, t: int, runs: Tensor) -> Tensor:
         assert isinstance(self._back, _Plain | _LogDomain)
         return self._back.to(t)
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:  # noqa: D102
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
         self._back = _FixedPoint(self, weight, dual, grad_b)
         return self.sums
 
-    def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:  # noqa: D102
+    def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
         assert isinstance(self._back, _FixedPoint)
         return self._back.again(share)
 
@@ -201,7 +201,7 @@ class Sweeps:
 
     # The gradient
 
-    def begin_gradient(self, weight: Tensor, needs: Needs) -> _Into:  # noqa: D102
+    def begin_gradient(self, weight: Tensor, needs: Needs) -> _Into:
         x, y, classes = self._features.x, self._features.y, self._classes
         dx, dy = costs.begin_gradients(self._features, (needs.x, needs.y))
         weights = x.new_empty(min(max(self._spread.rows, 1), max(len(x), 1)), len(y))
@@ -211,7 +211,7 @@ class Sweeps:
             torch.empty_like(weights) if self._features.metric in BY_DIFFERENCE else None,
         )  # fmt: skip
 
-    def add_gradient(self, into: _Into, rows: slice) -> None:  # noqa: D102
+    def add_gradient(self, into: _Into, rows: slice) -> None:
         weights = into.weights[: rows.stop - rows.start]
         distance = None if into.distance is None else into.distance[: len(weights)]
         alpha, z = None, {}
@@ -224,7 +224,7 @@ class Sweeps:
         )  # fmt: skip
         costs.add_products(self._features, rows, distance, weights, (into.x, into.y))
 
-    def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: D102
+    def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         costs.finish_gradients(self._features, into.row_sums, into.column_sums, (into.x, into.y))
         self._back = None
         return into.x, into.y, into.class_cost

@@ -87,7 +87,7 @@ class Panels:
 
 
 class Sweeps:
-    """As `Sweeps` of `_panel_loops`."""
+    """As `Sweeps` of `_panel_loops`, which says what the methods do."""
 
     HOST = False
 
@@ -145,13 +145,13 @@ class Sweeps:
 
     # Forward
 
-    def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:  # noqa: D102
+    def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:
         if (classes := self._panels.classes) is not None:
             bad = has_bad_values(classes.cost, classes.labels)
             flags = flags | _C.FLAGS["bad_cost"] * bad.to(torch.int32)
         self._flags.copy_(flags)
 
-    def start(self, f: Tensor) -> None:  # noqa: D102
+    def start(self, f: Tensor) -> None:
         self._hist_f[0] = f
         self._gathered = self._sweep(START)
         if self._panels.classes is not None:
@@ -159,7 +159,7 @@ class Sweeps:
             nowhere = ((self.b > 0) & (self._gathered == -torch.inf)).any()
             self._flags |= _C.FLAGS["forbidden"] * nowhere.to(torch.int32)
 
-    def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:  # noqa: D102
+    def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:
         # Over-relaxed, an iteration goes on from the last one: without a history that is where it is written to.
         assert not (self._history and relaxation.wanted)
         self._t = t if self._history else 1
@@ -175,11 +175,11 @@ class Sweeps:
         self._gathered = self._sweep(ITERATE, t, stop)
         self._visit.relaxed = 0
 
-    def column_sums(self) -> Tensor:  # noqa: D102
+    def column_sums(self) -> Tensor:
         log_plan = self._hist_g[self._t - 1] / self.reg + self._gathered
         return torch.where(self.b > 0, log_plan.exp(), 0)
 
-    def plan(self) -> Tensor:  # noqa: D102
+    def plan(self) -> Tensor:
         if self._history and self._options.tol > 0:  # only the device knows which iteration was the last
             torch.index_select(self._hist_f, 0, self.n_iter, out=self.f.view(1, -1))
             torch.index_select(self._hist_g, 0, self.n_iter - 1, out=self.g.view(1, -1))
@@ -202,12 +202,12 @@ class Sweeps:
         device.check(n_iter)
         return Solution(value, dual, f, g, error, n_iter)
 
-    def free_columns(self) -> Tensor:  # noqa: D102
+    def free_columns(self) -> Tensor:
         call = self._new_call()
         call.hist_f = address(self.f)
         return -self.reg * self._sweep(START, call=call)
 
-    def free_rows(self) -> Tensor:  # noqa: D102
+    def free_rows(self) -> Tensor:
         f, ones = torch.zeros_like(self.a), torch.ones_like(self.a)
         log_f, call = torch.empty_like(f), self._new_call()
         call.a, call.hist_f, call.hist_g, call.log_f = map(address, (ones, f, self.g, log_f))
@@ -234,7 +234,7 @@ class Sweeps:
         self._call.df, self._call.dg, self._call.first = map(address, self._back)
         self._call.grad_a = address(self.grad_a)
 
-    def back(self, t: int, runs: Tensor) -> Tensor:  # noqa: D102
+    def back(self, t: int, runs: Tensor) -> Tensor:
         if t < self._options.max_iter:
             self._gathered = self._sweep(BACK, t + 1)
         mine = torch.where(self.n_iter == t, self._last, self._gathered)
@@ -247,14 +247,14 @@ class Sweeps:
         self._of_rows(weight, dual, (dual * self.a)[None], grad_b[None], None)
         return self._sweep(COLUMN_MASS)
 
-    def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:  # noqa: D102
+    def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
         share = share / self.reg
         self._visit.share = address(share)
         return self.reg * self._sweep(FIXED_POINT, stop=stop)
 
     # The gradient
 
-    def begin_gradient(self, weight: Tensor, needs: Needs) -> _Into:  # noqa: D102
+    def begin_gradient(self, weight: Tensor, needs: Needs) -> _Into:
         p, call = self._panels, self._call
         weight = weight.to(p.dtype)
         call.value_weight = address(weight)
@@ -275,7 +275,7 @@ class Sweeps:
             p.new(), p.new() if apart else None,
         )  # fmt: skip
 
-    def add_gradient(self, into: _Into, rows: slice) -> None:  # noqa: D102
+    def add_gradient(self, into: _Into, rows: slice) -> None:
         p, size = self._panels, rows.stop - rows.start
         weights = into.weights[:size]
         distance = None if into.distance is None else into.distance[:size]
@@ -300,7 +300,7 @@ class Sweeps:
         if dy is not None:
             into.column_sums.add_(weights.sum(0))
 
-    def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: D102
+    def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         p = self._panels
         if p.metric != "l1":
             sums = into.row_sums, into.column_sums
