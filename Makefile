@@ -27,6 +27,7 @@ $(VENV)/installed-test: export UCMKD_CUDA_ARCHITECTURES ?= 80 90
 endif
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+FORMATTED := $(shell find csrc tests/native tests/cuda_model -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-long sanitize reliability wheel lint docs clean
 .DELETE_ON_ERROR:
@@ -61,6 +62,7 @@ wheel: $(VENV)/torch
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/python -m mypy
 
 # The site, into build/site; a warning is an error. API pages come from the docstrings, read and not run.

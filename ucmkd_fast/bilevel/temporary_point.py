@@ -62,7 +62,8 @@ def joint_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of all elements together, (); 0 of no tensors."""
     if not tensors:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return norm
 
 
 @torch.no_grad()

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bilevel import PRESETS
 from ..config import check_keys, integer, kind, one_of
 from ..data.registry import data_names
 from ..methods import method_class
-from ..methods.ucmkd import PRESETS
 from ..run.config import CONTROLS, RunConfig
 from ..run.settings import at, load_settings, merge, with_changes
 from ..run.sources import Named

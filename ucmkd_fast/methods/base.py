@@ -34,7 +34,7 @@ class Step:
     student: Any  # nn.Module with encode and head (models/contract.py)
     # None for methods with uses_teacher = False, a TrainedTeacher for those with trains_teacher = True.
     teacher: FrozenTeacher | TrainedTeacher | None
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     # Average the given gradients over processes, in place; identity on one process.
     reduce_gradients: Callable[[list[Tensor]], None] = field(default=lambda gradients: None)
     # Rows (n, D) of this process -> rows of all processes, so that transport sees the global batch.
@@ -134,7 +134,8 @@ class FrozenTeacher(_Teacher):
         """The teacher's head in eval mode; differentiable with respect to its input."""
         if self.model.head.training:  # the model's owner may have called train() since
             self.model.head.eval()
-        return self.seen.head
+        head: nn.Module = self.seen.head
+        return head
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
@@ -179,11 +180,13 @@ class TrainedTeacher(_Teacher):
     @property
     def head(self) -> nn.Module:
         """The teacher's head."""
-        return self.seen.head
+        head: nn.Module = self.seen.head
+        return head
 
     def features(self, batch: Batch) -> Tensor:
         """Features (m, D) of the batch's teacher samples, with a graph."""
-        return self.seen.encode(self.inputs(batch))
+        feature: Tensor = self.seen.encode(self.inputs(batch))
+        return feature
 
     def features_and_maps(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Features (m, D) and feature maps (m, C, ...), shallow to deep, with a graph."""

@@ -23,7 +23,8 @@ def own_adam(module: nn.Module) -> torch.optim.Adam:
 def example_feature(model: Any, x: Tensor) -> Tensor:
     """Features (n, D) of some samples, in eval mode and without a graph: for their width."""
     with evaluating(model):
-        return model.encode(inputs_for(model, x))
+        feature: Tensor = model.encode(inputs_for(model, x))
+        return feature
 
 
 def example_maps(model: Any, x: Tensor, role: str) -> list[Tensor]:
@@ -44,7 +45,7 @@ def same_samples(name: str, ours: Tensor, theirs: Tensor) -> None:
 def teacher_logits_like(name: str, logits: Tensor, teacher: FrozenTeacher, batch: Batch) -> Tensor:
     """The teacher's logits (n, K) on its own samples; ValueError unless of the shape of the student's."""
     with torch.no_grad():
-        teacher_logits = teacher.head(teacher.features(batch))
+        teacher_logits: Tensor = teacher.head(teacher.features(batch))
     if logits.shape != teacher_logits.shape:
         raise ValueError(
             f"{name} compares logits by index: expected the teacher's of shape {tuple(logits.shape)} "

@@ -91,8 +91,8 @@ class C2KD(LossMethod):
         if epoch == step == 0:
             return scheduled
         done = epoch if step else epoch - 1
-        left = max(0.0, 1 - done / self.poly_epochs)
-        return _LOWEST_LR + (self.poly_lr - _LOWEST_LR) * left**_POWER
+        left: float = max(0.0, 1 - done / self.poly_epochs) ** _POWER
+        return _LOWEST_LR + (self.poly_lr - _LOWEST_LR) * left
 
     def backward(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """As `LossMethod.backward`, with the teacher's and the proxies' learning rate set."""
@@ -161,4 +161,5 @@ def _proxy(channels: int, classes: int) -> nn.Sequential:
 
 def _classes(student: Any, x: Tensor) -> int:
     with evaluating(student):
-        return student.head(student.encode(inputs_for(student, x))).shape[1]
+        logits: Tensor = student.head(student.encode(inputs_for(student, x)))
+        return logits.shape[1]

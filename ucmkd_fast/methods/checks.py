@@ -46,7 +46,7 @@ def norm_limit(name: str, value: Any) -> float:
 def kappa_mode(value: Any) -> str:
     """Whether kappa has a gradient."""
     choice("kappa", value, ("detached", "live"))
-    return value
+    return str(value)
 
 
 def transport(metric: Any, reg: Any, max_iter: Any) -> Transport:

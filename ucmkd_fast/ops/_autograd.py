@@ -1,11 +1,14 @@
 """Autograd around the doors for eager calls on plain tensors; `_registered` has the same for compilers and transforms.
 
-Second derivatives go through the reference, which is differentiable to any order.
+A Function takes the record of its call, and behind it the tensors that need a gradient one by one: autograd does not
+see into a record, and each further argument costs a small call time. Second derivatives go through the reference,
+which is differentiable to any order.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,24 +17,54 @@ from . import _pieces, _reference, _transforms
 from ._devices import door
 from ._problem import Convergence, Gradients, Kept, Needs, Options, Problem, Solution, Upstream
 
+_KEPT = len(Kept._fields)
+_MADE = slice(_KEPT - 2, _KEPT + 2)  # of what is saved: grad_x, grad_y; x, y
+
+
+def differentiable(p: Problem) -> tuple[Tensor | None, ...]:
+    """The tensors of a problem of features that can have a gradient, in the order of `Needs`."""
+    x, y, a, b, _, _, class_cost, _, _, _ = p
+    return x, y, a, b, class_cost
+
+
+def needs_of(p: Problem) -> Needs:
+    """Which of them need one."""
+    return Needs(*[z is not None and z.requires_grad for z in differentiable(p)])
+
+
+def leaves(p: Problem) -> list[Tensor]:
+    """Those that need one, where autograd records."""
+    if not torch.is_grad_enabled():
+        return []
+    return [z for z in differentiable(p) if z is not None and z.requires_grad]
+
+
+def given_back(found: Sequence[Tensor | None], needs: Needs) -> tuple[Tensor | None, ...]:
+    """What a backward returns: None for the call, and the gradients of the `leaves`."""
+    return None, *(grad for grad, need in zip(found, needs, strict=True) if need)
+
+
+class _OfCost(NamedTuple):
+    """A call of `Sinkhorn`."""
+
+    p: Problem
+    options: Options
+
 
 class Sinkhorn(torch.autograd.Function):
-    """From a cost (B?, N, M): the `Solution`."""
+    """Of a cost (B?, N, M): the `Solution`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, cost: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(ctx: Any, call: _OfCost, cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
         """Contiguous tensors."""
+        p, options = call
         needs = any(ctx.needs_input_grad)
-        p = Problem(cost, a=a, b=b, init_f=init_f, init_g=init_g)
         found, saved = door(cost).solve(p, options, needs)
         if needs:
             constants = (found.f, found.g) if options.grad == "envelope" else ()
             ctx.mark_non_differentiable(*constants, found.marginal_error, found.n_iter)
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(cost, a, b, init_f, init_g, found.f, found.g, saved)
+            ctx.save_for_backward(cost, a, b, p.init_f, p.init_g, found.f, found.g, saved)
             ctx.options = options
         return tuple(found)
 
@@ -41,57 +74,61 @@ class Sinkhorn(torch.autograd.Function):
         cost, a, b, init_f, init_g, f, g, saved = ctx.saved_tensors
         options, up, needs = ctx.options, Upstream(*upstream[:4]), ctx.needs_input_grad
         if not up.any:
-            return (None,) * 6
+            return (None,) * 4
+        p = Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g)
         if torch.is_grad_enabled():
             _transforms.refuse_second_order(options.grad)
 
             def again(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
-                return _reference.solve(Problem(cost, a=a, b=b, init_f=init_f, init_g=init_g), options)[:4]
+                return _reference.solve(p._replace(cost=cost, a=a, b=b), options)[:4]
 
-            return *_transforms.differentiate(again, (cost, a, b), up), None, None, None
-        p = Problem(cost, a=a, b=b, init_f=init_f, init_g=init_g)
+            return None, *_transforms.differentiate(again, (cost, a, b), up)
         found = door(cost).solve_backward(p, Kept(saved, f, g), up, options)
-        return found.cost, found.a if needs[1] else None, found.b if needs[2] else None, None, None, None
+        return None, found.cost, found.a if needs[2] else None, found.b if needs[3] else None
 
 
 def solve(p: Problem, options: Options) -> Solution:
     """By the kernels."""
     p = p.contiguous()
-    return Solution(*Sinkhorn.apply(p.cost, p.a, p.b, p.init_f, p.init_g, options))
+    return Solution(*Sinkhorn.apply(_OfCost(p, options), p.cost, p.a, p.b))
+
+
+class _OfFeatures(NamedTuple):
+    """A call of `SinkhornLoss`."""
+
+    p: Problem
+    options: Options
+    told: Convergence | None  # to fill in
 
 
 class SinkhornLoss(torch.autograd.Function):
-    """From features x (N, D), y (M, D): the loss ()."""
+    """Of features x (N, D), y (M, D): the loss ()."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, class_cost: Tensor | None,
-        labels: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, options: Options,
-        told: Convergence | None,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, call: _OfFeatures, *leaves: Tensor) -> Tensor:
         """Everything but features is contiguous."""
-        p = Problem(None, x, y, a, b, init_f, init_g, class_cost, labels)
-        value, kept = door(x).loss(p, options, Needs(*ctx.needs_input_grad[:5]), told)
-        ctx.save_for_backward(x, y, a, b, init_f, init_g, class_cost, labels, *kept)
-        ctx.options = options
+        p, options, told = call
+        needs = needs_of(p)
+        value, kept = door(leaves[0]).loss(p, options, needs, told)
+        ctx.save_for_backward(*kept, *p)
+        ctx.options, ctx.needs, ctx.made = options, needs, kept.block is None
         return value
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
-        x, y, a, b, init_f, init_g, class_cost, labels, *saved = ctx.saved_tensors
-        kept, options, none = Kept(*saved), ctx.options, (None,) * 5
-        p = Problem(None, x, y, a, b, init_f, init_g, class_cost, labels)
+        saved, options, needs = ctx.saved_tensors, ctx.options, ctx.needs
         if torch.is_grad_enabled():
-            return *_differentiable(p, up, options), *none
-        if kept.block is None:  # they were made along with the loss
-            dx = None if kept.grad_x is None else _pieces.times(kept.grad_x, up, x.dtype)
-            dy = None if kept.grad_y is None else _pieces.times(kept.grad_y, up, y.dtype)
-            return dx, dy, None, None, None, *none
-        needs = Needs(*ctx.needs_input_grad[:5])
-        found = door(x).loss_backward(p, kept, up, options, needs)
-        dx, dy = of_features(found, p)
-        return dx, dy, found.a if needs.a else None, found.b if needs.b else None, found.class_cost, *none
+            return given_back(_differentiable(Problem(*saved[_KEPT:]), up, options), needs)
+        if ctx.made:  # along with the loss
+            dx, dy, x, y = saved[_MADE]
+            if dy is None:
+                return None, _pieces.times(dx, up, x.dtype)
+            dy = _pieces.times(dy, up, y.dtype)
+            return (None, dy) if dx is None else (None, _pieces.times(dx, up, x.dtype), dy)
+        kept, p = Kept(*saved[:_KEPT]), Problem(*saved[_KEPT:])
+        found = door(p.features[0]).loss_backward(p, kept, up, options, needs)
+        return given_back((*of_features(found, p), found.a, found.b, found.class_cost), needs)
 
 
 def of_features(found: Gradients, p: Problem) -> tuple[Tensor | None, Tensor | None]:
@@ -112,18 +149,16 @@ def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | N
         cost = _reference.cost(x, y, metric, options.dtype)
         if class_cost is not None and p.labels is not None:
             cost = cost + class_cost.index_select(1, p.labels)
-        solved = _reference.solve(Problem(cost, a=a, b=b, init_f=p.init_f, init_g=p.init_g), options)
+        solved = _reference.solve(Problem(cost=cost, a=a, b=b, init_f=p.init_f, init_g=p.init_g), options)
         return (solved.loss(options.regularized),)
 
-    return _transforms.differentiate(again, (*p.features, p.a, p.b, p.class_cost), (up,))
+    return _transforms.differentiate(again, differentiable(p), (up,))
 
 
 def loss(p: Problem, options: Options, told: Convergence | None) -> Tensor:
     """The loss () of one problem between features, by the kernels; ``told`` is filled in."""
-    x, y = p.features
     p = p.contiguous()
-    _, _, _, a, b, init_f, init_g, class_cost, labels, _ = p
-    if _transforms.recorded(x, y, a, b, class_cost):
-        return SinkhornLoss.apply(x, y, a, b, class_cost, labels, init_f, init_g, options, told)
-    value: Tensor = door(x).loss(p, options, Needs(), told)[0]
+    if wanted := leaves(p):
+        return SinkhornLoss.apply(_OfFeatures(p, options, told), *wanted)
+    value: Tensor = door(p.features[0]).loss(p, options, Needs(), told)[0]
     return value

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import _autograd, _not_converged, _padded, _reference, _route, _transforms, relative_reg
 from ._devices import door
-from ._problem import Convergence, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
-from ._route import Call, Case, Way
+from ._problem import Convergence, Kept, Offsets, Options, Problem, Solution, Upstream
+from ._route import Call, Many, Way, way
 from .matrix import with_classes
 from .result import BatchResult, SinkhornResult
 
@@ -56,8 +56,8 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
     if batch and offsets is not None:
         raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
     plain = _transforms.direct(x, y, p.a, p.b, p.class_cost)
-    case = Case(at_door.KERNELS, at_door.BATCHED, plain, list=not batch, batch=batch)
-    if _route.way(case) is Way.COST:
+    device = at_door.KERNELS, at_door.BATCHED, plain, False
+    if way(Many.BATCH if batch else Many.LIST, *device, False, call.result) is Way.COST:
         return _by_costs(p, options, call)
     at = Offsets.of_batch(*x.shape[:2], y.shape[1]) if batch else check_offsets(offsets, len(x), len(y))
     p, sizes = (p.flat(), x.shape[:2] + y.shape[1:2]) if batch else (p, None)
@@ -65,8 +65,8 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
         p, options = relative_reg.settle(
             p, mean_costs(p, at, options), options, relative_reg.on_host(*p.features)
         )
-    way = _route.way(case._replace(list=True, batch=False, scaled=p.scale is not None))
-    found = _solve(p, at, options, call, way)
+    chosen = way(Many.LIST, *device, p.scale is not None, call.result)
+    found = _solve(p, at, options, call, chosen)
     if call.told is not None:
         call.told.take(found.solution.marginal_error, found.solution.n_iter)
     if call.result:
@@ -76,7 +76,7 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
         return value
     own = Offsets(at.x, at.x), Offsets(at.y, at.y)
     within = [
-        _solve(part, k, options, call.within(), way).solution.dual
+        _solve(part, k, options, call.within(), chosen).solution.dual
         for part, k in zip(p.within(), own, strict=True)
     ]
     return torch.where(at.empty.to(x.device, non_blocking=True), 0, _route.debiased(value, within))
@@ -94,13 +94,13 @@ def _by_costs(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResu
     return _route.debiased(found, [_route.by_cost(part, options, call.within()) for part in p.within()])
 
 
-def _solve(p: Problem, at: Offsets, options: Options, call: Call, way: Way) -> _Found:
-    if way is Way.ONE_BY_ONE:
+def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -> _Found:
+    if chosen is Way.ONE_BY_ONE:
         return _one_by_one(p, at, options, call)
     _require_eager(p)
     quiet = call.told is not None
     return (
-        _Found(*_padded.solve(p, at, options, quiet)) if way is Way.PADDED else _native(p, at, options, quiet)
+        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else _native(p, at, options, quiet)
     )
 
 
@@ -115,34 +115,38 @@ def _require_eager(p: Problem) -> None:
 # In one native call
 
 
+class _OfList(NamedTuple):
+    """A call of `ListSinkhorn`."""
+
+    p: Problem
+    offsets: Offsets
+    options: Options
+
+
 class ListSinkhorn(torch.autograd.Function):
-    """From x (sum N_k, D), y (sum M_k, D): the `Solution`, and the costs as the door keeps them."""
+    """Of x (sum N_k, D), y (sum M_k, D): the `Solution`, and the costs as the door keeps them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, class_cost: Tensor | None,
-        labels: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, offsets: Offsets, options: Options,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(ctx: Any, call: _OfList, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Everything but features is contiguous."""
-        needs = any(ctx.needs_input_grad)
-        p = Problem(None, x, y, a, b, init_f, init_g, class_cost, labels)
-        found, kept = door(x).solve_list(p, offsets, options, needs)
-        if needs:
+        p, offsets, options = call
+        needs = _autograd.needs_of(p)
+        found, kept = door(p.features[0]).solve_list(p, offsets, options, bool(leaves))
+        if leaves:
             constants = (found.f, found.g) if options.grad == "envelope" else ()
             ctx.mark_non_differentiable(*constants, found.marginal_error, found.n_iter, kept.costs)
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(x, y, a, b, init_f, init_g, class_cost, labels, *kept)
-            ctx.settings = offsets, options
+            ctx.save_for_backward(*p, *kept)
+            ctx.settings = offsets, options, needs
         return *found, kept.costs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
-        x, y, a, b, init_f, init_g, class_cost, labels, *kept = ctx.saved_tensors
-        (offsets, options), up, none = ctx.settings, Upstream(*upstream[:4]), (None,) * 5
-        p = Problem(None, x, y, a, b, init_f, init_g, class_cost, labels)
+        saved, (offsets, options, needs), up = ctx.saved_tensors, ctx.settings, Upstream(*upstream[:4])
+        p, kept = Problem(*saved[: len(Problem._fields)]), Kept(*saved[len(Problem._fields) :])
         if not up.any:
-            return (None,) * 10
+            return (None,) * (1 + sum(needs))
         if torch.is_grad_enabled():
             _transforms.refuse_second_order(options.grad)
 
@@ -151,25 +155,26 @@ class ListSinkhorn(torch.autograd.Function):
             ) -> tuple[Tensor, ...]:
                 return _by_reference(p._replace(x=x, y=y, a=a, b=b, class_cost=class_cost), offsets, options)
 
-            return *_transforms.differentiate(again, (x, y, a, b, class_cost), up), *none
-        needs = Needs(*ctx.needs_input_grad[:5])
-        found = door(x).solve_list_backward(p, offsets, Kept(*kept), up, options, needs)
-        return *_autograd.of_features(found, p), found.a, found.b, found.class_cost, *none
+            found = _transforms.differentiate(again, _autograd.differentiable(p), up)
+            return _autograd.given_back(found, needs)
+        grads = door(p.features[0]).solve_list_backward(p, offsets, kept, up, options, needs)
+        of_all = *_autograd.of_features(grads, p), grads.a, grads.b, grads.class_cost
+        return _autograd.given_back(of_all, needs)
 
 
 @torch.compiler.disable
 def _native(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
     p = p.contiguous()
-    _, x, y, a, b, init_f, init_g, class_cost, labels, _ = p
-    *found, costs = ListSinkhorn.apply(x, y, a, b, class_cost, labels, init_f, init_g, at, options)
+    door_ = door(p.features[0])
+    *found, costs = ListSinkhorn.apply(_OfList(p, at, options), *_autograd.leaves(p))
     solution = Solution(*found)
     if not quiet:
         mass = None
-        if a is not None:
-            mass = torch.where(at.empty, 1, door(x).sums(a.detach(), at.counts[0]))[:, None]
-        metric = options.metric if class_cost is None else None
+        if p.a is not None:
+            mass = torch.where(at.empty, 1, door_.sums(p.a.detach(), at.counts[0]))[:, None]
+        metric = options.metric if p.class_cost is None else None
         _not_converged.look(solution.marginal_error, solution.value, mass, options, metric)
-    return _Found(solution, door(x).matrices(at, costs))
+    return _Found(solution, door_.matrices(at, costs))
 
 
 def _by_reference(p: Problem, offsets: Offsets, options: Options) -> tuple[Tensor, ...]:

@@ -102,7 +102,7 @@ def _one_launch(
     init_f, init_g = (
         None if z is None else each.take(z) for z, each in ((p.init_f, rows), (p.init_g, columns))
     )
-    batch = Problem(matrix, a=a, b=b, init_f=init_f, init_g=init_g, scale=p.scale)
+    batch = Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g, scale=p.scale)
     if p.scale is not None:
         batch, _ = relative_reg.over(batch, options)
     if batch.init_f is None:  # as if each problem came alone

@@ -40,7 +40,8 @@ def converted(z: Tensor, dtype: torch.dtype) -> Tensor:
 def times(z: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """``z`` times a number (), in this dtype. Nothing is recorded."""
     if not in_pieces(z):
-        return (z * factor).to(dtype)
+        product = z * factor
+        return product if product.dtype is dtype else product.to(dtype)
     out = torch.empty_like(z, dtype=dtype)
     for part, into in zip(pieces(z), pieces(out), strict=True):
         torch.mul(part, factor, out=into)

@@ -27,7 +27,6 @@ class Problem(NamedTuple):
     B is a batch. Of a list of problems (`Offsets`) everything is flat: (sum N_k, ...) and (sum M_k, ...).
     """
 
-    cost: Tensor | None = None  # (B?, N, M)
     x: Tensor | None = None  # (B?, N, D)
     y: Tensor | None = None  # (B?, M, D)
     a: Tensor | None = None  # (N,) or (B?, N); None: 1 / N
@@ -36,6 +35,7 @@ class Problem(NamedTuple):
     init_g: Tensor | None = None  # (B?, M)
     class_cost: Tensor | None = None  # W (B?, N, K): a term of the cost by class, with features
     labels: Tensor | None = None  # (B?, M) int64
+    cost: Tensor | None = None  # (B?, N, M)
     scale: Tensor | None = None  # () or (B,), in whose units the options' reg is
 
     @property
@@ -59,7 +59,9 @@ class Problem(NamedTuple):
 
     def contiguous(self) -> Problem:
         """With masses, classes and a given cost contiguous."""
-        cost, _, _, a, b, *_, class_cost, labels, _ = self
+        _, _, a, b, _, _, class_cost, labels, cost, _ = self
+        if cost is a is b is class_cost is None:
+            return self
         dense = {"cost": cost, "a": a, "b": b, "class_cost": class_cost, "labels": labels}
         other = {name: z.contiguous() for name, z in dense.items() if z is not None and not z.is_contiguous()}
         return self._replace(**other) if other else self
@@ -93,8 +95,8 @@ class Problem(NamedTuple):
             return None if z is None else z[at]
 
         return Problem(
-            None, of(self.x, rows), of(self.y, columns), of(self.a, rows), of(self.b, columns), of(self.init_f, rows),
-            of(self.init_g, columns), of(self.class_cost, rows), of(self.labels, columns), self.scale,
+            of(self.x, rows), of(self.y, columns), of(self.a, rows), of(self.b, columns), of(self.init_f, rows),
+            of(self.init_g, columns), of(self.class_cost, rows), of(self.labels, columns), scale=self.scale,
         )  # fmt: skip
 
 

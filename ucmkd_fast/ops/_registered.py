@@ -40,7 +40,7 @@ def sinkhorn_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward call with everything that the backward needs as outputs."""
     options = _options(matrix, reg, max_iter, tol, grad, accelerate)
-    p = _contiguous(Problem(matrix, a=a, b=b, init_f=init_f, init_g=init_g))
+    p = _contiguous(Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g))
     found, saved = door(matrix).solve(p, options, True)
     _not_converged.look(found.marginal_error, found.value, a, options)
     return *found, saved
@@ -72,7 +72,7 @@ def sinkhorn_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the cost and of the masses (empty where they are not given)."""
     options = _options(matrix, reg, max_iter, tol, grad, accelerate)
-    p = _contiguous(Problem(matrix, a=a, b=b, init_f=init_f, init_g=init_g))
+    p = _contiguous(Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g))
     up = Upstream(up_value, up_dual, up_f, up_g)
     found = door(matrix).solve_backward(p, Kept(saved, f, g), up, options)
     none = matrix.new_empty(0)
@@ -140,7 +140,7 @@ def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     options = _options(matrix, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
 
     def outputs(matrix: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
-        return _by_torch.solve(Problem(matrix, a=a, b=b, init_f=init_f), options)[:4]
+        return _by_torch.solve(Problem(cost=matrix, a=a, b=b, init_f=init_f), options)[:4]
 
     def gradients(
         matrix: Tensor, a: Tensor | None, b: Tensor | None, *of_outputs: Tensor | None

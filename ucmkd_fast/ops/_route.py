@@ -51,30 +51,37 @@ class Solver(enum.Enum):
     REFERENCE = "the reference: the device has no kernels"
 
 
-class Case(NamedTuple):
-    """What the choice is made from."""
+class Many(enum.Enum):
+    """How many problems a call has."""
 
-    kernels: bool  # of this build for the tensors' device
-    batched: bool  # which take costs (B, N, M) in one call
-    plain: bool  # eager tensors: no transform, compiler or mode in between
-    list: bool = False  # many problems, flat
-    batch: bool = False  # many problems (B, ...)
-    panels: bool = False  # the matrices do not fit, or a group shares the rows
-    scaled: bool = False  # reg is in units of a scale that is not read
-    result: bool = False  # potentials are asked for, not the loss alone
+    ONE = "one"
+    BATCH = "a batch (B, ...)"
+    LIST = "a list, flat"
 
 
-def way(c: Case) -> Way:
-    """The way of a loss between features."""
-    if c.list:
-        if not c.kernels or (c.scaled and not c.batched):
-            return Way.ONE_BY_ONE
-        return Way.PADDED if c.batched else Way.LIST
-    if c.batch:
-        return Way.LIST if c.kernels and not c.batched and c.plain else Way.COST
-    if c.panels:
-        return Way.PANELS
-    return Way.LOSS if c.kernels and c.plain and not c.scaled and not c.result else Way.COST
+def way(
+    many: Many, kernels: bool, batched: bool, plain: bool, panels: bool, scaled: bool, result: bool
+) -> Way:
+    """The way of a loss between features.
+
+    Args:
+        many: how many problems.
+        kernels: this build has some for the tensors' device.
+        batched: they take costs (B, N, M) in one call.
+        plain: eager tensors: no transform, compiler or mode in between.
+        panels: the matrices do not fit, or a group shares the rows.
+        scaled: reg is in units of a scale that is not read.
+        result: potentials are asked for, not the loss alone.
+    """
+    if many is Many.ONE:
+        if panels:
+            return Way.PANELS
+        return Way.LOSS if kernels and plain and not scaled and not result else Way.COST
+    if many is Many.BATCH:
+        return Way.LIST if kernels and not batched and plain else Way.COST
+    if not kernels or (scaled and not batched):
+        return Way.ONE_BY_ONE
+    return Way.PADDED if batched else Way.LIST
 
 
 def solver(kernels: bool, plain: bool, transformed: bool, by_torch: bool) -> Solver:
@@ -161,21 +168,17 @@ def by_cost(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult
 def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     """The loss or the result of one problem."""
     x, y = p.features
-    spread = _spread(p, options, call, "result" if call.result else str(options.regularized))
-    at = door(x)
+    at, spread = door(x), _spread(p, options, call)
     plain = _transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
-    case = Case(
-        at.KERNELS, at.BATCHED, plain, False, False, spread is not None, p.scale is not None, call.result
-    )
-    chosen = way(case)
+    scaled = p.scale is not None
+    chosen = way(Many.ONE, at.KERNELS, at.BATCHED, plain, spread is not None, scaled, call.result)
     if chosen is Way.LOSS:
         return _autograd.loss(p, options, call.told)
     if chosen is Way.COST:
         return by_cost(p, options, call)
     assert spread is not None
-    if (
-        p.scale is not None and options.metric not in relative_reg.SCALABLE
-    ):  # read, which waits for the device
+    if p.scale is not None and options.metric not in relative_reg.SCALABLE:
+        # Read, which waits for a device.
         p, options = relative_reg.settle(p._replace(scale=None), p.scale, options, True)
     return _by_panels(p, options, call, spread)
 
@@ -197,17 +200,18 @@ def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread)
     return PanelResult(found, options, scale) if call.result else found.loss(options.regularized)
 
 
-def _spread(p: Problem, options: Options, call: Call, wanted: str) -> _panels.Spread | None:
+def _spread(p: Problem, options: Options, call: Call, wanted: str = "") -> _panels.Spread | None:
     """The panels of a cost that does not fit, or whose rows are spread over processes; else None."""
-    (x, y), size, over = p.features, options.dtype.itemsize, sharded.Alone()
-    n, m = len(x), len(y)
+    (x, y), size = p.features, options.dtype.itemsize
+    n, m = x.shape[0], y.shape[0]
     if call.group is None and not memory.worth_asking(n, m, size, call.budget):
         return None
+    over = sharded.Alone()
     if call.group is not None:
         _require_kernels(x)
         given = "".join(name for name, z in (("a", p.a), ("b", p.b)) if z is not None)
         classes = "" if p.class_cost is None else f"K {p.class_cost.shape[1]}"
-        alike = f"xy{given} {classes} {x.shape[1]} {options} {wanted}"
+        alike = f"xy{given} {classes} {x.shape[1]} {options} {wanted or call.result}"
         over = sharded.Shards(call.group, n, m, torch.is_grad_enabled() and y.requires_grad, alike)
         m = over.total_columns(m)
     fits = not _streamed(p, m, size, call.budget)

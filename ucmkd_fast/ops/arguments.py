@@ -111,7 +111,7 @@ def envelope_has_no_mass_gradient(options: Options, a: Tensor | None, b: Tensor 
 
 def check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
     """The cost's dtype. Of ``shards`` a process may have none."""
-    if checks.alike(x, y) and len(x) and len(y):
+    if checks.alike(x, y) and x.shape[0] and y.shape[0]:
         return x.dtype
     checks.tensor("x", x, "(N, D) or (B, N, D)", 2, 3, half=True)
     checks.tensor("y", y, "(M, D) or (B, M, D)", 2, 3, half=True)

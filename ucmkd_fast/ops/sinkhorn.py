@@ -72,7 +72,7 @@ def sinkhorn(
     b = mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
     init_f, init_g = check_init(init, cost.shape, cost)
-    return _route.given(Problem(cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None)
+    return _route.given(Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None)
 
 
 def sinkhorn_loss(
@@ -175,7 +175,7 @@ def sinkhorn_loss(
                 "objective='divergence' compares x with itself, whose classes are not known: with class_cost use "
                 "'transport' or 'regularized'"
             )
-    p = Problem(None, x, y, a, b, init_f, init_g, class_cost, y_labels)
+    p = Problem(x, y, a, b, init_f, init_g, class_cost, y_labels)
     call = _route.Call(convergence, return_result, divergence, reg_scale is not None, memory_budget, group)
     if offsets is None and batch is None:
         return _route.loss(p, options, call)

@@ -51,33 +51,35 @@ def _settings(options: Options) -> _C.LossSettings:
 
 
 def _own_products(x: Tensor, y: Tensor, metric: str | None) -> bool:
-    return x.numel() * len(y) <= OWN_PRODUCTS or metric == "l1"
+    return x.numel() * y.shape[0] <= OWN_PRODUCTS or metric == "l1"
 
 
 def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """As `Door.loss`."""
     x, y = p.features
-    alone = p.class_cost is None and not (needs.a or needs.b)
-    if alone and (needs.x or needs.y) and _own_products(x, y, options.metric):
-        return make_with_gradient(p, options, needs, told)
+    if p.class_cost is None and not (needs.a or needs.b) and _own_products(x, y, options.metric):
+        return _small(p, options, needs, told)
     return make(p, options, needs, told)
 
 
-def make_with_gradient(
-    p: Problem, options: Options, needs: Needs, told: Convergence | None
-) -> tuple[Tensor, Kept]:
-    """The loss, and along with it its gradients of x (N, D) and y (M, D), in the cost's dtype."""
-    dtype = options.dtype
+def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
+    """The loss, and along with it its gradients of x (N, D) and y (M, D), in the cost's dtype: one native call."""
     x, y = p.features
-    x, y = plain(x, dtype), plain(y, dtype)
+    x, y = plain(x, options.dtype), plain(y, options.dtype)
     value = x.new_empty(())
-    dx, dy = torch.empty_like(x) if needs.x else None, torch.empty_like(y) if needs.y else None
-    error, n_iter = _to_fill_in(x, options, told)
-    (n, d), m = x.shape, len(y)
+    dx = torch.empty_like(x) if needs.x else None
+    dy = torch.empty_like(y) if needs.y else None
+    error = n_iter = None
+    if told is not None or options.tol > 0:
+        error, n_iter = _to_fill_in(x, told)
+    a = b = init_f = init_g = 0
+    if not (p.a is p.b is p.init_f is None):
+        a, b, init_f, init_g = address(p.a), address(p.b), address(p.init_f), address(p.init_g)
+    (n, d), m = x.shape, y.shape[0]
     said = _C.loss_and_gradient(
-        _settings(options), n=n, m=m, d=d, x=x.data_ptr(), y=y.data_ptr(), a=address(p.a), b=address(p.b),
-        init_f=address(p.init_f), init_g=address(p.init_g), loss=value.data_ptr(), marginal_error=address(error),
-        n_iter=address(n_iter), grad_x=address(dx), grad_y=address(dy),
+        _settings(options), n=n, m=m, d=d, x=x.data_ptr(), y=y.data_ptr(), a=a, b=b, init_f=init_f, init_g=init_g,
+        loss=value.data_ptr(), marginal_error=address(error), n_iter=address(n_iter), grad_x=address(dx),
+        grad_y=address(dy),
     )  # fmt: skip
     if said is not None:
         if isinstance(said, str):
@@ -90,14 +92,12 @@ def make_with_gradient(
     return value, Kept(grad_x=dx, grad_y=dy)
 
 
-def _to_fill_in(
-    like: Tensor, options: Options, told: Convergence | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Where the marginal error and the iterations go, if somebody wants them."""
-    if told is None:
-        return (like.new_empty((), dtype=options.dtype) if options.tol > 0 else None), None
-    error, n_iter = like.new_empty((), dtype=options.dtype), torch.empty((), dtype=torch.int64)
-    told.take(error, n_iter)
+def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor | None]:
+    """Where the marginal error and, if somebody wants them, the iterations go."""
+    error, n_iter = like.new_empty(()), None
+    if told is not None:
+        n_iter = torch.empty((), dtype=torch.int64)
+        told.take(error, n_iter)
     return error, n_iter
 
 
@@ -166,7 +166,9 @@ def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
         dual = value.new_empty(())
         if save and (p.a is not None or p.b is not None):
             f, g = value.new_empty(n), value.new_empty(m)
-    error, n_iter = _to_fill_in(value, options, told)
+    error = n_iter = None
+    if told is not None or options.tol > 0:
+        error, n_iter = _to_fill_in(value, told)
     refused = _C.loss_forward(
         problem, own_products=own, save_plan=save, f=address(f), g=address(g), value=value.data_ptr(),
         dual=address(dual), marginal_error=address(error), n_iter=address(n_iter),
