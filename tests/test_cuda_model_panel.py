@@ -87,7 +87,7 @@ def test_launches_after_the_last_iteration_do_nothing(grad, monkeypatch):
     found = []
     for blind in (False, True):
         if blind:
-            monkeypatch.setattr(_control.Flag, "seen", lambda self: False)
+            monkeypatch.setattr(panels.DeviceFlag, "seen", lambda self: False)
         with model() as module:
             before = module.launches()
             result = uk.sinkhorn_loss(x, y, **options)

@@ -1,6 +1,6 @@
 """Early stopping and over-relaxation of loops over sweeps, decided where the numbers are.
 
-The loop runs on the host. Of a CPU it reads the numbers at once; for a GPU it never waits.
+The loop runs on the host, which reads a CPU's numbers at once and never waits for those of a GPU (`_cuda.panels`).
 """
 
 from __future__ import annotations
@@ -10,42 +10,17 @@ from torch import Tensor
 
 from .._native import _C
 from ._problem import Options
-from .sharded import Alone
-
-_LOOK_EVERY = 8  # sweeps, between two looks at a flag that all processes must answer alike
 
 
 class Flag:
-    """An int32 where the numbers are, that ends a loop of the host."""
+    """An int32 where the numbers are, that ends a loop of the host; to read it waits for nothing."""
 
-    def __init__(self, like: Tensor, over: Alone, host: bool):
-        """``host``: to read it waits for nothing, and all processes find the same numbers by themselves."""
+    def __init__(self, like: Tensor):
         self.raised = torch.zeros(1, dtype=torch.int32, device=like.device)
-        self._over, self._host, self._looks = over, host, 0
-        self._copy: Tensor | None = None
-        self._event: torch.cuda.Event | None = None
 
     def seen(self) -> bool:
         """Whether it is known here that the flag is up; the same on every process of a group."""
-        if self._host:
-            return bool(self.raised)
-        self._looks += 1
-        if not self._over.alone:  # a process that stops alone would leave the others waiting
-            return self._looks % _LOOK_EVERY == 0 and bool(self.raised)
-        if not self.raised.is_cuda:
-            return bool(self.raised)
-        if torch.cuda.is_current_stream_capturing():
-            return False
-        if self._event is None:
-            if self._copy is None:
-                self._copy = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-            self._copy.copy_(self.raised, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(self.raised.device))
-        elif self._event.query():
-            self._event = None
-            return bool(self._copy)
-        return False
+        return bool(self.raised)
 
 
 class Relaxation:

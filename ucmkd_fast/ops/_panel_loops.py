@@ -49,6 +49,9 @@ class Sweeps(Protocol):
     def refuse(self, flags: Tensor, sums: tuple[Tensor, Tensor]) -> None:
         """Flags (1,) int32 that were raised against the masses, of these sums; and what speaks against W or labels."""
 
+    def flag(self) -> Flag:
+        """A new one, to end a loop with."""
+
     def start(self, f: Tensor) -> None:
         """The first sweep, from f (N,) before the first iteration."""
 
@@ -125,7 +128,7 @@ class PanelSolver:
     def solve(self) -> Solution:
         """The iterations of `sinkhorn`, and the sweep that its value takes."""
         s, options, tol, last = self._sweeps, self._options, self._options.tol, self._options.max_iter
-        stop = Flag(s.a, self.over, s.HOST) if tol > 0 else None
+        stop = s.flag() if tol > 0 else None
         relaxation = Relaxation(s.a, options)
         error, s.sums = s.a.new_zeros(()), torch.zeros_like(s.b)
         s.n_iter.fill_(last)
@@ -219,7 +222,7 @@ class PanelSolver:
         iterations that remain change Z by at most 2 t times it (csrc/sinkhorn/adjoint.cpp).
         """
         s = self._sweeps
-        done, first, grad_b = Flag(s.a, self.over, s.HOST), torch.ones_like(s.n_iter), torch.zeros_like(s.b)
+        done, first, grad_b = s.flag(), torch.ones_like(s.n_iter), torch.zeros_like(s.b)
         s.begin_back(weight, dual, first)
         for t in range(int(s.n_iter) if s.HOST else self._options.max_iter, 0, -1):
             runs = (t <= s.n_iter) & (done.raised == 0)
@@ -235,7 +238,7 @@ class PanelSolver:
     def _fixed_point(self, weight: Tensor, dual: Tensor, least: Tensor) -> Tensor:
         """Back through the iteration at the fixed point, again and again until it has converged; the gradient of b."""
         s, reg = self._sweeps, self._options.reg
-        done, grad_b = Flag(s.a, self.over, s.HOST), torch.zeros_like(s.b)
+        done, grad_b = s.flag(), torch.zeros_like(s.b)
         change = weight * s.centred + reg * dual * (s.b - s.sums)
         mass = s.begin_fixed_point(weight, dual, grad_b)
         total = mass.double().sum()

@@ -90,6 +90,9 @@ class Sweeps:
         head = _C.REFUSALS["sums"].rpartition(", got ")[0]
         return f"{head}, got {float(sums[0]):.6g} and {float(sums[1]):.6g}" if flags else None
 
+    def flag(self) -> Flag:
+        return Flag(self.a)
+
     def start(self, f: Tensor) -> None:
         self.f = f
         self.g = self._columns()

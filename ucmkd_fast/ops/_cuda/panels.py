@@ -23,7 +23,7 @@ from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
 from .._products import add_both, product
 from ..cost import BY_DIFFERENCE
-from ..sharded import Spread
+from ..sharded import Alone, Spread
 from . import _device as device
 from . import costs
 from .sinkhorn import Place, Saved, call_of
@@ -32,6 +32,7 @@ from .sinkhorn import Place, Saved, call_of
 START, ITERATE, PLAN, BACK, COLUMN_MASS, FIXED_POINT = range(6)
 _LOG_SUMS = (START, ITERATE)
 _BLOCKS = 1024  # of a column pass: enough to fill any device
+_LOOK_EVERY = 8  # sweeps, between two looks at a flag that all processes must answer alike
 
 
 class Panels:
@@ -84,6 +85,35 @@ class Panels:
         """Every panel: its rows and their costs."""
         for rows in self._spread.panels(self.n):
             yield rows, self.of(rows)
+
+
+class DeviceFlag(Flag):
+    """One that the host never waits for: it looks at a copy that may have arrived."""
+
+    def __init__(self, like: Tensor, over: Alone):
+        super().__init__(like)
+        self._over, self._looks = over, 0
+        self._copy: Tensor | None = None
+        self._event: torch.cuda.Event | None = None
+
+    def seen(self) -> bool:
+        self._looks += 1
+        if not self._over.alone:  # a process that stops alone would leave the others waiting
+            return self._looks % _LOOK_EVERY == 0 and bool(self.raised)
+        if not self.raised.is_cuda:
+            return bool(self.raised)
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        if self._event is None:
+            if self._copy is None:
+                self._copy = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+            self._copy.copy_(self.raised, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(self.raised.device))
+        elif self._event.query():
+            self._event = None
+            return bool(self._copy)
+        return False
 
 
 class Sweeps:
@@ -150,6 +180,9 @@ class Sweeps:
             bad = has_bad_values(classes.cost, classes.labels)
             flags = flags | _C.FLAGS["bad_cost"] * bad.to(torch.int32)
         self._flags.copy_(flags)
+
+    def flag(self) -> DeviceFlag:
+        return DeviceFlag(self.a, self._over)
 
     def start(self, f: Tensor) -> None:
         self._hist_f[0] = f
