@@ -11,66 +11,52 @@ import torch
 from torch import Tensor
 
 from . import _transforms, relative_reg
+from ._autograd import given_back, leaves, needs_of, of_features
 from ._devices import door
 from ._panel_loops import PanelSolver, everywhere
-from ._problem import Needs, Options, Problem, Solution, Upstream
+from ._problem import Options, Problem, Solution, Upstream
 from .sharded import Spread as Spread
 
 
-class Call(NamedTuple):
-    """What a call runs on and with."""
+class _OfPanels(NamedTuple):
+    """A call of `PanelSinkhorn`."""
 
-    problem: Problem  # detached
+    p: Problem
     options: Options
     spread: Spread
 
 
 class PanelSinkhorn(torch.autograd.Function):
-    """The `Solution` of a call, whose value and dual value are differentiable.
-
-    X (N, D), y (M, D), W (N, K) and the masses are those of the call's problem, for autograd.
-    """
+    """Of features x (N, D), y (M, D), or of this process's rows of them: the `Solution`; potentials are constants."""
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        class_cost: Tensor | None,
-        a: Tensor | None,
-        b: Tensor | None,
-        call: Call,
-    ) -> tuple[Tensor, ...]:
-        needs = any(ctx.needs_input_grad[:5])
-        problem, options, spread = call
-        solver = PanelSolver(problem, options, spread, needs and options.grad == "unrolled")
+    def forward(ctx: Any, call: _OfPanels, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Any layout."""
+        p, options, spread = call
+        solver = PanelSolver(_detached(p), options, spread, bool(leaves) and options.grad == "unrolled")
         found = solver.solve()
-        ctx.mark_non_differentiable(found.f, found.g, found.marginal_error, found.n_iter)
-        ctx.set_materialize_grads(False)
-        if needs:
-            # Autograd then sees that nobody wrote to them.
-            ctx.save_for_backward(x, y, class_cost, a, b, problem.labels)
-            ctx.solver, ctx.dtypes = solver, (x.dtype, y.dtype)
+        if leaves:
+            ctx.mark_non_differentiable(found.f, found.g, found.marginal_error, found.n_iter)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*p)  # autograd then sees that nobody wrote to them
+            ctx.solver, ctx.needs = solver, needs_of(p)
         return tuple(found)
 
     @staticmethod
-    def backward(
-        ctx: Any, up_value: Tensor | None, up_dual: Tensor | None, *_: Any
-    ) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Of features, masses and W."""
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "double backward is not built for costs made panel by panel or spread over processes: it would keep "
                 "the whole cost; raise memory_budget, or use smaller batches"
             )
-        need_x, need_y, need_classes, need_a, need_b = ctx.needs_input_grad[:5]
-        solver, _saved = ctx.solver, ctx.saved_tensors
+        solver, needs, p = ctx.solver, ctx.needs, Problem(*ctx.saved_tensors)
         over = solver.over
-        needs = Needs(x=need_x, y=over.wants_y(need_y), class_cost=need_classes)
-        found = solver.gradient(Upstream(value=up_value, dual=up_dual), needs)
-        dx = None if found.x is None else found.x.to(ctx.dtypes[0])
-        dy = None if found.y is None or not need_y else over.mine(found.y).to(ctx.dtypes[1])
-        db = over.mine(found.b) if need_b else None
-        return dx, dy, found.class_cost, found.a if need_a else None, db, None
+        found = solver.gradient(Upstream(*upstream[:2]), needs._replace(y=over.wants_y(needs.y)))
+        if needs.y:
+            found = found._replace(y=over.mine(found.y))
+        of_all = *of_features(found, p), found.a, over.mine(found.b), found.class_cost
+        return given_back(of_all, needs)
 
 
 @torch.compiler.disable
@@ -78,8 +64,7 @@ def solve(problem: Problem, options: Options, spread: Spread) -> Solution:
     """With the cost of ``spread.rows`` rows at a time; no plan, and init_g takes no part."""
     p = problem
     require_eager(p.x, p.y, p.a, p.b, p.class_cost)
-    call = Call(_detached(p), options, spread)
-    return Solution(*PanelSinkhorn.apply(p.x, p.y, p.class_cost, p.a, p.b, call))
+    return Solution(*PanelSinkhorn.apply(_OfPanels(p, options, spread), *leaves(p)))
 
 
 @torch.compiler.disable
