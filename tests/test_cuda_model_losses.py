@@ -8,7 +8,8 @@ from cuda_harness import ORDERS, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _cost_cuda, _label_cuda, linear_label_transport
+from ucmkd_fast.ops._cuda import costs, label
+from ucmkd_fast.ops._label import LabelOptions, Logits, Losses
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -59,8 +60,8 @@ def test_costs_of_many_pieces(metric, size, dtype):
     want = reference.cost(*truth, metric)
     grads = torch.autograd.grad((want * weight).sum(), truth)
     with model(order="random", seed=1), torch.no_grad():
-        got, scale = _cost_cuda.forward(*ours, metric, dtype)
-        gots = _cost_cuda.backward(*ours, scale, got, weight.to(dtype), metric)
+        got, scale = costs.cost(*ours, metric)
+        gots = costs.cost_backward(*ours, scale, got, weight.to(dtype), metric)
     assert distance(got, want, 1.0) < LIMIT[dtype]
     for g, w in zip(gots, grads, strict=True):
         assert distance(g, w, 1e-2) < LIMIT[dtype]
@@ -103,11 +104,11 @@ def test_near_pairs_in_a_matrix_of_several_pieces(metric, where, columns, dtype)
     weight = torch.rand(300, columns, dtype=torch.float64)
     want = torch.autograd.grad((reference.cost(*truth, metric) * weight).sum(), truth)
     with model(order="random", seed=1):
-        sets = _cost_cuda.features(*ours, metric, dtype)
-        matrix, scale = _cost_cuda.forward(*ours, metric, dtype)
+        sets = costs.features(*ours, metric, dtype)
+        matrix, scale = costs.cost(*ours, metric)
         for need in ((True, True), (True, False), (False, True))[: 3 if len(NEAR[where]) < 20 else 1]:
-            c = _cost_cuda.call(sets, _cost_cuda.scales_in(scale, 300), matrix)
-            got = _cost_cuda.gradients(c, sets, weight.to(dtype, copy=True), need)
+            c = costs.call(sets, costs.scales_in(scale, 300), matrix)
+            got = costs.gradients(c, sets, weight.to(dtype, copy=True), need)
             for g, w, wanted in zip(got, want, need, strict=True):
                 assert (g is not None) == wanted
                 assert g is None or distance(g, w, 1e-2) < LIMIT[dtype]
@@ -299,8 +300,8 @@ def test_half_precision_is_read_as_it_is(metric, half, monkeypatch):
     x[1], y[2], x[3, 4] = 0, x[0], 3e-5  # a zero row, a pair at distance 0, a number below half's normal ones
     ours, truth = [z.requires_grad_() for z in (x, y)], [z.detach().double().requires_grad_() for z in (x, y)]
     seen = []
-    call = _cost_cuda.call
-    monkeypatch.setattr(_cost_cuda, "call", lambda f, *more: seen.append(f.x.dtype) or call(f, *more))
+    call = costs.call
+    monkeypatch.setattr(costs, "call", lambda f, *more: seen.append(f.x.dtype) or call(f, *more))
     for objective in ("transport", "regularized"):
         options = {"metric": metric, "objective": objective, "reg": 0.5, "max_iter": 12}
         want = reference.sinkhorn_loss(*truth, **options)
@@ -389,20 +390,23 @@ def test_gradients_over_the_logits(k):
     logits = 3 * torch.randn(6, 2 * k)
     logits[4, 0], logits[5, 2 * k - 1] = torch.inf, torch.nan
     target = torch.tensor([0, k - 1, -100, k, 0, 0])
-    options = (target, -100, 0.1, True)
+    options = LabelOptions("live", 0.1, -100, "sum")
+
+    def losses(z, *grads):
+        return label.rows(Logits(*z.split(k, 1), target), options, grads).rows
+
     with model():
-        s, t = logits.clone().split(k, 1)
+        z = logits.clone()
+        s, t = z.split(k, 1)
         ds, dt = torch.empty(6, k), torch.empty(6, k)
-        loss = _label_cuda.run(s, t, *options, ds, dt)
+        loss = losses(z, ds, dt)
         for only in ((s, t), (s.clone(), None), (None, t.clone())):
-            assert torch.equal(
-                _label_cuda.run(*logits.split(k, 1), *options, None, None).nan_to_num(), loss.nan_to_num()
-            )
+            assert torch.equal(losses(logits, None, None).nan_to_num(), loss.nan_to_num())
             z = logits.clone()
             over = [
                 part if want is not None else None for part, want in zip(z.split(k, 1), only, strict=True)
             ]
-            _label_cuda.run(*z.split(k, 1), *options, *over)
+            losses(z, *over)
             for got, want in zip(over, (ds, dt), strict=True):
                 assert got is None or torch.equal(got.nan_to_num(7), want.nan_to_num(7))
     assert loss.isnan().tolist() == [0, 0, 0, 1, 1, 1] and loss[2] == 0
@@ -433,8 +437,8 @@ def test_half_precision_logits_are_read_as_they_are(k, half, monkeypatch):
     options = {"label_smoothing": 0.1, "kappa": "live", "reduction": "sum"}
     want = label_reference.label_transport_loss(*truth, target, **options)
     seen = []
-    run = _label_cuda.run
-    monkeypatch.setattr(_label_cuda, "run", lambda s, *more: seen.append(s.dtype) or run(s, *more))
+    rows = label.rows
+    monkeypatch.setattr(label, "rows", lambda z, *more: seen.append(z.student.dtype) or rows(z, *more))
     with model(order="random"):
         loss = uk.label_transport_loss(*logits, target, **options)
         grads = torch.autograd.grad(3 * loss, logits)
@@ -452,8 +456,10 @@ def test_totals_of_many_rows(n, order):
     want = loss[target != 3].sum().item(), (target != 3).sum().item()
     loss[target == 3] = 0
     with model(order=order):
-        total, kept = _label_cuda.total(loss, target, 3, False)
-        mean, _ = _label_cuda.total(loss, target, 3, True)
+        total, mean = (
+            label.total((Losses(loss),), target, LabelOptions("live", 0.0, 3, how)) for how in ("sum", "mean")
+        )
+    (total, _), (mean, kept) = total, mean
     assert kept.item() == want[1] and abs(total.item() - want[0]) <= 1e-6 * want[0]
     assert abs(mean.item() * want[1] - want[0]) <= 1e-6 * want[0]
 
@@ -470,8 +476,8 @@ def test_the_mean_of_no_rows_has_no_gradient():
 @pytest.mark.parametrize("kappa", ["detached", "live"])
 def test_linear_label_transport(kappa, rows, dtype, monkeypatch):
     """Of half precision the gradients of the logits are rounded to it, and those of all inputs."""
-    monkeypatch.setattr(linear_label_transport, "CUDA_ROWS", rows)
-    monkeypatch.setattr(linear_label_transport, "CUDA_CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(label, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(label, "CHUNK_ELEMENTS", 0)
     feature, sw, tw = torch.randn(11, 6), torch.randn(7, 6), torch.randn(7, 6)
     sb, tb, target = torch.randn(7), torch.randn(7), torch.randint(7, (11,))
     ours = [z.to(dtype).requires_grad_() for z in (feature, sw, sb, tw, tb)]

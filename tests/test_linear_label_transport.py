@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import linear_label_transport as op
+from ucmkd_fast.ops._cpu import label as cpu
 from ucmkd_fast.reference.label_transport import label_transport_loss as reference
 
 
@@ -37,7 +37,7 @@ def gradients(loss, inputs):
 
 @pytest.fixture(params=[1 << 20, 24, 1], ids=["one chunk", "two rows", "one row"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(op, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(cpu, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -4,8 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <stdint.h>
 
-#include "cost/features.h"
-
 namespace ucmkd {
 
 namespace py = pybind11;
@@ -29,24 +27,6 @@ template <class Body>
 auto by_type(bool f64, Body body) {
   return f64 ? body(double()) : body(float());
 }
-
-// Two sets of features on untyped pointers, see cost/features.h.
-struct Features {
-  bool f64;
-  int metric;
-  int64_t n, m, d;
-  const void *x, *y;
-  void *scale_x, *scale_y;
-  const void *given_x, *given_y;  // null: x and y are as they were given
-  cost::ClassTerm classes;
-
-  // Into a call that has the same fields: sinkhorn's Problem, Ragged, PanelsOf.
-  template <class Call>
-  void put_into(Call& call) const {
-    call.metric = metric, call.d = d, call.x = x, call.y = y, call.scale_x = scale_x, call.scale_y = scale_y;
-    call.given_x = given_x, call.given_y = given_y, call.classes = classes;
-  }
-};
 
 void bind_rules(py::module_&);
 void bind_cost(py::module_&);

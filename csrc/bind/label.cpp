@@ -1,6 +1,5 @@
 // The label-transport loss.
-#include "bind/bind.h"
-#include "bind/fast.h"
+#include "bind/define.h"
 #include "label_transport/entry.h"
 
 namespace ucmkd {
@@ -39,10 +38,10 @@ void bind_label(py::module_& module) {
         return by_type(f64, [&](auto t) { return *static_cast<decltype(t)*>(x) == 1; });
       },
       "f64"_a, "x"_a);
-  Fast<&label_transport_forward>::define(
-      module, "label_transport_forward", 0,
-      {"f64", "n", "k", "student", "student_stride", "teacher", "teacher_stride", "target", "ignore_index",
-       "label_smoothing", "live_kappa", "mean", "loss", "grad_student", "grad_teacher", "grad_stride"});
+  define(module, "label_transport_forward", &label_transport_forward, py::kw_only(), "f64"_a, "n"_a, "k"_a,
+         "student"_a, "student_stride"_a, "teacher"_a, "teacher_stride"_a, "target"_a, "ignore_index"_a,
+         "label_smoothing"_a, "live_kappa"_a, "mean"_a, "loss"_a, "grad_student"_a, "grad_teacher"_a,
+         "grad_stride"_a);
 }
 
 }  // namespace ucmkd

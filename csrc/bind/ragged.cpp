@@ -1,50 +1,48 @@
 // Many problems of different sizes in one call.
 #include "sinkhorn/ragged.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 #include <string>
 #include <utility>
 
-#include "bind/bind.h"
+#include "bind/define.h"
 
 namespace ucmkd {
 
 void bind_ragged(py::module_& module) {
   using sinkhorn::Ragged;
   using sinkhorn::Upstream;
-  py::class_<Ragged>(module, "Ragged", "Addresses and sizes of a ragged list of problems; it owns nothing.")
-      .def(py::init([](const Features& features, int64_t batch, Address x_offsets, Address y_offsets,
-                       double reg, int64_t max_iter, double tol, Address a, Address b, Address init_f,
-                       Address init_g, bool relax, bool history, Address cost, Address saved) {
-             Ragged r{};
-             r.f64 = features.f64, r.batch = batch, r.max_iter = max_iter, r.reg = reg, r.tol = tol;
-             r.relax = relax, r.history = history;
-             r.x_offsets = x_offsets, r.y_offsets = y_offsets;
-             r.a = a, r.b = b, r.init_f = init_f, r.init_g = init_g;
-             r.cost = cost, r.saved = saved;
-             features.put_into(r);
-             return r;
-           }),
-           py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a,
-           "tol"_a, "a"_a = 0, "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false,
-           "history"_a = false, "cost"_a = 0, "saved"_a = 0);
+  // Addresses and sizes of a ragged list of problems; it owns nothing.
+  define_record(
+      module, "Ragged",
+      [](const cost::FeatureSet& features, int64_t batch, Address x_offsets, Address y_offsets, double reg,
+         int64_t max_iter, double tol, Address a, Address b, Address init_f, Address init_g, bool relax,
+         bool history, Address cost, Address saved) {
+        Ragged r{{}, x_offsets, y_offsets};
+        sinkhorn::Problem& p = r.all;
+        p.f64 = features.f64, p.batch = batch, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
+        p.relax = relax, p.history = history;
+        p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
+        p.cost = cost, p.saved = saved, p.features = features;
+        return r;
+      },
+      py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a, "tol"_a,
+      "a"_a = 0, "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false, "history"_a = false,
+      "cost"_a = 0, "saved"_a = 0);
   module.def(
       "ragged_sizes",
       [](int64_t batch, Address x_offsets, Address y_offsets, int64_t max_iter, bool history) {
-        Ragged r{};
-        r.batch = batch, r.x_offsets = x_offsets, r.y_offsets = y_offsets;
-        r.max_iter = max_iter, r.history = history;
+        Ragged r{{}, x_offsets, y_offsets};
+        r.all.batch = batch, r.all.max_iter = max_iter, r.all.history = history;
         const auto sizes = sinkhorn::ragged_sizes(r);
         return std::make_pair(sizes.cost, sizes.saved);
       },
       "batch"_a, "x_offsets"_a, "y_offsets"_a, "max_iter"_a, "history"_a);
-  module.def(
-      "ragged_forward",
+  define(
+      module, "ragged_forward",
       [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual,
          Address marginal_error, Address n_iter) {
-        std::string refused = by_type(r.f64, [&](auto t) {
+        std::string refused = by_type(r.all.f64, [&](auto t) {
           return sinkhorn::ragged_forward<decltype(t)>(r, save_plan,
                                                        {f, g, value, dual, marginal_error, n_iter});
         });
@@ -52,15 +50,13 @@ void bind_ragged(py::module_& module) {
       },
       "ragged"_a, py::kw_only(), "save_plan"_a, "f"_a, "g"_a, "value"_a, "dual"_a, "marginal_error"_a,
       "n_iter"_a, Unlocked());
-  module.def(
-      "ragged_backward",
+  define(
+      module, "ragged_backward",
       [](const Ragged& r, const Upstream& up, int grad, Address grad_x, Address grad_y, Address grad_a,
          Address grad_b) {
-        return by_type(r.f64, [&](auto t) {
-          using T = decltype(t);
-          const auto of = [](const void* p) { return static_cast<const T*>(p); };
-          return sinkhorn::ragged_backward<T>(r, static_cast<sinkhorn::Grad>(grad), of(up.value), of(up.f),
-                                              of(up.g), {grad_x, grad_y, grad_a, grad_b});
+        return by_type(r.all.f64, [&](auto t) {
+          return sinkhorn::ragged_backward<decltype(t)>(r, static_cast<sinkhorn::Grad>(grad), up,
+                                                        {grad_x, grad_y, grad_a, grad_b});
         });
       },
       "ragged"_a, "upstream"_a, py::kw_only(), "grad"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a,

@@ -1,4 +1,4 @@
-// Which build of the kernels runs: one table of functions per instruction-set level, chosen once.
+// Which build of the kernels runs: tables of functions for every instruction-set level, one level chosen once.
 #pragma once
 #include "core/product.h"
 #include "cost/kernels.h"
@@ -8,13 +8,21 @@
 
 namespace ucmkd {
 
+template <template <class> class Table>
+struct ByType {
+  Table<float> f32;
+  Table<double> f64;
+};
+
 template <class T>
 struct Kernels {
-  sinkhorn::Kernels<T> sinkhorn;
-  sinkhorn::PanelKernels<T> panel;
-  cost::Kernels<T> cost;
-  product::Kernels<T> product;
-  label_transport::Kernels<T> label_transport;
+  const sinkhorn::ForwardKernels<T>& forward;
+  const sinkhorn::AdjointKernels<T>& adjoint;
+  const sinkhorn::GradientKernels<T>& gradient;
+  const sinkhorn::PanelKernels<T>& panel;
+  const cost::Kernels<T>& cost;
+  const product::Kernels<T>& product;
+  const label_transport::Kernels<T>& label_transport;
 };
 
 struct Level {

@@ -1,6 +1,7 @@
 // See product.h for the contract.
 #include "core/product.h"
 
+#include "core/level_table.h"
 #include "core/packed.h"
 #include "core/parallel.h"
 #include "core/simd.h"
@@ -73,10 +74,8 @@ inline void inner_block(const Inner<T>& p, int64_t i, int64_t j) {
   }
 }
 
-}  // namespace
-
 template <class T>
-void product_plain(const Plain<T>& p) {
+void plain(const Plain<T>& p) {
   constexpr int W = Lanes<T>::W;
   auto body = [&](int index) {
     const int64_t begin = p.rows * index / p.tasks, end = p.rows * (index + 1) / p.tasks;
@@ -89,7 +88,7 @@ void product_plain(const Plain<T>& p) {
 }
 
 template <class T>
-void product_inner(const Inner<T>& p) {
+void inner(const Inner<T>& p) {
   constexpr int R = UK_BYTES == 64 ? 4 : 2;
   auto body = [&](int index) {
     int64_t i = p.n * index / p.tasks;
@@ -103,7 +102,7 @@ void product_inner(const Inner<T>& p) {
 }
 
 template <class T>
-void product_pack(int64_t m, int64_t d, const T* y, T* packed, int tasks) {
+void pack(int64_t m, int64_t d, const T* y, T* packed, int tasks) {
   const int64_t tiles = product::packed_columns(m) / tile_columns<T>();
   auto body = [&](int index) {
     for (int64_t t = tiles * index / tasks; t < tiles * (index + 1) / tasks; ++t)
@@ -112,12 +111,12 @@ void product_pack(int64_t m, int64_t d, const T* y, T* packed, int tasks) {
   parallel(tasks, body);
 }
 
-#define UK_INSTANTIATE(T)                          \
-  template void product_plain<T>(const Plain<T>&); \
-  template void product_inner<T>(const Inner<T>&); \
-  template void product_pack<T>(int64_t, int64_t, const T*, T*, int);
-UK_INSTANTIATE(float)
-UK_INSTANTIATE(double)
+template <class T>
+constexpr product::Kernels<T> kTable = {plain<T>, inner<T>, pack<T>};
+
+}  // namespace
+
+const ByType<product::Kernels> product_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

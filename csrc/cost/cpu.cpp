@@ -1,6 +1,6 @@
 // See kernels.h for the contract, row.h for the formulas.
+#include "core/level_table.h"
 #include "core/parallel.h"
-#include "cost/kernels.h"
 #include "cost/row.h"
 
 namespace ucmkd {
@@ -15,8 +15,6 @@ void over_rows(int64_t n, int tasks, const Body& body) {
   auto task = [&](int index) { body(n * index / tasks, n * (index + 1) / tasks, index); };
   parallel(tasks, task);
 }
-
-}  // namespace
 
 template <class T>
 bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks) {
@@ -166,18 +164,13 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                                 \
-  template bool scales<T>(bool, int64_t, int64_t, const T*, T*, int);                                     \
-  template void centre<T>(int64_t, int64_t, int64_t, const T*, const T*, T*, T*, int);                    \
-  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*, int);                              \
-  template void finish<T>(const Features<T>&, T*, int);                                                   \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*, T*, int);                              \
-  template void project<T>(int64_t, int64_t, const T*, const T*, T*, int);                                \
-  template void shift_rows<T>(int64_t, int64_t, const T*, const T*, T*, int);                             \
-  template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, int64_t, int64_t, \
-                               T*, int);
-UK_INSTANTIATE(float)
-UK_INSTANTIATE(double)
+template <class T>
+constexpr cost::Kernels<T> kTable = {scales<T>,    centre<T>,  finish<T>,     weigh<T>,
+                                     set_apart<T>, project<T>, shift_rows<T>, l1_backward<T>};
+
+}  // namespace
+
+const ByType<cost::Kernels> cost_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -18,6 +18,17 @@ int tasks_for(int64_t rows, int64_t work) {
   return tasks < 1 ? 1 : static_cast<int>(tasks);
 }
 
+// x, or y where `of_y`.
+template <class T>
+struct Side {
+  int64_t n;
+  const T *x, *scale;
+};
+template <class T>
+Side<T> side_of(const Features<T>& f, bool of_y) {
+  return of_y ? Side<T>{f.m, f.y, f.scale_y} : Side<T>{f.n, f.x, f.scale_x};
+}
+
 }  // namespace
 
 template <class T>
@@ -34,6 +45,11 @@ void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T
   with_helpers(2 * times(n + m, d), [&] {
     kernels<T>().cost.centre(n, m, d, x, y, out_x, out_y, tasks_for(d, (n + m) * d));
   });
+}
+template <class T>
+void inner_products(const Features<T>& f, T* c) {
+  if (f.metric != Metric::kL1)
+    kernels<T>().product.inner({f.n, f.m, f.d, f.x, f.y, c, product_tasks(f.n, f.m, f.d)});
 }
 template <class T>
 void finish(const Features<T>& f, T* c) {
@@ -59,13 +75,13 @@ void set_apart(const Features<T>& f, const T* c, T* w, T* g_x, T* g_y) {
 }
 template <class T>
 void finish_gradient(const Features<T>& f, const T* sums, bool of_y, T* g) {
-  const int64_t n = of_y ? f.m : f.n;
-  const T *x = of_y ? f.y : f.x, *scale = of_y ? f.scale_y : f.scale_x;
-  with_helpers(2 * kPassWork * times(n, f.d), [&] {
+  const Side<T> here = side_of(f, of_y);
+  with_helpers(2 * kPassWork * times(here.n, f.d), [&] {
+    const int tasks = tasks_for(here.n, here.n * f.d);
     if (normalised(f.metric))
-      kernels<T>().cost.project(n, f.d, x, scale, g, tasks_for(n, n * f.d));
+      kernels<T>().cost.project(here.n, f.d, here.x, here.scale, g, tasks);
     else
-      kernels<T>().cost.shift_rows(n, f.d, x, sums, g, tasks_for(n, n * f.d));
+      kernels<T>().cost.shift_rows(here.n, f.d, here.x, sums, g, tasks);
   });
 }
 
@@ -74,11 +90,11 @@ namespace {
 // The gradient of x, or of y where `of_y`; g holds the share of near pairs where the metric has any.
 template <class T>
 void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, T* g) {
-  const int64_t n = of_y ? f.m : f.n, m = of_y ? f.n : f.m;
-  const T *x = of_y ? f.y : f.x, *y = of_y ? f.x : f.y;
-  if (f.metric == Metric::kL1) return l1_backward(n, m, f.d, x, y, weights, of_y, g);
-  kernels<T>().product.plain(
-      {n, f.d, m, weights, of_y ? 1 : f.m, of_y ? f.m : 1, y, g, product_tasks(n, m, f.d), by_difference(f.metric)});
+  const Side<T> here = side_of(f, of_y), there = side_of(f, !of_y);
+  if (f.metric == Metric::kL1)
+    return l1_backward(here.n, there.n, f.d, here.x, there.x, weights, of_y, g);
+  kernels<T>().product.plain({here.n, f.d, there.n, weights, of_y ? 1 : f.m, of_y ? f.m : 1, there.x, g,
+                              product_tasks(here.n, there.n, f.d), by_difference(f.metric)});
   finish_gradient(f, sums, of_y, g);
 }
 
@@ -105,6 +121,7 @@ void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const 
 
 #define UK_INSTANTIATE(T)                                                      \
   template const char* scales<T>(const Features<T>&, T*, T*);                  \
+  template void inner_products<T>(const Features<T>&, T*);                     \
   template void finish<T>(const Features<T>&, T*);                             \
   template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
   template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \

@@ -14,6 +14,9 @@ const char* scales(const Features<T>&, T* scale_x, T* scale_y);
 // The features of a metric that is centred, and what it is centred by: the mean of the rows of y.
 template <class T>
 void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y);
+// <x_i, y_j>, where the cost will be; nothing for l1, which reads none.
+template <class T>
+void inner_products(const Features<T>&, T* c);
 template <class T>
 void finish(const Features<T>&, T* c);
 template <class T>

@@ -11,10 +11,12 @@
 #pragma once
 #include <stdint.h>
 
+#include "core/offset.h"
+
 namespace ucmkd {
 namespace cost {
 
-enum class Metric : int { kCosine = 0, kChordal = 1, kL2 = 2, kSqeuclidean = 3, kL1 = 4 };
+enum class Metric : int { kNone = -1, kCosine = 0, kChordal = 1, kL2 = 2, kSqeuclidean = 3, kL1 = 4 };
 
 static inline bool normalised(Metric metric) {
   return metric == Metric::kCosine || metric == Metric::kChordal;
@@ -32,24 +34,6 @@ struct Classes {
   const int64_t* label;  // (m,) from 0 to K - 1
   T* distance;           // (n, m): where the forward keeps d for a metric whose gradient reads it; or null
   T* grad;               // (n, K): dC summed over the columns of each label; or null
-};
-
-// The same on untyped pointers, of all problems of a call; the arguments are where one of them begins.
-struct ClassTerm {
-  int64_t count;
-  const void* cost;
-  const int64_t* label;
-  void* distance;
-  void* grad;
-
-  template <class T>
-  Classes<T> typed(int64_t row = 0, int64_t column = 0, int64_t element = 0) const {
-    auto at = [](const void* base, int64_t k) {
-      return base ? const_cast<T*>(static_cast<const T*>(base)) + k : nullptr;
-    };
-    return {count, at(cost, row * count), label ? label + column : nullptr, at(distance, element),
-            at(grad, row * count)};
-  }
 };
 
 // The smallest normal number: a row with a smaller square is not normalised.
@@ -72,33 +56,51 @@ struct Features {
   const T* given_x;  // (n, d) before it was centred; x otherwise
   const T* given_y;  // (m, d)
   Classes<T> classes;
-
-  // The same from row `begin` of x on.
-  Features from(int64_t begin) const {
-    Features rest = *this;
-    rest.n -= begin, rest.x += begin * d, rest.scale_x += begin, rest.given_x += begin * d;
-    Classes<T>& c = rest.classes;
-    if (c.cost) c.cost += begin * c.count;
-    if (c.distance) c.distance += begin * m;
-    if (c.grad) c.grad += begin * c.count;
-    return rest;
-  }
 };
 
-// Those of a call that has them on untyped pointers, under the same names: sinkhorn's Problem, PanelsOf.
-template <class T, class Untyped>
-static inline Features<T> features_of(const Untyped& p) {
-  return {static_cast<Metric>(p.metric),
-          p.n,
-          p.m,
-          p.d,
-          static_cast<const T*>(p.x),
-          static_cast<const T*>(p.y),
-          static_cast<const T*>(p.scale_x),
-          static_cast<const T*>(p.scale_y),
-          static_cast<const T*>(p.given_x ? p.given_x : p.x),
-          static_cast<const T*>(p.given_y ? p.given_y : p.y),
-          p.classes.template typed<T>()};
+// `rows` rows of x, from row `begin` on, against all of y.
+template <class T>
+static inline Features<T> rows_of(Features<T> f, int64_t begin, int64_t rows) {
+  f.n = rows, f.x += begin * f.d, f.scale_x += begin, f.given_x += begin * f.d;
+  Classes<T>& c = f.classes;
+  if (c.cost) c.cost += begin * c.count;
+  if (c.distance) c.distance += begin * f.m;
+  if (c.grad) c.grad += begin * c.count;
+  return f;
+}
+
+// Features on untyped pointers, of all problems of a call.
+struct FeatureSet {
+  bool f64;  // double, else float
+  Metric metric = Metric::kNone;
+  int64_t n, m, d;
+  const void* x;        // as in Features
+  const void* y;
+  void* scale_x;        // made by `loss_forward`, given to everyone else
+  void* scale_y;
+  const void* given_x;  // or null: x is as it was given
+  const void* given_y;
+  Classes<void> classes;
+};
+
+// n rows of x from `row` on, against m rows of y from `column` on; their distances begin at `element`.
+template <class T>
+static inline Features<T> part_of(const FeatureSet& f, int64_t n, int64_t m, int64_t row, int64_t column,
+                                  int64_t element) {
+  const Classes<void>& c = f.classes;
+  Features<T> part{};
+  part.metric = f.metric, part.n = n, part.m = m, part.d = f.d;
+  part.x = offset<T>(f.x, row * f.d), part.scale_x = offset<T>(f.scale_x, row);
+  part.y = offset<T>(f.y, column * f.d), part.scale_y = offset<T>(f.scale_y, column);
+  part.given_x = f.given_x ? offset<T>(f.given_x, row * f.d) : part.x;
+  part.given_y = f.given_y ? offset<T>(f.given_y, column * f.d) : part.y;
+  part.classes = {c.count, offset<T>(c.cost, row * c.count), offset<int64_t>(c.label, column),
+                  offset<T>(c.distance, element), offset<T>(c.grad, row * c.count)};
+  return part;
+}
+template <class T>
+static inline Features<T> features_of(const FeatureSet& f) {
+  return part_of<T>(f, f.n, f.m, 0, 0, 0);
 }
 
 // Whether the gradient needs a distance that the cost, with its term by class, no longer shows.

@@ -4,10 +4,10 @@
 //   dL/ds = softmax(s) - q
 //   dL/dt = -kappa (softmax(t) - q)                                               kappa detached
 //         = -kappa ((softmax(t) - q) - CE(t, y) (softmax(t) - e_y))               kappa live
+#include "core/level_table.h"
 #include "core/math.h"
 #include "core/parallel.h"
 #include "core/simd.h"
-#include "label_transport/params.h"
 
 namespace ucmkd {
 namespace UK_LEVEL {
@@ -66,10 +66,8 @@ void scale_row(int64_t k, T scale, T constant, T* out) {
   for (; j < k; ++j) out[j] = out[j] * scale + constant;
 }
 
-}  // namespace
-
 template <class T>
-void label_transport_forward(Forward<T>& p) {
+void forward(Forward<T>& p) {
   const int64_t k = p.k;
   int64_t kept[kMaxTasks], bad[kMaxTasks];
   auto body = [&](int index) {
@@ -116,8 +114,13 @@ void label_transport_forward(Forward<T>& p) {
   p.total = 0;
   for (int64_t i = 0; i < p.n; ++i) p.total += p.loss[i];
 }
-template void label_transport_forward<float>(Forward<float>&);
-template void label_transport_forward<double>(Forward<double>&);
+
+template <class T>
+constexpr label_transport::Kernels<T> kTable = {forward<T>};
+
+}  // namespace
+
+const ByType<label_transport::Kernels> label_transport_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -5,10 +5,10 @@
 //   sigma = -dv v_t^2 / b
 //   Z    += rho v_t' + u_(t-1) sigma'                                 one GEMM at the end, by the caller
 //
-// u_t, v_t are relative to the last iteration. `adjoint` takes plain sums; `adjoint_log` rebuilds the
-// row and column softmaxes from the potentials and cannot overflow; `implicit` is the sweep with u = v = 1.
+// u_t, v_t are relative to the last iteration. `plain` takes plain sums; `log_domain` rebuilds the row and
+// column softmaxes from the potentials and cannot overflow; `fixed_point` is the sweep with u = v = 1.
+#include "core/level_table.h"
 #include "core/shelf.h"
-#include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/sweep.h"
 
@@ -16,10 +16,18 @@ namespace ucmkd {
 namespace UK_LEVEL {
 namespace {
 
-using sinkhorn::Adjoint;
+using sinkhorn::Gradients;
 using sinkhorn::History;
-using sinkhorn::Implicit;
 using sinkhorn::padded;
+using sinkhorn::Seed;
+using sinkhorn::View;
+
+// The sweep may stop where what remains is below rounding, or well below the tolerance asked for.
+template <class T>
+T adjoint_tolerance(double tol) {
+  const T least = (sizeof(T) == 4 ? T(5.96e-8) : T(1.11e-16)) / 4;
+  return tol * 0.1 > least ? T(tol * 0.1) : least;
+}
 
 template <class T>
 void fill_mass(const T* given, int64_t size, T* mass, T* inverse) {
@@ -42,10 +50,11 @@ T greatest_share(const T* x, const T* inverse_mass, int64_t count) {
 
 // s_j = sum_i P_ij (weight (C_ij - alpha_i) + extra_i): the first adjoint of the columns.
 template <class T>
-void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T weight, int64_t n, int64_t m,
-                   T* s, T* partial, int tasks) {
+void first_columns(const View<T>& p, T weight, const T* extra, T* s, T* partial) {
   constexpr int W = Lanes<T>::W;
-  const int64_t stride = padded(m);
+  const int64_t n = p.n, m = p.m, stride = padded(m);
+  const T *P = p.saved.plan, *C = p.cost, *alpha = p.saved.alpha;
+  const int tasks = p.tasks;
   auto body = [&](int index) {
     const Range rows = task_rows(n, tasks, index);
     T* mine = tasks == 1 ? s : partial + index * stride;
@@ -66,11 +75,11 @@ void first_columns(const T* P, const T* C, const T* alpha, const T* extra, T wei
 // When a sweep may stop. Adjoints of the potentials, over the masses, are averaged by each half-step: their
 // maximum does not grow, so t iterations that remain change Z by at most 2 t times it. What that is
 // compared with is the weight of the gradient: dC = P (weight - Z / reg), entry by entry.
-template <class P, class T>
-T least_that_matters(const P& p, const T* inverse_a, const T* inverse_b) {
-  const T weight = p.value_weight < 0 ? -p.value_weight : p.value_weight;
-  return p.tolerance * p.reg *
-         (weight + greatest_share(p.grad_f, inverse_a, p.n) + greatest_share(p.grad_g, inverse_b, p.m));
+template <class T>
+T least_that_matters(const View<T>& p, const Seed<T>& seed, const T* inverse_a, const T* inverse_b) {
+  const T weight = seed.value_weight < 0 ? -seed.value_weight : seed.value_weight;
+  return adjoint_tolerance<T>(p.tol) * p.reg *
+         (weight + greatest_share(seed.grad_f, inverse_a, p.n) + greatest_share(seed.grad_g, inverse_b, p.m));
 }
 
 // The value does not change with (f + c, g - c), so the adjoints dv_j v_j of log v_t sum to zero: what they
@@ -84,11 +93,13 @@ T drift(const T* dv, const T* vt, const T* b, int64_t padded_size) {
 }
 
 // Ratios h_t / h_T of one recorded scaling (or exp of the difference of potentials), 0 where no mass.
-// False where |log ratio| passes the limit.
+// False where |log ratio| passes the limit of plain sums.
 template <class T>
-bool ratios(const T* now, const T* last, const T* mass, int64_t size, bool scalings, T reg, T limit, T* out) {
+bool ratios(const View<T>& p, const T* now, const T* last, const T* mass, int64_t size, T* out) {
   constexpr int W = Lanes<T>::W;
-  const T greatest = exp_of(limit), least = 1 / greatest, inverse = 1 / reg;
+  constexpr T kRangeLimit = sizeof(T) == 4 ? T(30) : T(300);
+  const bool scalings = p.saved.info->history == History::kScalings;
+  const T greatest = exp_of(kRangeLimit), least = 1 / greatest, inverse = 1 / p.reg;
   typename Lanes<T>::I bad = {};
   for (int64_t k = 0; k < size; k += W) {
     const int64_t left = size - k;
@@ -102,57 +113,53 @@ bool ratios(const T* now, const T* last, const T* mass, int64_t size, bool scali
   return !any<T>(bad);
 }
 
-}  // namespace
-
 template <class T>
-void adjoint(Adjoint<T>& p) {
-  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
-  const bool scalings = p.history == History::kScalings;
-  Shelf<T> shelf(p.work);
+int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gradients<T>& out, T* work) {
+  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.saved.info->n_iter;
+  const T *hist_u = p.saved.hist_u, *hist_v = p.saved.hist_v;
+  Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np),
-    *rho = shelf.take(np);
+    *rho = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
   T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp),
-    *sigma = shelf.take(mp);
+    *sigma = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
-  const T least = least_that_matters(p, ia, ib);
+  const T least = least_that_matters(p, seed, ia, ib);
 
   for (int64_t i = 0; i < n; ++i) {
-    du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
+    du[i] = seed.grad_f && a[i] > 0 ? p.reg * seed.grad_f[i] : 0;
     rho[i] = -du[i] * ia[i];
     ut[i] = a[i] > 0;
-    p.grad_a[i] = p.value_weight * p.alpha[i];
+    grad_a[i] = seed.value_weight * p.saved.alpha[i];
   }
-  first_columns(p.plan, p.cost, p.alpha, rho, p.value_weight, n, m, dv, partial, p.tasks);
+  first_columns(p, seed.value_weight, rho, dv, partial);
   for (int64_t j = 0; j < m; ++j) {
-    if (p.grad_g && b[j] > 0) dv[j] += p.reg * p.grad_g[j];
-    p.grad_b[j] = 0;
+    if (seed.grad_g && b[j] > 0) dv[j] += p.reg * seed.grad_g[j];
+    grad_b[j] = 0;
   }
 
-  p.depth = 0;
-  p.in_range = true;
+  int64_t depth = 0;
   for (int64_t t = last; t >= 1; --t) {
-    if (!ratios(p.hist_v + (t - 1) * m, p.hist_v + (last - 1) * m, b, m, scalings, p.reg, p.range_limit, vt))
-      break;
-    const T rounding = p.grad_f || p.grad_g ? T(0) : drift(dv, vt, b, mp);
+    if (!ratios(p, hist_v + (t - 1) * m, hist_v + (last - 1) * m, b, m, vt)) return -1;
+    const T rounding = seed.grad_f || seed.grad_g ? T(0) : drift(dv, vt, b, mp);
     T largest = 0;
     for (int64_t j = 0; j < m; ++j) {
       const T change = b[j] > 0 ? dv[j] * vt[j] * ib[j] - rounding : 0;
       const T size = change < 0 ? -change : change;
       largest = size > largest ? size : largest;
-      p.grad_b[j] += change;
+      grad_b[j] += change;
       sigma[j] = -change * vt[j];
     }
-    for (int64_t i = 0; i < n; ++i) p.grad_a[i] += du[i] * ut[i] * ia[i];
-    copy(rho, p.left + p.depth * n, n);
-    copy(vt, p.right + p.depth * m, m);
-    if (!ratios(p.hist_u + (t - 1) * n, p.hist_u + last * n, a, n, scalings, p.reg, p.range_limit, ut)) break;
-    copy(ut, p.left + (p.depth + 1) * n, n);
-    copy(sigma, p.right + (p.depth + 1) * m, m);
-    p.depth += 2;
-    if (t == 1 || 2 * T(t) * largest <= least) return;
-    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+    for (int64_t i = 0; i < n; ++i) grad_a[i] += du[i] * ut[i] * ia[i];
+    copy(rho, left + depth * n, n);
+    copy(vt, right + depth * m, m);
+    if (!ratios(p, hist_u + (t - 1) * n, hist_u + last * n, a, n, ut)) return -1;
+    copy(ut, left + (depth + 1) * n, n);
+    copy(sigma, right + (depth + 1) * m, m);
+    depth += 2;
+    if (t == 1 || 2 * T(t) * largest <= least) return depth;
+    sweep(p, sigma, dv, partial, [=](int64_t i, Quad<T> dots) {
       const Quad<T> ratio = load4(ut + i);
       const Quad<T> y = -dots * ratio * ratio * load4(ia + i);
       store4(du + i, dots);
@@ -160,73 +167,74 @@ void adjoint(Adjoint<T>& p) {
       return y;
     });
   }
-  p.in_range = false;
+  return -1;
 }
-template void adjoint<float>(Adjoint<float>&);
-template void adjoint<double>(Adjoint<double>&);
 
 template <class T>
-void adjoint_log(Adjoint<T>& p) {
+void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, T* work) {
   constexpr int W = Lanes<T>::W;
   const T inf = __builtin_inf();
-  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.n_iter;
-  Shelf<T> shelf(p.work);
+  const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.saved.info->n_iter;
+  const T *P = p.saved.plan, *alpha = p.saved.alpha;
+  const int tasks = p.tasks;
+  Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np),
-    *fbar = shelf.take(np), *none = shelf.take(np);
+    *fbar = shelf.take(np), *none = shelf.take(np),
+    *grad_a = out.a ? out.a : shelf.take(np);
   T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp),
-    *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp);
-  T* partial = shelf.take(p.tasks * mp);
+    *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp),
+    *grad_b = out.b ? out.b : shelf.take(mp);
+  T* partial = shelf.take(tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
   const T inverse = 1 / p.reg;
-  const T least = least_that_matters(p, ia, ib);
-  const bool scalings = p.history == History::kScalings;
+  const T least = least_that_matters(p, seed, ia, ib);
+  const bool scalings = p.saved.info->history == History::kScalings;
   for (int64_t i = 0; i < n; ++i) {
     F[i] = scalings && p.init_f && a[i] > 0 ? p.init_f[i] - p.reg * log_of(a[i]) : 0;
-    fbar[i] = p.grad_f && a[i] > 0 ? p.grad_f[i] : 0;
-    p.grad_a[i] = p.value_weight * p.alpha[i];
+    fbar[i] = seed.grad_f && a[i] > 0 ? seed.grad_f[i] : 0;
+    grad_a[i] = seed.value_weight * alpha[i];
   }
   for (int64_t j = 0; j < m; ++j)
     G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
-  auto potential_f = [&](int64_t t, T* out) {
+  auto potential_f = [&](int64_t t, T* into) {
     for (int64_t i = 0; i < n; ++i) {
-      const T h = p.hist_u[t * n + i];
-      out[i] = a[i] > 0 ? (scalings ? F[i] + p.reg * log_of(h) : h) : -inf;
+      const T h = p.saved.hist_u[t * n + i];
+      into[i] = a[i] > 0 ? (scalings ? F[i] + p.reg * log_of(h) : h) : -inf;
     }
   };
-  auto potential_g = [&](int64_t t, T* out) {
+  auto potential_g = [&](int64_t t, T* into) {
     for (int64_t j = 0; j < mp; ++j) {
-      const T h = j < m && b[j] > 0 ? p.hist_v[(t - 1) * m + j] : 1;
-      out[j] = b[j] > 0 ? (scalings ? G[j] + p.reg * log_of(h) : h) : -inf;
+      const T h = j < m && b[j] > 0 ? p.saved.hist_v[(t - 1) * m + j] : 1;
+      into[j] = b[j] > 0 ? (scalings ? G[j] + p.reg * log_of(h) : h) : -inf;
     }
   };
 
   // dC = P (weight - weight (C - alpha) / reg); the first gbar.
   auto begin = [&](int index) {
-    const Range rows = task_rows(n, p.tasks, index);
+    const Range rows = task_rows(n, tasks, index);
     for (int64_t i = rows.begin; i < rows.end && i < n; ++i)
       for (int64_t j = 0; j < m; ++j) {
-        const T plan = p.plan[i * mp + j];
-        p.grad_cost[i * m + j] =
-            plan > 0 ? p.value_weight * plan * (1 - (p.cost[i * m + j] - p.alpha[i]) * inverse) : 0;
+        const T plan = P[i * mp + j];
+        out.cost[i * m + j] =
+            plan > 0 ? seed.value_weight * plan * (1 - (p.cost[i * m + j] - alpha[i]) * inverse) : 0;
       }
   };
-  parallel(p.tasks, begin);
-  first_columns(p.plan, p.cost, p.alpha, none, p.value_weight, n, m, gbar, partial, p.tasks);
+  parallel(tasks, begin);
+  first_columns(p, seed.value_weight, none, gbar, partial);
   for (int64_t j = 0; j < m; ++j) {
-    gbar[j] = gbar[j] * inverse + (p.grad_g && b[j] > 0 ? p.grad_g[j] : 0);
-    p.grad_b[j] = 0;
+    gbar[j] = gbar[j] * inverse + (seed.grad_g && b[j] > 0 ? seed.grad_g[j] : 0);
+    grad_b[j] = 0;
   }
 
   // rows(t): gbar -= R_t' fbar with R_t the row softmax of g_t - C; columns(t): fbar = -S_t gbar with S_t the
   // column softmax of f_(t-1) - C. Both add their softmax's share to dC.
-  const int tasks = p.tasks;
   auto row_softmax = [&](int64_t i, const T* g_t, T* into) {
     const T weight = fbar[i] * ia[i];
     const Vec<T> fi = splat(f[i]), wi = splat(weight);
     for (int64_t j = 0; j < m; j += W) {
       const Vec<T> term = exp(exponent<T>(fi, load(g_t + j), load_cost(p.cost + i * m, j, m), inverse)) * wi;
-      T* dC = p.grad_cost + i * m + j;
+      T* dC = out.cost + i * m + j;
       if (m - j >= W)
         store(dC, load(dC) + term);
       else
@@ -241,7 +249,7 @@ void adjoint_log(Adjoint<T>& p) {
 
   potential_f(last, f);
   potential_g(last, g);
-  if (p.grad_f) {
+  if (seed.grad_f) {
     auto body = [&](int index) {
       const Range rows = task_rows(n, tasks, index);
       T* mine = partial + index * mp;
@@ -253,9 +261,9 @@ void adjoint_log(Adjoint<T>& p) {
     reduce(gbar);
   }
   for (int64_t t = last; t >= 1; --t) {
-    for (int64_t i = 0; i < n; ++i) p.grad_a[i] += p.reg * fbar[i] * ia[i];
+    for (int64_t i = 0; i < n; ++i) grad_a[i] += p.reg * fbar[i] * ia[i];
     for (int64_t j = 0; j < mp; ++j) {
-      if (j < m) p.grad_b[j] += p.reg * gbar[j] * ib[j];
+      if (j < m) grad_b[j] += p.reg * gbar[j] * ib[j];
       gbar_next[j] = gbar[j] * ib[j];  // weights of S_t while the rows are visited
     }
     const bool more = t > 1 && 2 * T(t) * p.reg * greatest_share(gbar, ib, m) > least;
@@ -272,7 +280,7 @@ void adjoint_log(Adjoint<T>& p) {
         for (int64_t j = 0; j < m; j += W) {
           const Vec<T> S = exp(exponent<T>(fi, load(g + j), load_cost(p.cost + i * m, j, m), inverse));
           const Vec<T> term = S * load(gbar_next + j);
-          T* dC = p.grad_cost + i * m + j;
+          T* dC = out.cost + i * m + j;
           if (m - j >= W)
             store(dC, load(dC) + term);
           else
@@ -290,41 +298,39 @@ void adjoint_log(Adjoint<T>& p) {
     T* swap = g;
     g = g_before, g_before = swap;
   }
-  p.depth = 0;
 }
-template void adjoint_log<float>(Adjoint<float>&);
-template void adjoint_log<double>(Adjoint<double>&);
 
 template <class T>
-void implicit(Implicit<T>& p) {
+bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out, T* work) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
-  Shelf<T> shelf(p.work);
-  T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np);
+  const int64_t max_sweeps = p.max_iter * 10 > 1000 ? p.max_iter * 10 : 1000;
+  Shelf<T> shelf(work);
+  T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np),
+    *grad_a = out.a ? out.a : shelf.take(np);
   T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp),
-    *columns = shelf.take(mp), *ones = shelf.take(mp);
+    *columns = shelf.take(mp), *ones = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
-  const T least = least_that_matters(p, ia, ib);
+  const T least = least_that_matters(p, seed, ia, ib);
 
   // The plan's own column sums: with them the sweep never expands, also where b is not met yet.
   for (int64_t j = 0; j < m; ++j) ones[j] = b[j] > 0;
-  sweep(p.plan, n, mp, ones, columns, partial, p.tasks, [](int64_t, Quad<T>) { return Quad<T>{1, 1, 1, 1}; });
+  sweep(p, ones, columns, partial, [](int64_t, Quad<T>) { return Quad<T>{1, 1, 1, 1}; });
   for (int64_t i = 0; i < n; ++i) {
-    du[i] = p.grad_f && a[i] > 0 ? p.reg * p.grad_f[i] : 0;
+    du[i] = seed.grad_f && a[i] > 0 ? p.reg * seed.grad_f[i] : 0;
     rho[i] = -du[i] * ia[i];
-    p.row_sum[i] = rho[i];
-    p.grad_a[i] = p.value_weight * p.alpha[i] + du[i] * ia[i];
+    row_sum[i] = rho[i];
+    grad_a[i] = seed.value_weight * p.saved.alpha[i] + du[i] * ia[i];
   }
-  first_columns(p.plan, p.cost, p.alpha, rho, p.value_weight, n, m, dv, partial, p.tasks);
+  first_columns(p, seed.value_weight, rho, dv, partial);
   for (int64_t j = 0; j < m; ++j) {
-    if (p.grad_g && b[j] > 0) dv[j] += p.reg * p.grad_g[j];
-    p.col_sum[j] = p.grad_b[j] = 0;
+    if (seed.grad_g && b[j] > 0) dv[j] += p.reg * seed.grad_g[j];
+    col_sum[j] = grad_b[j] = 0;
   }
 
-  p.converged = false;
   T before = 0;
-  for (int64_t sweeps = 0; sweeps < p.max_sweeps; ++sweeps) {
+  for (int64_t sweeps = 0; sweeps < max_sweeps; ++sweeps) {
     // (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
     double drift = 0, mass = 0;
     T size = 0;
@@ -334,29 +340,32 @@ void implicit(Implicit<T>& p) {
       sigma[j] = columns[j] > 0 ? -dv[j] / columns[j] : 0;
       const T share = sigma[j] < 0 ? -sigma[j] : sigma[j];
       size = share > size ? share : size;
-      p.col_sum[j] += sigma[j];
-      p.grad_b[j] -= sigma[j];
+      col_sum[j] += sigma[j];
+      grad_b[j] -= sigma[j];
     }
     const T rate = before > 0 && size < before ? size / before : T(0.999);
     before = size;
-    if (2 * size / (1 - rate) <= least) {
-      p.converged = true;
-      break;
-    }
-    sweep(p.plan, n, mp, sigma, dv, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+    if (2 * size / (1 - rate) <= least) return true;
+    sweep(p, sigma, dv, partial, [=](int64_t i, Quad<T> dots) {
       const Quad<T> y = -dots * load4(ia + i);
       store4(du + i, dots);
       store4(rho + i, y);
       return y;
     });
     for (int64_t i = 0; i < n; ++i) {
-      p.row_sum[i] += rho[i];
-      p.grad_a[i] -= rho[i];
+      row_sum[i] += rho[i];
+      grad_a[i] -= rho[i];
     }
   }
+  return false;
 }
-template void implicit<float>(Implicit<float>&);
-template void implicit<double>(Implicit<double>&);
+
+template <class T>
+constexpr sinkhorn::AdjointKernels<T> kTable = {plain<T>, log_domain<T>, fixed_point<T>};
+
+}  // namespace
+
+const ByType<sinkhorn::AdjointKernels> adjoint_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -1,9 +1,9 @@
-// Batches of problems on untyped pointers: what bind_sinkhorn.h calls. Sizes are as in params.h, with a
-// leading batch dimension; masses may be shared by the batch (stride 0).
+// Problems on untyped pointers, alone or in batches of equal sizes: what Python calls. Sizes are as in params.h,
+// with a leading batch dimension.
 #pragma once
 #include <stdint.h>
 
-#include "cost/features.h"
+#include "sinkhorn/params.h"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -12,26 +12,16 @@ struct Problem {
   bool f64;  // double, else float
   int64_t batch, n, m, max_iter;
   double reg, tol;
-  void* cost;          // (batch, n, m); with features (batch 1): their inner products before the forward
+  bool relax;          // over-relaxed iterations, without history
+  bool history;        // hist_u, hist_v are saved
+  bool a_shared, b_shared;  // one vector of masses serves the batch
   const void* a;       // (batch or 1, n) or null
-  int64_t a_stride;    // n or 0
   const void* b;       // (batch or 1, m) or null
-  int64_t b_stride;    // m or 0
   const void* init_f;  // (batch, n) or null
   const void* init_g;  // (batch, m) or null
-  bool relax;          // over-relaxed iterations, without history
-  bool history;        // hist_u, hist_v are in saved
+  void* cost;          // (batch, n, m); with features (batch 1): their inner products before the forward
   void* saved;         // (batch, saved_size)
-  // features, or metric -1
-  int metric;  // cost::Metric
-  int64_t d;
-  const void* x;            // (n, d)
-  const void* y;            // (m, d)
-  const void* scale_x;      // (n,), see cost/features.h; made by loss_forward
-  const void* scale_y;      // (m,)
-  const void* given_x;      // (n, d) where x is centred (cost/features.h), or null: x is as it was given
-  const void* given_y;      // (m, d)
-  cost::ClassTerm classes;  // with features
+  cost::FeatureSet features;  // or metric kNone: the cost is given
 };
 
 struct Upstream {
@@ -40,22 +30,11 @@ struct Upstream {
   const void* g;      // (batch, m) or null
 };
 
-// Where the gradients go. With features, cost ends as the weights of the products with x and y (cost/row.h).
-template <class T>
-struct Gradients {
-  T* cost;         // (batch, n, m)
-  T* a;            // (batch, n) or null
-  T* b;            // (batch, m) or null
-  T* weight_rows;  // (n,) with features
-  T* weight_cols;  // (m,) with features
-};
-
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history);
 
-// Null, or a sentence about what is wrong with the input. f, g, dual, marginal_error, n_iter may be null.
+// Null, or a sentence about what is wrong with the input.
 template <class T>
-const char* forward(const Problem&, bool save_plan, T* f, T* g, T* value, T* dual, T* marginal_error,
-                    int64_t* n_iter);
+const char* forward(const Problem&, bool save_plan, const Outputs<T>&);
 
 // Plain sums: fills left (batch, 2 max_iter, n) and right (batch, 2 max_iter, m); returns how many rows are
 // in use (0 where every problem needs the log domain). depth (batch,): -1 marks such a problem.
@@ -69,35 +48,37 @@ void adjoint_finish(const Problem&, const Upstream&, const int64_t* depth, const
 // The gradient at the fixed point; false where a sweep did not converge. Where out.cost is null the sums that
 // `gradient_rows` takes go to weight_rows, weight_cols instead.
 template <class T>
-bool implicit(const Problem&, const Upstream&, const Gradients<T>&);
+bool implicit(const Problem&, const Upstream&, const Gradients<T>& out);
 
 // The gradient of the cost is value_weight P.
 template <class T>
 void envelope(const Problem&, const Upstream&, const Gradients<T>&);
 
-enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
-
-// With features, batch 1: the gradient of rows [begin, end) of the cost, whose first row is at out.cost. For
-// kUnrolled (depth >= 0) the rows of left' right are there; for kImplicit row_sum (n,) and col_sum (m,) are given.
+// With features, batch 1: the last pass over some rows.
 template <class T>
-void gradient_rows(const Problem&, Grad, const Upstream&, int64_t begin, int64_t end, const T* row_sum,
-                   const T* col_sum, const Gradients<T>& out);
+void gradient_rows(const Problem&, const Upstream&, const LastPass<T>&, const Gradients<T>&);
 
 // With features, batch 1: the scales are made here, and the inner products where `own_products`.
-// "x" or "y" names features that hold NaN, inf or a row whose square overflows. Null pointers as in `forward`.
+// "x" or "y" names features that hold NaN, inf or a row whose square overflows.
 template <class T>
-const char* loss_forward(const Problem&, bool own_products, bool save_plan, T* f, T* g, T* value, T* dual,
-                         T* marginal_error, int64_t* n_iter);
+const char* loss_forward(const Problem&, bool own_products, bool save_plan, const Outputs<T>&);
 
-// The gradients of x (n, d), y (m, d), a (n,) and b (m,), each where it is not null; false where `implicit`
-// did not converge.
 template <class T>
-bool loss_backward(const Problem&, Grad, const Upstream&, T* grad_a, T* grad_b, T* dx, T* dy);
+struct FeatureGradients {
+  T* x;  // (n, d), each or null
+  T* y;  // (m, d)
+  T* a;  // (n,)
+  T* b;  // (m,)
+};
+
+// False where `implicit` did not converge.
+template <class T>
+bool loss_backward(const Problem&, Grad, const Upstream&, const FeatureGradients<T>&);
 
 // What a loss between features runs with.
 struct LossSettings {
   bool f64;
-  int metric;        // cost::Metric
+  cost::Metric metric;
   bool regularized;  // the dual value, else <P, C>
   double reg;
   int64_t max_iter;
@@ -114,11 +95,19 @@ struct Remarks {
   bool any() const { return !(gradient_converged && reached_tol && above_rounding); }
 };
 
+template <class T>
+struct LossOutputs {
+  T* loss;            // ()
+  T* marginal_error;  // () or null
+  int64_t* n_iter;    // () or null
+  T* dx;              // (n, d) or null
+  T* dy;              // (m, d) or null
+};
+
 // Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init` are
 // read. Null, or as `loss_forward`.
 template <class T>
-const char* loss_and_gradient(const LossSettings&, Problem, T* loss, T* marginal_error, int64_t* n_iter, T* dx,
-                              T* dy, Remarks* remarks);
+const char* loss_and_gradient(const LossSettings&, Problem, const LossOutputs<T>&, Remarks*);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -9,8 +9,8 @@
 // columns of the new K underflow, the next iteration is a log-domain one too, and so on.
 //
 // Over-relaxation (relaxation.h) costs one square root an element.
+#include "core/level_table.h"
 #include "core/shelf.h"
-#include "sinkhorn/kernels.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/relaxation.h"
 #include "sinkhorn/sweep.h"
@@ -19,10 +19,11 @@ namespace ucmkd {
 namespace UK_LEVEL {
 namespace {
 
-using sinkhorn::Forward;
 using sinkhorn::History;
+using sinkhorn::Outputs;
 using sinkhorn::padded;
 using sinkhorn::Status;
+using sinkhorn::View;
 
 template <class T>
 constexpr T safe_log() {
@@ -43,8 +44,9 @@ bool in_range(const T* x, const T* mass, int64_t count, T least, T greatest) {
 template <class T>
 class Run {
  public:
-  explicit Run(Forward<T>& params) : p(params), n(params.n), m(params.m), np(padded(n)), mp(padded(m)) {
-    Shelf<T> shelf(p.work);
+  Run(const View<T>& problem, bool save_plan, const Outputs<T>& outputs, T* work)
+      : p(problem), out(outputs), save(save_plan), n(p.n), m(p.m), np(padded(n)), mp(padded(m)) {
+    Shelf<T> shelf(work);
     a = shelf.take(np), u = shelf.take(np), u_before = shelf.take(np), r = shelf.take(np), F = shelf.take(np),
     f = shelf.take(np), f_new = shelf.take(np);
     b = shelf.take(mp), v = shelf.take(mp), v_before = shelf.take(mp), s = shelf.take(mp), G = shelf.take(mp),
@@ -52,9 +54,10 @@ class Run {
     partial = shelf.take(p.tasks * mp);
   }
 
-  void all() {
+  Status all() {
     start();
-    if (!rebuild(p.features)) return;
+    if (!build(p, has_features(p), F, G, u, s, partial)) return Status::kBadCost;
+    T error = 0;
     for (t = 1; t <= p.max_iter; ++t) {
       T* swap = u;
       u = u_before, u_before = swap;
@@ -62,25 +65,23 @@ class Run {
       const bool scaled = scaling_iteration();
       if (!scaled) {
         relaxation.cancel();
-        if (!log_iteration()) return;
+        const Status status = log_iteration();
+        if (status != Status::kOk) return status;
       }
       record();
-      if (scaled && p.tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
-      if (p.tol > 0 || p.relax || t == p.max_iter) {
-        p.marginal_error = column_error();
-        if (p.tol > 0 && p.marginal_error <= p.tol && !relaxation.relaxed()) break;
-        relaxation.watch(p.marginal_error);
+      if (scaled && tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
+      if (tol > 0 || p.relax || t == p.max_iter) {
+        error = column_error();
+        if (tol > 0 && error <= tol && !relaxation.relaxed()) break;
+        relaxation.watch(error);
       }
     }
-    p.n_iter = t < p.max_iter ? t : p.max_iter;
-    finish();
+    if (out.marginal_error) *out.marginal_error = error;
+    return finish(t < p.max_iter ? t : p.max_iter);
   }
 
  private:
   void start() {
-    p.status = Status::kOk;
-    p.history = History::kScalings;
-    p.n_iter = 0;
     const T inf = __builtin_inf();
     for (int64_t i = 0; i < np; ++i) {
       a[i] = i < n ? (p.a ? p.a[i] : T(1) / T(n)) : 0;
@@ -93,14 +94,7 @@ class Run {
       b[j] = j < m ? (p.b ? p.b[j] : T(1) / T(m)) : 0;
       G[j] = b[j] > 0 ? (p.init_g ? p.init_g[j] - p.reg * log_of(b[j]) : 0) : -inf;
     }
-    epoch = 0;
-    if (p.hist_u) copy(u, p.hist_u, n);
-  }
-
-  bool rebuild(const cost::Features<T>* features = nullptr) {
-    if (build(p.cost, features, n, m, p.reg, F, G, u, p.plan, s, partial, p.tasks)) return true;
-    p.status = Status::kBadCost;
-    return false;
+    if (hist_u) copy(u, hist_u, n);
   }
 
   // v from s, u from K v, s from K'u. False: out of range, u and v are not valid (u_before is).
@@ -117,7 +111,7 @@ class Run {
       for (int64_t j = 0; j < m; ++j) v_before[j] = v[j];
     const T *masses = a, *before = relaxation.relaxed() ? u_before : nullptr;
     T *sums = r, *scaling = u;
-    sweep(p.plan, n, mp, v, s, partial, p.tasks, [=](int64_t i, Quad<T> dots) {
+    sweep(p, v, s, partial, [=](int64_t i, Quad<T> dots) {
       const Quad<T> mass = load4(masses + i);
       Quad<T> y = mass > 0 ? mass / dots : Quad<T>{};
       for (int k = 0; before && k < 4; ++k)
@@ -130,35 +124,30 @@ class Run {
   }
 
   // The same iteration from f_(t-1) in the log domain, then K rebuilt around its outcome.
-  bool log_iteration() {
+  Status log_iteration() {
     leave_epoch();
     const T inf = __builtin_inf();
     for (int64_t i = 0; i < np; ++i) f[i] = u_before[i] > 0 ? F[i] + p.reg * log_of(u_before[i]) : -inf;
-    column_half(p.cost, n, m, p.reg, f, g_new, p.tasks);
+    column_half(p, f, g_new);
     for (int64_t j = 0; j < mp; ++j) {
-      if (b[j] > 0 && g_new[j] == inf) return forbidden();
+      if (b[j] > 0 && g_new[j] == inf) return Status::kForbidden;
       G[j] = b[j] > 0 ? g_new[j] : -inf;
       g[j] = b[j] > 0 ? g_new[j] + p.reg * log_of(b[j]) : -inf;
       v[j] = v_before[j] = b[j];
     }
-    row_half(p.cost, n, m, p.reg, g, f_new, p.tasks);
+    row_half(p, g, f_new);
     for (int64_t i = 0; i < np; ++i) {
-      if (a[i] > 0 && f_new[i] == inf) return forbidden();
+      if (a[i] > 0 && f_new[i] == inf) return Status::kForbidden;
       F[i] = a[i] > 0 ? f_new[i] : -inf;
       u[i] = a[i];
     }
-    return rebuild();
-  }
-
-  bool forbidden() {
-    p.status = Status::kForbidden;
-    return false;
+    return build(p, false, F, G, u, s, partial) ? Status::kOk : Status::kBadCost;
   }
 
   void record() {
-    if (!p.hist_u) return;
-    copy(u, p.hist_u + t * n, n);
-    copy(v, p.hist_v + (t - 1) * m, m);
+    if (!hist_u) return;
+    copy(u, hist_u + t * n, n);
+    copy(v, hist_v + (t - 1) * m, m);
   }
 
   // Not a bit of u has changed: nor will anything, in any later iteration.
@@ -177,16 +166,16 @@ class Run {
 
   // History that was written relative to the present F, G becomes potentials.
   void leave_epoch() {
-    if (p.hist_u) {
+    if (hist_u) {
       for (int64_t k = epoch; k < t; ++k) {
-        T *hu = p.hist_u + k * n, *hv = p.hist_v + (k - 1) * m;
+        T *hu = hist_u + k * n, *hv = hist_v + (k - 1) * m;
         for (int64_t i = 0; i < n; ++i) hu[i] = F[i] + p.reg * log_of(hu[i]);
         if (k > 0)
           for (int64_t j = 0; j < m; ++j) hv[j] = G[j] + p.reg * log_of(hv[j]);
       }
     }
     epoch = t;
-    p.history = History::kPotentials;
+    history = History::kPotentials;
   }
 
   T column_error() const {
@@ -206,12 +195,11 @@ class Run {
     return row_mass > 0 ? sum<T>(rest) / row_mass : 0;
   }
 
-  void finish() {
-    const bool save = p.save_plan;
+  Status finish(int64_t n_iter) {
     auto body = [&](int index) {
       const Range rows = task_rows(n, p.tasks, index);
       for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
-        T* k = p.plan + i * mp;
+        T* k = p.saved.plan + i * mp;
         const Vec<T> ui = splat(u[i]);
         Vec<T> total = {}, mass = {};
         for (int64_t j = 0; j < m; j += Lanes<T>::W) {
@@ -224,7 +212,7 @@ class Run {
         const T row_mass = sum<T>(mass);
         T mean = row_mass > 0 ? r[i] / row_mass : 0;
         if (save) mean += centre(k, p.cost + i * m, mean, row_mass);
-        p.alpha[i] = mean;
+        p.saved.alpha[i] = mean;
       }
     };
     parallel(p.tasks, body);
@@ -234,41 +222,50 @@ class Run {
       sum_a += a[i];
       const T free = a[i] > 0 ? F[i] + p.reg * log_of(u[i] / a[i]) : 0;
       dual += double(free) * a[i];
-      if (p.f) p.f[i] = a[i] > 0 ? free + p.reg * log_of(a[i]) : -T(__builtin_inf());
+      if (out.f) out.f[i] = a[i] > 0 ? free + p.reg * log_of(a[i]) : -T(__builtin_inf());
     }
     for (int64_t j = 0; j < m; ++j) {
       sum_b += b[j];
       const T free = b[j] > 0 ? G[j] + p.reg * log_of(v[j] / b[j]) : 0;
       dual += double(free) * b[j];
-      if (p.g) p.g[j] = b[j] > 0 ? free + p.reg * log_of(b[j]) : -T(__builtin_inf());
+      if (out.g) out.g[j] = b[j] > 0 ? free + p.reg * log_of(b[j]) : -T(__builtin_inf());
     }
-    *p.value = T(value);
-    if (value != value || dual != dual) p.status = Status::kOverflow;
-    if (p.dual) *p.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
-    if (p.history == History::kPotentials) {
-      t = p.n_iter + 1;  // the last epoch ends after iteration n_iter
+    *out.value = T(value);
+    if (out.dual) *out.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
+    if (history == History::kPotentials) {
+      t = n_iter + 1;  // the last epoch ends after iteration n_iter
       leave_epoch();
     }
+    *p.saved.info = {n_iter, history};
+    if (out.n_iter) *out.n_iter = n_iter;
+    return value == value && dual == dual ? Status::kOk : Status::kOverflow;
   }
 
-  Forward<T>& p;
+  const View<T>& p;
+  const Outputs<T>& out;
+  const bool save;
   const int64_t n, m, np, mp;
+  const T tol = T(p.tol);
+  T *const hist_u = p.saved.hist_u, *const hist_v = p.saved.hist_v;
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
-  sinkhorn::Relaxation relaxation{p.relax, p.tol, p.max_iter};
+  sinkhorn::Relaxation relaxation{p.relax, tol, p.max_iter};
   const T greatest = exp_of(safe_log<T>()), least = 1 / greatest;
+  History history = History::kScalings;
   int64_t t = 0;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G
 };
 
+template <class T>
+Status solve(const View<T>& p, bool save_plan, const Outputs<T>& out, T* work) {
+  return Run<T>(p, save_plan, out, work).all();
+}
+template <class T>
+constexpr sinkhorn::ForwardKernels<T> kTable = {solve<T>};
+
 }  // namespace
 
-template <class T>
-void forward(Forward<T>& params) {
-  Run<T>(params).all();
-}
-template void forward<float>(Forward<float>&);
-template void forward<double>(Forward<double>&);
+const ByType<sinkhorn::ForwardKernels> forward_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

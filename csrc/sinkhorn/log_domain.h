@@ -17,13 +17,15 @@ static inline Vec<T> load_cost(const T* row, int64_t j, int64_t m) {
 
 // out_j = -reg LSE_i((f_i - C_ij) / reg) for j in [0, padded(m)); +inf where no pair is allowed.
 template <class T>
-static inline void column_half(const T* C, int64_t n, int64_t m, T reg, const T* f, T* out, int tasks) {
+static inline void column_half(const sinkhorn::View<T>& p, const T* f, T* out) {
   constexpr int W = Lanes<T>::W;
+  const int64_t n = p.n, m = p.m;
+  const T *C = p.cost, reg = p.reg;
   const T inf = __builtin_inf();
   const T inverse = 1 / reg;
   const int64_t vectors = (m + W - 1) / W;
   auto body = [&](int index) {
-    for (int64_t b = vectors * index / tasks; b < vectors * (index + 1) / tasks; ++b) {
+    for (int64_t b = vectors * index / p.tasks; b < vectors * (index + 1) / p.tasks; ++b) {
       const int64_t j = b * W;
       Vec<T> top = splat(-inf), total = {};
       for (int64_t i = 0; i < n; ++i)
@@ -34,17 +36,19 @@ static inline void column_half(const T* C, int64_t n, int64_t m, T reg, const T*
       for (int k = 0; k < W; ++k) out[j + k] = total[k] > 0 ? -(shift[k] + reg * log_of(total[k])) : inf;
     }
   };
-  parallel(tasks, body);
+  parallel(p.tasks, body);
 }
 
 // out_i = -reg LSE_j((g_j - C_ij) / reg) for i in [0, n); +inf where no pair is allowed. g is padded by -inf.
 template <class T>
-static inline void row_half(const T* C, int64_t n, int64_t m, T reg, const T* g, T* out, int tasks) {
+static inline void row_half(const sinkhorn::View<T>& p, const T* g, T* out) {
   constexpr int W = Lanes<T>::W;
+  const int64_t n = p.n, m = p.m;
+  const T *C = p.cost, reg = p.reg;
   const T inf = __builtin_inf();
   const T inverse = 1 / reg;
   auto body = [&](int index) {
-    for (int64_t i = n * index / tasks; i < n * (index + 1) / tasks; ++i) {
+    for (int64_t i = n * index / p.tasks; i < n * (index + 1) / p.tasks; ++i) {
       const T* row = C + i * m;
       Vec<T> tops = splat(-inf), total = {};
       for (int64_t j = 0; j < m; j += W) tops = vmax<T>(tops, load(g + j) - load_cost(row, j, m));
@@ -55,7 +59,7 @@ static inline void row_half(const T* C, int64_t n, int64_t m, T reg, const T* g,
       out[i] = sums > 0 ? -(shift + reg * log_of(sums)) : inf;
     }
   };
-  parallel(tasks, body);
+  parallel(p.tasks, body);
 }
 
 // The exponent (f + g - c) / reg with the rounding of f + g put back (two-sum): where f and g are large
@@ -70,14 +74,17 @@ static inline Vec<T> exponent(Vec<T> f, Vec<T> g, Vec<T> c, T inverse) {
 }
 
 // K_ij = exp((F_i + G_j - C_ij) / reg), rows of F = -inf zero, and s_j = sum_i u_i K_ij. F, G, u padded.
-// With features, C holds their inner products and becomes the cost on the way. Returns false where the cost
-// holds NaN or -inf, or, with features, overflows.
+// `from_products`: C holds the inner products of the features and becomes the cost on the way. Returns false where the
+// cost holds NaN or -inf, or, made from features, overflows.
 template <class T>
-static inline bool build(T* C, const cost::Features<T>* features, int64_t n, int64_t m, T reg, const T* F,
-                         const T* G, const T* u, T* K, T* s, T* partial, int tasks) {
+static inline bool build(const sinkhorn::View<T>& p, bool from_products, const T* F, const T* G, const T* u, T* s,
+                         T* partial) {
   constexpr int W = Lanes<T>::W;
-  const int64_t stride = sinkhorn::padded(m);
-  const T inverse = 1 / reg;
+  const int64_t n = p.n, m = p.m, stride = sinkhorn::padded(m);
+  const int tasks = p.tasks;
+  T *const C = p.cost, *const K = p.saved.plan;
+  const cost::Features<T>* features = from_products ? &p.features : nullptr;
+  const T inverse = 1 / p.reg;
   const T inf = __builtin_inf();
   bool good[kMaxTasks];
   auto body = [&](int index) {

@@ -4,6 +4,7 @@
 // maximum.
 #include "sinkhorn/panel.h"
 
+#include "core/level_table.h"
 #include "core/math.h"
 #include "core/packed.h"
 #include "core/parallel.h"
@@ -47,8 +48,7 @@ static inline void each_panel(const Panels<T>& p, int index, bool distances, con
     int64_t end = first + p.rows < all.end ? first + p.rows : all.end;
     end = end < p.n ? end : p.n;
     Rows<T> r{first, end, stride, {}, p.kept && !distances ? p.kept + first * stride : space};
-    r.features = p.features.from(first);
-    r.features.n = end - first;
+    r.features = rows_of(p.features, first, end - first);
     r.features.classes.distance = distances ? space + p.rows * stride : nullptr;
     if (r.cost == space || !p.made) make_costs(p, r);
     body(r);
@@ -121,10 +121,8 @@ static inline void rescale(T* sums, Vec<T> before, Vec<T> after, T inverse) {
   store(sums, after > -T(__builtin_inf()) ? load(sums) * factor : Vec<T>{});
 }
 
-}  // namespace
-
 template <class T>
-bool panel_columns(const Panels<T>& p, const T* f, T* top, T* total) {
+bool columns(const Panels<T>& p, const T* f, T* top, T* total) {
   constexpr int W = Lanes<T>::W;
   constexpr int64_t kTile = 512;
   const T inverse = 1 / p.reg, inf = __builtin_inf();
@@ -179,7 +177,7 @@ bool panel_columns(const Panels<T>& p, const T* f, T* top, T* total) {
 }
 
 template <class T>
-void panel_iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
+void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
   const int64_t mp = padded(p.m);
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t first = r.begin; first < r.end; first += 4) {
@@ -206,7 +204,7 @@ void panel_iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, 
 }
 
 template <class T>
-void panel_plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
+void plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
   constexpr int W = Lanes<T>::W;
   over_panels(p, false, first, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
@@ -236,8 +234,7 @@ void panel_plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_val
 }
 
 template <class T>
-void panel_adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, const T* factor, T* d,
-                   T* sums) {
+void adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums) {
   constexpr int W = Lanes<T>::W;
   const int64_t mp = padded(p.m);
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
@@ -266,8 +263,8 @@ void panel_adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, c
 }
 
 template <class T>
-void panel_adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* share, const T* g_before,
-                       const T* inverse, T* fbar, T* sums) {
+void adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* share, const T* g_before,
+                 const T* inverse, T* fbar, T* sums) {
   constexpr int W = Lanes<T>::W;
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
@@ -285,10 +282,10 @@ void panel_adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* shar
 }
 
 template <class T>
-void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
+void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
   constexpr int W = Lanes<T>::W;
   const int64_t m = p.m, mp = padded(m);
-  const T inverse = 1 / p.reg;
+  const T inverse = 1 / p.reg, weight = T(q.weight);
   over_panels(p, reads_distance(p.features), q.weight_cols, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
@@ -304,14 +301,14 @@ void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
       T* sum_row = E + mp;  // padded: the part of dC that is there whatever comes from the history
       for (int64_t j = 0; j < m; j += W) {
         const Vec<T> plan = load(E + j);
-        Vec<T> d = q.weight * plan;
+        Vec<T> d = weight * plan;
         if (q.alpha) {
-          Vec<T> Z = q.weight * (load(row + j) - shift);
+          Vec<T> Z = weight * (load(row + j) - shift);
           if (q.row_sum)
             Z += along + load(q.col_sum + j);
           else if (!q.depth)
             Z += j + W <= m ? load(out + j) : load_part(out + j, m - j, T(0));
-          d = plan * (q.weight - Z * inverse);
+          d = plan * (weight - Z * inverse);
         }
         store(sum_row + j, plan > 0 ? d : Vec<T>{});
       }
@@ -319,11 +316,11 @@ void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
         const T* g = q.hist_g + t * mp;
         const T* share = q.share_g + t * mp;
         const Vec<T> before = splat(q.hist_before[t * q.stride + i]), f = splat(q.hist_f[t * q.stride + i]),
-                     weight = splat(q.share_f[t * q.stride + i]);
+                     share_f = splat(q.share_f[t * q.stride + i]);
         for (int64_t j = 0; j < m; j += W) {
           const Vec<T> c = load(row + j), gj = load(g + j);
           store(sum_row + j, load(sum_row + j) + exp(exponent<T>(before, gj, c, inverse)) * load(share + j) +
-                                 exp(exponent<T>(f, gj, c, inverse)) * weight);
+                                 exp(exponent<T>(f, gj, c, inverse)) * share_f);
         }
       }
       copy(sum_row, out, m);
@@ -332,16 +329,13 @@ void panel_gradient(const Panels<T>& p, const PanelGradient<T>& q) {
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                                    \
-  template bool panel_columns<T>(const Panels<T>&, const T*, T*, T*);                                        \
-  template void panel_iterate<T>(const Panels<T>&, bool, const T*, const T*, T*, T*);                        \
-  template void panel_plan<T>(const Panels<T>&, const T*, const T*, T*, T*, T*);                             \
-  template void panel_adjoint<T>(const Panels<T>&, const T*, const T*, const T*, const T*, T*, T*);          \
-  template void panel_adjoint_log<T>(const Panels<T>&, const T*, const T*, const T*, const T*, const T*, T*, \
-                                     T*);                                                                    \
-  template void panel_gradient<T>(const Panels<T>&, const PanelGradient<T>&);
-UK_INSTANTIATE(float)
-UK_INSTANTIATE(double)
+template <class T>
+constexpr sinkhorn::PanelKernels<T> kTable = {columns<T>, iterate<T>,     plan<T>,
+                                              adjoint<T>, adjoint_log<T>, gradient<T>};
+
+}  // namespace
+
+const ByType<sinkhorn::PanelKernels> panel_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -36,7 +36,7 @@ template <class T>
 struct PanelGradient {
   const T *f, *g;    // (rows,), (m,) of the plan
   const T* alpha;    // (rows,) <P_i, C_i> / a_i; null: dC = weight P
-  T weight;          // of <P, C>
+  double weight;     // of <P, C>
   const T* row_sum;  // (rows,): Z = row_sum_i + col_sum_j; null: Z is given in out, or with a history in the
                      // log domain
   const T* col_sum;  // (m,)

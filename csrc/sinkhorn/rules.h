@@ -11,15 +11,17 @@ namespace sinkhorn {
 template <class T>
 struct Rules {
   static constexpr bool kFloat = sizeof(T) == 4;
+  static constexpr T kMax = kFloat ? T(3.402823466e+38) : T(1.7976931348623157e+308);
   // Masses up to this take no part: entries of their plan would leave the range of T, and their inverse
   // overflow.
   static constexpr double kLeastMass = kFloat ? 1e-30 : 1e-290;
   // The sums of the masses may differ by this share of both together.
   static constexpr double kSumsGap = kFloat ? 1e-4 : 1e-6;
-  // |log| of a ratio of scalings up to which plain sums are accurate.
-  static constexpr double kSafeLog = kFloat ? 20 : 200;
-  // |log u_t|, |log v_t| up to which the adjoint takes plain sums.
-  static constexpr double kRangeLimit = kFloat ? 30 : 300;
+  // |log| of a ratio of scalings up to which plain sums are accurate, and e to that power.
+  static constexpr T kSafeLog = kFloat ? 20 : 200;
+  static constexpr T kSafeRatio = kFloat ? T(4.85e8) : T(7.2e86);
+  // |log u_t|, |log v_t| up to which the adjoint takes plain sums, and the gradient on a GPU its product.
+  static constexpr T kRangeLimit = kFloat ? 30 : 300;
   // Half the distance from 1 to the next number.
   static constexpr double kRounding = kFloat ? 5.96e-8 : 1.11e-16;
 };
@@ -52,6 +54,18 @@ enum Flag : int {
 };
 constexpr int kFlagsThatPoison = ~kFlagNotConverged;
 
+template <class T>
+UK_HOST_DEVICE bool is_mass(T x) {
+  return x >= 0 && x <= Rules<T>::kMax;  // false for NaN
+}
+// What is wrong with the masses of a problem: whether each `is_mass`, and the sums of both sides.
+template <class T>
+UK_HOST_DEVICE int flags_of_masses(bool all_are, double a, double b) {
+  const double gap = a > b ? a - b : b - a;
+  return (all_are && a < 1e300 && b < 1e300 ? 0 : kFlagBadMass) | (a > 0 && b > 0 ? 0 : kFlagNoMass) |
+         (gap <= Rules<T>::kSumsGap * (a + b) ? 0 : kFlagSums);
+}
+
 // The sentences of refusal. ops/refusals.py puts in the place of "a negative one, NaN or inf" and the like
 // what it finds.
 namespace refusals {
@@ -72,6 +86,14 @@ constexpr char kClassCost[] =
     "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
 constexpr char kLabels[] = "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
 constexpr char kRange[] = "costs and potentials must stay in range, got some whose differences overflow";
+
+// That of flags_of_masses, or null.
+static inline const char* of_masses(int flags) {
+  return flags & kFlagBadMass  ? kBadMass
+         : flags & kFlagNoMass ? kNoMass
+         : flags & kFlagSums   ? kSums
+                               : nullptr;
+}
 }  // namespace refusals
 
 }  // namespace sinkhorn

@@ -87,11 +87,12 @@ static inline void add_partials(const T* partial, int64_t stride, int tasks, T* 
   }
 }
 
-// The sweep over all rows of K (n rows, row length `stride`) in `tasks` tasks. partial: (tasks, stride)
-// work space. The column sums end in s.
+// The sweep over all rows of K, the plan of p. partial: (tasks, padded(m)) work space. The column sums end in s.
 template <class T, class Finish>
-static inline void sweep(const T* K, int64_t n, int64_t stride, const T* v, T* s, T* partial, int tasks,
-                         const Finish& finish) {
+static inline void sweep(const sinkhorn::View<T>& p, const T* v, T* s, T* partial, const Finish& finish) {
+  const int64_t n = p.n, stride = sinkhorn::padded(p.m);
+  const T* K = p.saved.plan;
+  const int tasks = p.tasks;
   auto body = [&](int index) {
     const Range rows = task_rows(n, tasks, index);
     T* mine = tasks == 1 ? s : partial + index * stride;

@@ -90,7 +90,7 @@ class Sinkhorn(torch.autograd.Function):
 def solve(p: Problem, options: Options) -> Solution:
     """By the kernels."""
     p = p.contiguous()
-    return Solution(*Sinkhorn.apply(_OfCost(p, options), p.cost, p.a, p.b))
+    return Solution(*_transforms.applied(Sinkhorn, _OfCost(p, options), p.cost, p.a, p.b))
 
 
 class _OfFeatures(NamedTuple):
@@ -159,6 +159,7 @@ def loss(p: Problem, options: Options, told: Convergence | None) -> Tensor:
     """The loss () of one problem between features, by the kernels; ``told`` is filled in."""
     p = p.contiguous()
     if wanted := leaves(p):
-        return SinkhornLoss.apply(_OfFeatures(p, options, told), *wanted)
-    value: Tensor = door(p.features[0]).loss(p, options, Needs(), told)[0]
+        value: Tensor = _transforms.applied(SinkhornLoss, _OfFeatures(p, options, told), *wanted)
+        return value
+    value = door(p.features[0]).loss(p, options, Needs(), told)[0]
     return value

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _cpu, _cuda, _reference
 from ._call_site import call_site, warn
+from ._cuda import _device
 from ._problem import Gradients, Kept, Needs, Options, Problem, Solution, Upstream
 
 
@@ -48,7 +49,7 @@ class Door(Protocol):
 
 def door(tensor: Tensor) -> Any:
     """The `Door` that this tensor goes through."""
-    if _cuda.runs_on(tensor):
+    if _device.kernels is not None and _device.runs_on(tensor):
         return _cuda
     return _cpu if tensor.is_cpu else _reference
 
@@ -62,3 +63,17 @@ def warn_without_kernels(device: torch.device) -> None:
         "slower (install with nvcc at hand, or UCMKD_CUDA=ON, to build them)"
     )
     warn(text, UserWarning, call_site(), "device")
+
+
+def require_kernels(x: Tensor) -> None:
+    """Raise NotImplementedError where no kernels run on x: only they make costs panel by panel."""
+    if not door(x).KERNELS:
+        raise NotImplementedError(
+            "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
+            f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"
+        )
+
+
+def dtype_of_sums(device: torch.device) -> torch.dtype:
+    """Double, which not every device has."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32

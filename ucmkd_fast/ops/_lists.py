@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _not_converged, _padded, _reference, _route, _transforms, relative_reg
-from ._devices import door
+from ._devices import door, dtype_of_sums
 from ._problem import Convergence, Kept, Offsets, Options, Problem, Solution, Upstream
 from ._route import Call, Many, Way, way
 from .matrix import with_classes
@@ -100,7 +100,7 @@ def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -
     _require_eager(p)
     quiet = call.told is not None
     return (
-        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else _native(p, at, options, quiet)
+        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else in_one_call(p, at, options, quiet)
     )
 
 
@@ -163,10 +163,10 @@ class ListSinkhorn(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def _native(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
+def in_one_call(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
     p = p.contiguous()
     door_ = door(p.features[0])
-    *found, costs = ListSinkhorn.apply(_OfList(p, at, options), *_autograd.leaves(p))
+    *found, costs = _transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
     solution = Solution(*found)
     if not quiet:
         mass = None
@@ -259,7 +259,7 @@ def cost_sums(p: Problem, offsets: Offsets, options: Options) -> tuple[Tensor, T
     p, at = p._replace(x=x.detach(), y=y.detach()), door(x)
     if at.KERNELS and at.BATCHED:
         return _padded.cost_sums(p, offsets, options)
-    total = x.new_zeros(len(offsets.x) - 1, dtype=relative_reg.dtype_of_sums(x.device))
+    total = x.new_zeros(len(offsets.x) - 1, dtype=dtype_of_sums(x.device))
     count = torch.zeros_like(total, dtype=torch.int64)
     for k in range(len(total)):
         part = p.one(*offsets.rows(k))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _not_converged, _registered, relative_reg
-from ._devices import door
+from ._devices import door, dtype_of_sums
 from ._problem import Offsets, Options, Problem, Solution
 from .matrix import with_classes
 
@@ -57,7 +57,7 @@ def solve(p: Problem, offsets: Offsets, options: Options, quiet: bool) -> tuple[
 def cost_sums(p: Problem, offsets: Offsets, options: Options) -> tuple[Tensor, Tensor]:
     """Of every problem the sum (B,) of its finite costs, and their number."""
     x = p.features[0]
-    total = x.new_zeros(len(offsets.x) - 1, dtype=relative_reg.dtype_of_sums(x.device))
+    total = x.new_zeros(len(offsets.x) - 1, dtype=dtype_of_sums(x.device))
     count = torch.zeros_like(total, dtype=torch.int64)
     for at, rows, columns in _launches(p, offsets, options):
         inside = rows.inside[:, :, None] & columns.inside[:, None, :]

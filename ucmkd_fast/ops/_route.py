@@ -23,7 +23,7 @@ from . import (
     relative_reg,
     sharded,
 )
-from ._devices import door, warn_without_kernels
+from ._devices import door, require_kernels, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
 from .matrix import cost_matrix, with_classes
 from .result import PanelResult, SinkhornResult
@@ -208,7 +208,7 @@ def _spread(p: Problem, options: Options, call: Call, wanted: str = "") -> _pane
         return None
     over = sharded.Alone()
     if call.group is not None:
-        _require_kernels(x)
+        require_kernels(x)
         given = "".join(name for name, z in (("a", p.a), ("b", p.b)) if z is not None)
         classes = "" if p.class_cost is None else f"K {p.class_cost.shape[1]}"
         alike = f"xy{given} {classes} {x.shape[1]} {options} {wanted or call.result}"
@@ -217,7 +217,7 @@ def _spread(p: Problem, options: Options, call: Call, wanted: str = "") -> _pane
     fits = not _streamed(p, m, size, call.budget)
     if fits and over.alone:
         return None
-    _require_kernels(x)
+    require_kernels(x)
     return _panels.Spread(memory.panel_rows(n, m, size, call.budget, x.device), fits, over)
 
 
@@ -230,15 +230,6 @@ def _streamed(p: Problem, columns: int, itemsize: int, budget: int | None) -> bo
         return False
     tensors = (p.x, p.y, p.a, p.b, p.class_cost)
     return memory.needs_panels(len(x), columns, itemsize, _transforms.recorded(*tensors), budget, x.device)
-
-
-def _require_kernels(x: Tensor) -> None:
-    """Raise NotImplementedError where no kernels run on x: only they make costs panel by panel."""
-    if not door(x).KERNELS:
-        raise NotImplementedError(
-            "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
-            f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"
-        )
 
 
 def _relative(p: Problem, options: Options, call: Call) -> tuple[Problem, Options]:

@@ -17,6 +17,7 @@ _TransformType = torch._C._functorch.TransformType
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # also one that outlived its transform
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -24,7 +25,7 @@ def direct(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     for t in tensors:
-        if t is not None and type(t) not in _PLAIN:
+        if t is not None and (type(t) not in _PLAIN or _wrapped(t)):
             return False
     return (
         forward_ad._current_level < 0
@@ -32,6 +33,11 @@ def direct(*tensors: Tensor | None) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_function_stack() == 0
     )
+
+
+def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply`` on tensors that are `direct`: without what it looks for first, that transforms may be."""
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 def recorded(*tensors: Tensor | None) -> bool:

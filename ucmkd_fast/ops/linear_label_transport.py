@@ -2,197 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autograd, _devices, _label_cuda, _solve_cuda, checks
-from ._cost_cuda import product
-from .label_transport import (
-    check_options,
-    check_target,
-    hand_over,
-    is_nan,
-    label_transport_loss,
-    refuse_logits,
-    run,
-    value_of,
-)
-
-# Logits of both heads that are alive at a time. Small enough for the second-level cache to help, large
-# enough for the matrix products to run at full speed (`ucmkd bench label_transport`).
-CHUNK_ELEMENTS = 1 << 20
-# On a CUDA device, as many or CUDA_ROWS rows: the gradient of the heads is read and written once for each chunk.
-CUDA_CHUNK_ELEMENTS, CUDA_ROWS = 1 << 23, 512
-
-
-def composite(inputs, target, **options) -> Tensor:
-    """The same from the logits, (n, K) twice: for what the chunked form does not do."""
-    feature, student_weight, student_bias, teacher_weight, teacher_bias = inputs
-    student = F.linear(feature, student_weight, student_bias)
-    teacher = F.linear(feature, teacher_weight, teacher_bias)
-    return label_transport_loss(student, teacher, target, **options)
-
-
-def _rows(n: int, k: int, on_device: bool) -> int:
-    """Of a chunk."""
-    if on_device:
-        return min(n, max(CUDA_ROWS, CUDA_CHUNK_ELEMENTS // (2 * k)))
-    return min(n, max(1, CHUNK_ELEMENTS // (2 * k)))
-
-
-def _factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
-    """What the products multiply: half precision on a device that sums them in float32, else what they sum in."""
-    half = feature.dtype in checks.HALVES and _solve_cuda.runs_on(feature)
-    if half and all(w.dtype == feature.dtype for w in weights):
-        return feature.dtype
-    return torch.promote_types(feature.dtype, torch.float32)
-
-
-def _chunked(inputs, target, ignore_index, smoothing, kappa, needs):
-    """The total of the losses (`run`), and its gradients where ``needs`` asks for one, chunk by chunk.
-
-    Logits and sums are float32 or float64. Where features and heads of half precision are multiplied as they are, the
-    gradients of the logits are rounded to their type before they are.
-    """
-    feature, sw, sb, tw, tb = inputs
-    dtype, factors = torch.promote_types(feature.dtype, torch.float32), _factors(feature, sw, tw)
-    (n, d), k = feature.shape, sw.shape[0]
-    need_feature, need_sw, need_sb, need_tw, need_tb = needs
-    need_student, need_teacher = need_feature or need_sw or need_sb, need_feature or need_tw or need_tb
-    heads = torch.cat([sw, tw]).to(factors)  # (2K, D): both heads in one product
-    bias = heads.new_zeros(2 * k, dtype=dtype)
-    for half, b in ((bias[:k], sb), (bias[k:], tb)):
-        if b is not None:
-            half.copy_(b)
-    # Only the half of the heads that needs a gradient enters the products backwards.
-    columns = slice(0 if need_student else k, 2 * k if need_teacher else k)
-    width = columns.stop - columns.start
-    d_feature = bias.new_empty(n, d) if need_feature else None
-    d_weight = bias.new_zeros(width, d) if need_sw or need_tw else None
-    d_bias = bias.new_zeros(width) if need_sb or need_tb else None
-    rows = _rows(n, k, _solve_cuda.runs_on(heads))
-    logits = bias.new_empty(rows, 2 * k)
-    total, parts = 0.0, []
-    for begin in range(0, n, rows):
-        x = feature[begin : begin + rows].to(factors)
-        z = logits[: len(x)]
-        _logits(bias, x, heads, z)
-        s, t = z[:, :k], z[:, k:]
-        _, part, _ = run(
-            s, t, target[begin : begin + rows], ignore_index, smoothing, kappa == "live",
-            s if need_student else None, t if need_teacher else None, begin,
-        )  # fmt: skip
-        if is_nan(part):  # gradients lie over the logits: these are made again
-            _logits(bias, x, heads, z)
-            refuse_logits(s, t, target[begin : begin + rows], ignore_index, smoothing, begin)
-        if isinstance(part, Tensor):
-            parts.append(part)
-        else:
-            total += part
-        grad = z[:, columns]  # lies over the logits now
-        if d_bias is not None:
-            d_bias += grad.sum(0)
-        grad = grad.to(factors)
-        if d_feature is not None:
-            product(grad, heads[columns].t(), d_feature[begin : begin + rows])
-        if d_weight is not None and factors == dtype:
-            torch.addmm(d_weight, grad.t(), x, out=d_weight)
-        elif d_weight is not None:
-            d_weight += product(grad.t(), x.t(), torch.empty_like(d_weight))
-    student, teacher = slice(0, k), slice(k if need_student else 0, None)
-    return torch.cat(parts) if parts else total, (
-        d_feature,
-        d_weight[student] if need_sw else None,
-        d_bias[student] if need_sb else None,
-        d_weight[teacher] if need_tw else None,
-        d_bias[teacher] if need_tb else None,
-    )
-
-
-def _logits(bias: Tensor, x: Tensor, heads: Tensor, out: Tensor) -> None:
-    if heads.dtype == out.dtype:
-        torch.addmm(bias, x, heads.t(), out=out)
-    else:
-        product(x, heads, out).add_(bias)
-
-
-class LinearLabelTransport(torch.autograd.Function):
-    """Gradients are made chunk by chunk in the forward, and scaled and handed over by the backward.
-
-    A second backward through the same graph finds them gone and makes them again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, feature, sw, sb, tw, tb, target, ignore_index, smoothing, kappa, reduction):  # noqa: D102
-        inputs = tuple(None if z is None else z.detach() for z in (feature, sw, sb, tw, tb))
-        needs = ctx.needs_input_grad[:5]
-        target = target.contiguous()
-        total, ctx.grads = _chunked(inputs, target, ignore_index, smoothing, kappa, needs)
-        kept: Tensor | int
-        if isinstance(total, Tensor):
-            total, kept = _label_cuda.total(total, target, ignore_index, reduction == "mean")
-        else:
-            kept = int((target != ignore_index).sum())
-        ctx.save_for_backward(feature, sw, sb, tw, tb, target)
-        ctx.options = (ignore_index, smoothing, kappa, reduction)
-        ctx.divisor = kept if reduction == "mean" else None
-        return value_of(total, kept, reduction, torch.promote_types(feature.dtype, torch.float32))
-
-    @staticmethod
-    def backward(ctx: Any, upstream):  # noqa: D102
-        *inputs, target = ctx.saved_tensors
-        ignore_index, smoothing, kappa, reduction = ctx.options
-        if torch.is_grad_enabled():
-            dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-
-            def again(*inputs):
-                wide = [None if z is None else z.to(dtype) for z in inputs]
-                loss = composite(
-                    wide, target, kappa=kappa, label_smoothing=smoothing, ignore_index=ignore_index,
-                    reduction=reduction,
-                )  # fmt: skip
-                return (loss,)
-
-            return *_autograd.differentiate(again, inputs, (upstream,)), *[None] * 5
-        grads, ctx.grads = ctx.grads, None
-        if grads is None:
-            needs = ctx.needs_input_grad[:5]
-            _, grads = _chunked(inputs, target.contiguous(), ignore_index, smoothing, kappa, needs)
-        scaled = hand_over(grads, upstream, ctx.divisor)
-        cast = (None if g is None else g.to(z.dtype) for g, z in zip(scaled, inputs, strict=True))
-        return *cast, *[None] * 5
-
-
-def _check(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any, target: Any) -> None:
-    checks.tensor("feature", feature, "(n, D)", 2, half=True)
-    checks.tensor("student_weight", sw, "(K, D)", 2, half=True)
-    checks.tensor("teacher_weight", tw, "(K, D)", 2, half=True)
-    if 0 in feature.shape or 0 in sw.shape:
-        raise ValueError(
-            "feature and weights must have at least one row and one column, got "
-            f"{tuple(feature.shape)} and {tuple(sw.shape)}"
-        )
-    if sw.shape != tw.shape or sw.shape[1] != feature.shape[1]:
-        raise ValueError(
-            f"both weights must have shape (K, {feature.shape[1]}) for a feature of width {feature.shape[1]}, "
-            f"got {tuple(sw.shape)} and {tuple(tw.shape)}"
-        )
-    for name, b in (("student_bias", sb), ("teacher_bias", tb)):
-        if b is not None and checks.tensor(name, b, "(K,)", 1, half=True).shape[0] != sw.shape[0]:
-            raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
-    check_target(target, feature.shape[0])
-    named = {
-        "feature": feature,
-        "student_weight": sw,
-        "student_bias": sb,
-        "teacher_weight": tw,
-        "teacher_bias": tb,
-    }
-    checks.same_device(**named, target=target)
-    checks.common_dtype(**named)
+from . import _devices, _transforms, checks
+from ._label import LabelDoor, LabelOptions, Logits, Prepared, as_given, refuse_logits
+from ._products import product
+from .label_transport import check_target, checked_options, label_transport_loss
 
 
 def linear_label_transport_loss(
@@ -233,14 +53,167 @@ def linear_label_transport_loss(
         TypeError: not a tensor, integers, float64 with float32, a target that is not int64.
         ValueError: shapes that do not fit, labels out of range, NaN, unknown options.
     """
-    _check(feature, student_weight, student_bias, teacher_weight, teacher_bias, target)
-    check_options(kappa, label_smoothing, ignore_index, reduction)
-    inputs = (feature, student_weight, student_bias, teacher_weight, teacher_bias)
-    if reduction == "none" or not _devices.has_kernels(feature) or not _autograd.direct(*inputs, target):
-        dtype = torch.promote_types(feature.dtype, torch.float32)
-        wide = [None if z is None else z.to(dtype) for z in inputs]
-        return composite(
-            wide, target, kappa=kappa, label_smoothing=label_smoothing, ignore_index=ignore_index,
-            reduction=reduction,
-        )  # fmt: skip
-    return LinearLabelTransport.apply(*inputs, target, ignore_index, float(label_smoothing), kappa, reduction)
+    heads = Heads(feature, student_weight, student_bias, teacher_weight, teacher_bias)
+    _check(heads, target)
+    options = checked_options(kappa, label_smoothing, ignore_index, reduction)
+    door = _devices.door(feature)
+    if reduction != "none" and door.KERNELS and _transforms.direct(*heads, target):
+        loss: Tensor = LinearLabelTransport.apply(target, options, door.label, *heads)
+        return loss
+    return _from_logits(heads, target, options)
+
+
+class Heads(NamedTuple):
+    """Both linear heads and their feature."""
+
+    feature: Tensor  # (n, D)
+    student_weight: Tensor  # (K, D)
+    student_bias: Tensor | None  # (K,)
+    teacher_weight: Tensor  # (K, D)
+    teacher_bias: Tensor | None  # (K,)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """In which logits and sums are: float32 or float64."""
+        return torch.promote_types(self.feature.dtype, torch.float32)
+
+
+def _check(heads: Heads, target: Any) -> None:
+    feature, sw, sb, tw, tb = heads
+    checks.tensor("feature", feature, "(n, D)", 2, half=True)
+    checks.tensor("student_weight", sw, "(K, D)", 2, half=True)
+    checks.tensor("teacher_weight", tw, "(K, D)", 2, half=True)
+    if 0 in feature.shape or 0 in sw.shape:
+        raise ValueError(
+            "feature and weights must have at least one row and one column, got "
+            f"{tuple(feature.shape)} and {tuple(sw.shape)}"
+        )
+    if sw.shape != tw.shape or sw.shape[1] != feature.shape[1]:
+        raise ValueError(
+            f"both weights must have shape (K, {feature.shape[1]}) for a feature of width {feature.shape[1]}, "
+            f"got {tuple(sw.shape)} and {tuple(tw.shape)}"
+        )
+    for name, b in (("student_bias", sb), ("teacher_bias", tb)):
+        if b is not None and checks.tensor(name, b, "(K,)", 1, half=True).shape[0] != sw.shape[0]:
+            raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
+    check_target(target, feature.shape[0])
+    named = heads._asdict()
+    checks.same_device(**named, target=target)
+    checks.common_dtype(**named)
+
+
+def _from_logits(heads: Heads, target: Tensor, options: LabelOptions) -> Tensor:
+    """With the logits (n, K) of both heads: for what the chunked form does not do."""
+    feature, sw, sb, tw, tb = (None if z is None else z.to(heads.wide) for z in heads)
+    assert feature is not None and sw is not None and tw is not None
+    return label_transport_loss(
+        F.linear(feature, sw, sb), F.linear(feature, tw, tb), target, **options._asdict()
+    )
+
+
+class LinearLabelTransport(torch.autograd.Function):
+    """Gradients are made chunk by chunk in the forward, and scaled and handed over by the backward.
+
+    A second backward through the same graph finds them gone and makes them again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, options: LabelOptions, label: LabelDoor, *tensors: Any) -> Tensor:  # noqa: D102
+        loss, ctx.prepared = _by_chunks(Heads(*tensors), target, options, label, ctx.needs_input_grad[3:])
+        ctx.save_for_backward(target, *tensors)
+        ctx.options, ctx.label = options, label
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        target, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def again(*tensors: Tensor) -> tuple[Tensor]:
+                return (_from_logits(Heads(*tensors), target, ctx.options),)
+
+            return None, None, None, *_transforms.differentiate(again, tensors, (upstream,))
+        options, label, needs = ctx.options, ctx.label, ctx.needs_input_grad[3:]
+        grads = ctx.prepared.take() or _by_chunks(Heads(*tensors), target, options, label, needs)[1].take()
+        grads = label.scale_owned_(grads, upstream, ctx.prepared.count)
+        return None, None, None, *as_given(grads, tensors)
+
+
+def _by_chunks(
+    heads: Heads, target: Tensor, options: LabelOptions, label: LabelDoor, needs: Sequence[bool]
+) -> tuple[Tensor, Prepared]:
+    """The loss, and the gradients of the sum over its rows where ``needs`` asks for one."""
+    target, k = target.contiguous(), len(heads.student_weight)
+    factors = label.factors(heads.feature, heads.student_weight, heads.teacher_weight)
+    products, each = _Products(heads, needs, factors), options._replace(reduction="sum")
+    rows = label.chunk_rows(len(target), k)
+    room = products.bias.new_empty(rows, 2 * k)
+    found = []
+    for begin in range(0, len(target), rows):
+        part = slice(begin, begin + rows)
+        x = heads.feature[part].to(factors)
+        z = products.logits(x, room[: len(x)])
+        logits = Logits(z[:, :k], z[:, k:], target[part], begin)
+        losses = label.rows(logits, each, products.over(logits))
+        if label.is_nan(losses):  # gradients lie over the logits: these are made again
+            products.logits(x, z)
+            refuse_logits(logits, options)
+        found.append(losses)
+        products.add_gradients(part, x, z)
+    loss, count = label.total(found, target, options)
+    return loss, Prepared(products.gradients(), count)
+
+
+class _Products:
+    """Both heads as one: the logits of a chunk, and the gradients of feature and heads from those of the logits.
+
+    Logits and sums are float32 or float64. Where features and heads of half precision are multiplied as they are, the
+    gradients of the logits are rounded to their type before they are.
+    """
+
+    def __init__(self, heads: Heads, needs: Sequence[bool], factors: torch.dtype):
+        feature, sw, sb, tw, tb = heads
+        (n, d), k = feature.shape, len(sw)
+        self.weight = torch.cat([sw, tw]).to(factors)  # (2K, D)
+        self.bias = feature.new_zeros(2 * k, dtype=heads.wide)
+        for half, b in zip(self.bias.chunk(2), (sb, tb), strict=True):
+            if b is not None:
+                half.copy_(b)
+        self._needs, self._k = needs, k
+        of_feature, of_sw, of_sb, of_tw, of_tb = needs
+        self._student, self._teacher = of_feature or of_sw or of_sb, of_feature or of_tw or of_tb
+        # Only the half of the heads that needs a gradient enters the products backwards.
+        self._columns = slice(0 if self._student else k, 2 * k if self._teacher else k)
+        width = self._columns.stop - self._columns.start
+        self._feature = self.bias.new_empty(n, d) if of_feature else None
+        self._weight = self.bias.new_zeros(width, d) if of_sw or of_tw else None
+        self._bias = self.bias.new_zeros(width) if of_sb or of_tb else None
+
+    def logits(self, x: Tensor, out: Tensor) -> Tensor:
+        """Of a chunk (R, D), into ``out`` (R, 2K)."""
+        if x.dtype == out.dtype:
+            return torch.addmm(self.bias, x, self.weight.t(), out=out)
+        return product(x, self.weight, out).add_(self.bias)
+
+    def over(self, logits: Logits) -> tuple[Tensor | None, Tensor | None]:
+        """Where the gradients of a chunk's logits go: over them, where needed."""
+        return logits.student if self._student else None, logits.teacher if self._teacher else None
+
+    def add_gradients(self, part: slice, x: Tensor, z: Tensor) -> None:
+        """Of a chunk (R, D), from those of its logits (R, 2K)."""
+        grad = z[:, self._columns]
+        if self._bias is not None:
+            self._bias += grad.sum(0)
+        grad = grad.to(x.dtype)
+        if self._feature is not None:
+            product(grad, self.weight[self._columns].t(), self._feature[part])
+        if self._weight is not None and x.dtype == z.dtype:
+            torch.addmm(self._weight, grad.t(), x, out=self._weight)
+        elif self._weight is not None:
+            self._weight += product(grad.t(), x.t(), torch.empty_like(self._weight))
+
+    def gradients(self) -> list[Tensor | None]:
+        """In the order of `Heads`."""
+        halves = (slice(self._k), slice(-self._k, None))
+        of_heads = [None if z is None else z[half] for half in halves for z in (self._weight, self._bias)]
+        return [g if need else None for g, need in zip([self._feature, *of_heads], self._needs, strict=True)]

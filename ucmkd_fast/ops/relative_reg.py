@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _transforms
-from ._devices import door
+from ._devices import door, dtype_of_sums
 from ._problem import Options, Problem, Solution
 
 
@@ -38,16 +38,11 @@ def mean_cost_on_host(matrix: Tensor) -> Tensor:
 
 
 def sums(matrix: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The sum (B?,) of the entries that `mean_cost` takes, of `dtype_of_sums`, and their number."""
+    """The sum (B?,) of the entries that `mean_cost` takes, in double where the device has it, and their number."""
     matrix = matrix.detach()
     counts = matrix.isfinite() if inside is None else matrix.isfinite() & inside
     rows = torch.where(counts, matrix, 0).sum(-1)  # a double copy of the matrix would be too much
     return rows.to(dtype_of_sums(matrix.device)).sum(-1), counts.sum((-2, -1))
-
-
-def dtype_of_sums(device: torch.device) -> torch.dtype:
-    """Double, which not every device has."""
-    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def ratio(total: Tensor, count: Tensor) -> Tensor:

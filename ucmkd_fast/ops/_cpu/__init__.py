@@ -1,5 +1,6 @@
 """The door of CPU tensors: the kernels of csrc, compiled for each of their instruction sets."""
 
+from . import label
 from .costs import cost, cost_backward, matrix
 from .lists import matrices, solve_list, solve_list_backward, sums
 from .losses import loss, loss_backward
@@ -16,6 +17,7 @@ __all__ = [
     "cost",
     "cost_backward",
     "cost_panels",
+    "label",
     "loss",
     "loss_backward",
     "matrices",

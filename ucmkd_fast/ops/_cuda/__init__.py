@@ -1,5 +1,6 @@
 """The door of CUDA tensors: nothing is read back, nothing waits; refused input gives NaN."""
 
+from . import label
 from ._device import fits_block, runs_on
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
@@ -17,6 +18,7 @@ __all__ = [
     "cost_backward",
     "cost_panels",
     "fits_block",
+    "label",
     "loss",
     "loss_backward",
     "runs_on",
