@@ -307,7 +307,7 @@ def test_the_number_of_threads_may_change_between_calls_of_others(threads):
 
 def test_the_module_relies_on_the_interpreter_lock():
     """As the documentation says: a free-threaded Python switches the lock on when it imports the module."""
-    assert "mod_gil_not_used" not in (ROOT / "csrc" / "bind.cpp").read_text()
+    assert "mod_gil_not_used" not in (ROOT / "csrc" / "bind" / "module.cpp").read_text()
     assert getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -439,11 +439,11 @@ def test_no_openmp_and_no_torch_is_linked():
 
 
 def test_the_fuzzer_calls_every_entry_function():
-    """What bind*.h call for the CPU, tests/native calls too: under the sanitizers, by fuzz.cpp or races.cpp or both."""
-    bindings = [path for path in (ROOT / "csrc").glob("bind*") if path.name != "bind_cuda.h"]
+    """What csrc/bind/ calls for the CPU, tests/native calls too, under the sanitizers: fuzz.cpp, races.cpp or both."""
+    bindings = [path for path in (ROOT / "csrc" / "bind").glob("*.cpp") if path.stem not in ("cuda", "rules")]
     call = re.compile(r"\b(?:sinkhorn|cost|label_transport)::(\w+)(?:<T>|<decltype\(t\)>)?\(")
     entries = {name for path in bindings for name in call.findall(path.read_text())}
     assert {"forward", "loss_backward", "ragged_forward", "panel_gradient", "l1_backward"} <= entries
     calls = "".join(path.read_text() for path in (ROOT / "tests" / "native").glob("*.[hc]*"))
     missing = {name for name in entries if not re.search(rf"\b{name}(?:<T>)?\(", calls)}
-    assert not missing, f"csrc/bind*.h call these, and no program of tests/native does: {sorted(missing)}"
+    assert not missing, f"csrc/bind/ calls these, and no program of tests/native does: {sorted(missing)}"

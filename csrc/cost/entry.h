@@ -1,4 +1,4 @@
-// Costs from features and back, on untyped pointers: what bind_cost.h calls.
+// Costs from features and back, on untyped pointers: what bind/cost.cpp calls.
 #pragma once
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-// What bind_label.h calls; the contract is in params.h.
+// What bind/label.cpp calls; the contract is in params.h.
 #pragma once
 #include "label_transport/params.h"
 

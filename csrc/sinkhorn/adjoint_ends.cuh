@@ -56,7 +56,7 @@ __device__ void sum_at_the_fixed_point(const One<T>& p, const AdjointCall<T>& ca
       size = size < magnitude(mine) ? magnitude(mine) : size;
     });
     size = crew.largest(size);
-    const double rate = before > 0 && size < before ? size / before : 0.999;
+    const double rate = before > 0 && size < before ? size / before : kUnknownRate;
     before = size;
     converged = 2 * size / (1 - rate) <= least;
     if (converged) break;  // the same on every thread

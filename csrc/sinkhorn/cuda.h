@@ -8,21 +8,10 @@
 #include "core/launch.cuh"
 #include "sinkhorn/cuda_call.h"
 #include "sinkhorn/regime.h"
+#include "sinkhorn/rules.h"
 
 namespace ucmkd {
 namespace sinkhorn {
-
-// Bits that the kernels raise per problem. The outputs of such a problem are NaN.
-enum Flag : int {
-  kFlagBadCost = 1,    // NaN or -inf in the cost
-  kFlagForbidden = 2,  // a row or a column has mass and every pair of it is forbidden
-  kFlagBadMass = 4,    // a mass that is negative, NaN or inf
-  kFlagNoMass = 8,     // all masses are 0
-  kFlagSums = 16,      // a and b have different sums
-  kFlagNotConverged = 32,  // the implicit gradient did not reach its tolerance; its result stands
-  kFlagOverflow = 64,      // a distance between features that overflows
-};
-constexpr int kFlagsThatPoison = ~kFlagNotConverged;
 
 template <class T>
 struct DeviceProblem {

@@ -9,15 +9,15 @@ namespace sinkhorn {
 template <class T>
 __device__ void check_masses(const One<T>& p, Crew& crew, double* sum_a, double* sum_b) {
   double sums[2] = {0, 0};
-  int wrong = 0;
+  bool good = true;
   auto look = [&](T mass, int side) {
-    if (!is_mass(mass)) wrong = kFlagBadMass;
+    good &= is_mass(mass);
     sums[side] += mass;
   };
   crew.over(crew.row_begin, crew.row_end, [&](int i) { look(p.mass_a(i), 0); });
   crew.over(crew.col_begin, crew.col_end, [&](int j) { look(p.mass_b(j), 1); });
   *sum_a = p.all.a ? crew.total(sums[0]) : 1, *sum_b = p.all.b ? crew.total(sums[1]) : 1;
-  wrong |= flags_of_sums<T>(*sum_a, *sum_b);
+  const int wrong = flags_of_masses<T>(good, *sum_a, *sum_b);
   if (wrong) cuda::atomic_or(p.flags(), wrong);
 }
 

@@ -38,7 +38,7 @@ struct OwnedStart {
   __device__ T shift(int) const { return g; }
   __device__ T power(int row) const { return potential[row] * k; }
   __device__ T entry(T shift, T c, T power) const { return cuda::power_of_two((shift - c) * k + power); }
-  __device__ void look(T c) { bad |= !(c >= -Limits<T>::kMax); }
+  __device__ void look(T c) { bad |= !(c >= -Rules<T>::kMax); }
 };
 
 template <class T>

@@ -22,6 +22,10 @@ namespace {
 
 constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
 
+// u_t of the ratios that the product takes, and 1 / u_t.
+template <class T>
+constexpr T kMostRatio = sizeof(T) == 4 ? T(1e13) : T(1e130);
+
 // The shape of the work of a block.
 template <class T, int kPer>
 struct Tile {
@@ -167,8 +171,8 @@ struct Ratios {
       const T power = (potential[s] - last) * inverse_reg, ratio = cuda::exp_of(power);
       const bool logs = log_sum[s] < T(INFINITY);
       const T share = logs ? cuda::exp_of((-log_sum[s] - last_power) - last_rest) : inverse_or_zero(mass);
-      in_range = in_range && magnitude(power) <= Limits<T>::kRatio && share * mass <= Limits<T>::kMostRatio &&
-                 share * mass * Limits<T>::kMostRatio >= 1;
+      in_range = in_range && magnitude(power) <= Rules<T>::kRangeLimit && share * mass <= kMostRatio<T> &&
+                 share * mass * kMostRatio<T> >= 1;
       const T weighed = share * adjoint[s];
       to[2 * s * Own::kSize] = of_row() ? weighed : ratio;
       to[(2 * s + 1) * Own::kSize] = of_row() ? ratio : weighed;

@@ -42,15 +42,15 @@ struct SmallForward {
 
   __device__ void check_masses(double* sum_a, double* sum_b) {
     double sums[2] = {0, 0};
-    int wrong = 0;
+    bool good = true;
     auto look = [&](float x, int side) {
-      if (!is_mass(x)) wrong = kFlagBadMass;
+      good &= is_mass(x);
       sums[side] += x;
     };
     if (threadIdx.x < at.n) look(p.mass_a(threadIdx.x), 0);
     if (threadIdx.x < at.m) look(p.mass_b(threadIdx.x), 1);
     *sum_a = p.all.a ? at.total(sums[0], 0) : 1, *sum_b = p.all.b ? at.total(sums[1], 1) : 1;
-    wrong |= flags_of_sums<float>(*sum_a, *sum_b);
+    const int wrong = flags_of_masses<float>(good, *sum_a, *sum_b);
     if (wrong) cuda::atomic_or(p.flags(), wrong);
   }
 
@@ -60,7 +60,7 @@ struct SmallForward {
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int c = 0; c < C; ++c) bad |= !(kernel[r][c] >= -Limits<float>::kMax);
+      for (int c = 0; c < C; ++c) bad |= !(kernel[r][c] >= -Rules<float>::kMax);
     if (bad) cuda::atomic_or(p.flags(), kFlagBadCost);
 #pragma unroll
     for (int c = 0; c < C; ++c) {

@@ -8,20 +8,6 @@ namespace sinkhorn {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr float kMax = 3.402823466e+38f;
-  // Largest |log u| and u of the ratios whose products make the gradient, see gradient.cu.
-  static constexpr float kRatio = 30, kMostRatio = 1e13f;
-};
-template <>
-struct Limits<double> {
-  static constexpr double kMax = 1.7976931348623157e+308;
-  static constexpr double kRatio = 300, kMostRatio = 1e130;
-};
-
 // log sum exp of what was added, with the largest term kept apart: it cannot overflow and loses a term
 // only where that is below the rounding of the sum. Empty is (-inf, 0).
 template <class T>

@@ -42,18 +42,6 @@ __device__ void clear_flags(const One<T>& p) {
   cuda::sync_block();
 }
 
-template <class T>
-__device__ inline bool is_mass(T x) {
-  return x >= 0 && x <= Limits<T>::kMax;
-}
-// What is wrong with the sums of all masses.
-template <class T>
-__device__ inline int flags_of_sums(double a, double b) {
-  const double gap = a > b ? a - b : b - a;
-  const bool differ = !(gap <= (sizeof(T) == 4 ? 1e-4 : 1e-6) * (a + b));
-  return (a > 0 && b > 0 ? 0 : kFlagNoMass) | (differ ? kFlagSums : 0);
-}
-
 // ---- The iterations
 
 // f from g, and the log-sums of the columns from f. Over-relaxed, f_(t-1) is where f_t goes: no history then.
@@ -97,7 +85,7 @@ struct Start {
   bool bad;
   __device__ RowValue<T> given(int i) const { return {f[i], 0, 0}; }
   __device__ void column(Column& acc, const RowValue<T>& y, int, T c) {
-    if (!(c >= -Limits<T>::kMax)) bad = true;
+    if (!(c >= -Rules<T>::kMax)) bad = true;
     acc.add((y.potential - c) * inverse_reg);
   }
 };

@@ -39,7 +39,7 @@ def load(planted: tuple[str, str, str] | None = None) -> ModuleType:
 
 
 def _library(planted: tuple[str, str, str] | None) -> Path:
-    sources = sorted(CSRC.rglob("*.cu")) + sorted(HERE.glob("*.cpp"))
+    sources = [*sorted(CSRC.rglob("*.cu")), CSRC / "bind" / "cuda.cpp", *sorted(HERE.glob("*.cpp"))]
     headers = sorted(p for folder in (CSRC, HERE) for p in folder.rglob("*.*h"))
     digest = hashlib.sha256(repr((FLAGS, planted, sys.version)).encode())
     for path in sources + headers:

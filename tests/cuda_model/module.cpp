@@ -1,10 +1,8 @@
 // The CUDA kernels of csrc/ as a Python module that runs them on the execution model.
-#include "bind_cuda.h"
-
+#include "bind/bind.h"
 #include "core/launch.cuh"
 #include "sinkhorn/regime.h"
 
-namespace py = pybind11;
 using namespace ucmkd;
 
 PYBIND11_MODULE(cuda_model, m) {

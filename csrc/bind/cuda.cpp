@@ -1,32 +1,34 @@
-// The Python entries of the CUDA kernels, one line each. bind.cpp includes it where device code is built, and
-// so does the module of tests/cuda_model, which runs the same kernels without a GPU.
-#pragma once
-#include <pybind11/pybind11.h>
-
+// The CUDA kernels: records whose fields Python writes one by one, and the calls that take them.
 #include <stdexcept>
 #include <string>
 
+#include "bind/bind.h"
 #include "cost/cuda_call.h"
 #include "label_transport/cuda_call.h"
 #include "sinkhorn/cuda_call.h"
 
 namespace ucmkd {
+namespace {
 
 // Raises what the driver refused.
-inline void check_launch(const char* refused) {
+void check_launch(const char* refused) {
   if (refused) throw std::runtime_error(std::string("a CUDA kernel could not be started: ") + refused);
 }
 
-inline void bind_cuda(pybind11::module_& m) {
-  namespace py = pybind11;
+}  // namespace
+
+void bind_cuda(py::module_& m) {
   using sinkhorn::CudaCall;
-  py::class_<CudaCall> call(m, "CudaSinkhorn", py::module_local(), "Addresses and sizes of one batch; it owns nothing.");
+  py::class_<CudaCall> call(m, "CudaSinkhorn", py::module_local(),
+                            "Addresses and sizes of one batch; it owns nothing.");
   call.def(py::init<>());
 #define UK_FIELD(name) call.def_readwrite(#name, &CudaCall::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(regime), UK_FIELD(n), UK_FIELD(m);
   UK_FIELD(batch), UK_FIELD(max_iter), UK_FIELD(a_stride), UK_FIELD(b_stride), UK_FIELD(reg), UK_FIELD(tol);
-  UK_FIELD(relax), UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f), UK_FIELD(hist_f);
-  UK_FIELD(hist_g), UK_FIELD(log_f), UK_FIELD(log_g), UK_FIELD(f), UK_FIELD(g), UK_FIELD(alpha), UK_FIELD(n_iter), UK_FIELD(flags);
+  UK_FIELD(relax), UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f),
+      UK_FIELD(hist_f);
+  UK_FIELD(hist_g), UK_FIELD(log_f), UK_FIELD(log_g), UK_FIELD(f), UK_FIELD(g), UK_FIELD(alpha),
+      UK_FIELD(n_iter), UK_FIELD(flags);
   UK_FIELD(work), UK_FIELD(value), UK_FIELD(dual), UK_FIELD(marginal_error), UK_FIELD(n_iter_out);
   UK_FIELD(value_weight), UK_FIELD(grad_f), UK_FIELD(grad_g), UK_FIELD(df), UK_FIELD(dg), UK_FIELD(first);
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
@@ -41,24 +43,29 @@ inline void bind_cuda(pybind11::module_& m) {
   UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed);
 #undef UK_FIELD
   using cost::CudaCost;
-  py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
+  py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(),
+                               "Addresses and sizes of one cost; it owns nothing.");
   of_cost.def(py::init<>());
 #define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
-  UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(batch), UK_FIELD(n);
+  UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric),
+      UK_FIELD(batch), UK_FIELD(n);
   UK_FIELD(m), UK_FIELD(d), UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale_x), UK_FIELD(scale_y);
-  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(marks), UK_FIELD(adds_to_y);
+  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(marks),
+      UK_FIELD(adds_to_y);
   UK_FIELD(class_cost), UK_FIELD(labels), UK_FIELD(grad_cost), UK_FIELD(order), UK_FIELD(starts);
   UK_FIELD(grad_class), UK_FIELD(sums_x), UK_FIELD(sums_y), UK_FIELD(grad_x), UK_FIELD(grad_y);
 #undef UK_FIELD
   using label_transport::CudaLabel;
-  py::class_<CudaLabel> label(m, "CudaLabel", py::module_local(), "Addresses and sizes of one batch of logits; it owns nothing.");
+  py::class_<CudaLabel> label(m, "CudaLabel", py::module_local(),
+                              "Addresses and sizes of one batch of logits; it owns nothing.");
   label.def(py::init<>());
 #define UK_FIELD(name) label.def_readwrite(#name, &CudaLabel::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(n), UK_FIELD(k), UK_FIELD(student);
   UK_FIELD(teacher), UK_FIELD(student_stride), UK_FIELD(teacher_stride), UK_FIELD(target);
   UK_FIELD(ignore_index), UK_FIELD(label_smoothing), UK_FIELD(live_kappa), UK_FIELD(loss);
   UK_FIELD(grad_student), UK_FIELD(grad_teacher), UK_FIELD(grad_stride);
-  UK_FIELD(upstream), UK_FIELD(upstream_stride), UK_FIELD(logit_type), UK_FIELD(counted), UK_FIELD(total), UK_FIELD(mean);
+  UK_FIELD(upstream), UK_FIELD(upstream_stride), UK_FIELD(logit_type), UK_FIELD(counted), UK_FIELD(total),
+      UK_FIELD(mean);
 #undef UK_FIELD
   m.def("cuda_sinkhorn_work", [](const CudaCall& c) {
     const char* refused;
@@ -75,7 +82,8 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("cuda_sinkhorn_forward", [](const CudaCall& c) { check_launch(sinkhorn::cuda_forward(c)); });
   m.def("cuda_sinkhorn_adjoint", [](const CudaCall& c) { check_launch(sinkhorn::cuda_adjoint(c)); });
   m.def("cuda_sinkhorn_gradient", [](const CudaCall& c) { check_launch(sinkhorn::cuda_gradient(c)); });
-  m.def("cuda_panel", [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
+  m.def("cuda_panel",
+        [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
   m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
   m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });

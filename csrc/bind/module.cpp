@@ -1,20 +1,9 @@
-// The compiled module. This file and bind*.h beside it are the only ones that know pybind11.
-#include "bind.h"
-
-#include <pybind11/pybind11.h>
-
+// The compiled module. The files of this folder are the only ones that know pybind11.
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
-#include "bind_cost.h"
-#include "bind_label.h"
-#include "bind_panel.h"
-#include "bind_ragged.h"
-#include "bind_sinkhorn.h"
-#ifdef UCMKD_WITH_CUDA
-#include "bind_cuda.h"
-#endif
+#include "bind/bind.h"
 #include "core/levels.h"
 #include "core/parallel.h"
 
@@ -66,15 +55,16 @@ void exp_of_level(bool f64, const std::string& name, Address x, Address y, int64
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Kernels of ucmkd_fast; see csrc/";
-  module.def("set_threads", &set_threads, py::arg("parallel_for"), py::arg("get_num_threads"), py::arg("limit"),
-             py::arg("least_work") = kLeastWork);
+  module.def("set_threads", &set_threads, "parallel_for"_a, "get_num_threads"_a, "limit"_a,
+             "least_work"_a = kLeastWork);
   module.def("thread_counts", [] { return py::make_tuple(thread_counts().teams, thread_counts().stalls); });
   module.def("build_info", &build_info);
-  module.def("exp", &exp_of_level);
+  module.def("exp", &exp_of_level, "f64"_a, "level"_a, "x"_a, "y"_a, "count"_a);
+  bind_rules(module);
+  bind_cost(module);
   bind_sinkhorn(module);
   bind_ragged(module);
-  bind_panel(module);
-  bind_cost(module);
+  bind_panels(module);
   bind_label(module);
 #ifdef UCMKD_WITH_CUDA
   bind_cuda(module);

@@ -1,5 +1,5 @@
-// What the bindings share. Pointers and sizes arrive as integers, by position; a null pointer is 0. `f64`
-// chooses double, else float.
+// What the bindings share. Everything crosses by name: addresses and sizes as integers, a null pointer as 0.
+// `f64` chooses double, else float. The names and types are those of ucmkd_fast/_C.pyi.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <stdint.h>
@@ -7,6 +7,7 @@
 namespace ucmkd {
 
 namespace py = pybind11;
+using namespace py::literals;  // "name"_a
 
 // Of a binding that runs a kernel: the interpreter lock is released meanwhile.
 using Unlocked = py::call_guard<py::gil_scoped_release>;
@@ -26,6 +27,15 @@ template <class Body>
 auto by_type(bool f64, Body body) {
   return f64 ? body(double()) : body(float());
 }
+
+void bind_rules(py::module_&);
+void bind_cost(py::module_&);
+void bind_sinkhorn(py::module_&);
+void bind_ragged(py::module_&);
+void bind_panels(py::module_&);
+void bind_label(py::module_&);
+void bind_cuda(
+    py::module_&);  // in builds with device code, and in tests/cuda_model, which runs it without a GPU
 
 }  // namespace ucmkd
 
