@@ -7,6 +7,7 @@
 #include "core/scratch.h"
 #include "cost/entry.h"
 #include "sinkhorn/entry.h"
+#include "sinkhorn/rules.h"
 #include "sinkhorn/tasks.h"
 
 namespace ucmkd {
@@ -66,25 +67,14 @@ Gradients<T> gradients_at(const Gradients<T>& out, const Place& at) {
 // Null, or a sentence on masses; null pointers are uniform.
 template <class T>
 const char* check_masses(const View<T>& p) {
-  double sums[2] = {1, 1};
-  const T* masses[2] = {p.a, p.b};
-  const int64_t sizes[2] = {p.n, p.m};
-  for (int side = 0; side < 2; ++side) {
-    if (!masses[side]) continue;
-    double total = 0;
-    bool good = true;
-    for (int64_t k = 0; k < sizes[side]; ++k) {
-      good &= masses[side][k] >= 0;  // false for NaN
-      total += masses[side][k];
-    }
-    if (!good || !(total < 1e300)) return "masses must be finite and >= 0, got a negative one, NaN or inf";
-    if (!(total > 0)) return "masses must not all be 0, got an all-zero vector";
-    sums[side] = total;
-  }
-  const double gap = sums[0] > sums[1] ? sums[0] - sums[1] : sums[1] - sums[0];
-  if (gap > (sizeof(T) == 4 ? 1e-4 : 1e-6) * (sums[0] + sums[1]))
-    return "a and b must have equal sums (each is 1 where it is not given), got sums that differ";
-  return nullptr;
+  bool good = true;
+  auto sum = [&](const T* masses, int64_t size) {
+    double total = masses ? 0 : 1;
+    for (int64_t k = 0; masses && k < size; ++k) good &= is_mass(masses[k]), total += masses[k];
+    return total;
+  };
+  const double sum_a = sum(p.a, p.n), sum_b = sum(p.b, p.m);
+  return refusals::of_masses(flags_of_masses<T>(good, sum_a, sum_b));
 }
 
 // Null, or a sentence on the term by class.
@@ -94,10 +84,10 @@ const char* check_classes(const View<T>& p) {
   bool good = true;
   for (int64_t k = 0; k < p.n * classes.count; ++k)
     good &= classes.cost[k] > -T(__builtin_inf());  // false for NaN
-  if (!good) return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
+  if (!good) return refusals::kClassCost;
   for (int64_t j = 0; classes.count && j < p.m; ++j)
     good &= classes.label[j] >= 0 && classes.label[j] < classes.count;
-  return good ? nullptr : "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
+  return good ? nullptr : refusals::kLabels;
 }
 
 template <class T>
@@ -114,12 +104,11 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   Scratch<T> work(forward_work(p));
   switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
     case Status::kBadCost:
-      return has_features(p) ? "the distances between x and y must stay in range, got one that overflows"
-                             : "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf";
+      return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
     case Status::kForbidden:
-      return "every row and column with mass needs a pair of finite cost with mass, got one that has none";
+      return refusals::kForbidden;
     case Status::kOverflow:
-      return "costs and potentials must stay in range, got some whose differences overflow";
+      return refusals::kRange;
     case Status::kOk:
       break;
   }

@@ -11,6 +11,7 @@
 #include "core/simd.h"
 #include "cost/row.h"
 #include "sinkhorn/log_domain.h"
+#include "sinkhorn/rules.h"
 
 namespace ucmkd {
 namespace UK_LEVEL {
@@ -19,6 +20,7 @@ namespace {
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
 using sinkhorn::Panels;
+using sinkhorn::Rules;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
 template <class T>
@@ -109,11 +111,6 @@ static inline void over_panels(const Panels<T>& p, bool distances, T* sums, cons
   }
 }
 
-template <class T>
-constexpr T safe() {
-  return sizeof(T) == 4 ? T(4.85e8) : T(7.2e86);  // e^20, e^200, as in forward.cpp
-}
-
 // A vector of sums relative to `before`, made relative to `after`, which is no less; 0 where that is -inf.
 template <class T>
 static inline void rescale(T* sums, Vec<T> before, Vec<T> after, T inverse) {
@@ -189,7 +186,7 @@ void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, 
           continue;
         }
         T total = exponentials(p, r.row(i), f[i], g, E + k * mp);
-        const bool in_range = total >= 1 / safe<T>() && total <= safe<T>();
+        const bool in_range = total >= 1 / Rules<T>::kSafeRatio && total <= Rules<T>::kSafeRatio;
         if (!in_range) {
           f[i] = -row_top(p, r.row(i), g);
           total = exponentials(p, r.row(i), f[i], g, E + k * mp);
