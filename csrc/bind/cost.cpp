@@ -14,11 +14,12 @@ void bind_cost(py::module_& module) {
       [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
          Address scale_y, Address given_x, Address given_y, int64_t classes, Address class_cost,
          Address labels, Address distance, Address grad_class) {
-        FeatureSet f{};
-        f.f64 = f64, f.metric = static_cast<cost::Metric>(metric), f.n = n, f.m = m, f.d = d;
-        f.x = x, f.y = y, f.scale_x = scale_x, f.scale_y = scale_y, f.given_x = given_x, f.given_y = given_y;
-        f.classes = {classes, class_cost, labels, distance, grad_class};
-        return f;
+        return FeatureSet{f64,     static_cast<cost::Metric>(metric),
+                          n,       m,
+                          d,       x,
+                          y,       scale_x,
+                          scale_y, given_x,
+                          given_y, {classes, class_cost, labels, distance, grad_class}};
       },
       py::kw_only(), "f64"_a, "metric"_a, "n"_a, "m"_a, "d"_a, "x"_a, "y"_a, "scale_x"_a, "scale_y"_a,
       "given_x"_a = 0, "given_y"_a = 0, "classes"_a = 0, "class_cost"_a = 0, "labels"_a = 0, "distance"_a = 0,

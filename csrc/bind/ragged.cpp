@@ -18,13 +18,12 @@ void bind_ragged(py::module_& module) {
       [](const cost::FeatureSet& features, int64_t batch, Address x_offsets, Address y_offsets, double reg,
          int64_t max_iter, double tol, Address a, Address b, Address init_f, Address init_g, bool relax,
          bool history, Address cost, Address saved) {
-        Ragged r{};
+        Ragged r{{}, x_offsets, y_offsets};
         sinkhorn::Problem& p = r.all;
-        p.f64 = features.f64, p.batch = batch, p.n = features.n, p.m = features.m;
-        p.max_iter = max_iter, p.reg = reg, p.tol = tol, p.relax = relax, p.history = history;
+        p.f64 = features.f64, p.batch = batch, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
+        p.relax = relax, p.history = history;
         p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
         p.cost = cost, p.saved = saved, p.features = features;
-        r.x_offsets = x_offsets, r.y_offsets = y_offsets;
         return r;
       },
       py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a, "tol"_a,
@@ -33,9 +32,8 @@ void bind_ragged(py::module_& module) {
   module.def(
       "ragged_sizes",
       [](int64_t batch, Address x_offsets, Address y_offsets, int64_t max_iter, bool history) {
-        Ragged r{};
+        Ragged r{{}, x_offsets, y_offsets};
         r.all.batch = batch, r.all.max_iter = max_iter, r.all.history = history;
-        r.x_offsets = x_offsets, r.y_offsets = y_offsets;
         const auto sizes = sinkhorn::ragged_sizes(r);
         return std::make_pair(sizes.cost, sizes.saved);
       },

@@ -37,9 +37,10 @@ void bind_records(py::module_& module) {
       module, "LossSettings",
       [](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol, bool relax,
          int grad) {
-        return LossSettings{
-            f64,      static_cast<cost::Metric>(metric), regularized, reg,
-            max_iter, tol,                               relax,       static_cast<Grad>(grad)};
+        return LossSettings{f64,         static_cast<cost::Metric>(metric),
+                            regularized, reg,
+                            max_iter,    tol,
+                            relax,       static_cast<Grad>(grad)};
       },
       py::kw_only(), "f64"_a, "metric"_a, "regularized"_a, "reg"_a, "max_iter"_a, "tol"_a, "relax"_a,
       "grad"_a);
@@ -114,8 +115,8 @@ py::object loss_and_gradient(const LossSettings& settings, int64_t n, int64_t m,
                              Address y, Address a, Address b, Address init_f, Address init_g, Address loss,
                              Address marginal_error, Address n_iter, Address grad_x, Address grad_y) {
   Problem p{};
-  p.n = n, p.m = m, p.features.d = d, p.features.x = x, p.features.y = y;
-  p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
+  p.n = n, p.m = m, p.features.d = d, p.features.x = x, p.features.y = y, p.a = a, p.b = b, p.init_f = init_f,
+  p.init_g = init_g;
   sinkhorn::Remarks remarks{true, true, true};
   const char* refused = [&] {
     py::gil_scoped_release unlocked;
@@ -135,8 +136,8 @@ void bind_loss(py::module_& module) {
       [](const Problem& p, bool own_products, bool save_plan, Address f, Address g, Address value,
          Address dual, Address marginal_error, Address n_iter) {
         return by_type(p.f64, [&](auto t) {
-          return sinkhorn::loss_forward<decltype(t)>(
-              p, own_products, save_plan, {f, g, value, dual, marginal_error, n_iter});
+          return sinkhorn::loss_forward<decltype(t)>(p, own_products, save_plan,
+                                                     {f, g, value, dual, marginal_error, n_iter});
         });
       },
       "problem"_a, py::kw_only(), "own_products"_a, "save_plan"_a, "f"_a, "g"_a, "value"_a, "dual"_a,
