@@ -70,7 +70,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   p.history = s.grad == Grad::kUnrolled;
   cost::FeatureSet& f = p.features;
-  f.metric = s.metric;
+  f.metric = s.metric, f.n = p.n, f.m = p.m;
   const int64_t n = p.n, m = p.m, d = f.d;
   const int64_t head = padded(n * m + n + m), saved = saved_size(n, m, p.max_iter, p.history);
   const bool centred = cost::centred(f.metric);
@@ -79,7 +79,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   p.cost = cost, f.scale_x = cost + n * m, f.scale_y = cost + n * m + n, p.saved = cost + head;
   if (centred) {
     T *x = value + 1, *y = x + n * d;
-    cost::centre(n, m, d, static_cast<const T*>(f.x), static_cast<const T*>(f.y), x, y);
+    cost::centre(cost::features_of<T>(f), x, y);
     f.given_x = f.x, f.given_y = f.y, f.x = x, f.y = y;
   }
   const View<T> one = the_one<T>(p);
