@@ -42,9 +42,8 @@ const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
 }
 template <class T>
 void centre(const Features<T>& f, T* out_x, T* out_y) {
-  with_helpers(2 * times(f.n + f.m, f.d), [&] {
-    kernels<T>().cost.centre(f, out_x, out_y, tasks_for(f.d, (f.n + f.m) * f.d));
-  });
+  with_helpers(2 * times(f.n + f.m, f.d),
+               [&] { kernels<T>().cost.centre(f, out_x, out_y, tasks_for(f.d, (f.n + f.m) * f.d)); });
 }
 template <class T>
 void inner_products(const Features<T>& f, T* c) {
@@ -102,7 +101,8 @@ void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, 
 }  // namespace
 
 template <class T>
-void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy) {
+void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx,
+               T* dy) {
   if (by_difference(f.metric)) {
     if (dx) std::fill(dx, dx + f.n * f.d, T(0));
     if (dy) std::fill(dy, dy + f.m * f.d, T(0));
@@ -117,15 +117,15 @@ void l1_backward(const Signs<T>& s) {
   with_helpers(2 * work, [&] { kernels<T>().cost.l1_backward(s, tasks_for(s.n, s.n * s.m * s.d)); });
 }
 
-#define UK_INSTANTIATE(T)                                                      \
-  template const char* scales<T>(const Features<T>&, T*, T*);                  \
-  template void inner_products<T>(const Features<T>&, T*);                     \
-  template void finish<T>(const Features<T>&, T*);                             \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
-  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \
+#define UK_INSTANTIATE(T)                                                                   \
+  template const char* scales<T>(const Features<T>&, T*, T*);                               \
+  template void inner_products<T>(const Features<T>&, T*);                                  \
+  template void finish<T>(const Features<T>&, T*);                                          \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);                         \
+  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);                 \
   template void gradients<T>(const Features<T>&, const T*, T*, const T*, const T*, T*, T*); \
-  template void centre<T>(const Features<T>&, T*, T*); \
-  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*); \
+  template void centre<T>(const Features<T>&, T*, T*);                                      \
+  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*);                     \
   template void l1_backward<T>(const Signs<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

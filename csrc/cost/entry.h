@@ -21,14 +21,15 @@ template <class T>
 void finish(const Features<T>&, T* c);
 template <class T>
 void weigh(const Features<T>&, const T* c, T* dc, T* row_sum, T* col_sum);
-// See kernels.h; nothing for a metric that has no near pairs. Else g_x and g_y begin as zeros, or as sums so far.
+// See kernels.h; nothing for a metric that has no near pairs. Else g_x and g_y begin as zeros, or as sums so
+// far.
 template <class T>
 void set_apart(const Features<T>&, const T* c, T* w, T* g_x, T* g_y);
 // The product of weights and features, in g, becomes the gradient of x, or of y where `of_y`.
 template <class T>
 void finish_gradient(const Features<T>&, const T* sums, bool of_y, T* g);
-// Gradients of x and y, where they are not null, from the weights (n, m), their row sums and their column sums: the
-// products are made here. c is the cost; the weights are not kept.
+// Gradients of x and y, where they are not null, from the weights (n, m), their row sums and their column
+// sums: the products are made here. c is the cost; the weights are not kept.
 template <class T>
 void gradients(const Features<T>&, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy);
 template <class T>

@@ -287,7 +287,9 @@ void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
       const T* row = r.row(i);
-      if (q.distance) copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row, q.distance + i * m, m);
+      if (q.distance)
+        copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row,
+             q.distance + i * m, m);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
         q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);
