@@ -20,7 +20,6 @@ namespace {
 using sinkhorn::Gradients;
 using sinkhorn::History;
 using sinkhorn::padded;
-using sinkhorn::Rules;
 using sinkhorn::Seed;
 using sinkhorn::View;
 
@@ -93,7 +92,7 @@ template <class T>
 bool ratios(const View<T>& p, const T* now, const T* last, const T* mass, int64_t size, T* out) {
   constexpr int W = Lanes<T>::W;
   const bool scalings = p.saved.info->history == History::kScalings;
-  const T greatest = exp_of(Rules<T>::kRangeLimit), least = 1 / greatest, inverse = 1 / p.reg;
+  const T greatest = exp_of(sinkhorn::Rules<T>::kRangeLimit), least = 1 / greatest, inverse = 1 / p.reg;
   typename Lanes<T>::I bad = {};
   for (int64_t k = 0; k < size; k += W) {
     const int64_t left = size - k;

@@ -23,6 +23,7 @@ namespace {
 using sinkhorn::History;
 using sinkhorn::Outputs;
 using sinkhorn::padded;
+using sinkhorn::Rules;
 using sinkhorn::Status;
 using sinkhorn::View;
 
@@ -246,7 +247,7 @@ class Run {
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
   sinkhorn::Relaxation relaxation{p.relax, tol, p.max_iter};
-  const T greatest = exp_of(sinkhorn::Rules<T>::kSafeLog), least = 1 / greatest;
+  const T greatest = exp_of(Rules<T>::kSafeLog), least = 1 / greatest;
   History history = History::kScalings;
   int64_t t = 0;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G

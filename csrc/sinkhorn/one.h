@@ -67,14 +67,18 @@ Gradients<T> gradients_at(const Gradients<T>& out, const Place& at) {
 // Null, or a sentence on masses; null pointers are uniform.
 template <class T>
 const char* check_masses(const View<T>& p) {
-  bool good = true;
-  auto sum = [&](const T* masses, int64_t size) {
-    double total = masses ? 0 : 1;
-    for (int64_t k = 0; masses && k < size; ++k) good &= is_mass(masses[k]), total += masses[k];
-    return total;
-  };
-  const double sum_a = sum(p.a, p.n), sum_b = sum(p.b, p.m);
-  return refusals::of_masses(flags_of_masses<T>(good, sum_a, sum_b));
+  double sums[2] = {1, 1};
+  const T* masses[2] = {p.a, p.b};
+  const int64_t sizes[2] = {p.n, p.m};
+  for (int side = 0; side < 2; ++side) {
+    if (!masses[side]) continue;
+    double total = 0;
+    bool good = true;
+    for (int64_t k = 0; k < sizes[side]; ++k) good &= is_mass(masses[side][k]), total += masses[side][k];
+    if (const char* refused = refusals::of_masses(flags_of_masses<T>(good, total, total))) return refused;
+    sums[side] = total;
+  }
+  return refusals::of_masses(flags_of_masses<T>(true, sums[0], sums[1]));
 }
 
 // Null, or a sentence on the term by class.
@@ -104,7 +108,8 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   Scratch<T> work(forward_work(p));
   switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
     case Status::kBadCost:
-      return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
+      return has_features(p) ? refusals::kOverflow
+                             : refusals::kBadCost;
     case Status::kForbidden:
       return refusals::kForbidden;
     case Status::kOverflow:

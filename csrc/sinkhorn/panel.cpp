@@ -20,7 +20,6 @@ namespace {
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
 using sinkhorn::Panels;
-using sinkhorn::Rules;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
 template <class T>
@@ -175,6 +174,7 @@ bool columns(const Panels<T>& p, const T* f, T* top, T* total) {
 
 template <class T>
 void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
+  constexpr T safe = sinkhorn::Rules<T>::kSafeRatio;
   const int64_t mp = padded(p.m);
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t first = r.begin; first < r.end; first += 4) {
@@ -186,7 +186,7 @@ void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, 
           continue;
         }
         T total = exponentials(p, r.row(i), f[i], g, E + k * mp);
-        const bool in_range = total >= 1 / Rules<T>::kSafeRatio && total <= Rules<T>::kSafeRatio;
+        const bool in_range = total >= 1 / safe && total <= safe;
         if (!in_range) {
           f[i] = -row_top(p, r.row(i), g);
           total = exponentials(p, r.row(i), f[i], g, E + k * mp);

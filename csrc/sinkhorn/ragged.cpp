@@ -69,7 +69,6 @@ FeatureGradients<T> gradients_at(const FeatureGradients<T>& out, int64_t d, cons
 }  // namespace
 
 RaggedSizes ragged_sizes(const Ragged& r) { return Table(r).sizes; }
-int64_t ragged_cost_offset(const Ragged& r, int64_t k) { return Table(r).places[k].cost; }
 
 template <class T>
 std::string ragged_forward(const Ragged& r, bool save_plan, const Outputs<T>& out) {

@@ -1,4 +1,4 @@
-// Many problems of different sizes between features in one call: what bind_ragged.h calls.
+// Many problems of different sizes between features in one call: what bind/ragged.cpp calls.
 //
 // Problem k is rows [x_offsets[k], x_offsets[k + 1]) of x against rows [y_offsets[k], y_offsets[k + 1]) of y.
 // One without rows on a side has nothing to transport: its loss and its gradients are 0.
@@ -25,9 +25,6 @@ struct RaggedSizes {
   int64_t cost, saved;
 };
 RaggedSizes ragged_sizes(const Ragged&);
-
-// Where the cost of problem k (n_k, m_k) begins, in elements.
-int64_t ragged_cost_offset(const Ragged&, int64_t k);
 
 // Empty, or a sentence about what is wrong with the input and where. Outputs: f (n,) and g (m,), -inf in problems
 // without rows on a side, and all others (batch,); none is null.
