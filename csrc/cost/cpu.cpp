@@ -34,7 +34,9 @@ bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks)
 
 // Tasks share out the width: each sums and subtracts its features of every row.
 template <class T>
-void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y, int tasks) {
+void centre(const Features<T>& f, T* out_x, T* out_y, int tasks) {
+  const int64_t n = f.n, m = f.m, d = f.d;
+  const T *x = f.x, *y = f.y;
   constexpr int64_t kWidth = 64;
   auto task = [&](int index) {
     for (int64_t k = index * kWidth; k < d; k += tasks * kWidth) {
@@ -84,7 +86,8 @@ void add_pair(const T* x, const T* y, T w, int64_t d, T* g) {
 template <class T>
 void add_unit_pair(const T* x, const T* y, T w, int64_t d, T* g) {
   const double p = inverse_length(x, d), q = inverse_length(y, d), length = double(w) / q;
-  for (int64_t k = 0; k < d; ++k) g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
+  for (int64_t k = 0; k < d; ++k)
+    g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
 }
 
 template <class T>
@@ -141,17 +144,17 @@ void shift_rows(int64_t n, int64_t d, const T* x, const T* row_sum, T* g, int ta
 }
 
 template <class T>
-void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, int64_t row_stride,
-                 int64_t col_stride, T* dx, int tasks) {
+void l1_backward(const cost::Signs<T>& s, int tasks) {
   constexpr int W = Lanes<T>::W;
-  over_rows(n, tasks, [&](int64_t begin, int64_t end, int) {
+  const int64_t d = s.d;
+  over_rows(s.n, tasks, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* p = x + i * d;
-      T* out = dx + i * d;
+      const T* p = s.x + i * d;
+      T* out = s.dx + i * d;
       for (int64_t k = 0; k < d; ++k) out[k] = 0;
-      for (int64_t j = 0; j < m; ++j) {
-        const T* q = y + j * d;
-        const T w = dc[i * row_stride + j * col_stride];
+      for (int64_t j = 0; j < s.m; ++j) {
+        const T* q = s.y + j * d;
+        const T w = s.dc[i * s.dc_row + j * s.dc_column];
         const Vec<T> up = splat(w);
         int64_t k = 0;
         for (; k + W <= d; k += W) {

@@ -41,10 +41,9 @@ const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
   });
 }
 template <class T>
-void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y) {
-  with_helpers(2 * times(n + m, d), [&] {
-    kernels<T>().cost.centre(n, m, d, x, y, out_x, out_y, tasks_for(d, (n + m) * d));
-  });
+void centre(const Features<T>& f, T* out_x, T* out_y) {
+  with_helpers(2 * times(f.n + f.m, f.d),
+               [&] { kernels<T>().cost.centre(f, out_x, out_y, tasks_for(f.d, (f.n + f.m) * f.d)); });
 }
 template <class T>
 void inner_products(const Features<T>& f, T* c) {
@@ -91,9 +90,10 @@ namespace {
 template <class T>
 void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, T* g) {
   const Side<T> here = side_of(f, of_y), there = side_of(f, !of_y);
+  const int64_t row = of_y ? 1 : f.m, column = of_y ? f.m : 1;
   if (f.metric == Metric::kL1)
-    return l1_backward(here.n, there.n, f.d, here.x, there.x, weights, of_y, g);
-  kernels<T>().product.plain({here.n, f.d, there.n, weights, of_y ? 1 : f.m, of_y ? f.m : 1, there.x, g,
+    return l1_backward<T>({here.n, there.n, f.d, here.x, there.x, weights, row, column, g});
+  kernels<T>().product.plain({here.n, f.d, there.n, weights, row, column, there.x, g,
                               product_tasks(here.n, there.n, f.d), by_difference(f.metric)});
   finish_gradient(f, sums, of_y, g);
 }
@@ -101,7 +101,8 @@ void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, 
 }  // namespace
 
 template <class T>
-void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy) {
+void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx,
+               T* dy) {
   if (by_difference(f.metric)) {
     if (dx) std::fill(dx, dx + f.n * f.d, T(0));
     if (dy) std::fill(dy, dy + f.m * f.d, T(0));
@@ -111,24 +112,21 @@ void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, c
   if (dy) gradient(f, weights, col_sum, true, dy);
 }
 template <class T>
-void l1_backward(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc, bool transposed,
-                 T* dx) {
-  with_helpers(2 * times(n, m, d), [&] {
-    kernels<T>().cost.l1_backward(n, m, d, x, y, dc, transposed ? 1 : m, transposed ? n : 1, dx,
-                                  tasks_for(n, n * m * d));
-  });
+void l1_backward(const Signs<T>& s) {
+  const double work = times(s.n, s.m, s.d);
+  with_helpers(2 * work, [&] { kernels<T>().cost.l1_backward(s, tasks_for(s.n, s.n * s.m * s.d)); });
 }
 
-#define UK_INSTANTIATE(T)                                                      \
-  template const char* scales<T>(const Features<T>&, T*, T*);                  \
-  template void inner_products<T>(const Features<T>&, T*);                     \
-  template void finish<T>(const Features<T>&, T*);                             \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
-  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \
+#define UK_INSTANTIATE(T)                                                                   \
+  template const char* scales<T>(const Features<T>&, T*, T*);                               \
+  template void inner_products<T>(const Features<T>&, T*);                                  \
+  template void finish<T>(const Features<T>&, T*);                                          \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);                         \
+  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);                 \
   template void gradients<T>(const Features<T>&, const T*, T*, const T*, const T*, T*, T*); \
-  template void centre<T>(int64_t, int64_t, int64_t, const T*, const T*, T*, T*); \
-  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*); \
-  template void l1_backward<T>(int64_t, int64_t, int64_t, const T*, const T*, const T*, bool, T*);
+  template void centre<T>(const Features<T>&, T*, T*);                                      \
+  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*);                     \
+  template void l1_backward<T>(const Signs<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -5,31 +5,39 @@
 namespace ucmkd {
 namespace cost {
 
+// dx_i = sum_j dC_ij sign(x_i - y_j). dC has any strides, so that it serves dy as well.
+template <class T>
+struct Signs {
+  int64_t n, m, d;
+  const T* x;   // (n, d)
+  const T* y;   // (m, d)
+  const T* dc;  // (n, m)
+  int64_t dc_row, dc_column;
+  T* dx;  // (n, d)
+};
+
 template <class T>
 struct Kernels {
   // |x_i|^2, or 1 / |x_i| where the metric normalises. False: NaN, inf or a square that overflows.
   bool (*scales)(bool inverse, int64_t n, int64_t d, const T* x /* (n, d) */, T* scale /* (n,) */, int tasks);
   // x - c and y - c, with c the mean of the rows of y.
-  void (*centre)(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x /* (n, d) */,
-                 T* out_y /* (m, d) */, int tasks);
+  void (*centre)(const Features<T>&, T* out_x /* (n, d) */, T* out_y /* (m, d) */, int tasks);
   // Inner products (n, m) -> costs, in place; l1 reads none.
   void (*finish)(const Features<T>&, T* c, int tasks);
   // dC (n, m) -> W in place, see weigh_row.
   void (*weigh)(const Features<T>&, const T* c, T* dc, T* row_sum /* (n,) */, T* col_sum /* (m,) */,
                 T* work /* (tasks, m) */, int tasks);
-  // Near pairs leave the products of `weigh`'s W with the features: their weights become 0, and their share of W y and
-  // of W' x, from the differences of the pair, is added to g_x and g_y (where they are not null). `distance` is the
-  // cost without its term by class.
-  void (*set_apart)(const Features<T>&, const T* distance /* (n, m) */, T* w /* (n, m) */, T* g_x /* (n, d) */,
-                    T* g_y /* (m, d) */, int tasks);
+  // Near pairs leave the products of `weigh`'s W with the features: their weights become 0, and their share
+  // of W y and of W' x, from the differences of the pair, is added to g_x and g_y (where they are not null).
+  // `distance` is the cost without its term by class.
+  void (*set_apart)(const Features<T>&, const T* distance /* (n, m) */, T* w /* (n, m) */,
+                    T* g_x /* (n, d) */, T* g_y /* (m, d) */, int tasks);
   // g <- -(g - x^ <x^, g>), in place; scale = 1 / |x|.
   void (*project)(int64_t n, int64_t d, const T* x, const T* scale, T* g /* (n, d) */, int tasks);
   // g_i <- row_sum_i x_i - g_i, in place.
   void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */,
                      int tasks);
-  // dx_i = sum_j dC_ij sign(x_i - y_j). dC is (n, m) with the given strides, so that it serves dy as well.
-  void (*l1_backward)(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc,
-                      int64_t row_stride, int64_t col_stride, T* dx /* (n, d) */, int tasks);
+  void (*l1_backward)(const Signs<T>&, int tasks);
 };
 
 }  // namespace cost

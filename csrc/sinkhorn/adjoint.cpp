@@ -172,8 +172,7 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
   const int tasks = p.tasks;
   Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np),
-    *fbar = shelf.take(np), *none = shelf.take(np),
-    *grad_a = out.a ? out.a : shelf.take(np);
+    *fbar = shelf.take(np), *none = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
   T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp),
     *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp),
     *grad_b = out.b ? out.b : shelf.take(mp);
@@ -294,7 +293,8 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
 }
 
 template <class T>
-bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out, T* work) {
+bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out,
+                 T* work) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
   const int64_t max_sweeps = sinkhorn::max_sweeps(p.max_iter);
   Shelf<T> shelf(work);

@@ -1,5 +1,5 @@
-// One problem each way: what batches of costs, losses between features and ragged lists call. Memory is taken here;
-// the helpers (core/parallel.h) are the caller's, and a problem's numbers do not depend on who runs it.
+// One problem each way: what batches of costs, losses between features and ragged lists call. Memory is taken
+// here; the helpers (core/parallel.h) are the caller's, and a problem's numbers do not depend on who runs it.
 #pragma once
 #include <algorithm>
 
@@ -54,9 +54,12 @@ Seed<T> seed_at(const Upstream& up, const Place& at) {
 }
 template <class T>
 Outputs<T> outputs_at(const Outputs<T>& out, const Place& at) {
-  return {offset<T>(out.f, at.x),     offset<T>(out.g, at.y),
-          out.value + at.k,           offset<T>(out.dual, at.k),
-          offset<T>(out.marginal_error, at.k), offset<int64_t>(out.n_iter, at.k)};
+  return {offset<T>(out.f, at.x),
+          offset<T>(out.g, at.y),
+          out.value + at.k,
+          offset<T>(out.dual, at.k),
+          offset<T>(out.marginal_error, at.k),
+          offset<int64_t>(out.n_iter, at.k)};
 }
 template <class T>
 Gradients<T> gradients_at(const Gradients<T>& out, const Place& at) {
@@ -108,8 +111,7 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   Scratch<T> work(forward_work(p));
   switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
     case Status::kBadCost:
-      return has_features(p) ? refusals::kOverflow
-                             : refusals::kBadCost;
+      return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
     case Status::kForbidden:
       return refusals::kForbidden;
     case Status::kOverflow:
@@ -149,7 +151,8 @@ void adjoint_finish_one(const View<T>& p, const Seed<T>& seed, int64_t depth, co
   Scratch<T> work(adjoint_work(p));
   kernels<T>().adjoint.log_domain(p, seed, out, work.data());
   if (has_features(p))
-    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(), p.tasks);
+    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(),
+                            p.tasks);
 }
 
 // As `implicit` (entry.h).

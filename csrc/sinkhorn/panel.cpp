@@ -19,6 +19,7 @@ namespace {
 
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
+using sinkhorn::PanelLogStep;
 using sinkhorn::Panels;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
@@ -260,19 +261,18 @@ void adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, const T
 }
 
 template <class T>
-void adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* share, const T* g_before,
-                 const T* inverse, T* fbar, T* sums) {
+void adjoint_log(const Panels<T>& p, const PanelLogStep<T>& s, T* fbar, T* sums) {
   constexpr int W = Lanes<T>::W;
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       fbar[i] = 0;
-      if (!(f[i] > -T(__builtin_inf()))) continue;
-      exponentials(p, r.row(i), f[i], g, E);
+      if (!(s.f[i] > -T(__builtin_inf()))) continue;
+      exponentials(p, r.row(i), s.f[i], s.g, E);
       Vec<T> total = {};
-      for (int64_t j = 0; j < p.m; j += W) total += load(E + j) * load(share + j);
+      for (int64_t j = 0; j < p.m; j += W) total += load(E + j) * load(s.share + j);
       fbar[i] = -sum<T>(total);
-      exponentials(p, r.row(i), f[i], g_before, E);
-      const Vec<T> weight = splat(fbar[i] * inverse[i]);
+      exponentials(p, r.row(i), s.f[i], s.g_before, E);
+      const Vec<T> weight = splat(fbar[i] * s.inverse[i]);
       for (int64_t j = 0; j < p.m; j += W) store(columns + j, load(columns + j) - weight * load(E + j));
     }
   });
@@ -287,7 +287,9 @@ void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
       const T* row = r.row(i);
-      if (q.distance) copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row, q.distance + i * m, m);
+      if (q.distance)
+        copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row,
+             q.distance + i * m, m);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
         q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);

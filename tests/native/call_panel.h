@@ -97,7 +97,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
     kernels.adjoint(all, f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());
   });
   sweep([&](auto& kernels, auto& all) {
-    kernels.adjoint_log(all, f.data(), g.data(), share.data(), g_before.data(), inverse.data(), d.data(),
+    kernels.adjoint_log(all, {f.data(), g.data(), share.data(), g_before.data(), inverse.data()}, d.data(),
                         sums.data());
   });
   Buffer<T> distance(s.n * s.m), history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0), columns_history(2 * mp, -inf, 0),

@@ -13,7 +13,7 @@ Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
   Buffer<T> near_x(s.n * s.d, 0), near_y(s.m * s.d, 0), x(s.n * s.d), y(s.m * s.d);
   cost::Features<T> f = features<T>(s, in.x.data(), in.y.data(), scale_x.data(), scale_y.data());
   if (cost::centred(f.metric)) {
-    cost::centre<T>(s.n, s.m, s.d, f.x, f.y, x.data(), y.data());
+    cost::centre<T>(f, x.data(), y.data());
     f.x = x.data(), f.y = y.data();
   }
   Answer<T> answer;
@@ -31,8 +31,8 @@ Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
     cost::finish_gradient<T>(f, rows.data(), false, dx.data());
     cost::finish_gradient<T>(f, cols.data(), true, dy.data());
   }
-  cost::l1_backward<T>(s.n, s.m, s.d, f.x, f.y, dc.data(), false, dx.data());
-  cost::l1_backward<T>(s.m, s.n, s.d, f.y, f.x, dc.data(), true, dy.data());
+  cost::l1_backward<T>({s.n, s.m, s.d, f.x, f.y, dc.data(), s.m, 1, dx.data()});
+  cost::l1_backward<T>({s.m, s.n, s.d, f.y, f.x, dc.data(), 1, s.m, dy.data()});
   answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   return answer;
 }
