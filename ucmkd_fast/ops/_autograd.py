@@ -119,18 +119,17 @@ class SinkhornLoss(torch.autograd.Function):
         p, options, told = call
         needs = needs_of(p)
         value, kept = door(leaves[0]).loss(p, options, needs, told)
-        ctx.save_for_backward(*kept, *p)
-        ctx.options, ctx.needs, ctx.made = options, needs, kept.block is None
+        made = kept.block is None
+        ctx.save_for_backward(*(kept[-2:] + p[:6] if made else kept + p))
+        ctx.options, ctx.needs, ctx.made = options, needs, made
         return value
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
         saved, options, needs = ctx.saved_tensors, ctx.options, ctx.needs
-        if torch.is_grad_enabled():
-            return given_back(_differentiable(Problem(*saved[_KEPT:]), up, options), needs)
-        if ctx.made:  # along with the loss
-            dx, dy, x, y = saved[_MADE]
+        if ctx.made and not torch.is_grad_enabled():  # along with the loss
+            dx, dy, x, y, *_ = saved
             if dy is None:
                 return None, _pieces.times(dx, up, x.dtype)
             dy = _pieces.times(dy, up, y.dtype)
