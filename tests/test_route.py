@@ -58,7 +58,7 @@ def test_every_cost_has_the_solver_of_the_table():
 
 
 def features(*lead: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(*lead, 6, 4, requires_grad=True), torch.randn(*lead, 5, 4)
+    return torch.randn(*lead, 24, 4, requires_grad=True), torch.randn(*lead, 5, 4)
 
 
 ENDS = [
@@ -94,7 +94,7 @@ def under(transform):
     return lambda x, y: transform(lambda x: uk.sinkhorn_loss(x, y, max_iter=5).sum())(x)
 
 
-OFFSETS = torch.tensor([0, 2, 6]), torch.tensor([0, 3, 5])
+OFFSETS = torch.tensor([0, 2, 24]), torch.tensor([0, 3, 5])
 
 
 @pytest.mark.parametrize(

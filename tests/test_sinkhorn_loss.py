@@ -9,7 +9,7 @@ import torch
 
 import ucmkd_fast as uk
 from tests.cuda_harness import build, model
-from ucmkd_fast.ops import _registered
+from ucmkd_fast.ops import _cpu, _registered
 from ucmkd_fast.ops._cpu import losses
 from ucmkd_fast.reference import sinkhorn as reference
 
@@ -290,7 +290,7 @@ def test_the_gradient_made_along_with_the_loss_is_that_of_two_calls(grad, object
     found = {}
     for apart in (False, True):
         if apart:
-            monkeypatch.setattr(losses, "one_call", lambda *_: False)
+            monkeypatch.setattr(losses, "_small", losses.make)
         x, y = features("cosine")
         loss = uk.sinkhorn_loss(x, y, **options)
         upstream = torch.tensor(-3.0).double()
@@ -304,19 +304,21 @@ def test_the_gradient_made_along_with_the_loss_is_that_of_two_calls(grad, object
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_nothing_is_kept_where_autograd_records_nothing(context, monkeypatch):
-    saves = []
-    forward = losses.make
+    keeps = []
+    loss = _cpu.loss
 
-    def watched(p, options, needs, told):
-        saves.append(any(needs))
-        return forward(p, options, needs, told)
+    def watched(*args):
+        value, kept = loss(*args)
+        keeps.append([z for z in kept if z is not None])
+        return value, kept
 
-    monkeypatch.setattr(losses, "make", watched)
+    monkeypatch.setattr(_cpu, "loss", watched)
     x, y = features("cosine")
     want = uk.sinkhorn_loss(x, y)
     with context():
         got = uk.sinkhorn_loss(x, y)
-    assert saves == [False] and not got.requires_grad and torch.equal(got, want)
+    assert [bool(kept) for kept in keeps] == [True, False]
+    assert not got.requires_grad and torch.equal(got, want)
 
 
 def test_forward_mode_is_refused_by_panels_and_lists():

@@ -69,7 +69,8 @@ bool loss_backward(const Problem& p, Grad grad, const Upstream& up, const Featur
 template <class T>
 const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutputs<T>& out, Remarks* remarks) {
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
-  p.history = s.grad == Grad::kUnrolled;
+  const bool back = out.dx || out.dy;
+  p.history = back && s.grad == Grad::kUnrolled;
   cost::FeatureSet& f = p.features;
   f.metric = s.metric, f.n = p.n, f.m = p.m;
   const int64_t n = p.n, m = p.m, d = f.d;
@@ -87,11 +88,13 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   const bool dual = s.regularized && s.grad != Grad::kEnvelope;
   const Seed<T> seed = dual ? seed_of_dual(one, uniform) : Seed<T>{1, nullptr, nullptr};
   T error = 0;
-  return with_helpers(work_of(p) + gradient_work_of(p, s.grad, out.dx, out.dy), [&]() -> const char* {
+  const double work = work_of(p) + (back ? gradient_work_of(p, s.grad, out.dx, out.dy) : 0);
+  return with_helpers(work, [&]() -> const char* {
     const Outputs<T> both{nullptr, nullptr, value, s.regularized ? out.loss : nullptr, &error, out.n_iter};
-    if (const char* refused = solve_unscaled(p, one, true, true, both)) return refused;
-    remarks->gradient_converged =
-        feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
+    if (const char* refused = solve_unscaled(p, one, true, back, both)) return refused;
+    if (back)
+      remarks->gradient_converged =
+          feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
     remarks->reached_tol = !(s.tol > 0 && error > T(s.tol));
     remarks->above_rounding = above_rounding(one, s.reg, *value);
     if (!s.regularized) *out.loss = *value;

@@ -17,8 +17,8 @@ from . import _pieces, _reference, _transforms
 from ._devices import door
 from ._problem import Convergence, Gradients, Kept, Needs, Options, Problem, Solution, Upstream
 
-_KEPT = len(Kept._fields)
-_MADE = slice(_KEPT - 2, _KEPT + 2)  # of what is saved: grad_x, grad_y; x, y
+_KEPT, _MADE = len(Kept._fields), -2  # of what is kept, grad_x and grad_y are last
+_FEATURES = Problem._fields.index("class_cost")  # what a problem without classes has comes before
 
 
 def differentiable(p: Problem) -> tuple[Tensor | None, ...]:
@@ -120,15 +120,18 @@ class SinkhornLoss(torch.autograd.Function):
         needs = needs_of(p)
         value, kept = door(leaves[0]).loss(p, options, needs, told)
         made = kept.block is None
-        ctx.save_for_backward(*(kept[-2:] + p[:6] if made else kept + p))
+        ctx.save_for_backward(*(kept[_MADE:] + p[:_FEATURES] if made else kept + p))
         ctx.options, ctx.needs, ctx.made = options, needs, made
         return value
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
-        saved, options, needs = ctx.saved_tensors, ctx.options, ctx.needs
-        if ctx.made and not torch.is_grad_enabled():  # along with the loss
+        saved, options, needs, made = ctx.saved_tensors, ctx.options, ctx.needs, ctx.made
+        if torch.is_grad_enabled():
+            p = Problem(*saved[-_MADE if made else _KEPT :])
+            return given_back(_differentiable(p, up, options), needs)
+        if made:  # along with the loss
             dx, dy, x, y, *_ = saved
             if dy is None:
                 return None, _pieces.times(dx, up, x.dtype)

@@ -223,11 +223,12 @@ def _one_by_one(p: Problem, at: Offsets, options: Options, call: Call) -> _Found
         mine = options
         if p.scale is not None:
             part, mine = relative_reg.settle(part, p.scale[k], options, relative_reg.on_host(*p.features))
-        each = Call(None if call.told is None else told, call.result, budget=_NO_PANELS)
-        found = _route.one(part, mine, each)
-        if isinstance(found, SinkhornResult):
-            parts.append((*found.solution, found.cost.detach()))
+        quiet = told if call.told is not None else None
+        if call.result:
+            cost, solution = _route.solved(part, mine, quiet)
+            parts.append((*solution, cost.detach()))
         else:
+            found = _route.one(part, mine, Call(quiet, budget=_NO_PANELS))
             parts.append((found, found, None, None, told.marginal_error, told.n_iter, None))
     value, dual, f, g, error, n_iter, costs = zip(*parts, strict=True)
     if not call.result:

@@ -153,12 +153,18 @@ def cost_of(p: Problem, options: Options) -> Tensor:
     return with_classes(cost_matrix(x, y, options.metric, options.dtype), p)
 
 
+def solved(p: Problem, options: Options, told: Convergence | None) -> tuple[Tensor, Solution]:
+    """The cost (B?, N, M) of features, and the solution on it; ``told`` is filled in."""
+    matrix = cost_of(p, options)
+    found = solve(p._replace(cost=matrix), options, told is not None)
+    if told is not None:
+        told.take(found.marginal_error, found.n_iter)
+    return matrix, found
+
+
 def by_cost(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     """Through the cost (B?, N, M)."""
-    matrix = cost_of(p, options)
-    found = solve(p._replace(cost=matrix), options, call.told is not None)
-    if call.told is not None:
-        call.told.take(found.marginal_error, found.n_iter)
+    matrix, found = solved(p, options, call.told)
     if not call.result:
         return found.loss(options.regularized)
     classes = None if p.classes is None else (p.classes[1], p.classes[0].shape[-1])

@@ -32,10 +32,9 @@ class SinkhornResult:
         classes: tuple[Tensor, int] | None = None,  # y_labels (M,) and K
         scale: Tensor | None = None,  # () or (B,), in whose units the options' reg is
     ):
-        self.solution, self.cost = solution, cost
         self.value, self.value_regularized, self._f, self._g, error, self.n_iter = solution
         self.marginal_error = error.detach()
-        self._options, self._classes = options, classes
+        self._cost, self._options, self._classes = cost, options, classes
         self.reg: float | Tensor = options.reg if scale is None else options.reg * scale
 
     @property
@@ -46,7 +45,7 @@ class SinkhornResult:
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
         reg = self.reg[..., None, None] if isinstance(self.reg, Tensor) else self.reg
-        return ((self._f[..., :, None] + self._g[..., None, :] - self.cost) / reg).exp()
+        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg).exp()
 
     def plan_by_class(self) -> Tensor:
         """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
@@ -65,7 +64,7 @@ class SinkhornResult:
     @property
     def converged(self) -> Tensor:
         """Whether marginal_error is at most ``tol``, or the square root of the dtype's rounding where tol is 0."""
-        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self.cost.dtype).eps ** 0.5
+        limit = self._options.tol if self._options.tol > 0 else torch.finfo(self._cost.dtype).eps ** 0.5
         return self.marginal_error <= limit
 
     def check(self) -> None:
