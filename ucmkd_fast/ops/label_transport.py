@@ -82,15 +82,18 @@ def label_transport_loss(
 
 def checked(tensors: dict[str, Tensor | None], target: Any, asked: LabelOptions) -> LabelOptions:
     """What both forms of the loss ask beside the shapes of their tensors, the first of which has a row per target."""
-    rows = next(z.shape[:1] for z in tensors.values() if z is not None)
+    given = [z for z in tensors.values() if z is not None]
+    n = given[0].shape[0]
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor of shape (n,), got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must be of dtype int64, got {str(target.dtype).removeprefix('torch.')}")
-    if target.shape != rows:
-        raise ValueError(f"target must have shape {tuple(rows)}, got {tuple(target.shape)}")
-    checks.same_device(**tensors, target=target)
-    checks.common_dtype(**tensors)
+    if target.shape != (n,):
+        raise ValueError(f"target must have shape ({n},), got {tuple(target.shape)}")
+    device, dtype = target.device, given[0].dtype
+    if [z for z in given if z.dtype is not dtype or z.device != device]:  # a small call must not feel it
+        checks.same_device(**tensors, target=target)
+        checks.common_dtype(**tensors)
     kappa, label_smoothing, ignore_index, reduction = asked
     checks.choice("kappa", kappa, KAPPAS)
     checks.choice("reduction", reduction, REDUCTIONS)
@@ -98,7 +101,7 @@ def checked(tensors: dict[str, Tensor | None], target: Any, asked: LabelOptions)
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
-    return asked._replace(label_smoothing=float(label_smoothing))
+    return LabelOptions(kappa, float(label_smoothing), ignore_index, reduction)
 
 
 class OfLogits(NamedTuple):
@@ -152,7 +155,8 @@ class LabelTransport(torch.autograd.Function):
             grads = call.label.scale_owned_(grads, upstream, ctx.count)
         else:
             grads = call.gradients(tensors, ctx.needs_input_grad[1:], ctx.count, upstream)
-        return None, *(None if g is None else g.to(z.dtype) for g, z in zip(grads, tensors, strict=True))
+        pairs = zip(grads, tensors, strict=True)
+        return None, *[g if g is None or g.dtype is z.dtype else g.to(z.dtype) for g, z in pairs]
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())
