@@ -11,6 +11,9 @@ from torch import Tensor
 from .refusals import spelled
 
 Grads = Sequence[Tensor | None]
+Made = tuple[
+    Tensor, Grads, Any
+]  # a loss, gradients that were made with it, and what these are to be divided by
 
 
 class LabelOptions(NamedTuple):
@@ -71,19 +74,19 @@ def refuse(logits: Logits, options: LabelOptions) -> NoReturn:
         again()
     named = {"student_logits": student, "teacher_logits": teacher}
     masked = {name: z == -torch.inf for name, z in named.items()}
-    faults = [("must not hold NaN or +inf", name, z.isnan() | (z == torch.inf)) for name, z in named.items()]
-    for name, z in masked.items():
-        faults.append(("must have a class above -inf in every row", name, z.all(1, keepdim=True)))
+    faults = [("not hold NaN or +inf", name, z.isnan() | (z == torch.inf)) for name, z in named.items()]
+    expected = "have a class above -inf in every row"
+    faults += [(expected, name, z.all(1, keepdim=True)) for name, z in masked.items()]
     if options.label_smoothing:
-        expected = "must be above -inf in every class with label_smoothing > 0"
+        expected = "be above -inf in every class with label_smoothing > 0"
         faults += [(expected, name, z) for name, z in masked.items()]
     at_label = torch.arange(k, device=target.device) == target[:, None]
-    expected = "must be above -inf at the label (other classes may be masked so)"
+    expected = "be above -inf at the label (other classes may be masked so)"
     faults.append((expected, "teacher_logits", masked["teacher_logits"] & at_label))
     for expected, name, bad in faults:
         places = (bad & counts[:, None]).nonzero()
         if len(places):
             row, column = places[0].tolist()
             got = spelled(named[name][row, column].item())
-            raise ValueError(f"{name} {expected}, got {got} in row {first_row + row}, class {column}")
+            raise ValueError(f"{name} must {expected}, got {got} in row {first_row + row}, class {column}")
     raise ValueError("student_logits and teacher_logits must stay in range, got a loss that is NaN")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
 from . import _devices, _transforms, checks
-from ._label import Grads, LabelOptions, Logits
+from ._label import Grads, LabelOptions, Logits, Made
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,14 +63,14 @@ def label_transport_loss(
             f"student_logits must have at least one row and one class, got {tuple(student_logits.shape)}"
         )
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
-    door = _devices.door(student_logits)
-    call = OfLogits(target, options, door.label if door.KERNELS else None)
-    if not door.KERNELS:
-        _devices.warn_without_kernels(student_logits.device)
-    elif _transforms.direct(student_logits, teacher_logits, target):
+    call = OfLogits(target, options, _devices.door(student_logits))
+    kernels = call.door.KERNELS
+    if kernels and _transforms.direct(student_logits, teacher_logits, target):
         loss: Tensor = _transforms.applied(LabelTransport, call, student_logits, teacher_logits)
         return loss
-    if not door.KERNELS or _transforms.by_torch():
+    if not kernels:
+        _devices.warn_without_kernels(student_logits.device)
+    if not kernels or _transforms.by_torch():
         return call.by_torch(student_logits, teacher_logits)
     loss, _, _ = _transformed(
         student_logits, teacher_logits, target, ignore_index, options.label_smoothing, kappa == "live"
@@ -104,25 +104,29 @@ def checked(tensors: dict[str, Tensor | None], target: Any, asked: LabelOptions)
     return LabelOptions(kappa, float(label_smoothing), ignore_index, reduction)
 
 
-class OfLogits(NamedTuple):
-    """A call of `LabelTransport` on both logits: (student, teacher), (n, K) each."""
+class Call(NamedTuple):
+    """A call of `LabelTransport` beside the tensors that have gradients."""
 
     target: Tensor
     options: LabelOptions
-    label: Any  # the losses of the device's door
+    door: Any
 
-    def loss(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, Grads, Any]:
-        """The loss, the gradients that the door makes with it, and what these are to be divided by."""
-        found: tuple[Tensor, Grads, Any] = self.label.loss(Logits(*tensors, self.target), self.options, needs)
-        return found
+
+class OfLogits(Call):
+    """Of both logits (student, teacher), (n, K) each."""
+
+    def loss(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Made:
+        """The loss, with gradients where the door makes them along with it."""
+        made: Made = self.door.label.loss(Logits(*tensors, self.target), self.options, needs)
+        return made
 
     def gradients(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], count: Any, upstream: Tensor
     ) -> Grads:
         """Those that are not there: never made, or taken by an earlier backward."""
         logits = Logits(*tensors, self.target)
-        found: Grads = self.label.gradients(logits, self.options, needs, count, upstream)
-        return found
+        grads: Grads = self.door.label.gradients(logits, self.options, needs, count, upstream)
+        return grads
 
     def by_torch(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, differentiable to any order."""
@@ -152,7 +156,7 @@ class LabelTransport(torch.autograd.Function):
             return None, *_transforms.differentiate(lambda *z: (call.by_torch(*z),), tensors, (upstream,))
         grads, ctx.grads = ctx.grads, ()
         if grads:
-            grads = call.label.scale_owned_(grads, upstream, ctx.count)
+            grads = call.door.label.scale_owned_(grads, upstream, ctx.count)
         else:
             grads = call.gradients(tensors, ctx.needs_input_grad[1:], ctx.count, upstream)
         pairs = zip(grads, tensors, strict=True)
@@ -168,13 +172,13 @@ def label_transport_forward(
     logits = Logits(student, teacher, target)
     logits = logits.readable(logits.wide)
     grads = logits.student.new_empty(student.shape), logits.student.new_empty(student.shape)
-    return call.label.rows(logits, call.options, grads).rows, *grads
+    return call.door.label.rows(logits, call.options, grads).rows, *grads
 
 
 def _of_rows(student: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool) -> OfLogits:
     """Of the registered op, whose gradients are those of the sum."""
     options = LabelOptions("live" if live else "detached", smoothing, ignore_index, "sum")
-    return OfLogits(target, options, _devices.door(student).label)
+    return OfLogits(target, options, _devices.door(student))
 
 
 @label_transport_forward.register_fake
@@ -200,16 +204,15 @@ def _backward(
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
         found = [(ds * upstream[:, None]).to(student.dtype), (dt * upstream[:, None]).to(teacher.dtype)]
-    if up_ds is None and up_dt is None:
-        return *found, *[None] * 4
-    call = _of_rows(student, target, *ctx.options)
+    if up_ds is not None or up_dt is not None:
+        call = _of_rows(student, target, *ctx.options)
 
-    def gradients(student: Tensor, teacher: Tensor) -> Grads:
-        wide = student.to(ds.dtype), teacher.to(ds.dtype)
-        return _transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
+        def gradients(student: Tensor, teacher: Tensor) -> Grads:
+            wide = student.to(ds.dtype), teacher.to(ds.dtype)
+            return _transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
 
-    second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
-    found = [f if s is None else s if f is None else f + s for f, s in zip(found, second, strict=True)]
+        second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+        found = [s if f is None else f + s for f, s in zip(found, second, strict=True)]
     return *found, *[None] * 4
 
 

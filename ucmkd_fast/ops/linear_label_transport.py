@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import _devices, _transforms, checks
-from ._label import Grads, LabelOptions, Logits
+from ._label import Grads, LabelOptions, Logits, Made
 from ._products import product
-from .label_transport import LabelTransport, checked, label_transport_loss
+from .label_transport import Call, LabelTransport, checked, label_transport_loss
 
 
 def linear_label_transport_loss(
@@ -54,21 +54,18 @@ def linear_label_transport_loss(
         TypeError: not a tensor, integers, float64 with float32, a target that is not int64.
         ValueError: shapes that do not fit, labels out of range, NaN, unknown options.
     """
-    tensors = feature, student_weight, student_bias, teacher_weight, teacher_bias
+    named = {
+        "feature": feature, "student_weight": student_weight, "student_bias": student_bias,
+        "teacher_weight": teacher_weight, "teacher_bias": teacher_bias,
+    }  # fmt: skip
+    tensors = tuple(named.values())
     _check_shapes(*tensors)
-    named = dict(
-        zip(
-            ("feature", "student_weight", "student_bias", "teacher_weight", "teacher_bias"),
-            tensors,
-            strict=True,
-        )
-    )
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
-    door = _devices.door(feature)
-    direct = reduction != "none" and door.KERNELS and _transforms.direct(*tensors, target)
-    call = OfHeads(target, options, door.label if direct else None)
-    loss: Tensor = _transforms.applied(LabelTransport, call, *tensors) if direct else call.by_torch(*tensors)
-    return loss
+    call = OfHeads(target, options, _devices.door(feature))
+    if reduction != "none" and call.door.KERNELS and _transforms.direct(*tensors, target):
+        loss: Tensor = _transforms.applied(LabelTransport, call, *tensors)
+        return loss
+    return call.by_torch(*tensors)
 
 
 def _check_shapes(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any) -> None:
@@ -90,16 +87,16 @@ def _check_shapes(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any) -> None:
             raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
 
 
-class OfHeads(NamedTuple):
-    """A call of `LabelTransport` on a feature and both heads, in the order of the public function."""
+class OfHeads(Call):
+    """Of a feature and both heads, in the order of the public function."""
 
-    target: Tensor
-    options: LabelOptions
-    label: Any  # the losses of the device's door
-
-    def loss(self, tensors: Sequence[Any], needs: Sequence[bool]) -> tuple[Tensor, Grads, Any]:
-        """The loss, the gradients of the sum over its rows, and what these are to be divided by."""
-        label, target, each = self.label, self.target.contiguous(), self.options._replace(reduction="sum")
+    def loss(self, tensors: Sequence[Any], needs: Sequence[bool]) -> Made:
+        """The loss, with the gradients of the sum over its rows."""
+        label, target, each = (
+            self.door.label,
+            self.target.contiguous(),
+            self.options._replace(reduction="sum"),
+        )
         products = _Products(tensors, needs, label.HALF_PRODUCTS)
         n, k = len(target), len(products.weight) // 2
         rows = min(n, max(label.CHUNK_ROWS, label.CHUNK_ELEMENTS // (2 * k)))
@@ -109,16 +106,18 @@ class OfHeads(NamedTuple):
             part = slice(begin, begin + rows)
             x = tensors[0][part].to(products.weight.dtype)
             z = products.logits(x, room[: len(x)])
-            logits = Logits(z[:, :k], z[:, k:], target[part], begin, partial(products.logits, x, z))
-            found.append(label.rows(logits, each, products.over(logits)))
+            s, t = z.split(k, 1)
+            over = [half if need else None for half, need in zip((s, t), products.halves, strict=True)]
+            logits = Logits(s, t, target[part], begin, partial(products.logits, x, z))
+            found.append(label.rows(logits, each, over))
             products.add_gradients(part, x, z)
         loss, count = label.total(found, target, self.options)
         return loss, products.gradients(), count
 
     def gradients(self, tensors: Sequence[Any], needs: Sequence[bool], count: Any, upstream: Tensor) -> Grads:
         """Those that an earlier backward has taken."""
-        found: Grads = self.label.scale_owned_(self.loss(tensors, needs)[1], upstream, count)
-        return found
+        grads: Grads = self.door.label.scale_owned_(self.loss(tensors, needs)[1], upstream, count)
+        return grads
 
     def by_torch(self, *tensors: Tensor | None) -> Tensor:
         """With the logits (n, K) of both heads: for what the chunked form does not do."""
@@ -144,9 +143,11 @@ class _Products:
         self.bias = torch.cat([sw.new_zeros(k, dtype=wide) if b is None else b.to(wide) for b in (sb, tb)])
         self._needs, self._k = needs, k
         of_feature, of_sw, of_sb, of_tw, of_tb = needs
-        self._student, self._teacher = of_feature or of_sw or of_sb, of_feature or of_tw or of_tb
-        # Only the half of the heads that needs a gradient enters the products backwards.
-        self._columns = slice(0 if self._student else k, 2 * k if self._teacher else k)
+        self.halves = (
+            of_feature or of_sw or of_sb,
+            of_feature or of_tw or of_tb,
+        )  # that enter the products backwards
+        self._columns = slice(0 if self.halves[0] else k, 2 * k if self.halves[1] else k)
         width = self._columns.stop - self._columns.start
         self._feature = self.bias.new_empty(n, d) if of_feature else None
         self._weight = self.bias.new_zeros(width, d) if of_sw or of_tw else None
@@ -157,10 +158,6 @@ class _Products:
         if x.dtype == out.dtype:
             return torch.addmm(self.bias, x, self.weight.t(), out=out)
         return product(x, self.weight, out).add_(self.bias)
-
-    def over(self, logits: Logits) -> tuple[Tensor | None, Tensor | None]:
-        """Where the gradients of a chunk's logits go: over them, where needed."""
-        return logits.student if self._student else None, logits.teacher if self._teacher else None
 
     def add_gradients(self, part: slice, x: Tensor, z: Tensor) -> None:
         """Of a chunk (R, D), from those of its logits (R, 2K)."""

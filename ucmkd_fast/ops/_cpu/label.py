@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._native import _C
 from .. import _pieces
 from .._addresses import address
-from .._label import Grads, LabelOptions, Logits, Losses, refuse
+from .._label import Grads, LabelOptions, Logits, Losses, Made, refuse
 
 # Of the linear form: logits of both heads that are alive at a time, and rows that there are at least. Small enough for
 # the second-level cache to help, large enough for the matrix products to run at full speed (`ucmkd bench
@@ -49,7 +49,7 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
     return torch.tensor(value / kept if kept else math.nan, dtype=dtype), kept
 
 
-def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Grads, None]:
+def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> Made:
     """The loss, () or (n,), with its gradients where needed, which nothing is left to divide by."""
     logits = logits.readable(logits.wide)
     student = logits.student
@@ -67,7 +67,7 @@ def gradients(
 
 
 def scale_owned_(grads: Grads, upstream: Tensor, count: int | None = None) -> Grads:
-    """Gradients times one of the loss, () or (n,), over ``count`` where there is one, in place: the caller owns them."""
+    """Gradients times that of the loss, () or (n,), over ``count`` where there is one, in place and owned."""
     if count is not None:
         upstream = upstream / max(count, 1)  # of no rows: their gradients are 0 and stay so
     elif upstream.dim() == 0 and _C.is_one(upstream.dtype == torch.float64, upstream.data_ptr()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._addresses import address
-from .._label import Grads, LabelOptions, Logits, Losses, refuse
+from .._label import Grads, LabelOptions, Logits, Losses, Made, refuse
 from . import _device as device
 
 _LOGIT_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # LogitType of csrc/label_transport/cuda_call.h
@@ -86,7 +86,7 @@ def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tup
     return value, counted if mean else None
 
 
-def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Grads, Tensor | None]:
+def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> Made:
     """The loss, () or (n,), without its gradients, and what these are to be divided by."""
     logits = _read(logits)
     found = rows(logits, options, (None, None))
@@ -111,7 +111,7 @@ def gradients(
 
 
 def scale_owned_(grads: Grads, upstream: Tensor, count: Tensor | None = None) -> Grads:
-    """Gradients times that of the loss () over ``count`` where there is one, in place: the caller owns them."""
+    """Gradients times that of the loss () over ``count`` where there is one, in place and owned."""
     if count is not None:
         upstream = upstream / count.clamp_min(1)  # of no rows: their gradients are 0 and stay so
     return [None if g is None else g.mul_(upstream) for g in grads]
