@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
 from . import _devices, _transforms, checks
-from ._label import LabelDoor, LabelOptions, Logits, as_given, refuse_logits
+from ._label import Grads, LabelOptions, Logits, Made
 
 KAPPAS = ("detached", "live")
 REDUCTIONS = ("mean", "sum", "none")
@@ -50,16 +50,28 @@ def label_transport_loss(
         TypeError: not a tensor, integer logits, float64 with float32, a target that is not int64.
         ValueError: shapes or class counts that differ, labels out of range, NaN, unknown options.
     """
-    _check_logits(student_logits, teacher_logits, target)
-    options = checked_options(kappa, label_smoothing, ignore_index, reduction)
-    door = _devices.door(student_logits)
-    if not door.KERNELS:
-        _devices.warn_without_kernels(student_logits.device)
-    elif _transforms.direct(student_logits, teacher_logits, target):
-        loss: Tensor = LabelTransport.apply(student_logits, teacher_logits, target, options, door.label)
+    named = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    for name, z in named.items():
+        checks.tensor(name, z, "(n, K)", 2, half=True)
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            "student_logits and teacher_logits must have the same shape (n, K): one row a sample, one column a "
+            f"class; got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    if 0 in student_logits.shape:
+        raise ValueError(
+            f"student_logits must have at least one row and one class, got {tuple(student_logits.shape)}"
+        )
+    options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
+    call = OfLogits(target, options, _devices.door(student_logits))
+    kernels = call.door.KERNELS
+    if kernels and _transforms.direct(student_logits, teacher_logits, target):
+        loss: Tensor = _transforms.applied(LabelTransport, call, student_logits, teacher_logits)
         return loss
-    if not door.KERNELS or _transforms.by_torch():
-        return _by_torch(student_logits, teacher_logits, target, options)
+    if not kernels:
+        _devices.warn_without_kernels(student_logits.device)
+    if not kernels or _transforms.by_torch():
+        return call.by_torch(student_logits, teacher_logits)
     loss, _, _ = _transformed(
         student_logits, teacher_logits, target, ignore_index, options.label_smoothing, kappa == "live"
     )
@@ -68,37 +80,21 @@ def label_transport_loss(
     return loss.sum() if reduction == "sum" else mean_of_rows(loss.sum(), (target != ignore_index).sum())
 
 
-def _check_logits(student: Any, teacher: Any, target: Any) -> None:
-    checks.tensor("student_logits", student, "(n, K)", 2, half=True)
-    checks.tensor("teacher_logits", teacher, "(n, K)", 2, half=True)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            "student_logits and teacher_logits must have the same shape (n, K): one row a sample, one column a "
-            f"class; got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-    if 0 in student.shape:
-        raise ValueError(
-            f"student_logits must have at least one row and one class, got {tuple(student.shape)}"
-        )
-    check_target(target, student.shape[0])
-    if not student.device == teacher.device == target.device:
-        checks.same_device(student_logits=student, teacher_logits=teacher, target=target)
-    if student.dtype != teacher.dtype:
-        checks.common_dtype(student_logits=student, teacher_logits=teacher)
-
-
-def check_target(target: Any, n: int) -> None:
-    """Classes (n,) of dtype int64; their range is checked by the kernel."""
+def checked(tensors: dict[str, Tensor | None], target: Any, asked: LabelOptions) -> LabelOptions:
+    """What both forms of the loss ask beside the shapes of their tensors, the first of which has a row per target."""
+    given = [z for z in tensors.values() if z is not None]
+    n = given[0].shape[0]
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor of shape (n,), got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must be of dtype int64, got {str(target.dtype).removeprefix('torch.')}")
     if target.shape != (n,):
         raise ValueError(f"target must have shape ({n},), got {tuple(target.shape)}")
-
-
-def checked_options(kappa: Any, label_smoothing: Any, ignore_index: Any, reduction: Any) -> LabelOptions:
-    """The options that both forms share."""
+    device, dtype = target.device, given[0].dtype
+    if [z for z in given if z.dtype is not dtype or z.device != device]:  # a small call must not feel it
+        checks.same_device(**tensors, target=target)
+        checks.common_dtype(**tensors)
+    kappa, label_smoothing, ignore_index, reduction = asked
     checks.choice("kappa", kappa, KAPPAS)
     checks.choice("reduction", reduction, REDUCTIONS)
     if not 0 <= checks.number_at_least_zero("label_smoothing", label_smoothing) <= 1:
@@ -108,36 +104,63 @@ def checked_options(kappa: Any, label_smoothing: Any, ignore_index: Any, reducti
     return LabelOptions(kappa, float(label_smoothing), ignore_index, reduction)
 
 
-def _by_torch(student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions) -> Tensor:
-    """Differentiable to any order."""
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    return reference(student.to(dtype), teacher.to(dtype), target, **options._asdict())
+class Call(NamedTuple):
+    """A call of `LabelTransport` beside the tensors that have gradients."""
+
+    target: Tensor
+    options: LabelOptions
+    door: Any
+
+
+class OfLogits(Call):
+    """Of both logits (student, teacher), (n, K) each."""
+
+    def loss(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Made:
+        """The loss, with gradients where the door makes them along with it."""
+        made: Made = self.door.label.loss(Logits(*tensors, self.target), self.options, needs)
+        return made
+
+    def gradients(
+        self, tensors: Sequence[Tensor], needs: Sequence[bool], count: Any, upstream: Tensor
+    ) -> Grads:
+        """Those that are not there: never made, or taken by an earlier backward."""
+        logits = Logits(*tensors, self.target)
+        grads: Grads = self.door.label.gradients(logits, self.options, needs, count, upstream)
+        return grads
+
+    def by_torch(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss, differentiable to any order."""
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        return reference(student.to(dtype), teacher.to(dtype), self.target, **self.options._asdict())
 
 
 class LabelTransport(torch.autograd.Function):
-    """What the forward leaves to the backward, the device's door decides (`_label.Prepared`)."""
+    """Of logits (`OfLogits`) or of a feature and two heads (`linear_label_transport.OfHeads`).
+
+    Gradients that are made along with the loss are scaled and handed over by the first backward; a second one through
+    the same graph makes them again.
+    """
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, student: Tensor, teacher: Tensor, target: Tensor, options: LabelOptions, label: LabelDoor
-    ) -> Tensor:
-        loss, ctx.prepared = label.loss(Logits(student, teacher, target), options, ctx.needs_input_grad[:2])
-        ctx.save_for_backward(student, teacher, target)
-        ctx.options, ctx.label = options, label
+    def forward(ctx: Any, call: Any, *tensors: Tensor | None) -> Tensor:  # noqa: D102
+        loss: Tensor
+        loss, ctx.grads, ctx.count = call.loss(tensors, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(call.target, *tensors)
+        ctx.call = call
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        student, teacher, target = ctx.saved_tensors
+        call, (_, *tensors) = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
-
-            def again(student: Tensor, teacher: Tensor) -> tuple[Tensor]:
-                return (_by_torch(student, teacher, target, ctx.options),)
-
-            return *_transforms.differentiate(again, (student, teacher), (upstream,)), None, None, None
-        logits, needs = Logits(student, teacher, target), ctx.needs_input_grad[:2]
-        grads = ctx.label.gradients(logits, ctx.options, needs, ctx.prepared, upstream)
-        return *as_given(grads, (student, teacher)), None, None, None
+            return None, *_transforms.differentiate(lambda *z: (call.by_torch(*z),), tensors, (upstream,))
+        grads, ctx.grads = ctx.grads, ()
+        if grads:
+            grads = call.door.label.scale_owned_(grads, upstream, ctx.count)
+        else:
+            grads = call.gradients(tensors, ctx.needs_input_grad[1:], ctx.count, upstream)
+        pairs = zip(grads, tensors, strict=True)
+        return None, *[g if g is None or g.dtype is z.dtype else g.to(z.dtype) for g, z in pairs]
 
 
 @torch.library.custom_op("ucmkd_fast::label_transport_forward", mutates_args=())
@@ -145,15 +168,17 @@ def label_transport_forward(
     student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each row and both gradients of it."""
+    call = _of_rows(student, target, ignore_index, smoothing, live)
     logits = Logits(student, teacher, target)
     logits = logits.readable(logits.wide)
-    options = LabelOptions("live" if live else "detached", smoothing, ignore_index, "none")
     grads = logits.student.new_empty(student.shape), logits.student.new_empty(student.shape)
-    label: LabelDoor = _devices.door(student).label
-    losses = label.rows(logits, options, grads)
-    if label.is_nan(losses):
-        refuse_logits(logits, options)
-    return losses.rows, *grads
+    return call.door.label.rows(logits, call.options, grads).rows, *grads
+
+
+def _of_rows(student: Tensor, target: Tensor, ignore_index: int, smoothing: float, live: bool) -> OfLogits:
+    """Of the registered op, whose gradients are those of the sum."""
+    options = LabelOptions("live" if live else "detached", smoothing, ignore_index, "sum")
+    return OfLogits(target, options, _devices.door(student))
 
 
 @label_transport_forward.register_fake
@@ -166,8 +191,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    student, teacher, target, ignore_index, smoothing, live = inputs
-    ctx.options = LabelOptions("live" if live else "detached", smoothing, ignore_index, "sum")
+    student, teacher, target, *ctx.options = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(student, teacher, target, *output[1:])
 
@@ -180,20 +204,16 @@ def _backward(
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
         found = [(ds * upstream[:, None]).to(student.dtype), (dt * upstream[:, None]).to(teacher.dtype)]
-    if up_ds is None and up_dt is None:
-        return *found, *[None] * 4
+    if up_ds is not None or up_dt is not None:
+        call = _of_rows(student, target, *ctx.options)
 
-    def total(student: Tensor, teacher: Tensor) -> tuple[Tensor]:
-        return (_by_torch(student, teacher, target, ctx.options),)
+        def gradients(student: Tensor, teacher: Tensor) -> Grads:
+            wide = student.to(ds.dtype), teacher.to(ds.dtype)
+            return _transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
 
-    def gradients(student: Tensor, teacher: Tensor) -> Sequence[Tensor | None]:
-        wide = student.to(ds.dtype), teacher.to(ds.dtype)
-        return _transforms.vjp(total, wide, (ds.new_ones(()),))
-
-    second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
-    return *(f if s is None else s if f is None else f + s for f, s in zip(found, second, strict=True)), *[
-        None
-    ] * 4
+        second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+        found = [s if f is None else f + s for f, s in zip(found, second, strict=True)]
+    return *found, *[None] * 4
 
 
 def _rule(call: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

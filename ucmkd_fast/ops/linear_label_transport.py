@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import _devices, _transforms, checks
-from ._label import LabelDoor, LabelOptions, Logits, Prepared, as_given, refuse_logits
+from ._label import Grads, LabelOptions, Logits, Made
 from ._products import product
-from .label_transport import check_target, checked_options, label_transport_loss
+from .label_transport import Call, LabelTransport, checked, label_transport_loss
 
 
 def linear_label_transport_loss(
@@ -53,33 +54,21 @@ def linear_label_transport_loss(
         TypeError: not a tensor, integers, float64 with float32, a target that is not int64.
         ValueError: shapes that do not fit, labels out of range, NaN, unknown options.
     """
-    heads = Heads(feature, student_weight, student_bias, teacher_weight, teacher_bias)
-    _check(heads, target)
-    options = checked_options(kappa, label_smoothing, ignore_index, reduction)
-    door = _devices.door(feature)
-    if reduction != "none" and door.KERNELS and _transforms.direct(*heads, target):
-        loss: Tensor = LinearLabelTransport.apply(target, options, door.label, *heads)
+    named = {
+        "feature": feature, "student_weight": student_weight, "student_bias": student_bias,
+        "teacher_weight": teacher_weight, "teacher_bias": teacher_bias,
+    }  # fmt: skip
+    tensors = tuple(named.values())
+    _check_shapes(*tensors)
+    options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
+    call = OfHeads(target, options, _devices.door(feature))
+    if reduction != "none" and call.door.KERNELS and _transforms.direct(*tensors, target):
+        loss: Tensor = _transforms.applied(LabelTransport, call, *tensors)
         return loss
-    return _from_logits(heads, target, options)
+    return call.by_torch(*tensors)
 
 
-class Heads(NamedTuple):
-    """Both linear heads and their feature."""
-
-    feature: Tensor  # (n, D)
-    student_weight: Tensor  # (K, D)
-    student_bias: Tensor | None  # (K,)
-    teacher_weight: Tensor  # (K, D)
-    teacher_bias: Tensor | None  # (K,)
-
-    @property
-    def wide(self) -> torch.dtype:
-        """In which logits and sums are: float32 or float64."""
-        return torch.promote_types(self.feature.dtype, torch.float32)
-
-
-def _check(heads: Heads, target: Any) -> None:
-    feature, sw, sb, tw, tb = heads
+def _check_shapes(feature: Any, sw: Any, sb: Any, tw: Any, tb: Any) -> None:
     checks.tensor("feature", feature, "(n, D)", 2, half=True)
     checks.tensor("student_weight", sw, "(K, D)", 2, half=True)
     checks.tensor("teacher_weight", tw, "(K, D)", 2, half=True)
@@ -96,94 +85,69 @@ def _check(heads: Heads, target: Any) -> None:
     for name, b in (("student_bias", sb), ("teacher_bias", tb)):
         if b is not None and checks.tensor(name, b, "(K,)", 1, half=True).shape[0] != sw.shape[0]:
             raise ValueError(f"{name} must have shape ({sw.shape[0]},), got {tuple(b.shape)}")
-    check_target(target, feature.shape[0])
-    named = heads._asdict()
-    checks.same_device(**named, target=target)
-    checks.common_dtype(**named)
 
 
-def _from_logits(heads: Heads, target: Tensor, options: LabelOptions) -> Tensor:
-    """With the logits (n, K) of both heads: for what the chunked form does not do."""
-    feature, sw, sb, tw, tb = (None if z is None else z.to(heads.wide) for z in heads)
-    assert feature is not None and sw is not None and tw is not None
-    return label_transport_loss(
-        F.linear(feature, sw, sb), F.linear(feature, tw, tb), target, **options._asdict()
-    )
+class OfHeads(Call):
+    """Of a feature and both heads, in the order of the public function."""
 
+    def loss(self, tensors: Sequence[Any], needs: Sequence[bool]) -> Made:
+        """The loss, with the gradients of the sum over its rows."""
+        label, target, each = (
+            self.door.label,
+            self.target.contiguous(),
+            self.options._replace(reduction="sum"),
+        )
+        products = _Products(tensors, needs, label.HALF_PRODUCTS)
+        n, k = len(target), len(products.weight) // 2
+        rows = min(n, max(label.CHUNK_ROWS, label.CHUNK_ELEMENTS // (2 * k)))
+        room = products.bias.new_empty(rows, 2 * k)
+        found = []
+        for begin in range(0, n, rows):
+            part = slice(begin, begin + rows)
+            x = tensors[0][part].to(products.weight.dtype)
+            z = products.logits(x, room[: len(x)])
+            s, t = z.split(k, 1)
+            over = [half if need else None for half, need in zip((s, t), products.halves, strict=True)]
+            logits = Logits(s, t, target[part], begin, partial(products.logits, x, z))
+            found.append(label.rows(logits, each, over))
+            products.add_gradients(part, x, z)
+        loss, count = label.total(found, target, self.options)
+        return loss, products.gradients(), count
 
-class LinearLabelTransport(torch.autograd.Function):
-    """Gradients are made chunk by chunk in the forward, and scaled and handed over by the backward.
+    def gradients(self, tensors: Sequence[Any], needs: Sequence[bool], count: Any, upstream: Tensor) -> Grads:
+        """Those that an earlier backward has taken."""
+        grads: Grads = self.door.label.scale_owned_(self.loss(tensors, needs)[1], upstream, count)
+        return grads
 
-    A second backward through the same graph finds them gone and makes them again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, target: Tensor, options: LabelOptions, label: LabelDoor, *tensors: Any) -> Tensor:  # noqa: D102
-        loss, ctx.prepared = _by_chunks(Heads(*tensors), target, options, label, ctx.needs_input_grad[3:])
-        ctx.save_for_backward(target, *tensors)
-        ctx.options, ctx.label = options, label
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        target, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
-
-            def again(*tensors: Tensor) -> tuple[Tensor]:
-                return (_from_logits(Heads(*tensors), target, ctx.options),)
-
-            return None, None, None, *_transforms.differentiate(again, tensors, (upstream,))
-        options, label, needs = ctx.options, ctx.label, ctx.needs_input_grad[3:]
-        grads = ctx.prepared.take() or _by_chunks(Heads(*tensors), target, options, label, needs)[1].take()
-        grads = label.scale_owned_(grads, upstream, ctx.prepared.count)
-        return None, None, None, *as_given(grads, tensors)
-
-
-def _by_chunks(
-    heads: Heads, target: Tensor, options: LabelOptions, label: LabelDoor, needs: Sequence[bool]
-) -> tuple[Tensor, Prepared]:
-    """The loss, and the gradients of the sum over its rows where ``needs`` asks for one."""
-    target, k = target.contiguous(), len(heads.student_weight)
-    factors = label.factors(heads.feature, heads.student_weight, heads.teacher_weight)
-    products, each = _Products(heads, needs, factors), options._replace(reduction="sum")
-    rows = label.chunk_rows(len(target), k)
-    room = products.bias.new_empty(rows, 2 * k)
-    found = []
-    for begin in range(0, len(target), rows):
-        part = slice(begin, begin + rows)
-        x = heads.feature[part].to(factors)
-        z = products.logits(x, room[: len(x)])
-        logits = Logits(z[:, :k], z[:, k:], target[part], begin)
-        losses = label.rows(logits, each, products.over(logits))
-        if label.is_nan(losses):  # gradients lie over the logits: these are made again
-            products.logits(x, z)
-            refuse_logits(logits, options)
-        found.append(losses)
-        products.add_gradients(part, x, z)
-    loss, count = label.total(found, target, options)
-    return loss, Prepared(products.gradients(), count)
+    def by_torch(self, *tensors: Tensor | None) -> Tensor:
+        """With the logits (n, K) of both heads: for what the chunked form does not do."""
+        feature, sw, sb, tw, tb = tensors
+        dtype = torch.promote_types(feature.dtype, torch.float32)
+        feature, sw, sb, tw, tb = (None if z is None else z.to(dtype) for z in tensors)
+        s, t = F.linear(feature, sw, sb), F.linear(feature, tw, tb)
+        return label_transport_loss(s, t, self.target, **self.options._asdict())
 
 
 class _Products:
     """Both heads as one: the logits of a chunk, and the gradients of feature and heads from those of the logits.
 
-    Logits and sums are float32 or float64. Where features and heads of half precision are multiplied as they are, the
-    gradients of the logits are rounded to their type before they are.
+    Logits and sums are float32 or float64. Where features and heads of half precision are multiplied as they are
+    (``half``), the gradients of the logits are rounded to their type before they are.
     """
 
-    def __init__(self, heads: Heads, needs: Sequence[bool], factors: torch.dtype):
-        feature, sw, sb, tw, tb = heads
-        (n, d), k = feature.shape, len(sw)
-        self.weight = torch.cat([sw, tw]).to(factors)  # (2K, D)
-        self.bias = feature.new_zeros(2 * k, dtype=heads.wide)
-        for half, b in zip(self.bias.chunk(2), (sb, tb), strict=True):
-            if b is not None:
-                half.copy_(b)
+    def __init__(self, tensors: Sequence[Any], needs: Sequence[bool], half: bool):
+        feature, sw, sb, tw, tb = tensors
+        (n, d), k, wide = feature.shape, len(sw), torch.promote_types(feature.dtype, torch.float32)
+        half = half and feature.dtype == sw.dtype == tw.dtype
+        self.weight = torch.cat([sw, tw]).to(feature.dtype if half else wide)  # (2K, D)
+        self.bias = torch.cat([sw.new_zeros(k, dtype=wide) if b is None else b.to(wide) for b in (sb, tb)])
         self._needs, self._k = needs, k
         of_feature, of_sw, of_sb, of_tw, of_tb = needs
-        self._student, self._teacher = of_feature or of_sw or of_sb, of_feature or of_tw or of_tb
-        # Only the half of the heads that needs a gradient enters the products backwards.
-        self._columns = slice(0 if self._student else k, 2 * k if self._teacher else k)
+        self.halves = (
+            of_feature or of_sw or of_sb,
+            of_feature or of_tw or of_tb,
+        )  # that enter the products backwards
+        self._columns = slice(0 if self.halves[0] else k, 2 * k if self.halves[1] else k)
         width = self._columns.stop - self._columns.start
         self._feature = self.bias.new_empty(n, d) if of_feature else None
         self._weight = self.bias.new_zeros(width, d) if of_sw or of_tw else None
@@ -194,10 +158,6 @@ class _Products:
         if x.dtype == out.dtype:
             return torch.addmm(self.bias, x, self.weight.t(), out=out)
         return product(x, self.weight, out).add_(self.bias)
-
-    def over(self, logits: Logits) -> tuple[Tensor | None, Tensor | None]:
-        """Where the gradients of a chunk's logits go: over them, where needed."""
-        return logits.student if self._student else None, logits.teacher if self._teacher else None
 
     def add_gradients(self, part: slice, x: Tensor, z: Tensor) -> None:
         """Of a chunk (R, D), from those of its logits (R, 2K)."""
@@ -213,7 +173,7 @@ class _Products:
             self._weight += product(grad.t(), x.t(), torch.empty_like(self._weight))
 
     def gradients(self) -> list[Tensor | None]:
-        """In the order of `Heads`."""
+        """In the order of the tensors."""
         halves = (slice(self._k), slice(-self._k, None))
         of_heads = [None if z is None else z[half] for half in halves for z in (self._weight, self._bias)]
         return [g if need else None for g, need in zip([self._feature, *of_heads], self._needs, strict=True)]

@@ -14,27 +14,15 @@ import torch
 from torch import Tensor
 
 from .._addresses import address
-from .._label import Grads, LabelOptions, Logits, Losses, Prepared, refuse_logits, refuse_target
-from ..checks import HALVES
+from .._label import Grads, LabelOptions, Logits, Losses, Made, refuse
 from . import _device as device
 
 _LOGIT_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # LogitType of csrc/label_transport/cuda_call.h
 
-# Logits of both heads that are alive at a time, or as many as CHUNK_ROWS have: the gradient of the heads is read and
-# written once for each chunk.
+# Of the linear form: logits of both heads that are alive at a time, or as many as so many rows have: the gradient of
+# the heads is read and written once for each chunk. Features and heads of half precision are multiplied as they are.
 CHUNK_ELEMENTS, CHUNK_ROWS = 1 << 23, 512
-
-
-def chunk_rows(n: int, k: int) -> int:
-    """As `LabelDoor.chunk_rows`."""
-    return min(n, max(CHUNK_ROWS, CHUNK_ELEMENTS // (2 * k)))
-
-
-def factors(feature: Tensor, *weights: Tensor) -> torch.dtype:
-    """As `LabelDoor.factors`."""
-    if feature.dtype in HALVES and all(w.dtype == feature.dtype for w in weights):
-        return feature.dtype
-    return torch.promote_types(feature.dtype, torch.float32)
+HALF_PRODUCTS = True
 
 
 def _read(logits: Logits) -> Logits:
@@ -42,16 +30,25 @@ def _read(logits: Logits) -> Logits:
     return logits.readable(logits.student.dtype if same else logits.wide)
 
 
-def _call(logits: Logits, options: LabelOptions, grads: Grads) -> Any:
-    student, teacher, target, _ = logits
-    ds, dt = grads
+def _call(like: Tensor, target: Tensor, options: LabelOptions) -> Any:
+    """What every call says of its rows."""
     call = device.kernels.CudaLabel()
-    call.f64, call.logit_type = student.dtype == torch.float64, _LOGIT_TYPES.get(student.dtype, 0)
-    call.device, call.stream = student.device.index or 0, device.stream(student)
-    call.n, call.k = student.shape
+    call.f64, call.device, call.stream = (
+        like.dtype == torch.float64,
+        like.device.index or 0,
+        device.stream(like),
+    )
+    call.n, call.target, call.ignore_index = len(like), target.data_ptr(), options.ignore_index
+    return call
+
+
+def _call_on_logits(logits: Logits, options: LabelOptions, grads: Grads) -> Any:
+    student, teacher, target, *_ = logits
+    ds, dt = grads
+    call = _call(student, target, options)
+    call.k, call.logit_type = student.shape[1], _LOGIT_TYPES.get(student.dtype, 0)
     call.student, call.student_stride = student.data_ptr(), student.stride(0)
     call.teacher, call.teacher_stride = teacher.data_ptr(), teacher.stride(0)
-    call.target, call.ignore_index = target.data_ptr(), options.ignore_index
     call.label_smoothing, call.live_kappa = options.label_smoothing, options.kappa == "live"
     call.grad_student, call.grad_teacher = address(ds), address(dt)
     grad = dt if ds is None else ds
@@ -60,71 +57,61 @@ def _call(logits: Logits, options: LabelOptions, grads: Grads) -> Any:
 
 
 def rows(logits: Logits, options: LabelOptions, grads: Grads) -> Losses:
-    """As `LabelDoor.rows`."""
-    student, target = logits.student, logits.target
-    n, k = student.shape
-    losses = device.empty(student, n, dtype=logits.wide)
-    call = _call(logits, options, grads)
+    """Losses of `Logits.readable`; gradients of their sum go into ``grads``, which may lie over the logits."""
+    losses = device.empty(logits.student, len(logits.target), dtype=logits.wide)
+    call = _call_on_logits(logits, options, grads)
     call.loss = losses.data_ptr()
     device.kernels.cuda_label_transport(call)
     if device.checked() and bool(losses.isnan().any()):
-        outside = (target != options.ignore_index) & ((target < 0) | (target >= k))
-        if bool(outside.any()):
-            refuse_target(logits, options, int(outside.nonzero()[0]))
+        refuse(logits, options)
     return Losses(losses)
 
 
-def is_nan(losses: Losses) -> bool:
-    """As `LabelDoor.is_nan`."""
-    return device.checked() and bool(losses.rows.isnan().any())
-
-
 def total(parts: Sequence[Losses], target: Tensor, options: LabelOptions) -> tuple[Tensor, Tensor | None]:
-    """As `LabelDoor.total`."""
+    """Sum or mean () of the parts, and what the gradient of their sum is divided by."""
     losses = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
-    value, counted = device.empty(losses), device.empty(losses, dtype=torch.int64)
-    call = device.kernels.CudaLabel()
-    call.f64, call.device, call.stream = (
-        losses.dtype == torch.float64,
-        losses.device.index or 0,
-        device.stream(losses),
+    value, counted, mean = (
+        device.empty(losses),
+        device.empty(losses, dtype=torch.int64),
+        options.reduction == "mean",
     )
-    call.n, call.loss = len(losses), losses.data_ptr()
-    call.target, call.ignore_index = target.data_ptr(), options.ignore_index
-    mean = options.reduction == "mean"
-    call.mean, call.total, call.counted = mean, value.data_ptr(), counted.data_ptr()
+    call = _call(losses, target, options)
+    call.loss, call.mean, call.total, call.counted = (
+        losses.data_ptr(),
+        mean,
+        value.data_ptr(),
+        counted.data_ptr(),
+    )
     device.kernels.cuda_label_total(call)
     return value, counted if mean else None
 
 
-def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> tuple[Tensor, Prepared]:
-    """As `LabelDoor.loss`."""
+def loss(logits: Logits, options: LabelOptions, needs: Sequence[bool]) -> Made:
+    """The loss, () or (n,), without its gradients, and what these are to be divided by."""
     logits = _read(logits)
     found = rows(logits, options, (None, None))
-    if is_nan(found):
-        refuse_logits(logits, options)
     if options.reduction == "none":
-        return found.rows, Prepared()
+        return found.rows, (), None
     value, count = total((found,), logits.target, options)
-    return value, Prepared(count=count)
+    return value, (), count
 
 
 def gradients(
-    logits: Logits, options: LabelOptions, needs: Sequence[bool], prepared: Prepared, upstream: Tensor
+    logits: Logits, options: LabelOptions, needs: Sequence[bool], count: Tensor | None, upstream: Tensor
 ) -> Grads:
-    """As `LabelDoor.gradients`."""
+    """Of both logits for that of the loss, over ``count`` where there is one."""
     logits = _read(logits)
     student = logits.student
     grads = [device.empty(student, *student.shape) if need else None for need in needs]
-    call = _call(logits, options, grads)
+    call = _call_on_logits(logits, options, grads)
     call.upstream, call.upstream_stride = upstream.data_ptr(), upstream.stride(0) if upstream.dim() else 0
-    call.counted = address(prepared.count)
+    call.counted = address(count)
     device.kernels.cuda_label_transport(call)
     return grads
 
 
 def scale_owned_(grads: Grads, upstream: Tensor, count: Tensor | None = None) -> Grads:
-    """As `LabelDoor.scale_owned_`."""
+    """Gradients times that of the loss () over ``count`` where there is one, in place and owned."""
     if count is not None:
-        upstream = upstream / count.clamp_min(1)
+        upstream = upstream / count.clamp_min(1)  # of no rows: their gradients are 0 and stay so
     return [None if g is None else g.mul_(upstream) for g in grads]
