@@ -12,7 +12,7 @@ from cuda_harness import build, model
 
 import ucmkd_fast as uk
 from ucmkd_fast.data.warm_start import WarmStart
-from ucmkd_fast.ops import _devices, _not_converged
+from ucmkd_fast.ops import _devices, not_converged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -244,8 +244,8 @@ def test_a_small_call_pays_nothing_where_there_is_nothing_to_look_at(monkeypatch
         raise AssertionError("looked at")
 
     x, y = features()
-    monkeypatch.setattr(_not_converged, "_report", no_look)
-    monkeypatch.setattr(_not_converged, "remark", no_look)
+    monkeypatch.setattr(not_converged, "_report", no_look)
+    monkeypatch.setattr(not_converged, "remark", no_look)
     uk.sinkhorn_loss(x, y)
     uk.sinkhorn_loss(x, y, metric="l1", reg=1.0)
     uk.sinkhorn_loss(x, y, tol=1e-3, reg=1.0)
@@ -280,17 +280,17 @@ def test_on_a_gpu_a_warning_comes_with_a_later_call_at_the_line_of_the_first(mon
 
     def later(found, judge, kind):
         numbers.append(found)
-        report = _not_converged._Report(device, found, judge, _not_converged.call_site(), kind)
-        _not_converged._on_their_way.append(report)
+        report = not_converged._Report(device, found, judge, not_converged.call_site(), kind)
+        not_converged._on_their_way.append(report)
 
-    monkeypatch.setattr(_not_converged, "_report", later)
+    monkeypatch.setattr(not_converged, "_report", later)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert not warned(lambda: uk.sinkhorn(torch.rand(3, 9, 9), **STOPPED))
-    assert not warned(_not_converged.flush_warnings)  # not there yet: nothing waits
+    assert not warned(not_converged.flush_warnings)  # not there yet: nothing waits
     device.arrived = True
-    (told,) = warned(_not_converged.flush_warnings)
+    (told,) = warned(not_converged.flush_warnings)
     assert told.filename == __file__ and numbers[0].shape == (2,)
-    assert not _not_converged._on_their_way
+    assert not not_converged._on_their_way
 
 
 def test_a_warm_start_keeps_the_figures_and_is_quiet():

@@ -54,5 +54,7 @@ def test_a_part_of_the_device_tests_is_a_failure_only_where_one_fails(passes, tm
     report = run.Report(tmp_path / "out")
     run.pytest_part(report, "planted", [str(planted)], time.monotonic() + 90, 1)
     row = json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[-1])
-    assert row["case"] == "planted" and row["tests_failed"] == (not passes) and ("failed" in row) == (not passes)
+    assert (
+        row["case"] == "planted" and row["tests_failed"] == (not passes) and ("failed" in row) == (not passes)
+    )
     assert bool(report.failures) == (not passes)

@@ -94,6 +94,10 @@ def under(transform):
     return lambda x, y: transform(lambda x: uk.sinkhorn_loss(x, y, max_iter=5).sum())(x)
 
 
+def second(f):
+    return torch.func.grad(lambda x: torch.func.grad(f)(x).sum())
+
+
 OFFSETS = torch.tensor([0, 2, 24]), torch.tensor([0, 3, 5])
 
 
@@ -107,7 +111,7 @@ OFFSETS = torch.tensor([0, 2, 24]), torch.tensor([0, 3, 5])
         (call(offsets=OFFSETS), (), ["_lists.in_one_call"]),
         (call(offsets=OFFSETS, reg_scale="mean"), (), ["_route.one", "_autograd.loss"] * 2),
         (under(torch.func.grad), (), ["_route.one", "_registered.solve"]),
-        (under(lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())), (), ["_route.one", "_by_torch.solve"]),
+        (under(second), (), ["_route.one", "_by_torch.solve"]),
         (lambda x, y: uk.sinkhorn(torch.cdist(x, y), max_iter=5), (), ["_autograd.solve"]),
     ],
     ids=["loss", "result", "panels", "batch", "list", "scaled list", "func", "second order", "cost"],

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
-from .ops._not_converged import ConvergenceWarning
 from .ops.class_conditional import class_conditional_loss
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
+from .ops.not_converged import ConvergenceWarning
 from .ops.result import Convergence, SinkhornResult
 from .ops.sinkhorn import sinkhorn, sinkhorn_loss
 

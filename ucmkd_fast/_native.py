@@ -19,7 +19,6 @@ except ImportError as error:  # pragma: no cover - a broken installation
     ) from error
 
 
-
 def _torch_cpu_library() -> ctypes.CDLL | None:
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):

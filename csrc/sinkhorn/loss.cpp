@@ -33,7 +33,7 @@ Seed<T> seed_of_dual(const View<T>& p, T* uniform) {
 }
 
 // Where the cost of a unit of mass is known to no better than reg, nothing determines the plan. (As `look` of
-// ops/_not_converged.py: costs of normalised features come from products of about 1.)
+// ops/not_converged.py: costs of normalised features come from products of about 1.)
 template <class T>
 bool above_rounding(const View<T>& p, double reg, T value) {
   double mass = p.a ? 0 : 1;

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import arguments, checks
-from ..ops._not_converged import silent
+from ..ops.not_converged import silent
 from ..ops.result import SinkhornResult
 from ..ops.sinkhorn import sinkhorn
 from ._exp import exp_or_zero_

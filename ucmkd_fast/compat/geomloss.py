@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..ops import checks
-from ..ops._transforms import direct, fold
+from ..ops.transforms import direct, fold
 from ._distances import SMALLEST_SQUARE, cost_of, weighted_differences
 from ._exp import exp_or_zero_, lowest
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _pieces, _reference, _transforms
+from . import _pieces, _reference, transforms
 from ._devices import door
 from ._problem import Convergence, Gradients, Kept, Needs, Options, Problem, Solution, Upstream
 
@@ -64,7 +64,9 @@ class Sinkhorn(torch.autograd.Function):
     """Of a cost (B?, N, M): the `Solution`."""
 
     @staticmethod
-    def forward(ctx: Any, call: _OfCost, cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, call: _OfCost, cost: Tensor, a: Tensor | None, b: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Contiguous tensors."""
         p, options = call
         needs = any(ctx.needs_input_grad)
@@ -86,12 +88,12 @@ class Sinkhorn(torch.autograd.Function):
             return (None,) * 4
         p = Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g)
         if torch.is_grad_enabled():
-            _transforms.refuse_second_order(options.grad)
+            transforms.refuse_second_order(options.grad)
 
             def again(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
                 return _reference.solve(p._replace(cost=cost, a=a, b=b), options)[:4]
 
-            return None, *_transforms.differentiate(again, (cost, a, b), up)
+            return None, *transforms.differentiate(again, (cost, a, b), up)
         found = door(cost).solve_backward(p, Kept(saved, f, g), up, options)
         return None, found.cost, found.a if needs[2] else None, found.b if needs[3] else None
 
@@ -99,7 +101,7 @@ class Sinkhorn(torch.autograd.Function):
 def solve(p: Problem, options: Options) -> Solution:
     """By the kernels."""
     p = p.contiguous()
-    return Solution(*_transforms.applied(Sinkhorn, _OfCost(p, options), p.cost, p.a, p.b))
+    return Solution(*transforms.applied(Sinkhorn, _OfCost(p, options), p.cost, p.a, p.b))
 
 
 class _OfFeatures(NamedTuple):
@@ -151,7 +153,7 @@ def of_all(found: Gradients, p: Problem) -> tuple[Tensor | None, ...]:
 
 def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | None]:
     """Gradients of a loss of features through the reference, with a graph."""
-    _transforms.refuse_second_order(options.grad)
+    transforms.refuse_second_order(options.grad)
     metric = options.metric
     assert metric is not None
 
@@ -164,14 +166,14 @@ def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | N
         solved = _reference.solve(Problem(cost=cost, a=a, b=b, init_f=p.init_f, init_g=p.init_g), options)
         return (solved.loss(options.regularized),)
 
-    return _transforms.differentiate(again, differentiable(p), (up,))
+    return transforms.differentiate(again, differentiable(p), (up,))
 
 
 def loss(p: Problem, options: Options, told: Convergence | None) -> Tensor:
     """The loss () of one problem between features, by the kernels; ``told`` is filled in."""
     p = p.contiguous()
     if wanted := leaves(p):
-        value: Tensor = _transforms.applied(SinkhornLoss, _OfFeatures(p, options, told), *wanted)
+        value: Tensor = transforms.applied(SinkhornLoss, _OfFeatures(p, options, told), *wanted)
         return value
     value = door(p.features[0]).loss(p, options, Needs(), told)[0]
     return value

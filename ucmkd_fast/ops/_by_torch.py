@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _transforms
+from . import transforms
 from ._problem import Options, Problem, Solution
 
 
@@ -40,8 +40,8 @@ def solve(p: Problem, options: Options) -> Solution:
     run.
     """
     cost, a, b, init_f = p.matrix, p.a, p.b, p.init_f
-    if _transforms.orders() > 1:
-        _transforms.refuse_second_order(options.grad)
+    if transforms.orders() > 1:
+        transforms.refuse_second_order(options.grad)
     n, m = cost.shape[-2:]
     a = cost.new_full((n,), 1 / n) if a is None else a
     b = cost.new_full((m,), 1 / m) if b is None else b
@@ -96,7 +96,7 @@ def _iterate(p: _Marked, f: Tensor, options: Options) -> tuple[Tensor, Tensor, T
         if options.tol > 0 or k == options.max_iter:
             plan = _plan(p, f, g, reg).detach()
             error = (plan.sum(-2) - target).abs().sum(-1)
-            if options.tol > 0 and not _transforms.active() and bool((error <= options.tol).all()):
+            if options.tol > 0 and not transforms.active() and bool((error <= options.tol).all()):
                 break
     return f, g, error, n_iter
 

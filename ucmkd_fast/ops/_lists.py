@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _not_converged, _padded, _reference, _route, _transforms, relative_reg
+from . import _autograd, _padded, _reference, _route, not_converged, relative_reg, transforms
 from ._devices import door, dtype_of_sums
 from ._problem import Convergence, Kept, Offsets, Options, Problem, Solution, Upstream
 from ._route import Call, Many, Way, way
@@ -55,11 +55,15 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
     batch = x.dim() == 3
     if batch and offsets is not None:
         raise ValueError(f"offsets are for flat x (sum N_k, D), got x of shape {tuple(x.shape)}")
-    plain = _transforms.direct(x, y, p.a, p.b, p.class_cost)
+    plain = transforms.direct(x, y, p.a, p.b, p.class_cost)
     device = at_door.KERNELS, at_door.BATCHED, plain, False
     if way(Many.BATCH if batch else Many.LIST, *device, False, call.result) is Way.COST:
         return _by_costs(p, options, call)
-    at = Offsets.of_batch(x.shape[0], x.shape[1], y.shape[1]) if batch else check_offsets(offsets, len(x), len(y))
+    at = (
+        Offsets.of_batch(x.shape[0], x.shape[1], y.shape[1])
+        if batch
+        else check_offsets(offsets, len(x), len(y))
+    )
     p, sizes = (p.flat(), x.shape[:2] + y.shape[1:2]) if batch else (p, None)
     if call.relative:
         p, options = relative_reg.settle(
@@ -100,12 +104,14 @@ def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -
     _require_eager(p)
     quiet = call.told is not None
     return (
-        _Found(*_padded.solve(p, at, options, quiet)) if chosen is Way.PADDED else in_one_call(p, at, options, quiet)
+        _Found(*_padded.solve(p, at, options, quiet))
+        if chosen is Way.PADDED
+        else in_one_call(p, at, options, quiet)
     )
 
 
 def _require_eager(p: Problem) -> None:
-    if not _transforms.direct(p.x, p.y, p.a, p.b, p.class_cost):
+    if not transforms.direct(p.x, p.y, p.a, p.b, p.class_cost):
         raise NotImplementedError(
             "ragged batches are not supported under functorch transforms, forward mode and dispatch modes: form the "
             "cost and call sinkhorn, or call sinkhorn_loss once per problem"
@@ -148,14 +154,14 @@ class ListSinkhorn(torch.autograd.Function):
         if not up.any:
             return (None,) * (1 + sum(needs))
         if torch.is_grad_enabled():
-            _transforms.refuse_second_order(options.grad)
+            transforms.refuse_second_order(options.grad)
 
             def again(
                 x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, class_cost: Tensor | None
             ) -> tuple[Tensor, ...]:
                 return _by_reference(p._replace(x=x, y=y, a=a, b=b, class_cost=class_cost), offsets, options)
 
-            found = _transforms.differentiate(again, _autograd.differentiable(p), up)
+            found = transforms.differentiate(again, _autograd.differentiable(p), up)
             return _autograd.given_back(found, needs)
         grads = door(p.features[0]).solve_list_backward(p, offsets, kept, up, options, needs)
         return _autograd.given_back(_autograd.of_all(grads, p), needs)
@@ -165,14 +171,14 @@ class ListSinkhorn(torch.autograd.Function):
 def in_one_call(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
     p = p.contiguous()
     door_ = door(p.features[0])
-    *found, costs = _transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
+    *found, costs = transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
     solution = Solution(*found)
     if not quiet:
         mass = None
         if p.a is not None:
             mass = torch.where(at.empty, 1, door_.sums(p.a.detach(), at.counts[0]))[:, None]
         metric = options.metric if p.class_cost is None else None
-        _not_converged.look(solution.marginal_error, solution.value, mass, options, metric)
+        not_converged.look(solution.marginal_error, solution.value, mass, options, metric)
     return _Found(solution, door_.matrices(at, costs))
 
 

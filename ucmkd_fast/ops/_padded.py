@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _autograd, _not_converged, _registered, relative_reg
+from . import _autograd, _registered, not_converged, relative_reg
 from ._devices import door, dtype_of_sums
 from ._problem import Offsets, Options, Problem, Solution
 from .matrix import with_classes
@@ -111,7 +111,7 @@ def _one_launch(
     found = _autograd.solve(batch, options)
     if not quiet:
         metric = options.metric if p.class_cost is None else None
-        _not_converged.look(found.marginal_error, found.value, a, options, metric)
+        not_converged.look(found.marginal_error, found.value, a, options, metric)
     return found if p.scale is None else relative_reg.back(found, p.scale), matrix.detach()
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import _dual, _not_converged
+from . import _dual, not_converged
 from ._control import Flag, Relaxation
 from ._devices import door
 from ._problem import Gradients, Needs, Options, Problem, Solution, Upstream
@@ -255,7 +255,7 @@ class PanelSolver:
             if done.seen():
                 break
             change = s.fixed_point(share, done)
-        _not_converged.report_gradient(done.raised == 0)
+        not_converged.report_gradient(done.raised == 0)
         return grad_b
 
 

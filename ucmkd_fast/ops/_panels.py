@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _transforms, relative_reg
+from . import relative_reg, transforms
 from ._autograd import given_back, leaves, needs_of, of_all
 from ._devices import door
 from ._panel_loops import PanelSolver, everywhere
@@ -82,7 +82,7 @@ def mean_cost(problem: Problem, options: Options, spread: Spread) -> Tensor:
 
 def require_eager(*tensors: Tensor | None) -> None:
     """Raise NotImplementedError where something other than plain autograd is at work."""
-    if not _transforms.direct(*tensors):
+    if not transforms.direct(*tensors):
         raise NotImplementedError(
             "costs made panel by panel or spread over processes are not supported under functorch transforms, forward "
             "mode and dispatch modes: raise memory_budget, or call sinkhorn_loss outside of them"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..reference import sinkhorn as reference
-from . import _by_torch, _not_converged, _transforms
+from . import _by_torch, not_converged, transforms
 from ._devices import door
 from ._problem import Kept, Options, Problem, Solution, Upstream
 from .cost import dtype_of_cost
@@ -43,7 +43,7 @@ def sinkhorn_forward(
     options = _options(matrix, reg, max_iter, tol, grad, accelerate)
     p = _contiguous(Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g))
     found, saved = door(matrix).solve(p, options, True)
-    _not_converged.look(found.marginal_error, found.value, a, options)
+    not_converged.look(found.marginal_error, found.value, a, options)
     return *found, saved
 
 
@@ -97,7 +97,7 @@ def _(
 def _forward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Rule:
     tensors, options = args[:5], args[5:]
     matrix, a, b, init_f, init_g = tensors
-    fold = _transforms.Fold(info, in_dims, matrix, 2)
+    fold = transforms.Fold(info, in_dims, matrix, 2)
     folded = [fold(matrix, in_dims[0], 2)]
     for mass, d in ((a, in_dims[1]), (b, in_dims[2])):  # shared ones stay so
         folded.append(mass if mass is None or (d is None and mass.dim() == 1) else fold(mass, d, 1))
@@ -109,9 +109,9 @@ def _forward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: An
 def _backward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Rule:
     tensors, options = args[:12], args[12:]
     if in_dims[7] is None:  # one solution, several gradients of it, as for a Jacobian
-        return _transforms.one_by_one(call, info, in_dims, *args)
+        return transforms.one_by_one(call, info, in_dims, *args)
     matrix, a, b = tensors[:3]
-    fold = _transforms.Fold(info, in_dims, matrix, 2)
+    fold = transforms.Fold(info, in_dims, matrix, 2)
     # Masses that problems share have a gradient for each.
     ranks = (2, 1, 1, 1, 1, 1, 1, None, 0, 0, 1, 1)
     folded = [fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, ranks, strict=False)]
@@ -136,7 +136,7 @@ def _gradient_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Of the gradients that `sinkhorn_backward` gives, by torch's own operations."""
-    _transforms.refuse_second_order(ctx.grad)
+    transforms.refuse_second_order(ctx.grad)
     matrix, a, b, init_f, *of_outputs = ctx.saved_tensors
     options = _options(matrix, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
 
@@ -146,13 +146,13 @@ def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     def gradients(
         matrix: Tensor, a: Tensor | None, b: Tensor | None, *of_outputs: Tensor | None
     ) -> list[Tensor | None]:
-        return _transforms.vjp(outputs, (matrix, a, b), of_outputs)
+        return transforms.vjp(outputs, (matrix, a, b), of_outputs)
 
-    d = _transforms.vjp(gradients, (matrix, a, b, *of_outputs), upstream)
+    d = transforms.vjp(gradients, (matrix, a, b, *of_outputs), upstream)
     return *d[:3], *[None] * 5, *d[3:], *[None] * 5
 
 
-_backward_call = _transforms.register_backward(
+_backward_call = transforms.register_backward(
     sinkhorn_backward, _gradient_setup, _gradient_backward, _backward_rule
 )
 
@@ -176,7 +176,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return d_cost, None if tensors[1] is None else d_a, None if tensors[2] is None else d_b, *[None] * 7
 
 
-_forward_call = _transforms.register_backward(sinkhorn_forward, _setup, _backward, _forward_rule)
+_forward_call = transforms.register_backward(sinkhorn_forward, _setup, _backward, _forward_rule)
 
 
 def solve(p: Problem, options: Options) -> Solution:
@@ -222,8 +222,8 @@ def _(
 def _cost_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Rule:
     x, y, metric = args
     if not door(x).BATCHED:
-        return _transforms.one_by_one(call, info, in_dims, *args)
-    fold = _transforms.Fold(info, in_dims, x, 2)
+        return transforms.one_by_one(call, info, in_dims, *args)
+    fold = transforms.Fold(info, in_dims, x, 2)
     matrix, scale = call(fold(x, in_dims[0], 2), fold(y, in_dims[1], 2), metric)
     return (fold.back(matrix), fold.divide(scale)), (0, 0)
 
@@ -231,8 +231,8 @@ def _cost_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) 
 def _cost_backward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Rule:
     *tensors, metric = args
     if in_dims[2] is None or not door(tensors[0]).BATCHED:
-        return _transforms.one_by_one(call, info, in_dims, *args)
-    fold = _transforms.Fold(info, in_dims, tensors[0], 2)
+        return transforms.one_by_one(call, info, in_dims, *args)
+    fold = transforms.Fold(info, in_dims, tensors[0], 2)
     folded = [fold(t, d, rank) for t, d, rank in zip(tensors, in_dims, (2, 2, None, 2, 2), strict=False)]
     return tuple(map(fold.back, call(*folded, metric))), (0, 0)
 
@@ -253,13 +253,13 @@ def _cost_gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor 
 
     def gradients(x: Tensor, y: Tensor, grad_cost: Tensor) -> list[Tensor | None]:
         wide = x.to(grad_cost.dtype), y.to(grad_cost.dtype)
-        return _transforms.vjp(cost_of, wide, (grad_cost,))
+        return transforms.vjp(cost_of, wide, (grad_cost,))
 
-    d_x, d_y, d_grad = _transforms.vjp(gradients, (x, y, grad_cost), upstream)
+    d_x, d_y, d_grad = transforms.vjp(gradients, (x, y, grad_cost), upstream)
     return d_x, d_y, None, None, d_grad, None
 
 
-_cost_backward_call = _transforms.register_backward(
+_cost_backward_call = transforms.register_backward(
     cost_backward, _cost_gradient_setup, _cost_gradient_backward, _cost_backward_rule
 )
 
@@ -280,7 +280,7 @@ def _cost_backward(ctx: Any, grad_cost: Tensor | None, *_: Any) -> tuple[Tensor 
     return dx.to(x.dtype), dy.to(y.dtype), None
 
 
-_cost_call = _transforms.register_backward(cost_forward, _cost_setup, _cost_backward, _cost_rule)
+_cost_call = transforms.register_backward(cost_forward, _cost_setup, _cost_backward, _cost_rule)
 
 
 def cost(x: Tensor, y: Tensor, metric: str) -> Tensor:

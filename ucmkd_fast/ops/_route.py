@@ -14,14 +14,14 @@ from torch import Tensor
 from . import (
     _autograd,
     _by_torch,
-    _not_converged,
     _panels,
     _reference,
     _registered,
-    _transforms,
     memory,
+    not_converged,
     relative_reg,
     sharded,
+    transforms,
 )
 from ._devices import door, require_kernels, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
@@ -117,20 +117,20 @@ def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
         p, scale = relative_reg.over(p, options)
         return relative_reg.back(solve(p, options, quiet), scale)
     cost, at = p.matrix, door(p.matrix)
-    plain = _transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
-    chosen = solver(at.KERNELS, plain, _transforms.active(), _transforms.by_torch())
+    plain = transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
+    chosen = solver(at.KERNELS, plain, transforms.active(), transforms.by_torch())
     if chosen is Solver.BY_TORCH:
         return _by_torch.solve(p, options)
     if chosen is Solver.REGISTERED:  # the op itself looks, when it runs
         if not quiet or torch.compiler.is_compiling():
             return _registered.solve(p, options)
-        with _not_converged.silent():
+        with not_converged.silent():
             return _registered.solve(p, options)
     if chosen is Solver.REFERENCE:
         warn_without_kernels(cost.device)
     found = _autograd.solve(p, options) if chosen is Solver.KERNELS else _reference.solve(p, options)
     if plain and not quiet:
-        _not_converged.look(found.marginal_error, found.value, p.a, options)
+        not_converged.look(found.marginal_error, found.value, p.a, options)
     return found
 
 
@@ -175,7 +175,7 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     """The loss or the result of one problem."""
     x, y = p.features
     at, spread = door(x), _spread(p, options, call)
-    plain = _transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
+    plain = transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
     scaled = p.scale is not None
     chosen = way(Many.ONE, at.KERNELS, at.BATCHED, plain, spread is not None, scaled, call.result)
     if chosen is Way.LOSS:
@@ -196,7 +196,7 @@ def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread)
     found = _panels.solve(p, options, spread)
     if call.told is None:
         metric = options.metric if p.class_cost is None else None
-        _not_converged.look(
+        not_converged.look(
             found.marginal_error, found.value, p.a if spread.over.alone else None, options, metric
         )
     else:
@@ -235,7 +235,7 @@ def _streamed(p: Problem, columns: int, itemsize: int, budget: int | None) -> bo
     ):
         return False
     tensors = (p.x, p.y, p.a, p.b, p.class_cost)
-    return memory.needs_panels(len(x), columns, itemsize, _transforms.recorded(*tensors), budget, x.device)
+    return memory.needs_panels(len(x), columns, itemsize, transforms.recorded(*tensors), budget, x.device)
 
 
 def _relative(p: Problem, options: Options, call: Call) -> tuple[Problem, Options]:
@@ -260,7 +260,7 @@ def loss(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
         p, options = _relative(p, options, call)
     if not call.divergence:
         return one(p, options, call)
-    with _not_converged.at_most_one():
+    with not_converged.at_most_one():
         between = one(p, options, call)
         within = [one(part, options, call.within()) for part in p.within()]
     return debiased(between, within)

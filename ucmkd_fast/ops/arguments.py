@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import _transforms, checks
+from . import checks, transforms
 from ._problem import Options
 from .cost import METRICS
 
@@ -146,6 +146,6 @@ def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype
     if value.dtype != dtype:
         raise TypeError(f"{name} must have the cost's dtype {dtype}, got {value.dtype}")
     counted = torch.nn.functional.hardshrink(value.detach(), _C.rules(dtype is torch.float64).least_mass)
-    if not (value.requires_grad or _transforms.forward_mode() or _transforms.active()):
+    if not (value.requires_grad or transforms.forward_mode() or transforms.active()):
         return counted
     return value - (value - counted).detach()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import _lists, _transforms, relative_reg
+from . import _lists, relative_reg, transforms
 from ._devices import door
 from ._problem import Offsets, Problem
 from .arguments import Asked, checked
@@ -79,7 +79,7 @@ def class_conditional_loss(
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != z.shape[:1]:
             found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise TypeError(f"{name} must be int64 of shape ({len(z)},), got {found}")
-        if door(labels).HOST and len(labels) and not _transforms.active():
+        if door(labels).HOST and len(labels) and not transforms.active():
             low, high = (int(v) for v in torch.aminmax(labels))
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} must be from 0 to {classes - 1}, got {low if low < 0 else high}")
@@ -87,7 +87,7 @@ def class_conditional_loss(
     one_call = beta == float("inf") and not _ONE_PROBLEM & {
         k for k, given in options.items() if given is not None
     }
-    if one_call and door(x).HOST and _transforms.direct(x, y):
+    if one_call and door(x).HOST and transforms.direct(x, y):
         return _class_by_class(x, y, (x_labels, y_labels), classes, options)
     other = torch.arange(classes, device=x.device) != x_labels[:, None]
     class_cost = torch.zeros((), dtype=dtype, device=x.device).masked_fill(other, beta)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference.label_transport import label_transport_loss as reference
 from ..reference.label_transport import mean_of_rows
-from . import _devices, _transforms, checks
+from . import _devices, checks, transforms
 from ._label import Grads, LabelOptions, Logits, Made
 
 KAPPAS = ("detached", "live")
@@ -65,12 +65,12 @@ def label_transport_loss(
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
     call = OfLogits(target, options, _devices.door(student_logits))
     kernels = call.door.KERNELS
-    if kernels and _transforms.direct(student_logits, teacher_logits, target):
-        loss: Tensor = _transforms.applied(LabelTransport, call, student_logits, teacher_logits)
+    if kernels and transforms.direct(student_logits, teacher_logits, target):
+        loss: Tensor = transforms.applied(LabelTransport, call, student_logits, teacher_logits)
         return loss
     if not kernels:
         _devices.warn_without_kernels(student_logits.device)
-    if not kernels or _transforms.by_torch():
+    if not kernels or transforms.by_torch():
         return call.by_torch(student_logits, teacher_logits)
     loss, _, _ = _transformed(
         student_logits, teacher_logits, target, ignore_index, options.label_smoothing, kappa == "live"
@@ -153,7 +153,7 @@ class LabelTransport(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         call, (_, *tensors) = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_transforms.differentiate(lambda *z: (call.by_torch(*z),), tensors, (upstream,))
+            return None, *transforms.differentiate(lambda *z: (call.by_torch(*z),), tensors, (upstream,))
         grads, ctx.grads = ctx.grads, ()
         if grads:
             grads = call.door.label.scale_owned_(grads, upstream, ctx.count)
@@ -209,18 +209,18 @@ def _backward(
 
         def gradients(student: Tensor, teacher: Tensor) -> Grads:
             wide = student.to(ds.dtype), teacher.to(ds.dtype)
-            return _transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
+            return transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
 
-        second = _transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+        second = transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
         found = [s if f is None else f + s for f, s in zip(found, second, strict=True)]
     return *found, *[None] * 4
 
 
 def _rule(call: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Rows do not know of each other: those of all problems are one call."""
-    folded = _transforms.fold(info, in_dims[:3], *args[:3])
+    folded = transforms.fold(info, in_dims[:3], *args[:3])
     outputs = call(*folded, *args[3:])
     return tuple(z.unflatten(0, (info.batch_size, -1)) for z in outputs), (0, 0, 0)
 
 
-_transformed = _transforms.register_backward(label_transport_forward, _setup_context, _backward, _rule)
+_transformed = transforms.register_backward(label_transport_forward, _setup_context, _backward, _rule)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _devices, _transforms, checks
+from . import _devices, checks, transforms
 from ._label import Grads, LabelOptions, Logits, Made
 from ._products import product
 from .label_transport import Call, LabelTransport, checked, label_transport_loss
@@ -62,8 +62,8 @@ def linear_label_transport_loss(
     _check_shapes(*tensors)
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
     call = OfHeads(target, options, _devices.door(feature))
-    if reduction != "none" and call.door.KERNELS and _transforms.direct(*tensors, target):
-        loss: Tensor = _transforms.applied(LabelTransport, call, *tensors)
+    if reduction != "none" and call.door.KERNELS and transforms.direct(*tensors, target):
+        loss: Tensor = transforms.applied(LabelTransport, call, *tensors)
         return loss
     return call.by_torch(*tensors)
 

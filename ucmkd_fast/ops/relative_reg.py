@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import _transforms
+from . import transforms
 from ._devices import door, dtype_of_sums
 from ._problem import Options, Problem, Solution
 
@@ -20,7 +20,7 @@ from ._problem import Options, Problem, Solution
 def on_host(*tensors: Tensor | None) -> bool:
     """Whether reading a scale waits for nobody: eager calls on the CPU."""
     x = tensors[0]
-    return x is not None and door(x).HOST and _transforms.direct(*tensors)
+    return x is not None and door(x).HOST and transforms.direct(*tensors)
 
 
 def mean_cost(matrix: Tensor, inside: Tensor | None = None) -> Tensor:

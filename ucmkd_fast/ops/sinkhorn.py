@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _classes, _lists, _not_converged, _route, checks, sharded
+from . import _classes, _lists, _route, checks, not_converged, sharded
 from ._problem import Convergence, Problem
 from .arguments import Asked, check_features, check_init, checked, envelope_has_no_mass_gradient, mass
 from .result import SinkhornResult
@@ -72,7 +72,9 @@ def sinkhorn(
     b = mass("b", b, cost.shape[-1], batch, cost.dtype)
     checks.same_device(cost=cost, a=a, b=b)
     init_f, init_g = check_init(init, cost.shape, cost)
-    return _route.given(Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None)
+    return _route.given(
+        Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None
+    )
 
 
 def sinkhorn_loss(
@@ -181,5 +183,5 @@ def sinkhorn_loss(
         return _route.loss(p, options, call)
     if memory_budget is not None or group is not None:
         raise ValueError("memory_budget and group are for one problem, got a batch")
-    with _not_converged.at_most_one():
+    with not_converged.at_most_one():
         return _lists.loss(p, offsets, options, call)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .. import _dual, _not_converged
+from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
 from .._problem import Gradients, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
@@ -104,7 +104,7 @@ def solve_list_backward(
         ragged, upstream, grad=_C.GRADS[options.grad], grad_x=address(dx), grad_y=address(dy), grad_a=address(da),
         grad_b=address(db),
     ):  # fmt: skip
-        _not_converged.warn_of_gradient()
+        not_converged.warn_of_gradient()
     da = _sum(da, arriving.direct_a, p.a) if needs.a else None
     db = _sum(db, arriving.direct_b, p.b) if needs.b else None
     return Gradients(x=dx, y=dy, a=da, b=db, class_cost=d_classes)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .. import _dual, _not_converged
+from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
 from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
@@ -85,9 +85,9 @@ def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None)
         if isinstance(said, str):
             raise _refused(said, p)
         if told is None:
-            _not_converged.remark(said, error, value, p.a, options)
+            not_converged.remark(said, error, value, p.a, options)
         elif not said[0]:
-            _not_converged.warn_of_gradient()
+            not_converged.warn_of_gradient()
     return value, Kept(grad_x=dx, grad_y=dy)
 
 
@@ -175,7 +175,7 @@ def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     if refused is not None:
         raise _refused(refused, p)
     if told is None:
-        _not_converged.look(error, value, p.a, options, options.metric if classes is None else None)
+        not_converged.look(error, value, p.a, options, options.metric if classes is None else None)
     kept = Kept(block.all, f, g, distance=None if classes is None else classes.distance)
     return (value if dual is None else dual), kept
 
@@ -214,7 +214,7 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
             grad_y=address(dy),
             **masses,
         ):
-            _not_converged.warn_of_gradient()
+            not_converged.warn_of_gradient()
     else:
         dx, dy = _large(back, block, classes, options, (needs.x, needs.y))
     d_classes = None if classes is None else classes.grad
@@ -249,7 +249,7 @@ def _large(
         if not _C.sinkhorn_implicit(
             problem, upstream, grad_cost=0, row_sums=rows, column_sums=columns, **masses
         ):
-            _not_converged.warn_of_gradient()
+            not_converged.warn_of_gradient()
     return _in_blocks(back, distance, sums, product, options.grad, need)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .. import _dual, _not_converged
+from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
 from .._problem import Gradients, Kept, Options, Problem, Solution, Upstream
@@ -92,7 +92,7 @@ def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gr
     masses = {"grad_a": address(grad_a), "grad_b": address(grad_b)}
     if options.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, upstream, grad_cost=grad_cost.data_ptr(), **masses):
-            _not_converged.warn_of_gradient()
+            not_converged.warn_of_gradient()
     else:  # the adjoint sweep, one matrix product of its vectors, and dC made in place of the product
         left, right, depths = adjoint(problem, upstream, cost, cost.shape, options.max_iter, masses)
         if left.shape[-2]:  # out=: autocast leaves it alone

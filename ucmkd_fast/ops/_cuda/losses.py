@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _dual, _not_converged
+from .. import _dual, not_converged
 from .._classes import Classes, poisoned
 from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
 from ..cost import BY_DIFFERENCE
@@ -72,7 +72,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
         told.take(found.marginal_error, found.n_iter)
     else:
         metric = options.metric if classes is None else None
-        _not_converged.look(found.marginal_error, found.value, p.a, options, metric)
+        not_converged.look(found.marginal_error, found.value, p.a, options, metric)
     if not at_once:
         return value, Kept(block, f, g, distance=None if classes is None else classes.distance)
     up = _dual.of_loss(torch.ones_like(value), p, Kept(f=f, g=g), options, (n, m))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .. import _not_converged
+from .. import not_converged
 from .._addresses import address
 from .._classes import Classes, has_bad_values
 from .._control import Flag, Relaxation
@@ -123,7 +123,7 @@ class Sweeps:
 
     def __init__(self, p: Problem, options: Options, spread: Spread, history: bool):
         assert p.a is not None and p.b is not None
-        _not_converged.flush_warnings()
+        not_converged.flush_warnings()
         self.a, self.b, self.reg = p.a, p.b, options.reg
         self._options, self._over, self._history = options, spread.over, history
         self._panels = Panels(p, options, spread)

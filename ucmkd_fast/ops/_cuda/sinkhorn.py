@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .. import _dual, _not_converged
+from .. import _dual, not_converged
 from .._addresses import address
 from .._problem import Gradients, Kept, Options, Problem, Solution, Upstream
 from . import _device as device
@@ -87,7 +87,7 @@ class Solver:
 
     def forward(self) -> Solution:
         """Runs the iterations."""
-        _not_converged.flush_warnings()
+        not_converged.flush_warnings()
         cost, at, call = self._cost, self._at, self._call
         lead = cost.shape[:-2]
         value, dual, error = (device.empty(cost, *lead) for _ in range(3))
@@ -124,7 +124,7 @@ class Solver:
             if implicit:
                 flags = at.saved[Saved(at.shape, options.max_iter, False).flags :][:batch]
                 missed = flags.view(torch.int32)[:batch] & _C.FLAGS["not_converged"]
-                _not_converged.report_gradient(missed.any())
+                not_converged.report_gradient(missed.any())
         device.kernels.cuda_sinkhorn_gradient(call)
         return Gradients(cost=grad_cost, a=grad_a, b=grad_b)
 

@@ -36,7 +36,9 @@ def solve(p: Problem, options: Options) -> Solution:
         return z if z is None or z.dim() == 1 else z[k]
 
     parts = [
-        solve(Problem(cost=c, a=one(a, k), b=one(b, k), init_f=one(init_f, k), init_g=one(init_g, k)), options)
+        solve(
+            Problem(cost=c, a=one(a, k), b=one(b, k), init_f=one(init_f, k), init_g=one(init_g, k)), options
+        )
         for k, c in enumerate(cost)
     ]
     return Solution(*(torch.stack(part) for part in zip(*parts, strict=True)))
