@@ -330,6 +330,20 @@ def test_compiled_equals_eager(batch):
     assert torch.allclose(compiled, eager) and torch.allclose(got, want)
 
 
+def test_compiled_with_masses_and_a_start():
+    C = torch.rand(9, 7, requires_grad=True)
+    a, b = (torch.rand(k).softmax(0).requires_grad_() for k in (9, 7))
+    init = torch.zeros(9), torch.zeros(7)
+
+    def f(C, a, b):
+        return uk.sinkhorn(C, a, b, reg=0.2, max_iter=5, init=init).value_regularized
+
+    wants = torch.autograd.grad(f(C, a, b), (C, a, b))
+    gots = torch.autograd.grad(torch.compile(f, backend="aot_eager", fullgraph=True)(C, a, b), (C, a, b))
+    for got, want in zip(gots, wants, strict=True):
+        assert torch.allclose(got, want)
+
+
 def half_precision(dtype, shape):
     """A cost in half precision is solved in float32; its gradient is rounded once, at the end."""
     cost = torch.rand(*shape).to(dtype).requires_grad_()

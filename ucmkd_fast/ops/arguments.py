@@ -17,6 +17,8 @@ OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = tuple(_C.GRADS)
 ACCELERATE = ("relax",)
 REG_SCALES = ("mean",)
+#: Masses up to this take no part; a table, as compilers trace no calls of the compiled module.
+_LEAST_MASS = {dtype: _C.rules(dtype is torch.float64).least_mass for dtype in checks.FLOATS}
 
 
 _NO_METRIC = object()  # None would be a metric that is asked for
@@ -145,7 +147,7 @@ def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
     if value.dtype != dtype:
         raise TypeError(f"{name} must have the cost's dtype {dtype}, got {value.dtype}")
-    counted = torch.nn.functional.hardshrink(value.detach(), _C.rules(dtype is torch.float64).least_mass)
+    counted = torch.nn.functional.hardshrink(value.detach(), _LEAST_MASS[dtype])
     if not (value.requires_grad or transforms.forward_mode() or transforms.active()):
         return counted
     return value - (value - counted).detach()
