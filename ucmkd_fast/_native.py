@@ -38,16 +38,16 @@ def use_threads(limit: int | None = None, **settings: float) -> bool:
     """
     library = _torch_cpu_library()
     try:
-        addresses = [
+        run, count = (
             ctypes.cast(getattr(library, name), ctypes.c_void_p).value
             for name in ("torch_parallel_for", "torch_get_num_threads")
-        ]
+        )
     except AttributeError:
-        addresses = [None, None]
-    if None in addresses:
+        run = count = None
+    if run is None or count is None:
         use_no_threads()
         return False
-    _C.set_threads(*addresses, limit or processors.usable(), **settings)
+    _C.set_threads(run, count, limit or processors.usable(), **settings)
     return True
 
 

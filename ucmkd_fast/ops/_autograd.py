@@ -120,6 +120,7 @@ class SinkhornLoss(torch.autograd.Function):
         """Everything but features is contiguous."""
         p, options, told = call
         needs = needs_of(p)
+        value: Tensor
         value, kept = door(leaves[0]).loss(p, options, needs, told)
         made = kept.block is None
         ctx.save_for_backward(*(kept[_MADE:] + p[:_FEATURES] if made else kept + p))

@@ -41,8 +41,8 @@ class Logits(NamedTuple):
 
     def readable(self, dtype: torch.dtype) -> Logits:
         """As kernels read them: in this dtype, with unit column stride."""
-        student, teacher, target, *more = self
-        return Logits(_rows(student, dtype), _rows(teacher, dtype), target.contiguous(), *more)
+        student, teacher, target, first_row, again = self
+        return Logits(_rows(student, dtype), _rows(teacher, dtype), target.contiguous(), first_row, again)
 
 
 def _rows(logits: Tensor, dtype: torch.dtype) -> Tensor:

@@ -152,7 +152,7 @@ class ListSinkhorn(torch.autograd.Function):
         saved, (offsets, options, needs), up = ctx.saved_tensors, ctx.settings, Upstream(*upstream[:4])
         p, kept = Problem(*saved[: len(Problem._fields)]), Kept(*saved[len(Problem._fields) :])
         if not up.any:
-            return (None,) * (1 + sum(needs))
+            return _autograd.given_back((None,) * len(needs), needs)
         if torch.is_grad_enabled():
             transforms.refuse_second_order(options.grad)
 
@@ -167,7 +167,7 @@ class ListSinkhorn(torch.autograd.Function):
         return _autograd.given_back(_autograd.of_all(grads, p), needs)
 
 
-@torch.compiler.disable
+@transforms.not_compiled
 def in_one_call(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
     p = p.contiguous()
     door_ = door(p.features[0])

@@ -58,15 +58,15 @@ class PanelSinkhorn(torch.autograd.Function):
         return given_back(of_all(found._replace(b=over.mine(found.b)), p), needs)
 
 
-@torch.compiler.disable
+@transforms.not_compiled
 def solve(problem: Problem, options: Options, spread: Spread) -> Solution:
     """With the cost of ``spread.rows`` rows at a time; no plan, and init_g takes no part."""
     p = problem
     require_eager(p.x, p.y, p.a, p.b, p.class_cost)
-    return Solution(*PanelSinkhorn.apply(_OfPanels(p, options, spread), *leaves(p)))
+    return Solution(*transforms.applied(PanelSinkhorn, _OfPanels(p, options, spread), *leaves(p)))
 
 
-@torch.compiler.disable
+@transforms.not_compiled
 def mean_cost(problem: Problem, options: Options, spread: Spread) -> Tensor:
     """The mean () of `relative_reg.mean_cost` over the rows of all processes, panel by panel."""
     require_eager(problem.x, problem.y, problem.class_cost)

@@ -22,7 +22,8 @@ def in_pieces(z: Tensor) -> bool:
 
 def pieces(z: Tensor) -> tuple[Tensor, ...]:
     """Views of ``z`` that together cover it."""
-    return z.split(max(1, PIECE * len(z) // z.numel()))
+    views: tuple[Tensor, ...] = z.split(max(1, PIECE * len(z) // z.numel()))
+    return views
 
 
 def converted(z: Tensor, dtype: torch.dtype) -> Tensor:

@@ -111,7 +111,7 @@ def envelope_has_no_mass_gradient(options: Options, a: Tensor | None, b: Tensor 
                 )
 
 
-def check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
+def check_features(x: Tensor, y: Tensor, shards: bool = False) -> torch.dtype:
     """The cost's dtype. Of ``shards`` a process may have none."""
     if checks.alike(x, y) and x.shape[0] and y.shape[0]:
         return x.dtype
@@ -134,7 +134,7 @@ def check_features(x: Any, y: Any, shards: bool = False) -> torch.dtype:
     return checks.common_dtype(x=x, y=y)
 
 
-def mass(name: str, value: Any, size: int, batch: int | None, dtype: torch.dtype) -> Tensor | None:
+def mass(name: str, value: Tensor | None, size: int, batch: int | None, dtype: torch.dtype) -> Tensor | None:
     """Masses (size,), or (batch, size) in a batch; their values are checked by the kernel.
 
     One of at most 1e-30 (1e-290 in float64) becomes 0: it takes no part. Its gradient is that of a mass of 0.

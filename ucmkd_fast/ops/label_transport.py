@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ def label_transport_loss(
     return loss.sum() if reduction == "sum" else mean_of_rows(loss.sum(), (target != ignore_index).sum())
 
 
-def checked(tensors: dict[str, Tensor | None], target: Any, asked: LabelOptions) -> LabelOptions:
+def checked(tensors: Mapping[str, Tensor | None], target: Any, asked: LabelOptions) -> LabelOptions:
     """What both forms of the loss ask beside the shapes of their tensors, the first of which has a row per target."""
     given = [z for z in tensors.values() if z is not None]
     n = given[0].shape[0]
@@ -117,14 +117,14 @@ class OfLogits(Call):
 
     def loss(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Made:
         """The loss, with gradients where the door makes them along with it."""
-        made: Made = self.door.label.loss(Logits(*tensors, self.target), self.options, needs)
+        made: Made = self.door.label.loss(Logits(tensors[0], tensors[1], self.target), self.options, needs)
         return made
 
     def gradients(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], count: Any, upstream: Tensor
     ) -> Grads:
         """Those that are not there: never made, or taken by an earlier backward."""
-        logits = Logits(*tensors, self.target)
+        logits = Logits(tensors[0], tensors[1], self.target)
         grads: Grads = self.door.label.gradients(logits, self.options, needs, count, upstream)
         return grads
 
@@ -211,7 +211,7 @@ def _backward(
             wide = student.to(ds.dtype), teacher.to(ds.dtype)
             return transforms.vjp(lambda *z: (call.by_torch(*z),), wide, (ds.new_ones(()),))
 
-        second = transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
+        second: list[Any] = transforms.vjp(gradients, (student, teacher), (up_ds, up_dt))
         found = [s if f is None else f + s for f, s in zip(found, second, strict=True)]
     return *found, *[None] * 4
 

@@ -58,7 +58,7 @@ def linear_label_transport_loss(
         "feature": feature, "student_weight": student_weight, "student_bias": student_bias,
         "teacher_weight": teacher_weight, "teacher_bias": teacher_bias,
     }  # fmt: skip
-    tensors = tuple(named.values())
+    tensors = feature, student_weight, student_bias, teacher_weight, teacher_bias
     _check_shapes(*tensors)
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
     call = OfHeads(target, options, _devices.door(feature))
@@ -119,11 +119,13 @@ class OfHeads(Call):
         grads: Grads = self.door.label.scale_owned_(self.loss(tensors, needs)[1], upstream, count)
         return grads
 
-    def by_torch(self, *tensors: Tensor | None) -> Tensor:
+    def by_torch(
+        self, feature: Tensor, sw: Tensor, sb: Tensor | None, tw: Tensor, tb: Tensor | None
+    ) -> Tensor:
         """With the logits (n, K) of both heads: for what the chunked form does not do."""
-        feature, sw, sb, tw, tb = tensors
         dtype = torch.promote_types(feature.dtype, torch.float32)
-        feature, sw, sb, tw, tb = (None if z is None else z.to(dtype) for z in tensors)
+        feature, sw, tw = feature.to(dtype), sw.to(dtype), tw.to(dtype)
+        sb, tb = (None if z is None else z.to(dtype) for z in (sb, tb))
         s, t = F.linear(feature, sw, sb), F.linear(feature, tw, tb)
         return label_transport_loss(s, t, self.target, **self.options._asdict())
 

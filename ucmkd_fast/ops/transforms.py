@@ -6,15 +6,15 @@ operations (`_by_torch`): the kernels give one gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 _TransformType = torch._C._functorch.TransformType
-
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # also one that outlived its transform
@@ -37,7 +37,13 @@ def direct(*tensors: Tensor | None) -> bool:
 
 def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply`` on tensors that are `direct`: without what it looks for first, that transforms may be."""
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def not_compiled(function: _F) -> _F:
+    """Leaves ``function`` out of compiled graphs; `torch.compiler.disable` has no types."""
+    disabled: _F = torch.compiler.disable(function)
+    return disabled
 
 
 def recorded(*tensors: Tensor | None) -> bool:
@@ -148,7 +154,8 @@ class Fold:
 
     def back(self, tensor: Tensor) -> Tensor:
         """(V, B?, ...)."""
-        return tensor.unflatten(0, (self._info.batch_size, *self._batch))
+        apart: Tensor = tensor.unflatten(0, (self._info.batch_size, *self._batch))
+        return apart
 
     def divide(self, block: Tensor) -> Tensor:
         """(V, ...), a block of memory of all problems as equal parts, which `__call__` joins again."""
@@ -169,7 +176,11 @@ def one_by_one(
     return stacked, (0,) * len(stacked)
 
 
-def differentiate(outputs_of, inputs, upstream):
+def differentiate(
+    outputs_of: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    upstream: Sequence[Tensor | None],
+) -> list[Tensor | None]:
     """Gradients of the inputs that need one, with a graph; None for the others.
 
     ``outputs_of(*inputs)`` gets a view of each input: one tensor in two places has a gradient for each of them.
@@ -189,7 +200,12 @@ def differentiate(outputs_of, inputs, upstream):
     return [next(found) if t is not None and t.requires_grad else None for t in apart]
 
 
-def register_backward(op, setup_context, backward, rule):
+def register_backward(
+    op: torch.library.CustomOpDef,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    rule: Callable[..., Any],
+) -> Callable[..., Any]:
     """Give a registered op its gradient and its rule for ``vmap``; returns the callable to use.
 
     functorch does not transform the autograd formula of a registered op, only Functions with a
@@ -198,10 +214,10 @@ def register_backward(op, setup_context, backward, rule):
     """
     torch.library.register_autograd(op._opoverload, backward, setup_context=setup_context)
 
-    def forward(*args):
+    def forward(*args: Any) -> Any:
         return op(*args)
 
-    def vmap(info, in_dims, *args):
+    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
         return rule(call, info, in_dims, *args)
 
     torch.library.register_vmap(op._opoverload, vmap)
@@ -211,9 +227,9 @@ def register_backward(op, setup_context, backward, rule):
         "backward": staticmethod(backward),
         "vmap": staticmethod(vmap),
     }
-    function = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
+    function: Any = type(f"Transformed_{op._name}", (torch.autograd.Function,), members)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
             return op(*args)
         return function.apply(*args)
