@@ -77,7 +77,7 @@ class Sinkhorn(torch.autograd.Function):
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(cost, a, b, p.init_f, p.init_g, found.f, found.g, saved)
             ctx.options = options
-        return tuple(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -41,7 +41,7 @@ class Features(NamedTuple):
                 "grad_class": address(classes.grad),
             }  # fmt: skip
         return _C.Features(
-            f64=x.dtype == torch.float64, metric=_C.METRICS[metric], n=(rows.stop or n) - first, m=len(y), d=d,
+            f64=x.dtype == torch.float64, metric=_C.METRICS[metric], n=(rows.stop or n) - first, m=y.shape[0], d=d,
             x=x.data_ptr() + first * d * size, y=y.data_ptr(), scale_x=scale.data_ptr() + first * size,
             scale_y=scale.data_ptr() + n * size,
             given_x=given_x.data_ptr() + first * d * size, given_y=given_y.data_ptr(), **by_class,

@@ -126,7 +126,8 @@ class _Block(NamedTuple):
     @property
     def scale(self) -> Tensor:
         """(N + M,) of the features."""
-        return self.all[self.n * self.m :][: self.n + self.m]
+        begin = self.n * self.m
+        return self.all[begin : begin + self.n + self.m]
 
     @property
     def saved(self) -> int:
@@ -141,14 +142,15 @@ def _problem(
     """The native problem, and its features: their scales are, or will be, in the block."""
     assert options.metric is not None
     features = with_known_scales(*p.features, block.scale, options.metric, options.dtype)
-    place = sinkhorn.Place(block.all, block.saved, history, features, classes)
-    return sinkhorn.native(p, options, (block.n, block.m), place), features
+    given = features.native(classes=classes)
+    problem = sinkhorn.native(p, options, (block.n, block.m), block.all, block.saved, history, given)
+    return problem, features
 
 
 def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """The loss, the potentials where its gradient needs them, and what the backward needs."""
     x, y = p.features
-    n, m, save = len(x), len(y), any(needs)
+    n, m, save = x.shape[0], y.shape[0], any(needs)
     history = save and options.grad == "unrolled"
     block = _Block.new(x, n, m, options, history)
     value = block.all.new_empty(())
@@ -193,7 +195,7 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
     """As `Door.loss_backward`."""
     assert kept.block is not None
     x, y = p.features
-    block = _Block(kept.block, len(x), len(y))
+    block = _Block(kept.block, x.shape[0], y.shape[0])
     classes = None
     if p.classes is not None:
         grad = torch.empty_like(p.classes[0]) if needs.class_cost else None

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..._native import _C
 from .. import _dual, not_converged
 from .._addresses import address
-from .._classes import Classes
 from .._problem import Gradients, Kept, Options, Problem, Solution, Upstream
 from ..refusals import explained
-from .costs import Features
 
 
 def padded(size: int) -> int:
@@ -29,52 +25,52 @@ def saved_size(shape: torch.Size, max_iter: int, history: bool) -> int:
     return each * lead[0] if lead else each
 
 
-class Place(NamedTuple):
-    """Where a native problem lies, beside the tensors of a `Problem`."""
+def native(
+    p: Problem, options: Options, sizes: tuple[int, ...], cost: Tensor, saved: int, history: bool,
+    features: _C.Features | None = None,
+) -> _C.Problem:  # fmt: skip
+    """The native problem of ``sizes`` (B?, N, M), in memory that begins with its cost.
 
-    cost: Tensor  # (B?, N, M), or a block that begins with it
-    saved: int  # address of what the solver keeps
-    history: bool  # of the iterations, for their gradient
-    features: Features | None = None
-    classes: Classes | None = None
-
-
-def native(p: Problem, options: Options, sizes: tuple[int, ...], at: Place) -> _C.Problem:
-    """The native problem, of ``sizes`` (B?, N, M)."""
+    ``saved`` is the address of what the solver keeps, with the ``history`` of the iterations for their gradient.
+    """
     *lead, n, m = sizes
     a, b = p.a, p.b
     return _C.Problem(
-        f64=at.cost.dtype == torch.float64, batch=lead[0] if lead else 1, n=n, m=m, reg=options.reg,
-        max_iter=options.max_iter, tol=options.tol, cost=at.cost.data_ptr(), saved=at.saved, a=address(a),
+        f64=cost.dtype is torch.float64, batch=lead[0] if lead else 1, n=n, m=m, reg=options.reg,
+        max_iter=options.max_iter, tol=options.tol, cost=cost.data_ptr(), saved=saved, a=address(a),
         a_shared=a is None or a.dim() == 1, b=address(b), b_shared=b is None or b.dim() == 1,
-        init_f=address(p.init_f), init_g=address(p.init_g), relax=options.accelerate == "relax", history=at.history,
-        features=None if at.features is None else at.features.native(classes=at.classes),
+        init_f=address(p.init_f), init_g=address(p.init_g), relax=options.accelerate == "relax", history=history,
+        features=features,
     )  # fmt: skip
 
 
 def solve(p: Problem, options: Options, save: bool) -> tuple[Solution, Tensor]:
     """As `Door.solve`. Raises ValueError for values that the kernel refuses."""
     cost = p.matrix
-    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    shape = cost.shape
+    lead, (n, m) = shape[:-2], shape[-2:]
     history = save and options.grad == "unrolled"
-    saved = cost.new_empty(saved_size(cost.shape, options.max_iter, history))
+    saved = cost.new_empty(saved_size(shape, options.max_iter, history))
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
-    n_iter = torch.empty(lead, dtype=torch.int64)
-    found = Solution(value, dual, cost.new_empty((*lead, n)), cost.new_empty((*lead, m)), error, n_iter)
-    problem = native(p, options, cost.shape, Place(cost, saved.data_ptr(), history))
-    outputs = {name: z.data_ptr() for name, z in found._asdict().items()}
-    refused = _C.sinkhorn_forward(problem, save_plan=save, **outputs)
+    f, g, n_iter = (
+        cost.new_empty((*lead, n)),
+        cost.new_empty((*lead, m)),
+        torch.empty(lead, dtype=torch.int64),
+    )
+    refused = _C.sinkhorn_forward(
+        native(p, options, shape, cost, saved.data_ptr(), history), save_plan=save, f=f.data_ptr(), g=g.data_ptr(),
+        value=value.data_ptr(), dual=dual.data_ptr(), marginal_error=error.data_ptr(), n_iter=n_iter.data_ptr(),
+    )  # fmt: skip
     if refused is not None:
         raise ValueError(explained(refused, cost=cost, a=p.a, b=p.b))
-    return found, saved
+    return Solution(value, dual, f, g, error, n_iter), saved
 
 
 def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gradients:
     """As `Door.solve_backward`."""
     cost = p.matrix
     assert kept.block is not None
-    place = Place(cost, kept.block.data_ptr(), options.grad == "unrolled")
-    problem = native(p, options, cost.shape, place)
+    problem = native(p, options, cost.shape, cost, kept.block.data_ptr(), options.grad == "unrolled")
     grad_cost = torch.empty_like(cost)
     if options.grad == "envelope":
         weight = _dual.envelope_weight(up)
@@ -109,19 +105,15 @@ def native_upstream(up: _dual.Arriving) -> _C.Upstream:
     return _C.Upstream(value=address(up.value), f=address(up.f), g=address(up.g))
 
 
-class Adjoint(NamedTuple):
-    """What the sweep back leaves: the gradient of a cost is made from left' right."""
-
-    left: Tensor  # (B?, depth, N)
-    right: Tensor  # (B?, depth, M)
-    depths: Tensor  # (B or 1,) int64 of each problem; -1 where it needs the log domain
-
-
 def adjoint(
     problem: _C.Problem, upstream: _C.Upstream, like: Tensor, sizes: tuple[int, ...], max_iter: int,
     masses: dict[str, int],
-) -> Adjoint:  # fmt: skip
-    """The adjoint sweep of a problem of ``sizes`` (B?, N, M); depth is 0 where all need the log domain."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The adjoint sweep of a problem of ``sizes`` (B?, N, M): the gradient of its cost is made from left' right.
+
+    Returns left (B?, depth, N) and right (B?, depth, M), and the depth (B or 1,) int64 of each problem: -1 where it
+    needs the log domain; the common depth is 0 where all do.
+    """
     *lead, n, m = sizes
     rows = 2 * max_iter
     left, right = like.new_empty((*lead, rows, n)), like.new_empty((*lead, rows, m))
@@ -129,4 +121,4 @@ def adjoint(
     depth = _C.sinkhorn_adjoint(
         problem, upstream, left=left.data_ptr(), right=right.data_ptr(), depth=depths.data_ptr(), **masses
     )
-    return Adjoint(left[..., :depth, :], right[..., :depth, :], depths)
+    return left[..., :depth, :], right[..., :depth, :], depths
