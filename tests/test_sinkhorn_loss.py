@@ -321,6 +321,34 @@ def test_nothing_is_kept_where_autograd_records_nothing(context, monkeypatch):
     assert not got.requires_grad and torch.equal(got, want)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_in_the_dtype_that_it_is_computed_in(dtype, metric):
+    x, y = (torch.randn(6, 4) * 500).to(dtype).requires_grad_(), torch.randn(7, 4).to(dtype)
+    y[3, 0] = float("inf")
+    for leaf in (x, x.detach()):
+        with pytest.raises(ValueError, match=r"y must be finite.*torch.float32's range, got \+inf at y\[3, 0\]"):
+            uk.sinkhorn_loss(leaf, y, metric=metric)
+
+
+def test_a_tensor_that_outlived_its_transform_is_a_plain_one():
+    kept, (x, y) = [], (z.detach() for z in features("cosine"))
+    torch.func.grad(lambda z: (kept.append(z * 1), z.sum())[1])(x)
+    starts = torch.tensor([0, 3, len(x)]), torch.tensor([0, 3, len(y)])
+    for options in ({}, {"offsets": starts}, {"memory_budget": 10_000}, {"return_result": True}):
+        want, got = uk.sinkhorn_loss(x, y, **options), uk.sinkhorn_loss(kept[0], y, **options)
+        if options.get("return_result"):
+            want, got = want.value, got.value
+        assert torch.allclose(got, want)
+
+
+def test_a_history_that_no_memory_holds_is_refused():
+    x, y = features("cosine")
+    for count in (2**31, 2**60, 2**62, 2**63 - 1):
+        with pytest.raises(ValueError, match="max_iter must be at most 2147483647"):
+            uk.sinkhorn_loss(x, y, max_iter=count, tol=1e-3)
+
+
 def test_forward_mode_is_refused_by_panels_and_lists():
     x, y = (z.detach() for z in features("cosine"))
     starts = torch.tensor([0, len(x)]), torch.tensor([0, len(y)])

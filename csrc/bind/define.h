@@ -69,7 +69,11 @@ struct Read<int64_t> {
 };
 template <>
 struct Read<int> {
-  static int of(PyObject* o) { return static_cast<int>(Read<int64_t>::of(o)); }
+  static int of(PyObject* o) {
+    const int64_t number = Read<int64_t>::of(o);
+    if (number != static_cast<int>(number)) throw py::type_error("expected an int of 32 bits");
+    return static_cast<int>(number);
+  }
 };
 template <>
 struct Read<Address> {

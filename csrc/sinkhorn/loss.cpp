@@ -1,5 +1,5 @@
 // A small problem between features as one call each way: costs, iterations, gradients, and the matrix
-// products between them. Large ones leave the products to the caller's BLAS (ops/_solve.py).
+// products between them. Large ones leave the products to the caller's BLAS (ops/_cpu/losses.py).
 #include <math.h>
 
 #include <limits>

@@ -70,6 +70,7 @@ class Sinkhorn(torch.autograd.Function):
         """Contiguous tensors."""
         p, options = call
         needs = any(ctx.needs_input_grad)
+        found: Solution
         found, saved = door(cost).solve(p, options, needs)
         if needs:
             constants = (found.f, found.g) if options.grad == "envelope" else ()

@@ -50,6 +50,7 @@ class _Found(NamedTuple):
 
 def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | SinkhornResult:
     """The losses (B,) of a batch (B, N, D) or of a list, or their result."""
+    p = transforms.alive(p)
     x, y = p.features
     at_door = door(x)
     batch = x.dim() == 3

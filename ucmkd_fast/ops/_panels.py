@@ -61,7 +61,7 @@ class PanelSinkhorn(torch.autograd.Function):
 @transforms.not_compiled
 def solve(problem: Problem, options: Options, spread: Spread) -> Solution:
     """With the cost of ``spread.rows`` rows at a time; no plan, and init_g takes no part."""
-    p = problem
+    p = transforms.alive(problem)
     require_eager(p.x, p.y, p.a, p.b, p.class_cost)
     return Solution(*transforms.applied(PanelSinkhorn, _OfPanels(p, options, spread), *leaves(p)))
 
@@ -69,6 +69,7 @@ def solve(problem: Problem, options: Options, spread: Spread) -> Solution:
 @transforms.not_compiled
 def mean_cost(problem: Problem, options: Options, spread: Spread) -> Tensor:
     """The mean () of `relative_reg.mean_cost` over the rows of all processes, panel by panel."""
+    problem = transforms.alive(problem)
     require_eager(problem.x, problem.y, problem.class_cost)
     p, over = everywhere(_detached(problem)._replace(a=None, b=None), options.dtype, spread.over), spread.over
     x, _ = p.features

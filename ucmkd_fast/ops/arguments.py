@@ -17,6 +17,7 @@ OBJECTIVES = ("transport", "regularized", "divergence")
 GRADS = tuple(_C.GRADS)
 ACCELERATE = ("relax",)
 REG_SCALES = ("mean",)
+_MOST_ITERATIONS = (1 << 31) - 1  # sizes of a history stay countable
 #: Masses up to this take no part; a table, as compilers trace no calls of the compiled module.
 _LEAST_MASS = {dtype: _C.rules(dtype is torch.float64).least_mass for dtype in checks.FLOATS}
 
@@ -75,6 +76,8 @@ def _checked(*asked: Any) -> Options:
             "scale the cost and reg, or compute in float64"
         )
     max_iter, tol = checks.count_at_least_one("max_iter", max_iter), checks.number_at_least_zero("tol", tol)
+    if max_iter > _MOST_ITERATIONS:
+        raise ValueError(f"max_iter must be at most {_MOST_ITERATIONS}, got {max_iter}")
     return Options(
         reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport"
     )

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
+
+from ._problem import Problem
 
 _TransformType = torch._C._functorch.TransformType
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -44,6 +47,11 @@ def not_compiled(function: _F) -> _F:
     """Leaves ``function`` out of compiled graphs; `torch.compiler.disable` has no types."""
     disabled: _F = torch.compiler.disable(function)
     return disabled
+
+
+def alive(p: Problem) -> Problem:
+    """With tensors that outlived their transform as plain ones."""
+    return p if torch.compiler.is_compiling() else Problem(*unwrap_dead_wrappers(tuple(p)))
 
 
 def recorded(*tensors: Tensor | None) -> bool:

@@ -83,7 +83,7 @@ def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None)
     )  # fmt: skip
     if said is not None:
         if isinstance(said, str):
-            raise _refused(said, p)
+            raise _refused(said, p, options.dtype)
         if told is None:
             not_converged.remark(said, error, value, p.a, options)
         elif not said[0]:
@@ -100,8 +100,9 @@ def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor 
     return error, n_iter
 
 
-def _refused(refused: str, p: Problem) -> ValueError:
-    check_scales(refused, *p.features)
+def _refused(refused: str, p: Problem, dtype: torch.dtype) -> ValueError:
+    x, y = p.features
+    check_scales(refused, plain(x, dtype), plain(y, dtype))
     return ValueError(explained(refused, a=p.a, b=p.b, class_cost=p.class_cost, y_labels=p.labels))
 
 
@@ -175,7 +176,7 @@ def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
         dual=address(dual), marginal_error=address(error), n_iter=address(n_iter),
     )  # fmt: skip
     if refused is not None:
-        raise _refused(refused, p)
+        raise _refused(refused, p, options.dtype)
     if told is None:
         not_converged.look(error, value, p.a, options, options.metric if classes is None else None)
     kept = Kept(block.all, f, g, distance=None if classes is None else classes.distance)
