@@ -12,7 +12,7 @@ struct Kernels {
   // x - c and y - c, with c the mean of the rows of y.
   void (*centre)(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x /* (n, d) */,
                  T* out_y /* (m, d) */, int tasks);
-  // Inner products (n, m) -> costs, in place; l1 reads none.
+  // Inner products (n, m) -> costs, in place; sums read none.
   void (*finish)(const Features<T>&, T* c, int tasks);
   // dC (n, m) -> W in place, see weigh_row.
   void (*weigh)(const Features<T>&, const T* c, T* dc, T* row_sum /* (n,) */, T* col_sum /* (m,) */,
@@ -27,9 +27,8 @@ struct Kernels {
   // g_i <- row_sum_i x_i - g_i, in place.
   void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */,
                      int tasks);
-  // dx_i = sum_j dC_ij sign(x_i - y_j). dC is (n, m) with the given strides, so that it serves dy as well.
-  void (*l1_backward)(int64_t n, int64_t m, int64_t d, const T* x, const T* y, const T* dc,
-                      int64_t row_stride, int64_t col_stride, T* dx /* (n, d) */, int tasks);
+  // Of a sum: the gradient of x, or of y where `of_y`, from dC (n, m).
+  void (*sum_gradient)(const Features<T>&, const T* dc, bool of_y, T* g, int tasks);
 };
 
 }  // namespace cost
