@@ -36,7 +36,7 @@ LAYERS = {
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices",),
-    "functions": ("_by_torch", "_autograd", "_registered", "_ragged", "_padded", "_panels", "relative_reg", "result"),
+    "functions": ("_by_torch", "_autograd", "_registered", "_ragged", "_padded", "_panels", "_panel_loops", "relative_reg", "result"),
     "route": ("_route",),
     "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import panel
+from ucmkd_fast.ops import _panels
 from ucmkd_fast.reference import sinkhorn as reference
 
 METRICS = ["cosine", "chordal", "l2", "l1", "sqeuclidean"]
@@ -55,8 +55,8 @@ def gradients(losses, inputs):
 @pytest.mark.parametrize("objective", ["transport", "regularized"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_panels_agree_with_the_reference(metric, objective, monkeypatch):
-    seen, solve = [], panel.solve
-    monkeypatch.setattr(panel, "solve", lambda *args, **more: seen.append(1) or solve(*args, **more))
+    seen, solve = [], _panels.solve
+    monkeypatch.setattr(_panels, "solve", lambda *args, **more: seen.append(1) or solve(*args, **more))
     inputs, labels = problem(53, 37)
     inputs += masses(53, 37)
     options = {

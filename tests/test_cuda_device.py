@@ -9,8 +9,8 @@ from sinkhorn_cases import CASES, Case
 from test_sinkhorn import compare, distance, leaves
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import _control
 from ucmkd_fast.ops._cuda import _device
+from ucmkd_fast.ops._cuda.panels import DeviceFlag
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
@@ -201,7 +201,7 @@ def test_launches_after_the_last_iteration_do_nothing(monkeypatch):
     leaf, found = x.requires_grad_(), []
     for blind in (False, True):
         if blind:
-            monkeypatch.setattr(_control.Flag, "seen", lambda self: False)
+            monkeypatch.setattr(DeviceFlag, "seen", lambda self: False)
         loss = uk.sinkhorn_loss(leaf, y, max_iter=200, tol=1e-4, memory_budget=200 * 205 * 8)
         found.append((loss, *torch.autograd.grad(loss, leaf)))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -10,9 +10,10 @@ from test_panel import BAD, METRICS, budget, close, problem, reg_of
 
 import ucmkd_fast as uk
 from ucmkd_fast._native import _C
-from ucmkd_fast.ops import _panel_cuda
-from ucmkd_fast.ops._solve import Options
-from ucmkd_fast.ops.panel import PanelResult
+from ucmkd_fast.ops import _control
+from ucmkd_fast.ops._cuda import panels
+from ucmkd_fast.ops._problem import Options
+from ucmkd_fast.ops.result import PanelResult
 from ucmkd_fast.reference import sinkhorn as reference
 
 pytestmark = [
@@ -25,8 +26,8 @@ pytestmark = [
 def by_panels(monkeypatch):
     """Each test must have run on the panels of this way."""
     runs = []
-    solve = _panel_cuda.Problem.solve
-    monkeypatch.setattr(_panel_cuda.Problem, "solve", lambda *args: runs.append(1) or solve(*args))
+    start = panels.Sweeps.start
+    monkeypatch.setattr(panels.Sweeps, "start", lambda *args: runs.append(1) or start(*args))
     yield runs
     assert runs
 
@@ -86,7 +87,7 @@ def test_launches_after_the_last_iteration_do_nothing(grad, monkeypatch):
     found = []
     for blind in (False, True):
         if blind:
-            monkeypatch.setattr(_panel_cuda.Flag, "seen", lambda self: False)
+            monkeypatch.setattr(panels.DeviceFlag, "seen", lambda self: False)
         with model() as module:
             before = module.launches()
             result = uk.sinkhorn_loss(x, y, **options)
@@ -155,8 +156,8 @@ def test_the_rule_of_relaxation_is_that_of_the_host(accelerate, tol, by_panels):
         errors = torch.logspace(0, -6, 40).double()
         errors *= 10 ** torch.randn(40, generator=torch.Generator().manual_seed(seed)).double()
         errors[7 + seed] = torch.nan
-        host = _C.SinkhornRelaxation(accelerate == "relax", tol, 40)
-        device = _panel_cuda.Relaxation(errors, Options(0.1, 40, tol, "implicit", accelerate))
+        host = _C.Relaxation(accelerate == "relax", tol, 40)
+        device = _control.Relaxation(errors, Options(0.1, 40, tol, "implicit", accelerate, torch.float64))
         for t, error in enumerate(errors, 1):
             device.begin(t)
             assert bool(device.relaxed) is host.begin(t)

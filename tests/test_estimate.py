@@ -13,7 +13,7 @@ from ucmkd_fast.bench import ceilings as measured
 from ucmkd_fast.bench.ceilings import Ceilings, ceilings
 from ucmkd_fast.bench.cost_model import Size, estimate
 from ucmkd_fast.cli import main
-from ucmkd_fast.ops import memory, panel
+from ucmkd_fast.ops import _panels, memory
 
 #: Two threads; caches at 40 GB/s, memory at 10.
 SOME = Ceilings(2, 1e11, 1e9, ((1e5, 4e10), (1e6, 3e10), (3e7, 1e10)), 1e-5, 5e-9, 4e9, 1e-4, 1e-4, 1e-4, 1e9)
@@ -56,8 +56,8 @@ def test_panels_take_less_memory_and_more_time(free):
 @pytest.mark.parametrize("n, m, budget", [(53, 37, 7000), (53, 37, 3 * 53 * 37 * 4), (53, 37, 3 * 53 * 37 * 4 - 1),
                                           (64, 64, None), (200, 40, 30000)])  # fmt: skip
 def test_the_regime_is_the_librarys(n, m, budget, monkeypatch):
-    seen, solve = [], panel.solve
-    monkeypatch.setattr(panel, "solve", lambda *args: seen.append(args[9]) or solve(*args))
+    seen, solve = [], _panels.solve
+    monkeypatch.setattr(_panels, "solve", lambda *args: seen.append(args[2].rows) or solve(*args))
     x, y = torch.randn(n, 8, requires_grad=True), torch.randn(m, 8)
     uk.sinkhorn_loss(x, y, max_iter=2, memory_budget=budget)
     found = estimate(Size(n, m, 8, 2, memory_budget=budget), SOME)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops import memory, panel
+from ucmkd_fast.ops import _panels, memory
+from ucmkd_fast.ops.result import PanelResult
 from ucmkd_fast.reference import sinkhorn as reference
 
 METRICS = ["cosine", "chordal", "l2", "l1", "sqeuclidean"]
@@ -53,8 +54,8 @@ def close(got, want, tolerance):
 def visits(monkeypatch):
     """Counts the problems that were solved by panels."""
     seen = []
-    solve = panel.solve
-    monkeypatch.setattr(panel, "solve", lambda *args, **more: seen.append(1) or solve(*args, **more))
+    solve = _panels.solve
+    monkeypatch.setattr(_panels, "solve", lambda *args, **more: seen.append(1) or solve(*args, **more))
     return seen
 
 
@@ -119,7 +120,7 @@ def test_results_tolerance_and_warm_starts():
     options = {"memory_budget": budget(torch.float64), "return_result": True, "max_iter": 500, "tol": 1e-8}
     dense = uk.sinkhorn_loss(x, y, **{**options, "memory_budget": None})
     got = uk.sinkhorn_loss(x, y, **options)
-    assert isinstance(got, panel.PanelResult) and got.n_iter == dense.n_iter and bool(got.converged)
+    assert isinstance(got, PanelResult) and got.n_iter == dense.n_iter and bool(got.converged)
     for mine, theirs in zip(got.potentials, dense.potentials, strict=True):
         close(mine, theirs, 1e-9)
     close(got.value_regularized, dense.value_regularized, 1e-11)

@@ -4,7 +4,7 @@
 //   row pass     a block per row
 //   column pass  a thread per column and group of rows; states go on from panel to panel
 //
-// The sweeps over the panels, and what becomes of the columns' states between them, are in ops/_panel_cuda.py. A
+// The sweeps over the panels, and what becomes of the columns' states between them, are in ops/_cuda/panels.py. A
 // launch looks itself up whether it is still to run: nobody waits to tell it.
 #include <type_traits>
 

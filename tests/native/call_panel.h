@@ -1,4 +1,4 @@
-// A problem by panels (sinkhorn/panel_entry.h), in the order in which ops/panel_sweeps.py calls them: every kind
+// A problem by panels (sinkhorn/panel_entry.h), in the order in which ops/_cpu/panels.py calls them: every kind
 // of sweep, and of gradient in two blocks of rows; the cost is kept between sweeps where d is odd.
 #pragma once
 

@@ -155,10 +155,10 @@ void panels(Bytes& bytes) {
   fill(bytes, s, in);
   if (s.masses) set_masses(bytes, in.a, {s.n}, true), set_masses(bytes, in.b, {s.m}, true);
   for (int64_t i = 0; s.masses && i < s.n; ++i)
-    if (!(in.a[i] <= 1)) return;  // ops/panel.py refuses such masses
+    if (!(in.a[i] <= 1)) return;  // ops/_panel_loops.py refuses such masses
   for (int64_t j = 0; s.masses && j < s.m; ++j)
     if (!(in.b[j] <= 1)) return;
-  test::solve_panels<T>(s, in);  // NaN is found by ops/panel.py, which holds the sums
+  test::solve_panels<T>(s, in);  // NaN is found by ops/_panel_loops.py, which holds the sums
 }
 
 template <class T>

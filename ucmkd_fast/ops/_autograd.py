@@ -29,14 +29,23 @@ def differentiable(p: Problem) -> tuple[Tensor | None, ...]:
 
 def needs_of(p: Problem) -> Needs:
     """Which of them need one."""
-    return Needs(*[z is not None and z.requires_grad for z in differentiable(p)])
+    x, y, a, b, _, _, class_cost, _, _, _ = p
+    return Needs(
+        x is not None and x.requires_grad,
+        y is not None and y.requires_grad,
+        a is not None and a.requires_grad,
+        b is not None and b.requires_grad,
+        class_cost is not None and class_cost.requires_grad,
+    )
 
 
 def leaves(p: Problem) -> list[Tensor]:
     """Those that need one, where autograd records."""
     if not torch.is_grad_enabled():
         return []
-    return [z for z in differentiable(p) if z is not None and z.requires_grad]
+    x, y, a, b, _, _, class_cost, _, _, _ = p
+    given = (x, y) if a is b is class_cost is None else (x, y, a, b, class_cost)
+    return [z for z in given if z is not None and z.requires_grad]
 
 
 def given_back(found: Sequence[Tensor | None], needs: Needs) -> tuple[Tensor | None, ...]:

@@ -59,9 +59,9 @@ class Problem(NamedTuple):
 
     def contiguous(self) -> Problem:
         """With masses, classes and a given cost contiguous."""
-        _, _, a, b, _, _, class_cost, labels, cost, _ = self
-        if cost is a is b is class_cost is None:
+        if self.a is self.b is self.class_cost is self.cost is None:
             return self
+        _, _, a, b, _, _, class_cost, labels, cost, _ = self
         dense = {"cost": cost, "a": a, "b": b, "class_cost": class_cost, "labels": labels}
         other = {name: z.contiguous() for name, z in dense.items() if z is not None and not z.is_contiguous()}
         return self._replace(**other) if other else self

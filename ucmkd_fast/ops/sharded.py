@@ -6,14 +6,51 @@ leaves, sums over the columns (M,), is added up by one all-reduce. Nothing of si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .panel_sweeps import Alone
+
+class Alone:
+    """All rows are here."""
+
+    alone = True
+
+    def total_rows(self, rows: int) -> int:
+        """Rows of x in all processes; ``rows`` are here."""
+        return rows
+
+    def total_columns(self, columns: int) -> int:
+        """Rows of y in all processes; ``columns`` are here."""
+        return columns
+
+    def add(self, vector: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        return vector
+
+    def greatest(self, vector: Tensor) -> Tensor:
+        """The maximum over processes, in place."""
+        return vector
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of y of all processes."""
+        return rows
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This process's share of what `gather` returned."""
+        return rows
+
+    def wants_y(self, needed: bool) -> bool:
+        """Whether any process needs the gradient of y; this one where ``needed``."""
+        return needed
+
+    def refuse(self, problem: str | None) -> None:
+        """Raise ValueError on every process where one has a problem."""
+        if problem:
+            raise ValueError(problem)
 
 
 class Shards(Alone):
@@ -25,9 +62,10 @@ class Shards(Alone):
         self._group, self._rank = group, dist.get_rank(group)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, (n, m, wants_y, settings), group=group)
-        rows, self._counts, wanted, theirs = zip(*everyone, strict=True)
-        self._rows, self._wants_y = sum(rows), any(wanted)
-        different = sorted(set(theirs))
+        self._counts: list[int] = [one[1] for one in everyone]
+        self._rows: int = sum(one[0] for one in everyone)
+        self._wants_y = any(one[2] for one in everyone)
+        different = sorted({one[3] for one in everyone})
         if len(different) > 1:
             raise ValueError(
                 "every process of the group must call sinkhorn_loss alike, got " + " and ".join(different)
@@ -59,7 +97,7 @@ class Shards(Alone):
 
     def mine(self, rows: Tensor) -> Tensor:
         """This process's part of rows of all."""
-        return rows.split(self._counts)[self._rank]
+        return torch.split(rows, self._counts)[self._rank]
 
     def wants_y(self, needed: bool) -> bool:
         """Whether y of some process takes part in autograd: it was asked once, in the forward call."""
@@ -69,6 +107,19 @@ class Shards(Alone):
         """Raise ValueError on every process where one has a problem, so that none waits for another; on the CPU."""
         if self.greatest(torch.tensor(float(problem is not None))):
             raise ValueError(problem or "another process of the group refused its part of the input")
+
+
+class Spread(NamedTuple):
+    """How the rows of one problem are gone through."""
+
+    rows: int  # of a panel
+    keep: bool  # the cost is made once and kept, else in every sweep
+    over: Alone  # the processes that have rows
+
+    def panels(self, n: int) -> Iterator[slice]:
+        """The panels of n rows."""
+        for start in range(0, n, max(self.rows, 1)):
+            yield slice(start, min(start + max(self.rows, 1), n))
 
 
 def _gather(rows: Tensor, counts: Sequence[int], group: Any) -> Tensor:

@@ -4,6 +4,7 @@ from . import label
 from .costs import cost, cost_backward, matrix
 from .lists import matrices, solve_list, solve_list_backward, sums
 from .losses import loss, loss_backward
+from .panels import Sweeps, cost_panels
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, True, False
@@ -12,8 +13,10 @@ __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
+    "Sweeps",
     "cost",
     "cost_backward",
+    "cost_panels",
     "label",
     "loss",
     "loss_backward",

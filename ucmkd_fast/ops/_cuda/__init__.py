@@ -4,6 +4,7 @@ from . import label
 from ._device import fits_block, runs_on
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
+from .panels import Sweeps, cost_panels
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
@@ -12,8 +13,10 @@ __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
+    "Sweeps",
     "cost",
     "cost_backward",
+    "cost_panels",
     "fits_block",
     "label",
     "loss",
