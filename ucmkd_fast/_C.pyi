@@ -24,6 +24,9 @@ FLAGS: dict[str, int]
 # bad_cost_or_label, which a GPU's bad_cost stands for, and class_cost, labels, range.
 REFUSALS: dict[str, str]
 PAD: int
+BLOCK_ROWS: int  # of a plan's that a sweep takes together
+PANEL_ROWS: int  # of which a thread makes the cost at a time, at most
+ELEMENTS_PER_TASK: int  # of a sweep, below which a second thread costs more than it saves
 OWN_PRODUCTS: int  # multiply-adds up to which our own matrix products are used
 UNKNOWN_RATE: float  # of convergence of the implicit sweep, before it is measured
 

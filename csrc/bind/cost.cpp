@@ -27,7 +27,9 @@ void bind_cost(py::module_& module) {
   define(
       module, "cost_centre",
       [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address out_x, Address out_y) {
-        by_type(f64, [&](auto t) { cost::centre<decltype(t)>(n, m, d, x, y, out_x, out_y); });
+        FeatureSet f{};
+        f.n = n, f.m = m, f.d = d, f.x = x, f.y = y;
+        by_type(f64, [&](auto t) { cost::centre<decltype(t)>(features_of<decltype(t)>(f), out_x, out_y); });
       },
       py::kw_only(), "f64"_a, "n"_a, "m"_a, "d"_a, "x"_a, "y"_a, "out_x"_a, "out_y"_a, Unlocked());
   define(

@@ -11,6 +11,17 @@ void Signature::add(const char* name, const py::object& missing) {
   missing_.push_back(missing);
 }
 
+std::string Signature::text() const {
+  std::string result = std::string(name_) + "(";
+  for (size_t k = 0; k < size(); ++k) {
+    if (static_cast<Py_ssize_t>(k) == by_position_) result += "*, ";
+    result += py::cast<std::string>(py::handle(names_[k]));
+    if (missing_[k]) result += "=" + py::cast<std::string>(py::repr(missing_[k]));
+    result += k + 1 < size() ? ", " : "";
+  }
+  return result + ")\n--\n\n";
+}
+
 void Signature::arrange(PyObject* const* given, Py_ssize_t by_position, PyObject* given_names,
                         PyObject** values) const {
   const size_t count = size(), positional = static_cast<size_t>(by_position);

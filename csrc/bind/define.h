@@ -5,6 +5,7 @@
 #pragma once
 #include <pybind11/stl.h>
 
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -23,6 +24,7 @@ class Signature {
   void add(const Unlocked&) { unlocked_ = true; }
   bool unlocked() const { return unlocked_; }
   size_t size() const { return names_.size(); }
+  std::string text() const;  // as `inspect.signature` reads it
 
   // The values of a call in our order. Throws TypeError.
   void arrange(PyObject* const* given, Py_ssize_t by_position, PyObject* given_names,
@@ -53,7 +55,7 @@ struct Read {
   static T of(PyObject* o) {
     try {
       return py::cast<T>(py::handle(o));
-    } catch (const py::cast_error&) {
+    } catch (const py::builtin_exception&) {
       throw py::type_error("expected " + py::type_id<T>() + ", got " + Py_TYPE(o)->tp_name);
     }
   }
@@ -97,6 +99,7 @@ template <class Result, class... Args>
 struct Function {
   Signature signature;
   Result (*body)(Args...);
+  std::string text;
   PyMethodDef method;
 
   static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t by_position,
@@ -138,11 +141,12 @@ template <class Result, class... Args, class... Extras>
 void define_function(py::module_& module, const char* name, Result (*body)(Args...),
                      const Extras&... extras) {
   using F = Function<Result, Args...>;
-  auto* function = new F{Signature(name), body, {}};  // for as long as the process lives
+  auto* function = new F{Signature(name), body, {}, {}};  // for as long as the process lives
   (function->signature.add(extras), ...);
   if (function->signature.size() != sizeof...(Args)) py::pybind11_fail("every argument needs a name");
+  function->text = function->signature.text();
   function->method = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&F::call)),
-                      METH_FASTCALL | METH_KEYWORDS, nullptr};
+                      METH_FASTCALL | METH_KEYWORDS, function->text.c_str()};
   PyObject* made = PyCFunction_New(&function->method, py::capsule(static_cast<void*>(function)).ptr());
   module.add_object(name, py::reinterpret_steal<py::object>(made), true);
 }

@@ -72,7 +72,7 @@ void bind_panels(py::module_& module) {
       [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
          Address fbar, Address sums) {
         sweep(p, [&](auto& kernels, const auto& panels) {
-          kernels.adjoint_log(panels, f, g, share, g_before, inverse, fbar, sums);
+          kernels.adjoint_log(panels, {f, g, share, g_before, inverse}, fbar, sums);
         });
       },
       "panels"_a, py::kw_only(), "f"_a, "g"_a, "share"_a, "g_before"_a, "inverse"_a, "fbar"_a, "sums"_a,

@@ -5,7 +5,7 @@
 
 #include "bind/bind.h"
 #include "sinkhorn/entry.h"
-#include "sinkhorn/params.h"
+#include "sinkhorn/panel_entry.h"
 
 namespace ucmkd {
 namespace {
@@ -77,6 +77,9 @@ void bind_rules(py::module_& module) {
   for (const auto& [name, text] : kRefusals) sentences[name] = text;
   module.attr("REFUSALS") = sentences;
   module.attr("PAD") = sinkhorn::kPad;
+  module.attr("BLOCK_ROWS") = sinkhorn::kRows;
+  module.attr("PANEL_ROWS") = sinkhorn::kMostRows;
+  module.attr("ELEMENTS_PER_TASK") = sinkhorn::kElementsPerTask;
   module.attr("OWN_PRODUCTS") = sinkhorn::kOwnProducts;
   module.attr("UNKNOWN_RATE") = sinkhorn::kUnknownRate;
   py::class_<RulesOfType>(module, "Rules", "Limits of a dtype (csrc/sinkhorn/rules.h).")

@@ -1,5 +1,5 @@
-// Whether threads are worth asking for, from the time that calls before lost to threads that others keep from their
-// processors.
+// Whether threads are worth asking for, from the time that calls before lost to threads that others keep from
+// their processors.
 #pragma once
 #include <time.h>
 
@@ -15,13 +15,14 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kStall = std::chrono::microseconds(500);
 
-// How many threads are worth asking for, from the stalls of the calls before. Numbers that threads race for are only
-// ever off by one stall.
+// How many threads are worth asking for, from the stalls of the calls before. Numbers that threads race for
+// are only ever off by one stall.
 class Crowd {
  public:
   int most(int wanted) {
     int most = most_.load(std::memory_order_relaxed);
-    if (most >= wanted || now() < until_.load(std::memory_order_relaxed)) return most < wanted ? most : wanted;
+    if (most >= wanted || now() < until_.load(std::memory_order_relaxed))
+      return most < wanted ? most : wanted;
     most *= 2;
     most_.store(most, std::memory_order_relaxed);
     return most < wanted ? most : wanted;
@@ -44,8 +45,8 @@ class Crowd {
 
 inline Crowd crowd;
 
-// Half a millisecond and a quarter of the call in which its thread had no processor, or waited for threads that had
-// nothing to do any more: there are more threads than processors.
+// Half a millisecond and a quarter of the call in which its thread had no processor, or waited for threads
+// that had nothing to do any more: there are more threads than processors.
 class Watch {
  public:
   void over() { over_ = Clock::now(); }

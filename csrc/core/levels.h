@@ -1,4 +1,5 @@
-// Which build of the kernels runs: tables of functions for every instruction-set level, one level chosen once.
+// Which build of the kernels runs: tables of functions for every instruction-set level, one level chosen
+// once.
 #pragma once
 #include "core/product.h"
 #include "cost/kernels.h"

@@ -1,11 +1,12 @@
 // Who the helpers of a call are (team.h), and whether it has any.
 //
-// They are torch's threads, which stay in one callback of its pool for the whole call. Its pool ends every region by
-// waiting for all of its threads, though, whether they had something to do or not. So a call of little work does not
-// go there at all (ThreadSettings::least_work), and where a call lost its time to threads that others keep from their
-// processors, the next ones use half as many for a while (`Crowd`). Where torch has more threads than the process may
-// keep busy, as in a container that sees all cores of its host, waking them all would use the quota up: then helpers
-// are threads of our own (`Pool`), which join where they are free and which nobody waits for.
+// They are torch's threads, which stay in one callback of its pool for the whole call. Its pool ends every
+// region by waiting for all of its threads, though, whether they had something to do or not. So a call of
+// little work does not go there at all (ThreadSettings::least_work), and where a call lost its time to
+// threads that others keep from their processors, the next ones use half as many for a while (`Crowd`). Where
+// torch has more threads than the process may keep busy, as in a container that sees all cores of its host,
+// waking them all would use the quota up: then helpers are threads of our own (`Pool`), which join where they
+// are free and which nobody waits for.
 #include "core/parallel.h"
 
 #include <algorithm>
@@ -74,7 +75,8 @@ class Pool {
   void offer(int helpers) {
     offers_.fetch_add(1);
     if (asleep_.load() == 0) return;
-    // Where the lock is free, nobody is between looking and sleeping. Where it is not, a helper may miss this offer.
+    // Where the lock is free, nobody is between looking and sleeping. Where it is not, a helper may miss this
+    // offer.
     const bool free = sleeping_.try_lock();
     if (free) sleeping_.unlock();
     for (int k = 0; k < helpers; ++k) wake_.notify_one();
@@ -107,8 +109,8 @@ Pool& pool() {
   return *all;
 }
 
-// One region of torch's pool: the first thread to arrive leads, whatever the pool does (merges callbacks, runs them one
-// by one, or runs none).
+// One region of torch's pool: the first thread to arrive leads, whatever the pool does (merges callbacks,
+// runs them one by one, or runs none).
 struct Region {
   Team team;
   Watch watch;

@@ -1,5 +1,5 @@
-// The leader of a call and its helpers: one publishes a job after the other and waits for nothing but tasks that a
-// helper has taken. Who does not come is not missed.
+// The leader of a call and its helpers: one publishes a job after the other and waits for nothing but tasks
+// that a helper has taken. Who does not come is not missed.
 #pragma once
 #include <fenv.h>
 #include <sched.h>
@@ -12,8 +12,8 @@
 
 namespace ucmkd {
 
-// Of the call that this thread works for, asked where it was made: in another thread of its pool, torch may answer 1.
-// 0: it works for none.
+// Of the call that this thread works for, asked where it was made: in another thread of its pool, torch may
+// answer 1. 0: it works for none.
 inline thread_local int threads_of_call = 0;
 
 // Works for a call while it lives.
@@ -53,13 +53,15 @@ class Team;
 inline thread_local bool in_task = false;
 inline thread_local Team* team_of_this_thread = nullptr;
 
-// Lives as long as the process, for one call after the other: a helper that comes late looks into one that is closed.
+// Lives as long as the process, for one call after the other: a helper that comes late looks into one that is
+// closed.
 class alignas(64) Team {
  public:
   // The caller's, unless it is taken or a helper has not left it yet.
   bool claim(int threads) {
     int free = kFree;
-    if (state_.load(std::memory_order_relaxed) != kFree || !state_.compare_exchange_strong(free, kClaimed)) return false;
+    if (state_.load(std::memory_order_relaxed) != kFree || !state_.compare_exchange_strong(free, kClaimed))
+      return false;
     if (inside_.load() != 0) {
       state_.store(kFree);
       return false;
@@ -146,8 +148,8 @@ class alignas(64) Team {
     return false;
   }
 
-  // Waits for the tasks that helpers have taken. More than half a millisecond, and longer than this thread needs for
-  // them itself (a job as long as those before, at least): a stall.
+  // Waits for the tasks that helpers have taken. More than half a millisecond, and longer than this thread
+  // needs for them itself (a job as long as those before, at least): a stall.
   void join(int tasks, int mine) {
     auto over = [&] { return done_.load(std::memory_order_acquire) == tasks - mine; };
     if (over()) return;

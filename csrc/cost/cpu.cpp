@@ -34,7 +34,9 @@ bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks)
 
 // Tasks share out the width: each sums and subtracts its features of every row.
 template <class T>
-void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y, int tasks) {
+void centre(const Features<T>& f, T* out_x, T* out_y, int tasks) {
+  const int64_t n = f.n, m = f.m, d = f.d;
+  const T *x = f.x, *y = f.y;
   constexpr int64_t kWidth = 64;
   auto task = [&](int index) {
     for (int64_t k = index * kWidth; k < d; k += tasks * kWidth) {
@@ -84,7 +86,8 @@ void add_pair(const T* x, const T* y, T w, int64_t d, T* g) {
 template <class T>
 void add_unit_pair(const T* x, const T* y, T w, int64_t d, T* g) {
   const double p = inverse_length(x, d), q = inverse_length(y, d), length = double(w) / q;
-  for (int64_t k = 0; k < d; ++k) g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
+  for (int64_t k = 0; k < d; ++k)
+    g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
 }
 
 template <class T>

@@ -41,10 +41,9 @@ const char* scales(const Features<T>& f, T* scale_x, T* scale_y) {
   });
 }
 template <class T>
-void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y) {
-  with_helpers(2 * times(n + m, d), [&] {
-    kernels<T>().cost.centre(n, m, d, x, y, out_x, out_y, tasks_for(d, (n + m) * d));
-  });
+void centre(const Features<T>& f, T* out_x, T* out_y) {
+  with_helpers(2 * times(f.n + f.m, f.d),
+               [&] { kernels<T>().cost.centre(f, out_x, out_y, tasks_for(f.d, (f.n + f.m) * f.d)); });
 }
 template <class T>
 void inner_products(const Features<T>& f, T* c) {
@@ -100,7 +99,8 @@ void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, 
 }  // namespace
 
 template <class T>
-void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy) {
+void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx,
+               T* dy) {
   if (by_difference(f.metric)) {
     if (dx) std::fill(dx, dx + f.n * f.d, T(0));
     if (dy) std::fill(dy, dy + f.m * f.d, T(0));
@@ -116,15 +116,15 @@ void sum_gradient(const Features<T>& f, const T* dc, bool of_y, T* g) {
   });
 }
 
-#define UK_INSTANTIATE(T)                                                      \
-  template const char* scales<T>(const Features<T>&, T*, T*);                  \
-  template void inner_products<T>(const Features<T>&, T*);                     \
-  template void finish<T>(const Features<T>&, T*);                             \
-  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);            \
-  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);    \
+#define UK_INSTANTIATE(T)                                                                   \
+  template const char* scales<T>(const Features<T>&, T*, T*);                               \
+  template void inner_products<T>(const Features<T>&, T*);                                  \
+  template void finish<T>(const Features<T>&, T*);                                          \
+  template void weigh<T>(const Features<T>&, const T*, T*, T*, T*);                         \
+  template void finish_gradient<T>(const Features<T>&, const T*, bool, T*);                 \
   template void gradients<T>(const Features<T>&, const T*, T*, const T*, const T*, T*, T*); \
-  template void centre<T>(int64_t, int64_t, int64_t, const T*, const T*, T*, T*); \
-  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*); \
+  template void centre<T>(const Features<T>&, T*, T*);                                      \
+  template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*);                     \
   template void sum_gradient<T>(const Features<T>&, const T*, bool, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "cost/features.h"
+#include "cost/kernels.h"
 
 namespace ucmkd {
 namespace cost {
@@ -13,7 +13,7 @@ template <class T>
 const char* scales(const Features<T>&, T* scale_x, T* scale_y);
 // The features of a metric that is centred, and what it is centred by: the mean of the rows of y.
 template <class T>
-void centre(int64_t n, int64_t m, int64_t d, const T* x, const T* y, T* out_x, T* out_y);
+void centre(const Features<T>&, T* out_x, T* out_y);
 // <x_i, y_j>, where the cost will be; nothing for sums, which read none.
 template <class T>
 void inner_products(const Features<T>&, T* c);
@@ -21,14 +21,15 @@ template <class T>
 void finish(const Features<T>&, T* c);
 template <class T>
 void weigh(const Features<T>&, const T* c, T* dc, T* row_sum, T* col_sum);
-// See kernels.h; nothing for a metric that has no near pairs. Else g_x and g_y begin as zeros, or as sums so far.
+// See kernels.h; nothing for a metric that has no near pairs. Else g_x and g_y begin as zeros, or as sums so
+// far.
 template <class T>
 void set_apart(const Features<T>&, const T* c, T* w, T* g_x, T* g_y);
 // The product of weights and features, in g, becomes the gradient of x, or of y where `of_y`.
 template <class T>
 void finish_gradient(const Features<T>&, const T* sums, bool of_y, T* g);
-// Gradients of x and y, where they are not null, from the weights (n, m), their row sums and their column sums: the
-// products are made here. c is the cost; the weights are not kept.
+// Gradients of x and y, where they are not null, from the weights (n, m), their row sums and their column
+// sums: the products are made here. c is the cost; the weights are not kept.
 template <class T>
 void gradients(const Features<T>&, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy);
 // Of a metric that is a sum: the gradient of x, or of y where `of_y`, from dC (n, m).

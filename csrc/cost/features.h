@@ -1,11 +1,11 @@
 // What the costs of a batch of features are made from.
 //
-// Of metrics.h, x^ = x / |x|; a zero row stays zero, and so is a row taken whose |x|^2 is below the normal numbers of its type: its
-// gradient, about 1 / |x|, and the products of two such are beyond them.
+// metrics.h has the metrics. x^ = x / |x|; a zero row stays zero, and so is a row taken whose |x|^2 is below the
+// normal numbers of its type: its gradient, about 1 / |x|, and the products of two such are beyond them.
 //
-// All but sums start from the inner products <x_i, y_j>. l2 and sqeuclidean take them between centred features, x - c and
-// y - c with one c per problem: far from the origin |x|^2 + |y|^2 - 2 <x, y> would lose the distance. Pairs that are
-// still near (row.h) are measured by the differences of what was given.
+// All but sums start from the inner products <x_i, y_j>. l2 and sqeuclidean take them between centred features,
+// x - c and y - c with one c per problem: far from the origin |x|^2 + |y|^2 - 2 <x, y> would lose the
+// distance. Pairs that are still near (row.h) are measured by the differences of what was given.
 #pragma once
 #include <stdint.h>
 
@@ -63,9 +63,9 @@ struct FeatureSet {
   bool f64;  // double, else float
   Metric metric = Metric::kNone;
   int64_t n, m, d;
-  const void* x;        // as in Features
+  const void* x;  // as in Features
   const void* y;
-  void* scale_x;        // made by `loss_forward`, given to everyone else
+  void* scale_x;  // made by `loss_forward`, given to everyone else
   void* scale_y;
   const void* given_x;  // or null: x is as it was given
   const void* given_y;

@@ -10,6 +10,7 @@
 #include "core/level_table.h"
 #include "core/shelf.h"
 #include "sinkhorn/log_domain.h"
+#include "sinkhorn/rules.h"
 #include "sinkhorn/sweep.h"
 
 namespace ucmkd {
@@ -21,13 +22,6 @@ using sinkhorn::History;
 using sinkhorn::padded;
 using sinkhorn::Seed;
 using sinkhorn::View;
-
-// The sweep may stop where what remains is below rounding, or well below the tolerance asked for.
-template <class T>
-T adjoint_tolerance(double tol) {
-  const T least = (sizeof(T) == 4 ? T(5.96e-8) : T(1.11e-16)) / 4;
-  return tol * 0.1 > least ? T(tol * 0.1) : least;
-}
 
 template <class T>
 void fill_mass(const T* given, int64_t size, T* mass, T* inverse) {
@@ -78,7 +72,7 @@ void first_columns(const View<T>& p, T weight, const T* extra, T* s, T* partial)
 template <class T>
 T least_that_matters(const View<T>& p, const Seed<T>& seed, const T* inverse_a, const T* inverse_b) {
   const T weight = seed.value_weight < 0 ? -seed.value_weight : seed.value_weight;
-  return adjoint_tolerance<T>(p.tol) * p.reg *
+  return T(sinkhorn::adjoint_tolerance<T>(p.tol)) * p.reg *
          (weight + greatest_share(seed.grad_f, inverse_a, p.n) + greatest_share(seed.grad_g, inverse_b, p.m));
 }
 
@@ -97,9 +91,8 @@ T drift(const T* dv, const T* vt, const T* b, int64_t padded_size) {
 template <class T>
 bool ratios(const View<T>& p, const T* now, const T* last, const T* mass, int64_t size, T* out) {
   constexpr int W = Lanes<T>::W;
-  constexpr T kRangeLimit = sizeof(T) == 4 ? T(30) : T(300);
   const bool scalings = p.saved.info->history == History::kScalings;
-  const T greatest = exp_of(kRangeLimit), least = 1 / greatest, inverse = 1 / p.reg;
+  const T greatest = exp_of(sinkhorn::Rules<T>::kRangeLimit), least = 1 / greatest, inverse = 1 / p.reg;
   typename Lanes<T>::I bad = {};
   for (int64_t k = 0; k < size; k += W) {
     const int64_t left = size - k;
@@ -179,8 +172,7 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
   const int tasks = p.tasks;
   Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np),
-    *fbar = shelf.take(np), *none = shelf.take(np),
-    *grad_a = out.a ? out.a : shelf.take(np);
+    *fbar = shelf.take(np), *none = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
   T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp),
     *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp),
     *grad_b = out.b ? out.b : shelf.take(mp);
@@ -301,9 +293,10 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
 }
 
 template <class T>
-bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out, T* work) {
+bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out,
+                 T* work) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
-  const int64_t max_sweeps = p.max_iter * 10 > 1000 ? p.max_iter * 10 : 1000;
+  const int64_t max_sweeps = sinkhorn::max_sweeps(p.max_iter);
   Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np),
     *grad_a = out.a ? out.a : shelf.take(np);
@@ -343,7 +336,7 @@ bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, 
       col_sum[j] += sigma[j];
       grad_b[j] -= sigma[j];
     }
-    const T rate = before > 0 && size < before ? size / before : T(0.999);
+    const T rate = before > 0 && size < before ? size / before : T(sinkhorn::kUnknownRate);
     before = size;
     if (2 * size / (1 - rate) <= least) return true;
     sweep(p, sigma, dv, partial, [=](int64_t i, Quad<T> dots) {

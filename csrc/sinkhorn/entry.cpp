@@ -11,8 +11,9 @@ namespace {
 
 double elements(const Problem& p) { return times(p.batch, p.n, p.m); }
 
-// body(place of a problem, tasks inside it), over the problems when there are enough of them: then 1 task each.
-// `work` is what all of them take. The tasks inside are counted once: the number of threads may change at any moment.
+// body(place of a problem, tasks inside it), over the problems when there are enough of them: then 1 task
+// each. `work` is what all of them take. The tasks inside are counted once: the number of threads may change
+// at any moment.
 template <class Body>
 void over_batch(const Problem& p, double work, const Body& body) {
   const int threads = num_threads(), inside = tasks_for(p.n, p.m);
@@ -76,9 +77,11 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
 template <class T>
 bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   std::atomic<bool> converged{true};
-  over_batch(p, sweeps_back_work(elements(p), p.max_iter) + last_work(elements(p)), [&](const Place& at, int tasks) {
-    if (!implicit_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), gradients_at(out, at))) converged = false;
-  });
+  over_batch(p, sweeps_back_work(elements(p), p.max_iter) + last_work(elements(p)),
+             [&](const Place& at, int tasks) {
+               if (!implicit_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), gradients_at(out, at)))
+                 converged = false;
+             });
   return converged;
 }
 

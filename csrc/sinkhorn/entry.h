@@ -1,5 +1,5 @@
-// Problems on untyped pointers, alone or in batches of equal sizes: what Python calls. Sizes are as in params.h,
-// with a leading batch dimension.
+// Problems on untyped pointers, alone or in batches of equal sizes: what Python calls. Sizes are as in
+// params.h, with a leading batch dimension.
 #pragma once
 #include <stdint.h>
 
@@ -12,15 +12,15 @@ struct Problem {
   bool f64;  // double, else float
   int64_t batch, n, m, max_iter;
   double reg, tol;
-  bool relax;          // over-relaxed iterations, without history
-  bool history;        // hist_u, hist_v are saved
+  bool relax;               // over-relaxed iterations, without history
+  bool history;             // hist_u, hist_v are saved
   bool a_shared, b_shared;  // one vector of masses serves the batch
-  const void* a;       // (batch or 1, n) or null
-  const void* b;       // (batch or 1, m) or null
-  const void* init_f;  // (batch, n) or null
-  const void* init_g;  // (batch, m) or null
-  void* cost;          // (batch, n, m); with features (batch 1): their inner products before the forward
-  void* saved;         // (batch, saved_size)
+  const void* a;            // (batch or 1, n) or null
+  const void* b;            // (batch or 1, m) or null
+  const void* init_f;       // (batch, n) or null
+  const void* init_g;       // (batch, m) or null
+  void* cost;               // (batch, n, m); with features (batch 1): their inner products before the forward
+  void* saved;              // (batch, saved_size)
   cost::FeatureSet features;  // or metric kNone: the cost is given
 };
 
@@ -104,8 +104,8 @@ struct LossOutputs {
   T* dy;              // (m, d) or null
 };
 
-// Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init` are
-// read. Null, or as `loss_forward`.
+// Both in one call, without gradients of the masses; of the problem only sizes, features, masses and `init`
+// are read. Null, or as `loss_forward`.
 template <class T>
 const char* loss_and_gradient(const LossSettings&, Problem, const LossOutputs<T>&, Remarks*);
 

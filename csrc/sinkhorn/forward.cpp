@@ -13,6 +13,7 @@
 #include "core/shelf.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/relaxation.h"
+#include "sinkhorn/rules.h"
 #include "sinkhorn/sweep.h"
 
 namespace ucmkd {
@@ -22,13 +23,9 @@ namespace {
 using sinkhorn::History;
 using sinkhorn::Outputs;
 using sinkhorn::padded;
+using sinkhorn::Rules;
 using sinkhorn::Status;
 using sinkhorn::View;
-
-template <class T>
-constexpr T safe_log() {
-  return sizeof(T) == 4 ? T(20) : T(200);
-}
 
 // Every element whose mass is positive lies in [least, greatest]. All padded.
 template <class T>
@@ -250,7 +247,7 @@ class Run {
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
   sinkhorn::Relaxation relaxation{p.relax, tol, p.max_iter};
-  const T greatest = exp_of(safe_log<T>()), least = 1 / greatest;
+  const T greatest = exp_of(Rules<T>::kSafeLog), least = 1 / greatest;
   History history = History::kScalings;
   int64_t t = 0;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G

@@ -15,9 +15,9 @@ struct ForwardKernels {
 // adjoint.cpp
 template <class T>
 struct AdjointKernels {
-  // By plain sums. Z = value_weight (C - alpha) + left' right: rho_t and u_(t-1) by turns in left (2 n_iter, n),
-  // v_t and sigma_t in right (2 n_iter, m), t from n_iter down. Returns how many rows are in use, or -1 where
-  // |log u_t| leaves the range of plain sums: nothing of the output is valid then.
+  // By plain sums. Z = value_weight (C - alpha) + left' right: rho_t and u_(t-1) by turns in left (2 n_iter,
+  // n), v_t and sigma_t in right (2 n_iter, m), t from n_iter down. Returns how many rows are in use, or -1
+  // where |log u_t| leaves the range of plain sums: nothing of the output is valid then.
   int64_t (*plain)(const View<T>&, const Seed<T>&, T* left, T* right, const Gradients<T>&, T* work);
   // In the log domain, which never overflows: dC as well.
   void (*log_domain)(const View<T>&, const Seed<T>&, const Gradients<T>&, T* work);

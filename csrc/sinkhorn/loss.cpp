@@ -1,5 +1,5 @@
 // A small problem between features as one call each way: costs, iterations, gradients, and the matrix
-// products between them. Large ones leave the products to the caller's BLAS (ops/_solve.py).
+// products between them. Large ones leave the products to the caller's BLAS (ops/_cpu/losses.py).
 #include <math.h>
 
 #include <limits>
@@ -45,8 +45,8 @@ bool above_rounding(const View<T>& p, double reg, T value) {
 template <class T>
 const char* solve_unscaled(const Problem& p, const View<T>& one, bool own_products, bool save_plan,
                            const Outputs<T>& out) {
-  const char* refused = cost::scales(one.features, static_cast<T*>(p.features.scale_x),
-                                     static_cast<T*>(p.features.scale_y));
+  const char* refused =
+      cost::scales(one.features, static_cast<T*>(p.features.scale_x), static_cast<T*>(p.features.scale_y));
   return refused ? refused : solve_features(one, own_products, save_plan, out);
 }
 
@@ -62,7 +62,8 @@ template <class T>
 bool loss_backward(const Problem& p, Grad grad, const Upstream& up, const FeatureGradients<T>& out) {
   const View<T> one = the_one<T>(p);
   const Seed<T> seed = seed_at<T>(up, place_of(p, 0));
-  return with_helpers(gradient_work_of(p, grad, out.x, out.y), [&] { return feature_gradients_one(one, grad, seed, out); });
+  return with_helpers(gradient_work_of(p, grad, out.x, out.y),
+                      [&] { return feature_gradients_one(one, grad, seed, out); });
 }
 
 template <class T>
@@ -70,7 +71,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   p.history = s.grad == Grad::kUnrolled;
   cost::FeatureSet& f = p.features;
-  f.metric = s.metric;
+  f.metric = s.metric, f.n = p.n, f.m = p.m;
   const int64_t n = p.n, m = p.m, d = f.d;
   const int64_t head = padded(n * m + n + m), saved = saved_size(n, m, p.max_iter, p.history);
   const bool centred = cost::centred(f.metric);
@@ -79,7 +80,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   p.cost = cost, f.scale_x = cost + n * m, f.scale_y = cost + n * m + n, p.saved = cost + head;
   if (centred) {
     T *x = value + 1, *y = x + n * d;
-    cost::centre(n, m, d, static_cast<const T*>(f.x), static_cast<const T*>(f.y), x, y);
+    cost::centre(cost::features_of<T>(f), x, y);
     f.given_x = f.x, f.given_y = f.y, f.x = x, f.y = y;
   }
   const View<T> one = the_one<T>(p);
@@ -89,7 +90,8 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   return with_helpers(work_of(p) + gradient_work_of(p, s.grad, out.dx, out.dy), [&]() -> const char* {
     const Outputs<T> both{nullptr, nullptr, value, s.regularized ? out.loss : nullptr, &error, out.n_iter};
     if (const char* refused = solve_unscaled(p, one, true, true, both)) return refused;
-    remarks->gradient_converged = feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
+    remarks->gradient_converged =
+        feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
     remarks->reached_tol = !(s.tol > 0 && error > T(s.tol));
     remarks->above_rounding = above_rounding(one, s.reg, *value);
     if (!s.regularized) *out.loss = *value;
@@ -98,8 +100,8 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   });
 }
 
-#define UK_INSTANTIATE(T)                                                                          \
-  template const char* loss_forward<T>(const Problem&, bool, bool, const Outputs<T>&);             \
+#define UK_INSTANTIATE(T)                                                                            \
+  template const char* loss_forward<T>(const Problem&, bool, bool, const Outputs<T>&);               \
   template bool loss_backward<T>(const Problem&, Grad, const Upstream&, const FeatureGradients<T>&); \
   template const char* loss_and_gradient<T>(const LossSettings&, Problem, const LossOutputs<T>&, Remarks*);
 UK_INSTANTIATE(float)

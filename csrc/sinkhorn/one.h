@@ -1,5 +1,5 @@
-// One problem each way: what batches of costs, losses between features and ragged lists call. Memory is taken here;
-// the helpers (core/parallel.h) are the caller's, and a problem's numbers do not depend on who runs it.
+// One problem each way: what batches of costs, losses between features and ragged lists call. Memory is taken
+// here; the helpers (core/parallel.h) are the caller's, and a problem's numbers do not depend on who runs it.
 #pragma once
 #include <algorithm>
 
@@ -7,6 +7,7 @@
 #include "core/scratch.h"
 #include "cost/entry.h"
 #include "sinkhorn/entry.h"
+#include "sinkhorn/rules.h"
 #include "sinkhorn/tasks.h"
 
 namespace ucmkd {
@@ -53,9 +54,12 @@ Seed<T> seed_at(const Upstream& up, const Place& at) {
 }
 template <class T>
 Outputs<T> outputs_at(const Outputs<T>& out, const Place& at) {
-  return {offset<T>(out.f, at.x),     offset<T>(out.g, at.y),
-          out.value + at.k,           offset<T>(out.dual, at.k),
-          offset<T>(out.marginal_error, at.k), offset<int64_t>(out.n_iter, at.k)};
+  return {offset<T>(out.f, at.x),
+          offset<T>(out.g, at.y),
+          out.value + at.k,
+          offset<T>(out.dual, at.k),
+          offset<T>(out.marginal_error, at.k),
+          offset<int64_t>(out.n_iter, at.k)};
 }
 template <class T>
 Gradients<T> gradients_at(const Gradients<T>& out, const Place& at) {
@@ -73,18 +77,11 @@ const char* check_masses(const View<T>& p) {
     if (!masses[side]) continue;
     double total = 0;
     bool good = true;
-    for (int64_t k = 0; k < sizes[side]; ++k) {
-      good &= masses[side][k] >= 0;  // false for NaN
-      total += masses[side][k];
-    }
-    if (!good || !(total < 1e300)) return "masses must be finite and >= 0, got a negative one, NaN or inf";
-    if (!(total > 0)) return "masses must not all be 0, got an all-zero vector";
+    for (int64_t k = 0; k < sizes[side]; ++k) good &= is_mass(masses[side][k]), total += masses[side][k];
+    if (const char* refused = refusals::of_masses(flags_of_masses<T>(good, total, total))) return refused;
     sums[side] = total;
   }
-  const double gap = sums[0] > sums[1] ? sums[0] - sums[1] : sums[1] - sums[0];
-  if (gap > (sizeof(T) == 4 ? 1e-4 : 1e-6) * (sums[0] + sums[1]))
-    return "a and b must have equal sums (each is 1 where it is not given), got sums that differ";
-  return nullptr;
+  return refusals::of_masses(flags_of_masses<T>(true, sums[0], sums[1]));
 }
 
 // Null, or a sentence on the term by class.
@@ -94,10 +91,10 @@ const char* check_classes(const View<T>& p) {
   bool good = true;
   for (int64_t k = 0; k < p.n * classes.count; ++k)
     good &= classes.cost[k] > -T(__builtin_inf());  // false for NaN
-  if (!good) return "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
+  if (!good) return refusals::kClassCost;
   for (int64_t j = 0; classes.count && j < p.m; ++j)
     good &= classes.label[j] >= 0 && classes.label[j] < classes.count;
-  return good ? nullptr : "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
+  return good ? nullptr : refusals::kLabels;
 }
 
 template <class T>
@@ -114,12 +111,11 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   Scratch<T> work(forward_work(p));
   switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
     case Status::kBadCost:
-      return has_features(p) ? "the distances between x and y must stay in range, got one that overflows"
-                             : "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf";
+      return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
     case Status::kForbidden:
-      return "every row and column with mass needs a pair of finite cost with mass, got one that has none";
+      return refusals::kForbidden;
     case Status::kOverflow:
-      return "costs and potentials must stay in range, got some whose differences overflow";
+      return refusals::kRange;
     case Status::kOk:
       break;
   }
@@ -155,7 +151,8 @@ void adjoint_finish_one(const View<T>& p, const Seed<T>& seed, int64_t depth, co
   Scratch<T> work(adjoint_work(p));
   kernels<T>().adjoint.log_domain(p, seed, out, work.data());
   if (has_features(p))
-    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(), p.tasks);
+    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(),
+                            p.tasks);
 }
 
 // As `implicit` (entry.h).

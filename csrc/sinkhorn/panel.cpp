@@ -11,6 +11,7 @@
 #include "core/simd.h"
 #include "cost/row.h"
 #include "sinkhorn/log_domain.h"
+#include "sinkhorn/rules.h"
 
 namespace ucmkd {
 namespace UK_LEVEL {
@@ -18,6 +19,7 @@ namespace {
 
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
+using sinkhorn::PanelLogStep;
 using sinkhorn::Panels;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
@@ -109,11 +111,6 @@ static inline void over_panels(const Panels<T>& p, bool distances, T* sums, cons
   }
 }
 
-template <class T>
-constexpr T safe() {
-  return sizeof(T) == 4 ? T(4.85e8) : T(7.2e86);  // e^20, e^200, as in forward.cpp
-}
-
 // A vector of sums relative to `before`, made relative to `after`, which is no less; 0 where that is -inf.
 template <class T>
 static inline void rescale(T* sums, Vec<T> before, Vec<T> after, T inverse) {
@@ -178,6 +175,7 @@ bool columns(const Panels<T>& p, const T* f, T* top, T* total) {
 
 template <class T>
 void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
+  constexpr T safe = sinkhorn::Rules<T>::kSafeRatio;
   const int64_t mp = padded(p.m);
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t first = r.begin; first < r.end; first += 4) {
@@ -189,7 +187,7 @@ void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, 
           continue;
         }
         T total = exponentials(p, r.row(i), f[i], g, E + k * mp);
-        const bool in_range = total >= 1 / safe<T>() && total <= safe<T>();
+        const bool in_range = total >= 1 / safe && total <= safe;
         if (!in_range) {
           f[i] = -row_top(p, r.row(i), g);
           total = exponentials(p, r.row(i), f[i], g, E + k * mp);
@@ -263,19 +261,18 @@ void adjoint(const Panels<T>& p, const T* f, const T* g, const T* sigma, const T
 }
 
 template <class T>
-void adjoint_log(const Panels<T>& p, const T* f, const T* g, const T* share, const T* g_before,
-                 const T* inverse, T* fbar, T* sums) {
+void adjoint_log(const Panels<T>& p, const PanelLogStep<T>& s, T* fbar, T* sums) {
   constexpr int W = Lanes<T>::W;
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       fbar[i] = 0;
-      if (!(f[i] > -T(__builtin_inf()))) continue;
-      exponentials(p, r.row(i), f[i], g, E);
+      if (!(s.f[i] > -T(__builtin_inf()))) continue;
+      exponentials(p, r.row(i), s.f[i], s.g, E);
       Vec<T> total = {};
-      for (int64_t j = 0; j < p.m; j += W) total += load(E + j) * load(share + j);
+      for (int64_t j = 0; j < p.m; j += W) total += load(E + j) * load(s.share + j);
       fbar[i] = -sum<T>(total);
-      exponentials(p, r.row(i), f[i], g_before, E);
-      const Vec<T> weight = splat(fbar[i] * inverse[i]);
+      exponentials(p, r.row(i), s.f[i], s.g_before, E);
+      const Vec<T> weight = splat(fbar[i] * s.inverse[i]);
       for (int64_t j = 0; j < p.m; j += W) store(columns + j, load(columns + j) - weight * load(E + j));
     }
   });
@@ -290,7 +287,9 @@ void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       T* out = q.out + i * m;
       const T* row = r.row(i);
-      if (q.distance) copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row, q.distance + i * m, m);
+      if (q.distance)
+        copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row,
+             q.distance + i * m, m);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
         q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);

@@ -52,6 +52,15 @@ struct PanelGradient {
   T* distance;     // (rows, m) the cost without its term by class, or null
 };
 
+// Potentials of one half-step of the sweep back in the log domain, and of the one before.
+template <class T>
+struct PanelLogStep {
+  const T *f, *g;     // (n,), (m,)
+  const T* share;     // (m,) adjoints over masses
+  const T* g_before;  // (m,)
+  const T* inverse;   // (n,) 1 / mass
+};
+
 template <class T>
 struct PanelKernels {
   // Log-sum-exp over the columns: total_j exp(top_j / reg) = sum_i exp((f_i - C_ij) / reg). False: the cost
@@ -66,8 +75,7 @@ struct PanelKernels {
   void (*adjoint)(const Panels<T>&, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums);
   // The same without the plan: fbar_i = -sum_j exp((f_i + g_j - C_ij) / reg) share_j, then
   // sums_j -= exp((f_i + g_before_j - C_ij) / reg) fbar_i inverse_i.
-  void (*adjoint_log)(const Panels<T>&, const T* f, const T* g, const T* share, const T* g_before,
-                      const T* inverse, T* fbar, T* sums);
+  void (*adjoint_log)(const Panels<T>&, const PanelLogStep<T>&, T* fbar, T* sums);
   void (*gradient)(const Panels<T>&, const PanelGradient<T>&);
 };
 

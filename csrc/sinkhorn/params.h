@@ -43,15 +43,15 @@ struct Saved {
   T* hist_v;  // (max_iter, m) or null
 };
 
-// One problem. A batch is a loop over problems in entry.cpp.
+// One problem.
 template <class T>
 struct View {
   int64_t n, m, max_iter;
   T reg;
-  double tol;   // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  bool relax;   // over-relaxed iterations (forward.cpp); not with a history
-  const T* a;   // (n,) or null: uniform
-  const T* b;   // (m,) or null: uniform
+  double tol;       // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
+  bool relax;       // over-relaxed iterations (forward.cpp); not with a history
+  const T* a;       // (n,) or null: uniform
+  const T* b;       // (m,) or null: uniform
   const T* init_f;  // (n,) or null: f_0 = -reg log n
   const T* init_g;  // (m,) with init_f: where g is expected, so that K starts in range; changes no result
   cost::Features<T> features;  // or metric kNone: the cost is given
@@ -97,7 +97,8 @@ enum class Grad : int { kUnrolled = 0, kImplicit = 1, kEnvelope = 2 };
 
 // The last pass, over rows [begin, end): dC = P (value_weight - Z / reg), or value_weight P for kEnvelope.
 // Z = value_weight (C - alpha) + left' right, the product in Gradients.cost, for kUnrolled, and
-// Z = value_weight (C - alpha) + row_sum_i + col_sum_j for kImplicit. The outputs are those of these rows alone.
+// Z = value_weight (C - alpha) + row_sum_i + col_sum_j for kImplicit. The outputs are those of these rows
+// alone.
 template <class T>
 struct LastPass {
   Grad grad;
@@ -106,7 +107,8 @@ struct LastPass {
   const T* col_sum;  // (m,)
 };
 
-// Elements of work space, 64-byte aligned, of the iterations, of a sweep back, and of the last pass with features.
+// Elements of work space, 64-byte aligned, of the iterations, of a sweep back, and of the last pass with
+// features.
 template <class T>
 static inline int64_t forward_work(const View<T>& p) {
   return 7 * padded(p.n) + (7 + p.tasks) * padded(p.m);

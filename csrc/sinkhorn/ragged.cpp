@@ -63,13 +63,13 @@ void fill(T* out, int64_t count, T value) {
 
 template <class T>
 FeatureGradients<T> gradients_at(const FeatureGradients<T>& out, int64_t d, const Place& at) {
-  return {offset<T>(out.x, at.x * d), offset<T>(out.y, at.y * d), offset<T>(out.a, at.x), offset<T>(out.b, at.y)};
+  return {offset<T>(out.x, at.x * d), offset<T>(out.y, at.y * d), offset<T>(out.a, at.x),
+          offset<T>(out.b, at.y)};
 }
 
 }  // namespace
 
 RaggedSizes ragged_sizes(const Ragged& r) { return Table(r).sizes; }
-int64_t ragged_cost_offset(const Ragged& r, int64_t k) { return Table(r).places[k].cost; }
 
 template <class T>
 std::string ragged_forward(const Ragged& r, bool save_plan, const Outputs<T>& out) {
@@ -98,7 +98,8 @@ bool ragged_backward(const Ragged& r, Grad grad, const Upstream& up, const Featu
   for (const Place& at : table.places) {
     if (!empty(at)) continue;
     const FeatureGradients<T> own = gradients_at(out, d, at);
-    fill(own.x, at.n * d, T(0)), fill(own.y, at.m * d, T(0)), fill(own.a, at.n, T(0)), fill(own.b, at.m, T(0));
+    fill(own.x, at.n * d, T(0)), fill(own.y, at.m * d, T(0)), fill(own.a, at.n, T(0)),
+        fill(own.b, at.m, T(0));
     const cost::Classes<T> classes = view_in<T>(r, at).features.classes;
     fill(classes.grad, at.n * classes.count, T(0));
   }
@@ -109,8 +110,8 @@ bool ragged_backward(const Ragged& r, Grad grad, const Upstream& up, const Featu
   return converged;
 }
 
-#define UK_INSTANTIATE(T)                                                                \
-  template std::string ragged_forward<T>(const Ragged&, bool, const Outputs<T>&);        \
+#define UK_INSTANTIATE(T)                                                         \
+  template std::string ragged_forward<T>(const Ragged&, bool, const Outputs<T>&); \
   template bool ragged_backward<T>(const Ragged&, Grad, const Upstream&, const FeatureGradients<T>&);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)

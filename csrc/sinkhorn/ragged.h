@@ -1,4 +1,4 @@
-// Many problems of different sizes between features in one call: what bind_ragged.h calls.
+// Many problems of different sizes between features in one call: what bind/ragged.cpp calls.
 //
 // Problem k is rows [x_offsets[k], x_offsets[k + 1]) of x against rows [y_offsets[k], y_offsets[k + 1]) of y.
 // One without rows on a side has nothing to transport: its loss and its gradients are 0.
@@ -13,8 +13,8 @@ namespace ucmkd {
 namespace sinkhorn {
 
 struct Ragged {
-  // One behind the other: n rows of x, m of y, and what goes with them. cost, saved and the classes' distance hold
-  // `ragged_sizes` elements; masses are not shared.
+  // One behind the other: n rows of x, m of y, and what goes with them. cost, saved and the classes' distance
+  // hold `ragged_sizes` elements; masses are not shared.
   Problem all;
   const int64_t* x_offsets;  // (batch + 1,) ascending from 0 to n
   const int64_t* y_offsets;  // (batch + 1,) ascending from 0 to m
@@ -26,15 +26,13 @@ struct RaggedSizes {
 };
 RaggedSizes ragged_sizes(const Ragged&);
 
-// Where the cost of problem k (n_k, m_k) begins, in elements.
-int64_t ragged_cost_offset(const Ragged&, int64_t k);
-
-// Empty, or a sentence about what is wrong with the input and where. Outputs: f (n,) and g (m,), -inf in problems
-// without rows on a side, and all others (batch,); none is null.
+// Empty, or a sentence about what is wrong with the input and where. Outputs: f (n,) and g (m,), -inf in
+// problems without rows on a side, and all others (batch,); none is null.
 template <class T>
 std::string ragged_forward(const Ragged&, bool save_plan, const Outputs<T>&);
 
-// Upstream gradients: value (batch,), f (n,), g (m,), or null. False where an implicit sweep did not converge.
+// Upstream gradients: value (batch,), f (n,), g (m,), or null. False where an implicit sweep did not
+// converge.
 template <class T>
 bool ragged_backward(const Ragged&, Grad, const Upstream&, const FeatureGradients<T>&);
 

@@ -87,7 +87,8 @@ static inline void add_partials(const T* partial, int64_t stride, int tasks, T* 
   }
 }
 
-// The sweep over all rows of K, the plan of p. partial: (tasks, padded(m)) work space. The column sums end in s.
+// The sweep over all rows of K, the plan of p. partial: (tasks, padded(m)) work space. The column sums end in
+// s.
 template <class T, class Finish>
 static inline void sweep(const sinkhorn::View<T>& p, const T* v, T* s, T* partial, const Finish& finish) {
   const int64_t n = p.n, stride = sinkhorn::padded(p.m);

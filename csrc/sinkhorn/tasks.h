@@ -37,8 +37,8 @@ static inline void parallel_with_memory(int tasks, const Body& body) {
   if (no_memory) throw std::bad_alloc();
 }
 
-// Multiply-adds at most (core/parallel.h) of problems of so many elements together: of the iterations, of the sweeps
-// back, of the last pass, and of a whole loss between features and its gradient, of one side or both.
+// Multiply-adds at most (core/parallel.h) of problems of so many elements together: of the iterations, of the
+// sweeps back, of the last pass, and of a whole loss between features and its gradient, of one side or both.
 static inline double solve_work(double elements, int64_t max_iter) {
   return elements * (double(max_iter) + kExpWork + kPassWork);
 }

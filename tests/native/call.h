@@ -83,18 +83,24 @@ struct Answer {
 };
 
 template <class T>
+cost::FeatureSet feature_set(const Shape& s, Inputs<T>& in, Buffer<T>& scale_x, Buffer<T>& scale_y) {
+  return {sizeof(T) == 8,  static_cast<cost::Metric>(s.metric), s.n, s.m, s.d, in.x.data(), in.y.data(),
+          scale_x.data(), scale_y.data(), nullptr, nullptr, {}};
+}
+
+template <class T>
 sinkhorn::Problem problem_of(const Shape& s, Inputs<T>& in, Buffer<T>& cost, Buffer<T>& saved, Buffer<T>& scale_x,
                              Buffer<T>& scale_y) {
   sinkhorn::Problem p{};
   p.f64 = sizeof(T) == 8, p.batch = s.batch, p.n = s.n, p.m = s.m, p.max_iter = s.max_iter;
   p.reg = s.reg, p.tol = s.tol, p.cost = cost.data();
   if (s.masses) {
-    p.a = in.a.data(), p.a_stride = s.shared_masses ? 0 : s.n;
-    p.b = in.b.data(), p.b_stride = s.shared_masses ? 0 : s.m;
+    p.a = in.a.data(), p.b = in.b.data();
+    p.a_shared = p.b_shared = s.shared_masses;
   }
   if (s.init) p.init_f = in.f.data(), p.init_g = in.g.data();
-  p.relax = s.relax, p.history = s.history, p.saved = saved.data(), p.metric = s.metric, p.d = s.d;
-  p.x = in.x.data(), p.y = in.y.data(), p.scale_x = scale_x.data(), p.scale_y = scale_y.data();
+  p.relax = s.relax, p.history = s.history, p.saved = saved.data();
+  p.features = feature_set(s, in, scale_x, scale_y);
   return p;
 }
 
@@ -111,14 +117,18 @@ void solve_at_once(const Shape& s, Inputs<T>& in, const sinkhorn::Problem& p, An
   Buffer<T> loss(1), error(1), dx(s.n * s.d), dy(s.m * s.d);
   Buffer<int64_t> n_iter(1, -1);
   Problem given{};
-  given.n = p.n, given.m = p.m, given.d = p.d, given.x = p.x, given.y = p.y;
+  given.n = p.n, given.m = p.m, given.features.d = s.d, given.features.x = in.x.data();
+  given.features.y = in.y.data();
   given.a = p.a, given.b = p.b, given.init_f = p.init_f, given.init_g = p.init_g;
+  Remarks remarks{};
   for (bool regularized : {false, true}) {
     const Grad grad = s.history ? Grad::kUnrolled : Grad::kEnvelope;
-    const LossSettings settings{p.f64, p.metric, regularized, p.reg, p.max_iter, p.tol, p.relax, grad};
+    const LossSettings settings{p.f64, p.features.metric, regularized, p.reg, p.max_iter, p.tol, p.relax, grad};
     const char* problem =
-        loss_and_gradient<T>(settings, given, loss.data(), error.data(), n_iter.data(),
-                             s.wanted & kX ? dx.data() : nullptr, s.wanted & kY ? dy.data() : nullptr);
+        loss_and_gradient<T>(settings, given,
+                             {loss.data(), error.data(), n_iter.data(), s.wanted & kX ? dx.data() : nullptr,
+                              s.wanted & kY ? dy.data() : nullptr},
+                             &remarks);
     if (problem) answer.refused = problem;
     answer.keep(loss, answer.value), answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   }
@@ -132,14 +142,14 @@ Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   Buffer<T> saved(saved_size(s.n, s.m, s.max_iter, s.history), T(NAN), 0);
   Problem p = problem_of(s, in, cost, saved, scale_x, scale_y);
   if (s.classes) {
-    p.classes = {s.classes, in.class_cost.data(), in.label.data(), distance.data(), grad_class.data()};
+    p.features.classes = {s.classes, in.class_cost.data(), in.label.data(), distance.data(), grad_class.data()};
   }
   Buffer<T> f(s.n), g(s.m), value(1), dual(1), one(1, 1);
   const bool own_products = s.d % 2;
   if (!own_products) products(s.n, s.m, s.d, in.x.data(), in.y.data(), cost.data());
   Answer<T> answer;
-  if (const char* sentence = loss_forward<T>(p, own_products, true, f.data(), g.data(), value.data(),
-                                             dual.data(), nullptr, nullptr)) {
+  if (const char* sentence = loss_forward<T>(
+          p, own_products, true, {f.data(), g.data(), value.data(), dual.data(), nullptr, nullptr})) {
     answer.refused = sentence;
     return answer;
   }
@@ -147,7 +157,7 @@ Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   const Upstream up{one.data(), nullptr, nullptr};
   auto wanted = [&](Wanted which, Buffer<T>& out) { return s.wanted & which ? out.data() : nullptr; };
   for (Grad grad : {Grad::kEnvelope, s.history ? Grad::kUnrolled : Grad::kImplicit}) {
-    loss_backward<T>(p, grad, up, wanted(kA, grad_a), wanted(kB, grad_b), wanted(kX, dx), wanted(kY, dy));
+    loss_backward<T>(p, grad, up, {wanted(kX, dx), wanted(kY, dy), wanted(kA, grad_a), wanted(kB, grad_b)});
     answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   }
   // The gradient of the cost a block of rows at a time, from sums that serve as row and column sums here.
@@ -157,7 +167,7 @@ Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
     for (int64_t begin = 0, end; begin < s.n; begin = end) {
       end = begin + (s.n + 2) / 3 < s.n ? begin + (s.n + 2) / 3 : s.n;
       const T* sums = grad == Grad::kImplicit ? ones.data() : nullptr;
-      gradient_rows<T>(p, grad, up, begin, end, sums, sums, out);
+      gradient_rows<T>(p, up, {grad, begin, end, sums, sums}, out);
       answer.keep(columns, answer.gradient);
     }
   answer.keep(value, answer.value), answer.keep(dual, answer.dual);
@@ -175,8 +185,8 @@ Answer<T> solve_costs(const Shape& s, Inputs<T>& in) {
   Buffer<T> f(s.batch * s.n), g(s.batch * s.m), value(s.batch), dual(s.batch), error(s.batch);
   Buffer<int64_t> n_iter(s.batch, -1), depth(s.batch, -2);
   Answer<T> answer;
-  if (const char* sentence = forward<T>(p, true, f.data(), g.data(), value.data(), dual.data(), error.data(),
-                                        n_iter.data())) {
+  if (const char* sentence = forward<T>(
+          p, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()})) {
     answer.refused = sentence;
     return answer;
   }

@@ -25,16 +25,14 @@ class Panels {
   // Rows [begin, end); the first sweep over all of them makes what is kept.
   sinkhorn::PanelsOf rows(int64_t begin, int64_t end, bool last = false) {
     sinkhorn::PanelsOf p{};
-    p.f64 = sizeof(T) == 8, p.n = end - begin, p.m = s_.m, p.d = s_.d, p.reg = s_.reg;
-    p.room = 4 + s_.n / 2, p.metric = s_.metric;
-    p.x = in_.x.data() + begin * s_.d, p.y = in_.y.data();
-    p.scale_x = scale_x_.data() + begin, p.scale_y = scale_y_.data();
-    const bool l1 = static_cast<cost::Metric>(s_.metric) == cost::Metric::kL1;
-    p.packed = l1 ? nullptr : packed_.data();
+    p.features = feature_set(s_, in_, scale_x_, scale_y_);
+    p.features.n = end - begin, p.features.x = in_.x.data() + begin * s_.d, p.features.scale_x = scale_x_.data() + begin;
+    p.reg = s_.reg, p.room = 4 + s_.n / 2;
+    p.packed = cost::summed(p.features.metric) ? nullptr : packed_.data();
     p.kept = kept_.count() ? kept_.data() + begin * product::packed_columns(s_.m) : nullptr;
     p.made = made_, made_ = kept_.count();
     if (s_.classes)
-      p.classes = {s_.classes, in_.class_cost.data() + begin * s_.classes, in_.label.data(), nullptr,
+      p.features.classes = {s_.classes, in_.class_cost.data() + begin * s_.classes, in_.label.data(), nullptr,
                    last ? grad_class_.data() + begin * s_.classes : nullptr};
     return p;
   }
@@ -63,9 +61,10 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t j = 0; j < s.m; ++j) b[j] = s.masses ? in.b[j] : T(1) / T(s.m);
   for (int64_t i = 0; i < s.n; ++i) f[i] = a[i] > 0 ? -reg * std::log(T(s.n)) : -inf;
   bool good = true;
+  auto sweep = [&](const auto& body) { return sweep_panels<T>(panels.all(), body); };
   auto columns = [&] {
     for (int64_t j = 0; j < mp; ++j) top[j] = -inf, total[j] = 0;
-    good &= panel_columns<T>(panels.all(), f.data(), top.data(), total.data());
+    good &= sweep([&](auto& kernels, auto& all) { return kernels.columns(all, f.data(), top.data(), total.data()); });
     for (int64_t j = 0; j < s.m; ++j)
       g[j] = b[j] > 0 ? reg * (std::log(b[j]) - std::log(total[j])) - top[j] : -inf;
   };
@@ -78,7 +77,9 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t t = 0; t < s.max_iter; ++t) {
     for (int64_t i = 0; i < s.n; ++i) before[i] = f[i];
     for (int64_t j = 0; j < mp; ++j) sums[j] = 0, g_before[j] = g[j];
-    panel_iterate<T>(panels.all(), s.relax, a.data(), g.data(), f.data(), sums.data());
+    sweep([&](auto& kernels, auto& all) {
+      kernels.iterate(all, s.relax, a.data(), g.data(), f.data(), sums.data());
+    });
     if (t + 1 == s.max_iter) break;
     if (t % 2)
       columns();
@@ -88,11 +89,17 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   Buffer<T> alpha(s.n), row_value(s.n), first_sums(mp, 0, 0), d(s.n), share(mp, 0, 0), inverse(s.n);
   for (int64_t i = 0; i < s.n; ++i) inverse[i] = a[i] > 0 ? 1 / a[i] : T(0);
   for (int64_t j = 0; j < s.m; ++j) share[j] = b[j] - sums[j];
-  panel_plan<T>(panels.all(), f.data(), g.data(), alpha.data(), row_value.data(),
-                s.wanted & kB ? first_sums.data() : nullptr);
-  panel_adjoint<T>(panels.all(), f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());
-  panel_adjoint_log<T>(panels.all(), f.data(), g.data(), share.data(), g_before.data(), inverse.data(), d.data(),
-                       sums.data());
+  sweep([&](auto& kernels, auto& all) {
+    kernels.plan(all, f.data(), g.data(), alpha.data(), row_value.data(),
+                 s.wanted & kB ? first_sums.data() : nullptr);
+  });
+  sweep([&](auto& kernels, auto& all) {
+    kernels.adjoint(all, f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());
+  });
+  sweep([&](auto& kernels, auto& all) {
+    kernels.adjoint_log(all, {f.data(), g.data(), share.data(), g_before.data(), inverse.data()}, d.data(),
+                        sums.data());
+  });
   Buffer<T> distance(s.n * s.m), history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0), columns_history(2 * mp, -inf, 0),
       columns_share(2 * mp, 0, 0), out(s.n * s.m, T(0.01));
   for (int64_t i = 0; i < s.n; ++i) history[i] = before[i], history[s.n + i] = f[i];
@@ -111,7 +118,8 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
       }
       q.out = out.data() + first * s.m, q.weight_rows = weight_rows.data() + first;
       q.weight_cols = weight_cols.data(), q.distance = distance.data() + first * s.m;
-      panel_gradient<T>(panels.rows(first, end, true), q);
+      sweep_panels<T>(panels.rows(first, end, true),
+                      [&](auto& kernels, auto& rows) { kernels.gradient(rows, q); });
     }
     answer.keep(out, answer.gradient), answer.keep(distance, answer.gradient);
   }

@@ -33,29 +33,23 @@ Answer<T> solve_ragged(const Shape& s, const Sizes& sizes, Inputs<T>& in) {
     return answer;
   }
   Ragged r{};
-  r.f64 = sizeof(T) == 8, r.batch = batch, r.d = s.d, r.max_iter = s.max_iter, r.reg = s.reg, r.tol = s.tol;
-  r.relax = s.relax, r.history = s.history, r.metric = s.metric;
+  Buffer<T> none(0);
+  r.all = problem_of(s, in, none, none, scale_x, scale_y);
+  r.all.batch = batch;
   r.x_offsets = x_offsets.data(), r.y_offsets = y_offsets.data();
-  r.x = in.x.data(), r.y = in.y.data(), r.scale_x = scale_x.data(), r.scale_y = scale_y.data();
-  if (s.masses) r.a = in.a.data(), r.b = in.b.data();
-  if (s.init) r.init_f = in.f.data(), r.init_g = in.g.data();
   const RaggedSizes space = ragged_sizes(r);
   Buffer<T> cost(space.cost), saved(space.saved, T(NAN), 0);
-  r.cost = cost.data(), r.saved = saved.data();
+  r.all.cost = cost.data(), r.all.saved = saved.data();
   Buffer<T> f(s.n), g(s.m), value(batch), dual(batch), error(batch);
   answer.refused = ragged_forward<T>(
       r, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()});
   if (!answer.refused.empty()) return answer;
-  for (int64_t k = 0; k < batch; ++k) {
-    const int64_t at = ragged_cost_offset(r, k);
-    if (at < 0 || at + sizes.n[k] * sizes.m[k] > space.cost) std::abort();
-  }
   Buffer<T> dx(s.n * s.d), dy(s.m * s.d), grad_a(s.n), grad_b(s.m), ones(batch, 1), up_f(s.n, 1), up_g(s.m, 1);
   auto wanted = [&](Wanted which, Buffer<T>& out) { return s.wanted & which ? out.data() : nullptr; };
-  const RaggedGradients<T> out{wanted(kX, dx), wanted(kY, dy), wanted(kA, grad_a), wanted(kB, grad_b)};
-  ragged_backward<T>(r, Grad::kEnvelope, ones.data(), nullptr, nullptr, out);
+  const FeatureGradients<T> out{wanted(kX, dx), wanted(kY, dy), wanted(kA, grad_a), wanted(kB, grad_b)};
+  ragged_backward<T>(r, Grad::kEnvelope, {ones.data(), nullptr, nullptr}, out);
   answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
-  ragged_backward<T>(r, s.history ? Grad::kUnrolled : Grad::kImplicit, ones.data(), up_f.data(), up_g.data(), out);
+  ragged_backward<T>(r, s.history ? Grad::kUnrolled : Grad::kImplicit, {ones.data(), up_f.data(), up_g.data()}, out);
   answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   answer.keep(value, answer.value), answer.keep(dual, answer.dual);
   return answer;

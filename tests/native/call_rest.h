@@ -13,7 +13,7 @@ Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
   Buffer<T> near_x(s.n * s.d, 0), near_y(s.m * s.d, 0), x(s.n * s.d), y(s.m * s.d);
   cost::Features<T> f = features<T>(s, in.x.data(), in.y.data(), scale_x.data(), scale_y.data());
   if (cost::centred(f.metric)) {
-    cost::centre<T>(s.n, s.m, s.d, f.x, f.y, x.data(), y.data());
+    cost::centre<T>(f, x.data(), y.data());
     f.x = x.data(), f.y = y.data();
   }
   Answer<T> answer;

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .._native import _C
 from ..ops import checks, memory
 from .ceilings import FRESH, Ceilings
 
@@ -33,9 +34,6 @@ REGIMES = {
 
 # Passes over matrices, counted in the kernels: reads and writes.
 _BUILD, _LAST, _FINISH, _PANEL = 3, 2, 4, 2
-_SMALLEST = 8 * 1024  # elements of a sweep for each thread (kElementsPerTask of csrc/sinkhorn/tasks.h)
-_ROWS = 4  # of a block (kRows of csrc/sinkhorn/params.h)
-_PANEL_ROWS = 24  # of which a thread makes the cost at a time (kMostRows of csrc/sinkhorn/panel_entry.cpp)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _dense_vectors(size: Size) -> int:
 def _panel_memory(size: Size, rows: int, keep: bool) -> int:
     """A panel's weights and a BLAS's copy, rows at hand, the kept cost, y packed (and gathered), histories, stacks."""
     t, n, m = size.iterations, size.rows, size.m
-    at_hand = min(rows, _PANEL_ROWS * torch.get_num_threads())
+    at_hand = min(rows, _C.PANEL_ROWS * torch.get_num_threads())
     vectors = 5 * t * (n + m) + n * size.d + (1 if size.devices == 1 else 3) * m * size.d
     return size.dtype.itemsize * ((n + at_hand if keep else at_hand) * m + 2 * rows * m + vectors)
 
@@ -128,7 +126,7 @@ def _panel_memory(size: Size, rows: int, keep: bool) -> int:
 
 def _workers(n: int, m: int, ceilings: Ceilings) -> float:
     """Threads that a sweep keeps busy; a smooth version of ``tasks_for`` in csrc/sinkhorn/tasks.h."""
-    return max(1.0, min(ceilings.threads, n * m / _SMALLEST, n / _ROWS))
+    return max(1.0, min(ceilings.threads, n * m / _C.ELEMENTS_PER_TASK, n / _C.BLOCK_ROWS))
 
 
 def _read(size: float, resident: float, workers: float, c: Ceilings) -> float:
@@ -170,9 +168,9 @@ def _panels(size: Size, c: Ceilings, rows: int, keep: bool) -> dict[str, float]:
     elements, sweeps = n * m, 2 * t + 3
     bytes_ = elements * size.dtype.itemsize
     products = 1 if keep else sweeps
-    workers = max(1.0, min(_workers(n, m, c), rows / _ROWS))
+    workers = max(1.0, min(_workers(n, m, c), rows / _C.BLOCK_ROWS))
     share = workers / c.threads
-    at_hand = bytes_ if keep else min(rows, _PANEL_ROWS * workers) * m * size.dtype.itemsize
+    at_hand = bytes_ if keep else min(rows, _C.PANEL_ROWS * workers) * m * size.dtype.itemsize
     parts = {
         "products": (2 * elements * size.d * (products + 1) + 4 * t * elements) / (c.flops * share),
         "exponentials": sweeps * elements / (c.exponentials * share),
