@@ -32,18 +32,23 @@ PUBLIC = {
 LAYERS = {
     "records and rules": (
         "_problem", "_addresses", "_pieces", "_call_site", "_not_converged", "_transforms", "_dual", "_products",
-        "_control", "checks", "refusals", "memory", "sharded",
+        "_control", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices",),
-    "functions": ("_by_torch", "_autograd", "_registered", "_ragged", "_padded", "_panels", "_panel_loops", "relative_reg", "result"),
+    "functions": ("_by_torch", "_autograd", "_registered", "_padded", "matrix", "_panels", "_panel_loops", "relative_reg", "result"),
     "route": ("_route",),
+    "lists": ("_lists",),
     "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport"),
 }  # fmt: skip
 
 #: Files of ops that ask for a device though they are neither `_devices.py` nor in `_cuda/`, and why.
 MAY_ASK_FOR_A_DEVICE = {
     "memory.py": "what is free is known of the machine or of a GPU, and says nothing of how a problem is solved",
+    "_lists.py": "offsets have to be on the CPU: a check of an argument",
+    "_not_converged.py": "what is known at once is said at once, and numbers of a GPU when they have arrived",
+    "_pieces.py": "torch splits elementwise operations over its threads on a CPU alone",
+    "_products.py": "torch's products of half precision with float32 sums are on GPUs alone",
 }
 
 #: The compiled module, and what a NamedTuple offers.

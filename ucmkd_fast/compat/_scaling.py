@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.sinkhorn import SinkhornResult
+from ..ops.result import SinkhornResult
 from . import _stopping
 from ._arrays import Give, matrix, unify
 from ._stopping import Solved, mass_of, rule_of, warn_not_converged

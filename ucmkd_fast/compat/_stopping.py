@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..ops import arguments, checks
 from ..ops._not_converged import silent
-from ..ops.sinkhorn import SinkhornResult, sinkhorn
+from ..ops.result import SinkhornResult
+from ..ops.sinkhorn import sinkhorn
 from ._exp import exp_or_zero_
 
 

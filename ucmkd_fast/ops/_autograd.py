@@ -137,13 +137,14 @@ class SinkhornLoss(torch.autograd.Function):
             return (None, dy) if dx is None else (None, _pieces.times(dx, up, x.dtype), dy)
         kept, p = Kept(*saved[:_KEPT]), Problem(*saved[_KEPT:])
         found = door(p.features[0]).loss_backward(p, kept, up, options, needs)
-        return given_back((*of_features(found, p), found.a, found.b, found.class_cost), needs)
+        return given_back(of_all(found, p), needs)
 
 
-def of_features(found: Gradients, p: Problem) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and y in their own types."""
+def of_all(found: Gradients, p: Problem) -> tuple[Tensor | None, ...]:
+    """In the order of `Needs`; those of x and y in their own types."""
     (x, y), dx, dy = p.features, found.x, found.y
-    return None if dx is None else dx.to(x.dtype), None if dy is None else dy.to(y.dtype)
+    dx, dy = None if dx is None else dx.to(x.dtype), None if dy is None else dy.to(y.dtype)
+    return dx, dy, found.a, found.b, found.class_cost
 
 
 def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | None]:

@@ -59,7 +59,7 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
     device = at_door.KERNELS, at_door.BATCHED, plain, False
     if way(Many.BATCH if batch else Many.LIST, *device, False, call.result) is Way.COST:
         return _by_costs(p, options, call)
-    at = Offsets.of_batch(*x.shape[:2], y.shape[1]) if batch else check_offsets(offsets, len(x), len(y))
+    at = Offsets.of_batch(x.shape[0], x.shape[1], y.shape[1]) if batch else check_offsets(offsets, len(x), len(y))
     p, sizes = (p.flat(), x.shape[:2] + y.shape[1:2]) if batch else (p, None)
     if call.relative:
         p, options = relative_reg.settle(
@@ -158,8 +158,7 @@ class ListSinkhorn(torch.autograd.Function):
             found = _transforms.differentiate(again, _autograd.differentiable(p), up)
             return _autograd.given_back(found, needs)
         grads = door(p.features[0]).solve_list_backward(p, offsets, kept, up, options, needs)
-        of_all = *_autograd.of_features(grads, p), grads.a, grads.b, grads.class_cost
-        return _autograd.given_back(of_all, needs)
+        return _autograd.given_back(_autograd.of_all(grads, p), needs)
 
 
 @torch.compiler.disable

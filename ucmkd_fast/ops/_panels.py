@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _transforms, relative_reg
-from ._autograd import given_back, leaves, needs_of, of_features
+from ._autograd import given_back, leaves, needs_of, of_all
 from ._devices import door
 from ._panel_loops import PanelSolver, everywhere
 from ._problem import Options, Problem, Solution, Upstream
@@ -55,8 +55,7 @@ class PanelSinkhorn(torch.autograd.Function):
         found = solver.gradient(Upstream(*upstream[:2]), needs._replace(y=over.wants_y(needs.y)))
         if needs.y:
             found = found._replace(y=over.mine(found.y))
-        of_all = *of_features(found, p), found.a, over.mine(found.b), found.class_cost
-        return given_back(of_all, needs)
+        return given_back(of_all(found._replace(b=over.mine(found.b)), p), needs)
 
 
 @torch.compiler.disable

@@ -26,8 +26,9 @@ Rule = tuple[
 
 
 def _options(cost: Tensor, *values: Any) -> Options:
-    """From what the ops take one by one: reg, max_iter, tol, grad, accelerate."""
-    return Options(*values, dtype=cost.dtype)
+    """From what the ops take one by one."""
+    reg, max_iter, tol, grad, accelerate = values
+    return Options(reg, max_iter, tol, grad, accelerate, cost.dtype)
 
 
 # Sinkhorn on a cost

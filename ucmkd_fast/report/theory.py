@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..models.precision import head_in
 from ..ops.label_transport import label_transport_loss
-from ..ops.result import Convergence
-from ..ops.sinkhorn import SinkhornResult, sinkhorn_loss
+from ..ops.result import Convergence, SinkhornResult
+from ..ops.sinkhorn import sinkhorn_loss
 
 _RELATIVE_REG = 0.01  # of the mean distance; brings <P, C> to within a few per cent of the exact W_1
 _MAX_ITER, _TOL = 5000, 1e-3

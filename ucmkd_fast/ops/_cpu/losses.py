@@ -83,11 +83,10 @@ def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None)
     )  # fmt: skip
     if said is not None:
         if isinstance(said, str):
-            _refuse(said, p)
-        gradient_converged, *_ = said
+            raise _refused(said, p)
         if told is None:
             _not_converged.remark(said, error, value, p.a, options)
-        elif not gradient_converged:
+        elif not said[0]:
             _not_converged.warn_of_gradient()
     return value, Kept(grad_x=dx, grad_y=dy)
 
@@ -101,9 +100,9 @@ def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor 
     return error, n_iter
 
 
-def _refuse(refused: str, p: Problem) -> None:
+def _refused(refused: str, p: Problem) -> ValueError:
     check_scales(refused, *p.features)
-    raise ValueError(explained(refused, a=p.a, b=p.b, class_cost=p.class_cost, y_labels=p.labels))
+    return ValueError(explained(refused, a=p.a, b=p.b, class_cost=p.class_cost, y_labels=p.labels))
 
 
 class _Block(NamedTuple):
@@ -174,7 +173,7 @@ def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
         dual=address(dual), marginal_error=address(error), n_iter=address(n_iter),
     )  # fmt: skip
     if refused is not None:
-        _refuse(refused, p)
+        raise _refused(refused, p)
     if told is None:
         _not_converged.look(error, value, p.a, options, options.metric if classes is None else None)
     kept = Kept(block.all, f, g, distance=None if classes is None else classes.distance)

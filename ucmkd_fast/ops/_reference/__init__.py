@@ -29,7 +29,8 @@ def solve(p: Problem, options: Options) -> Solution:
         *found, n_iter = reference.sinkhorn(
             cost, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
         )  # fmt: skip
-        return Solution(*found, torch.tensor(n_iter, device=cost.device))
+        value, dual, f, g, error = found
+        return Solution(value, dual, f, g, error, torch.tensor(n_iter, device=cost.device))
 
     def one(z: Tensor | None, k: int) -> Tensor | None:
         return z if z is None or z.dim() == 1 else z[k]

@@ -18,7 +18,8 @@ from ...methods.checks import transport as transport_of
 from ...models.precision import head_in
 from ...ops.checks import choice
 from ...ops.label_transport import label_transport_loss
-from ...ops.sinkhorn import SinkhornResult, sinkhorn_loss
+from ...ops.result import SinkhornResult
+from ...ops.sinkhorn import sinkhorn_loss
 from ...run.config import preset_and_options
 from ...run.files import load_weights, read_result
 from ...run.finished import FinishedRun, open_finished
