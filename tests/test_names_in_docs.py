@@ -151,6 +151,8 @@ def identifiers(root: Path) -> frozenset[str]:
                     found |= set(re.findall(r"\w+", token.string))
     for path in files(root)[0]:
         found |= {Path(path).stem, *Path(path).parent.parts}
+        if path in ("CMakeLists.txt", "Makefile"):
+            found |= set(re.findall(r"\w+", (root / path).read_text(encoding="utf-8")))
     return frozenset(found)
 
 
@@ -179,6 +181,8 @@ def members(root: Path) -> dict[str, set[str]]:
     for path in (root / PACKAGE / "ops").rglob("*.py"):
         name = path.parent.name if path.stem == "__init__" else path.stem
         names = found.setdefault(name, set())
+        if path.stem == "__init__":
+            names |= {p.stem for p in path.parent.glob("*.py")}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 names.add(node.name)
@@ -202,6 +206,22 @@ def missing_members(root: Path) -> list[str]:
     return found
 
 
+def untold_files(root: Path) -> list[str]:
+    """Files of a folder of csrc whose README.md says nothing of them; a header goes with the file of its name."""
+    found = []
+    for page in sorted((root / "csrc").glob("*/README.md")):
+        told = set(re.findall(r"[\w.]+", page.read_text(encoding="utf-8")))
+        stems = {Path(name).stem for name in told if "." in name}
+        found += [
+            f"{page.relative_to(root)}:1: {path.name}"
+            for path in native_files(root)
+            if path.parent == page.parent
+            and path.name not in told
+            and not (path.suffix == ".h" and path.stem in stems)
+        ]
+    return found
+
+
 CHECKS = {
     "a file in a comment of csrc": (missing_files, "csrc/cost/a.h", "// See bind_sinkhorn.h.\n", "bind_sinkhorn.h"),
     "a path in a docstring": (missing_files, f"{PACKAGE}/ops/a.py", '"""As ops/_solve.py."""\n', "ops/_solve.py"),
@@ -211,6 +231,7 @@ CHECKS = {
     "a folder": (missing_folders, "csrc/README.md", "`csrc/gone/` has it\n", "csrc/gone/"),
     "a function": (missing_names, "csrc/cost/a.h", "// As `gone` does.\n", "gone"),
     "a function of a page": (missing_names, "csrc/README.md", "| `cost::gone` |\n", "cost::gone"),
+    "a file that no page tells of": (untold_files, "csrc/cost/README.md", "`kept.cpp` alone\n", "gone.cpp"),
     "a member": (missing_members, f"{PACKAGE}/ops/_b.py", '"""``_b.gone`` of it."""\n', "_b.gone"),
 }  # fmt: skip
 
@@ -221,6 +242,7 @@ def test_a_name_of_what_is_gone_is_found(case, tmp_path):
     beside = {
         f"{PACKAGE}/ops/kept.py": '"""Of ops/kept.py, csrc/cost/kept.h, kept.h, `kept`, ``kept.kept``."""\nkept = 1\n',
         "csrc/cost/kept.h": "// `kept`, see csrc/cost/.\nint kept;\n",
+        "csrc/cost/gone.cpp" if check is untold_files else "csrc/cost/kept.cpp": "int kept;\n",
     }
     for other, content in {path: text, **beside}.items():
         (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +250,9 @@ def test_a_name_of_what_is_gone_is_found(case, tmp_path):
     assert check(tmp_path) == [f"{path}:1: {name}"]
 
 
-@pytest.mark.parametrize("check", [missing_files, missing_folders, missing_names, missing_members])
+@pytest.mark.parametrize(
+    "check", [missing_files, missing_folders, missing_names, missing_members, untold_files]
+)
 def test_what_is_named_is_there(check):
     offenders = check(ROOT)
     assert not offenders, "\n" + "\n".join(offenders)
