@@ -12,9 +12,11 @@ from typing import Any
 # What C++ knows (csrc/bind/rules.cpp)
 
 METRICS: dict[str, int]
+DEGREES: dict[str, int]  # features times s > 0 lie s^degree times as far apart
 NORMALISED: tuple[str, ...]  # metrics of unit rows
 CENTRED: tuple[str, ...]  # whose features are centred before the products
 BY_DIFFERENCE: tuple[str, ...]  # by |x|^2 + |y|^2 - 2 <x, y>, whose near pairs are taken by their differences
+SUMMED: tuple[str, ...]  # sums over the features, without inner products
 GRADS: dict[str, int]
 # Bits that kernels of a GPU raise: bad_cost, forbidden, bad_mass, no_mass, sums, not_converged, overflow.
 FLAGS: dict[str, int]
@@ -65,9 +67,7 @@ def cost_finish(features: Features, *, cost: int) -> None: ...
 def cost_weigh(features: Features, *, cost: int, grad_cost: int, row_sums: int, column_sums: int) -> None: ...
 def cost_set_apart(features: Features, *, distance: int, weights: int, grad_x: int, grad_y: int) -> None: ...
 def cost_finish_gradient(features: Features, *, sums: int, of_y: bool, grad: int) -> None: ...
-def cost_l1_backward(
-    *, f64: bool, n: int, m: int, d: int, x: int, y: int, grad_cost: int, transposed: bool, grad_x: int
-) -> None: ...
+def cost_sum_gradient(features: Features, *, grad_cost: int, of_y: bool, grad: int) -> None: ...
 
 # Sinkhorn (csrc/sinkhorn/entry.h)
 

@@ -71,16 +71,13 @@ void bind_cost(py::module_& module) {
       },
       "features"_a, py::kw_only(), "sums"_a, "of_y"_a, "grad"_a, Unlocked());
   define(
-      module, "cost_l1_backward",
-      [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address grad_cost, bool transposed,
-         Address grad_x) {
-        by_type(f64, [&](auto t) {
-          cost::l1_backward<decltype(t)>(
-              {n, m, d, x, y, grad_cost, transposed ? 1 : m, transposed ? n : 1, grad_x});
+      module, "cost_sum_gradient",
+      [](const FeatureSet& f, Address grad_cost, bool of_y, Address grad) {
+        by_type(f.f64, [&](auto t) {
+          cost::sum_gradient<decltype(t)>(features_of<decltype(t)>(f), grad_cost, of_y, grad);
         });
       },
-      py::kw_only(), "f64"_a, "n"_a, "m"_a, "d"_a, "x"_a, "y"_a, "grad_cost"_a, "transposed"_a, "grad_x"_a,
-      Unlocked());
+      "features"_a, py::kw_only(), "grad_cost"_a, "of_y"_a, "grad"_a, Unlocked());
 }
 
 }  // namespace ucmkd

@@ -13,11 +13,6 @@ namespace {
 using cost::Metric;
 using sinkhorn::Grad;
 
-constexpr std::pair<const char*, Metric> kMetrics[] = {{"cosine", Metric::kCosine},
-                                                       {"chordal", Metric::kChordal},
-                                                       {"l2", Metric::kL2},
-                                                       {"sqeuclidean", Metric::kSqeuclidean},
-                                                       {"l1", Metric::kL1}};
 constexpr std::pair<const char*, Grad> kGrads[] = {
     {"unrolled", Grad::kUnrolled}, {"implicit", Grad::kImplicit}, {"envelope", Grad::kEnvelope}};
 constexpr std::pair<const char*, sinkhorn::Flag> kFlags[] = {
@@ -40,11 +35,26 @@ py::dict codes(const std::pair<const char*, Enum> (&table)[kCount]) {
   return result;
 }
 
-py::tuple metrics_that(bool (*hold)(Metric)) {
+template <class Hold>
+py::tuple metrics_that(Hold hold) {
   py::list names;
-  for (const auto& [name, metric] : kMetrics)
-    if (hold(metric)) names.append(name);
+  for (const auto& info : cost::kMetrics)
+    if (hold(info.metric)) names.append(info.name);
   return py::tuple(names);
+}
+
+void bind_metrics(py::module_& module) {
+  py::dict metrics, degrees;
+  for (const auto& info : cost::kMetrics) {
+    metrics[info.name] = static_cast<int>(info.metric);
+    degrees[info.name] = info.degree;
+  }
+  module.attr("METRICS") = metrics;
+  module.attr("DEGREES") = degrees;
+  module.attr("NORMALISED") = metrics_that([](Metric m) { return cost::normalised(m); });
+  module.attr("CENTRED") = metrics_that([](Metric m) { return cost::centred(m); });
+  module.attr("BY_DIFFERENCE") = metrics_that([](Metric m) { return cost::by_difference(m); });
+  module.attr("SUMMED") = metrics_that([](Metric m) { return cost::summed(m); });
 }
 
 struct RulesOfType {
@@ -60,10 +70,7 @@ struct RulesOfType {
 }  // namespace
 
 void bind_rules(py::module_& module) {
-  module.attr("METRICS") = codes(kMetrics);
-  module.attr("NORMALISED") = metrics_that(&cost::normalised);
-  module.attr("CENTRED") = metrics_that(&cost::centred);
-  module.attr("BY_DIFFERENCE") = metrics_that(&cost::by_difference);
+  bind_metrics(module);
   module.attr("GRADS") = codes(kGrads);
   module.attr("FLAGS") = codes(kFlags);
   py::dict sentences;

@@ -100,7 +100,7 @@ void set_apart(const Features<T>& f, const T* distance, T* w, T* g_x, T* g_y, in
   bool any = false;
   for (int k = 0; k < tasks; ++k) any |= found[k];
   if (!any) return;
-  const bool unit = f.metric == cost::Metric::kChordal;
+  const bool unit = cost::normalised(f.metric);
   const int64_t m = f.m, d = f.d;
   auto add = [&](const T* x, const T* y, T weight, T* g) {
     unit ? add_unit_pair(x, y, weight, d, g) : add_pair(x, y, weight, d, g);
@@ -144,24 +144,24 @@ void shift_rows(int64_t n, int64_t d, const T* x, const T* row_sum, T* g, int ta
 }
 
 template <class T>
-void l1_backward(const cost::Signs<T>& s, int tasks) {
+void sum_gradient(const Features<T>& f, const T* dc, bool of_y, T* g, int tasks) {
   constexpr int W = Lanes<T>::W;
-  const int64_t d = s.d;
-  over_rows(s.n, tasks, [&](int64_t begin, int64_t end, int) {
+  const cost::Metric metric = f.metric;
+  const int64_t d = f.d, others = of_y ? f.n : f.m, down = of_y ? 1 : f.m, across = of_y ? f.m : 1;
+  const T *mine = of_y ? f.y : f.x, *other = of_y ? f.x : f.y;
+  over_rows(of_y ? f.m : f.n, tasks, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* p = s.x + i * d;
-      T* out = s.dx + i * d;
+      const T* p = mine + i * d;
+      T* out = g + i * d;
       for (int64_t k = 0; k < d; ++k) out[k] = 0;
-      for (int64_t j = 0; j < s.m; ++j) {
-        const T* q = s.y + j * d;
-        const T w = s.dc[i * s.dc_row + j * s.dc_column];
-        const Vec<T> up = splat(w);
+      for (int64_t j = 0; j < others; ++j) {
+        const T* q = other + j * d;
+        const T w = dc[i * down + j * across];
+        const Vec<T> wide = splat(w);
         int64_t k = 0;
-        for (; k + W <= d; k += W) {
-          const Vec<T> e = load(p + k) - load(q + k);
-          store(out + k, load(out + k) + (e > 0 ? up : (e < 0 ? -up : Vec<T>{})));
-        }
-        for (; k < d; ++k) out[k] += p[k] > q[k] ? w : (p[k] < q[k] ? -w : 0);
+        for (; k + W <= d; k += W)
+          store(out + k, load(out + k) + cost::term_gradient<Vec<T>>(metric, wide, load(p + k), load(q + k)));
+        for (; k < d; ++k) out[k] += cost::term_gradient(metric, w, p[k], q[k]);
       }
     }
   });
@@ -169,7 +169,7 @@ void l1_backward(const cost::Signs<T>& s, int tasks) {
 
 template <class T>
 constexpr cost::Kernels<T> kTable = {scales<T>,    centre<T>,  finish<T>,     weigh<T>,
-                                     set_apart<T>, project<T>, shift_rows<T>, l1_backward<T>};
+                                     set_apart<T>, project<T>, shift_rows<T>, sum_gradient<T>};
 
 }  // namespace
 

@@ -7,7 +7,7 @@ namespace ucmkd {
 namespace cost {
 namespace {
 
-constexpr int kTile = 16;  // of l1: kTile x kTile pairs a block, kTile features at a time
+constexpr int kTile = 16;  // of sums: kTile x kTile pairs a block, kTile features at a time
 
 // A warp per row of x, then of y.
 template <class T, class F>
@@ -24,23 +24,24 @@ __global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
     square += e * e;
   }
   square = warp_sum(square);
-  const T scale = !unit_rows(c.metric) ? square : square < cost::kLeastSquare<T> ? T(0) : 1 / cuda::root(square);
+  const T scale = !normalised(c.metric) ? square : square < cost::kLeastSquare<T> ? T(0) : 1 / cuda::root(square);
   if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 
 // d(x_i, y_j) from <x_i, y_j>; *is_near: it is lost in rounding, and is to be taken from the differences.
 template <class T>
 __device__ T distance(Metric metric, T sx, T sy, T product, bool* is_near) {
-  if (metric == Metric::kCosine) {
+  const Kind kind = kind_of(metric);
+  if (kind == Kind::kCosine) {
     const T cosine = 1 - product * sx * sy;
     return cosine < 0 ? T(0) : cosine;  // NaN stays
   }
-  const bool unit = metric == Metric::kChordal;
+  const bool unit = kind == Kind::kUnitSquare;
   const T total = unit ? T(sx > 0) + T(sy > 0) : sx + sy;
   T square = total - 2 * (unit ? product * sx * sy : product);
   square = square < 0 ? T(0) : square;
   *is_near = near(square, total);
-  return metric == Metric::kSqeuclidean ? square : cuda::root(square);
+  return of_square(metric, square);
 }
 
 // The term by class is added; a distance that overflows becomes NaN: it is no forbidden pair.
@@ -86,13 +87,13 @@ __global__ void cost_kernel(const __grid_constant__ Call<T, F> all) {
   for (int bit = 0; found >> bit; ++bit) {
     if (!(found >> bit & 1)) continue;
     const int64_t i = at.row + bit / kVec * at.down, j = at.column + bit % kVec;
-    const T square = squared_distance<T>(c.metric == Metric::kChordal, c.given_x + i * c.d, c.given_y + j * c.d, c.d);
-    c.cost[i * c.m + j] = with_class(c, i, j, c.metric == Metric::kSqeuclidean ? square : cuda::root(square));
+    const T square = squared_distance<T>(normalised(c.metric), c.given_x + i * c.d, c.given_y + j * c.d, c.d);
+    c.cost[i * c.m + j] = with_class(c, i, j, of_square(c.metric, square));
   }
 }
 
 template <class T, class F>
-__global__ void l1_cost_kernel(const __grid_constant__ Call<T, F> all) {
+__global__ void sum_cost_kernel(const __grid_constant__ Call<T, F> all) {
   const Call<T, F> c = all.of_problem();
   T* xs = reinterpret_cast<T*>(cuda::shared_memory());  // (kTile, kTile + 1), rows of x by features
   T* ys = xs + kTile * (kTile + 1);
@@ -105,10 +106,7 @@ __global__ void l1_cost_kernel(const __grid_constant__ Call<T, F> all) {
     xs[r * (kTile + 1) + s] = i0 + r < c.n && k < c.d ? T(cuda::wide(c.x[(i0 + r) * c.d + k])) : T(0);
     ys[r * (kTile + 1) + s] = j0 + r < c.m && k < c.d ? T(cuda::wide(c.y[(j0 + r) * c.d + k])) : T(0);
     cuda::sync_block();
-    for (int e = 0; e < kTile; ++e) {
-      const T difference = xs[r * (kTile + 1) + e] - ys[s * (kTile + 1) + e];
-      total += difference < 0 ? -difference : difference;
-    }
+    for (int e = 0; e < kTile; ++e) total += term(c.metric, xs[r * (kTile + 1) + e], ys[s * (kTile + 1) + e]);
     cuda::sync_block();
   }
   if (i0 + r < c.n && j0 + s < c.m) c.cost[(i0 + r) * c.m + j0 + s] = with_class(c, i0 + r, j0 + s, total);
@@ -131,7 +129,7 @@ template <int kVec, class T, class F>
 __device__ bool weigh_piece(const Call<T, F>& c, const Piece& at) {
   using Vec = Pack<T, kVec>;
   const T* distances = c.distance ? c.distance : c.cost;
-  const bool unit = unit_rows(c.metric), divides = c.metric == Metric::kChordal || c.metric == Metric::kL2;
+  const bool unit = normalised(c.metric), squares = by_difference(c.metric);
   Vec rows[Piece::kRows], by[Piece::kRows], sy;
 #pragma unroll
   for (int r = 0; r < Piece::kRows; ++r) {
@@ -147,17 +145,17 @@ __device__ bool weigh_piece(const Call<T, F>& c, const Piece& at) {
   for (int r = 0; r < Piece::kRows; ++r) {
     const int64_t i = at.row + r * at.down;
     if (i >= c.n) continue;
-    const T sx = c.scale_x[i], factor = unit ? sx : c.metric == Metric::kSqeuclidean ? T(2) : T(1);
+    const T sx = c.scale_x[i];
     Vec w = rows[r];
 #pragma unroll
-    for (int q = 0; q < kVec; ++q) w.e[q] *= unit ? factor * sy.e[q] : factor;
+    for (int q = 0; q < kVec; ++q) w.e[q] *= unit ? sx * sy.e[q] : T(1);
     if (c.marks) {
 #pragma unroll
       for (int q = 0; q < kVec; ++q) found = found || near_at(c, by[r].e[q], sx, sy.e[q]);
     }
-    if (divides) {
+    if (squares) {
 #pragma unroll
-      for (int q = 0; q < kVec; ++q) w.e[q] = by[r].e[q] > 0 ? w.e[q] / by[r].e[q] : T(0);
+      for (int q = 0; q < kVec; ++q) w.e[q] = weight(c.metric, w.e[q], by[r].e[q]);
     }
     store_together(c.grad_cost + i * c.m + at.column, w);
   }
@@ -204,7 +202,7 @@ __global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   const F* z = side.mine + side.row * c.d;
   T* g = side.grad + side.row * c.d;
   T factor;
-  if (unit_rows(c.metric)) {
+  if (normalised(c.metric)) {
     const T scale = side.scale[side.row];
     T along = 0;
     for (int64_t k = lane; k < c.d; k += kWarp) along += cuda::wide(z[k]) * scale * g[k];
@@ -215,9 +213,9 @@ __global__ void finish_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   for (int64_t k = lane; k < c.d; k += kWarp) g[k] = factor * cuda::wide(z[k]) - g[k];
 }
 
-// dx_i = sum_j dC_ij sign(x_i - y_j), of y likewise: a thread per feature of a row.
+// Of a sum: dx_i = sum_j dC_ij dterm/dx, of y likewise: a thread per feature of a row.
 template <class T, class F>
-__global__ void l1_gradient_kernel(const __grid_constant__ Call<T, F> all) {
+__global__ void sum_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   const Call<T, F> c = all.of_problem();
   const int64_t k = c.thread() % c.d;
   if (c.thread() / c.d >= c.gradient_rows()) return;
@@ -227,8 +225,8 @@ __global__ void l1_gradient_kernel(const __grid_constant__ Call<T, F> all) {
   const F* other = side.other + k;
   T total = 0;
   for (int64_t e = 0; e < side.others; ++e) {
-    const T w = c.grad_cost[of_y ? e * c.m + side.row : side.row * c.m + e], o = cuda::wide(other[e * c.d]);
-    total += mine > o ? w : mine < o ? -w : T(0);
+    const T w = c.grad_cost[of_y ? e * c.m + side.row : side.row * c.m + e];
+    total += term_gradient<T>(c.metric, w, mine, cuda::wide(other[e * c.d]));
   }
   side.grad[side.row * c.d + k] = total;
 }
@@ -313,12 +311,12 @@ const char* cuda_cost(const CudaCost& c) {
     using T = std::decay_t<decltype(*call.cost)>;
     using F = std::decay_t<decltype(*call.x)>;
     constexpr int kVec = 16 / sizeof(T);
-    if (call.metric != Metric::kL1)
+    if (!summed(call.metric))
       return takes_vectors<kVec>(call) ? start_pieces(c, cost_kernel<T, F, kVec>, kVec, call)
                                        : start_pieces(c, cost_kernel<T, F, 1>, 1, call);
     const int64_t tiles = (c.n + kTile - 1) / kTile * ((c.m + kTile - 1) / kTile);
     const size_t shared = 2 * kTile * (kTile + 1) * sizeof(*call.cost);
-    return start(c, l1_cost_kernel, tiles, call, kTile * kTile, shared);
+    return start(c, sum_cost_kernel, tiles, call, kTile * kTile, shared);
   });
 }
 
@@ -332,7 +330,7 @@ const char* cuda_weigh(const CudaCost& c) {
     if (call.grad_class)
       if (const char* refused = start(c, class_kernel, blocks_for(c.n * c.classes), call)) return refused;
     constexpr int kVec = 16 / sizeof(*call.cost);
-    if (call.metric == Metric::kL1) return nullptr;
+    if (summed(call.metric)) return nullptr;
     return takes_vectors<kVec>(call) ? weigh<kVec>(c, call) : weigh<1>(c, call);
   });
 }
@@ -341,8 +339,8 @@ const char* cuda_finish_gradient(const CudaCost& c) {
   return dispatch(c, [&](auto call) -> const char* {
     const int64_t rows = call.gradient_rows();
     if (rows == 0) return nullptr;
-    return call.metric == Metric::kL1 ? start(c, l1_gradient_kernel, blocks_for(rows * c.d), call)
-                                      : start(c, finish_gradient_kernel, blocks_for(rows * kWarp), call);
+    return summed(call.metric) ? start(c, sum_gradient_kernel, blocks_for(rows * c.d), call)
+                               : start(c, finish_gradient_kernel, blocks_for(rows * kWarp), call);
   });
 }
 

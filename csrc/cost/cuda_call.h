@@ -13,7 +13,7 @@ struct CudaCost {
   int feature_type = 0;  // FeatureType of x and y
   int device = 0;
   uintptr_t stream = 0;
-  int metric = 0;  // Metric of features.h
+  int metric = 0;  // Metric of metrics.h
   int64_t batch = 1;  // problems, one after the other in every array; terms by class are for one
   int64_t n = 0, m = 0, d = 0, classes = 0;
   uintptr_t x = 0;      // (n, d)
@@ -30,7 +30,7 @@ struct CudaCost {
   uintptr_t starts = 0;      // (classes + 1,) int64 where each label begins in order
   uintptr_t grad_class = 0;  // (n, classes)
   uintptr_t grad_x = 0, grad_y = 0;  // (n, d), (m, d) or null: the share of near pairs (kernels.h, set_apart), to which
-                                     // the products W y and W' x are added, which becomes the gradients; l1 writes them
+                                     // the products W y and W' x are added, which becomes the gradients; sums write them
   bool adds_to_y = false;            // cuda_weigh adds to grad_y
   uintptr_t sums_x = 0, sums_y = 0;  // (n,), (m,): row and column sums of the weights
   uintptr_t marks = 0;               // int32, cuda_cost_marks of them, for metrics that have near pairs (features.h); or null

@@ -47,13 +47,13 @@ void centre(const Features<T>& f, T* out_x, T* out_y) {
 }
 template <class T>
 void inner_products(const Features<T>& f, T* c) {
-  if (f.metric != Metric::kL1)
+  if (!summed(f.metric))
     kernels<T>().product.inner({f.n, f.m, f.d, f.x, f.y, c, product_tasks(f.n, f.m, f.d)});
 }
 template <class T>
 void finish(const Features<T>& f, T* c) {
-  with_helpers(times(f.n, f.m) * (f.metric == Metric::kL1 ? double(f.d) : kPassWork), [&] {
-    kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (f.metric == Metric::kL1 ? f.d : 1)));
+  with_helpers(times(f.n, f.m) * (summed(f.metric) ? double(f.d) : kPassWork), [&] {
+    kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (summed(f.metric) ? f.d : 1)));
   });
 }
 template <class T>
@@ -90,10 +90,8 @@ namespace {
 template <class T>
 void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, T* g) {
   const Side<T> here = side_of(f, of_y), there = side_of(f, !of_y);
-  const int64_t row = of_y ? 1 : f.m, column = of_y ? f.m : 1;
-  if (f.metric == Metric::kL1)
-    return l1_backward<T>({here.n, there.n, f.d, here.x, there.x, weights, row, column, g});
-  kernels<T>().product.plain({here.n, f.d, there.n, weights, row, column, there.x, g,
+  if (summed(f.metric)) return sum_gradient(f, weights, of_y, g);
+  kernels<T>().product.plain({here.n, f.d, there.n, weights, of_y ? 1 : f.m, of_y ? f.m : 1, there.x, g,
                               product_tasks(here.n, there.n, f.d), by_difference(f.metric)});
   finish_gradient(f, sums, of_y, g);
 }
@@ -112,9 +110,10 @@ void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, c
   if (dy) gradient(f, weights, col_sum, true, dy);
 }
 template <class T>
-void l1_backward(const Signs<T>& s) {
-  const double work = times(s.n, s.m, s.d);
-  with_helpers(2 * work, [&] { kernels<T>().cost.l1_backward(s, tasks_for(s.n, s.n * s.m * s.d)); });
+void sum_gradient(const Features<T>& f, const T* dc, bool of_y, T* g) {
+  with_helpers(2 * times(f.n, f.m, f.d), [&] {
+    kernels<T>().cost.sum_gradient(f, dc, of_y, g, tasks_for(of_y ? f.m : f.n, f.n * f.m * f.d));
+  });
 }
 
 #define UK_INSTANTIATE(T)                                                                   \
@@ -126,7 +125,7 @@ void l1_backward(const Signs<T>& s) {
   template void gradients<T>(const Features<T>&, const T*, T*, const T*, const T*, T*, T*); \
   template void centre<T>(const Features<T>&, T*, T*);                                      \
   template void set_apart<T>(const Features<T>&, const T*, T*, T*, T*);                     \
-  template void l1_backward<T>(const Signs<T>&);
+  template void sum_gradient<T>(const Features<T>&, const T*, bool, T*);
 UK_INSTANTIATE(float)
 UK_INSTANTIATE(double)
 

@@ -14,7 +14,7 @@ const char* scales(const Features<T>&, T* scale_x, T* scale_y);
 // The features of a metric that is centred, and what it is centred by: the mean of the rows of y.
 template <class T>
 void centre(const Features<T>&, T* out_x, T* out_y);
-// <x_i, y_j>, where the cost will be; nothing for l1, which reads none.
+// <x_i, y_j>, where the cost will be; nothing for sums, which read none.
 template <class T>
 void inner_products(const Features<T>&, T* c);
 template <class T>
@@ -32,8 +32,9 @@ void finish_gradient(const Features<T>&, const T* sums, bool of_y, T* g);
 // sums: the products are made here. c is the cost; the weights are not kept.
 template <class T>
 void gradients(const Features<T>&, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy);
+// Of a metric that is a sum: the gradient of x, or of y where `of_y`, from dC (n, m).
 template <class T>
-void l1_backward(const Signs<T>&);
+void sum_gradient(const Features<T>&, const T* dc, bool of_y, T* g);
 
 }  // namespace cost
 }  // namespace ucmkd

@@ -1,30 +1,19 @@
 // What the costs of a batch of features are made from.
 //
-//   cosine 1 - <x^, y^>   chordal |x^ - y^|   l2 |x - y|   sqeuclidean |x - y|^2   l1 sum |x - y|
+// metrics.h has the metrics. x^ = x / |x|; a zero row stays zero, and so is a row taken whose |x|^2 is below the
+// normal numbers of its type: its gradient, about 1 / |x|, and the products of two such are beyond them.
 //
-// x^ = x / |x|; a zero row stays zero, and so is a row taken whose |x|^2 is below the normal numbers of its
-// type: its gradient, about 1 / |x|, and the products of two such are beyond them.
-//
-// All but l1 start from the inner products <x_i, y_j>. l2 and sqeuclidean take them between centred features,
+// All but sums start from the inner products <x_i, y_j>. l2 and sqeuclidean take them between centred features,
 // x - c and y - c with one c per problem: far from the origin |x|^2 + |y|^2 - 2 <x, y> would lose the
 // distance. Pairs that are still near (row.h) are measured by the differences of what was given.
 #pragma once
 #include <stdint.h>
 
 #include "core/offset.h"
+#include "cost/metrics.h"
 
 namespace ucmkd {
 namespace cost {
-
-enum class Metric : int { kNone = -1, kCosine = 0, kChordal = 1, kL2 = 2, kSqeuclidean = 3, kL1 = 4 };
-
-static inline bool normalised(Metric metric) {
-  return metric == Metric::kCosine || metric == Metric::kChordal;
-}
-// Metrics whose features are centred before the products.
-static inline bool centred(Metric metric) { return metric == Metric::kL2 || metric == Metric::kSqeuclidean; }
-// Metrics that take |x|^2 + |y|^2 - 2 <x, y>, in which near pairs are lost.
-static inline bool by_difference(Metric metric) { return centred(metric) || metric == Metric::kChordal; }
 
 // A term of the cost that depends on the class of y_j:  C_ij = d(x_i, y_j) + cost[i, label_j].
 template <class T>

@@ -5,24 +5,13 @@
 namespace ucmkd {
 namespace cost {
 
-// dx_i = sum_j dC_ij sign(x_i - y_j). dC has any strides, so that it serves dy as well.
-template <class T>
-struct Signs {
-  int64_t n, m, d;
-  const T* x;   // (n, d)
-  const T* y;   // (m, d)
-  const T* dc;  // (n, m)
-  int64_t dc_row, dc_column;
-  T* dx;  // (n, d)
-};
-
 template <class T>
 struct Kernels {
   // |x_i|^2, or 1 / |x_i| where the metric normalises. False: NaN, inf or a square that overflows.
   bool (*scales)(bool inverse, int64_t n, int64_t d, const T* x /* (n, d) */, T* scale /* (n,) */, int tasks);
   // x - c and y - c, with c the mean of the rows of y.
   void (*centre)(const Features<T>&, T* out_x /* (n, d) */, T* out_y /* (m, d) */, int tasks);
-  // Inner products (n, m) -> costs, in place; l1 reads none.
+  // Inner products (n, m) -> costs, in place; sums read none.
   void (*finish)(const Features<T>&, T* c, int tasks);
   // dC (n, m) -> W in place, see weigh_row.
   void (*weigh)(const Features<T>&, const T* c, T* dc, T* row_sum /* (n,) */, T* col_sum /* (m,) */,
@@ -37,7 +26,8 @@ struct Kernels {
   // g_i <- row_sum_i x_i - g_i, in place.
   void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */,
                      int tasks);
-  void (*l1_backward)(const Signs<T>&, int tasks);
+  // Of a sum: the gradient of x, or of y where `of_y`, from dC (n, m).
+  void (*sum_gradient)(const Features<T>&, const T* dc, bool of_y, T* g, int tasks);
 };
 
 }  // namespace cost

@@ -11,8 +11,8 @@ namespace {
 // Whether the distance d of a pair is near.
 template <class T, class F>
 __device__ bool near_at(const Call<T, F>& c, T d, T sx, T sy) {
-  const T total = c.metric == Metric::kChordal ? T(sx > 0) + T(sy > 0) : sx + sy;
-  return near(c.metric == Metric::kSqeuclidean ? d : d * d, total);
+  const T total = normalised(c.metric) ? T(sx > 0) + T(sy > 0) : sx + sy;
+  return near(square_of(c.metric, d), total);
 }
 
 template <class T, class F>
@@ -33,7 +33,7 @@ __device__ double inverse_length_of_warp(const F* x, int64_t d) {
 template <class T, class F>
 __device__ void add_near(const Call<T, F>& c, unsigned found, T w, const F* z, const F* others, T* g) {
   constexpr int kAhead = 4;  // features of a lane, whose loads are on their way together
-  const bool unit = unit_rows(c.metric);
+  const bool unit = normalised(c.metric);
   const int lane = threadIdx.x % kWarp;
   const double p = unit ? inverse_length_of_warp(z, c.d) : 1;
   double q = 1;

@@ -54,10 +54,6 @@ struct Call {
   __device__ int64_t threads() const { return blocks * blockDim.x; }
 };
 
-UK_HOST_DEVICE bool unit_rows(Metric metric) {
-  return metric == Metric::kCosine || metric == Metric::kChordal;
-}
-
 template <class T>
 __device__ T warp_sum(T x) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) x += cuda::shuffle_xor(x, mask);

@@ -67,23 +67,20 @@ static inline T squared_distance_of_units(const T* x, double p, const T* y, int6
 }
 
 template <class T>
-static inline T distance_l1(const T* x, const T* y, int64_t d) {
+static inline T sum_of_terms(cost::Metric metric, const T* x, const T* y, int64_t d) {
   constexpr int W = Lanes<T>::W;
   Vec<T> total = {};
   int64_t k = 0;
-  for (; k + W <= d; k += W) {
-    const Vec<T> e = load(x + k) - load(y + k);
-    total += e < 0 ? -e : e;
-  }
+  for (; k + W <= d; k += W) total += cost::term<Vec<T>>(metric, load(x + k), load(y + k));
   T rest = 0;
-  for (; k < d; ++k) rest += x[k] < y[k] ? y[k] - x[k] : x[k] - y[k];
+  for (; k < d; ++k) rest += cost::term(metric, x[k], y[k]);
   return sum<T>(total) + rest;
 }
 
 // |x|^2 + |y|^2 of a pair, of unit rows where the metric normalises.
 template <class T>
 static inline T total_square(const cost::Features<T>& f, int64_t i, int64_t j) {
-  return f.metric == cost::Metric::kChordal ? T(f.scale_x[i] > 0) + T(f.scale_y[j] > 0) : f.scale_x[i] + f.scale_y[j];
+  return cost::normalised(f.metric) ? T(f.scale_x[i] > 0) + T(f.scale_y[j] > 0) : f.scale_x[i] + f.scale_y[j];
 }
 
 // |x|^2 + |y|^2 - 2 <x, y> loses all digits where x is near y, and so does W x - W y of the gradient: such pairs are
@@ -96,7 +93,7 @@ static inline bool near(T square, T total) {
 // The same of the distance d(x_i, y_j).
 template <class T>
 static inline bool near_pair(const cost::Features<T>& f, int64_t i, int64_t j, T distance) {
-  return near(f.metric == cost::Metric::kSqeuclidean ? distance : distance * distance, total_square(f, i, j));
+  return near(cost::square_of(f.metric, distance), total_square(f, i, j));
 }
 
 template <class T>
@@ -106,25 +103,27 @@ static inline bool any_near(const cost::Features<T>& f, int64_t i, const T* dist
   return any;
 }
 
-// <x_i, y_j> -> d(x_i, y_j) for one i, in place; l1 reads no products.
+// <x_i, y_j> -> d(x_i, y_j) for one i, in place; sums read no products.
 template <class T>
 static inline void finish_distance_row(const cost::Features<T>& f, int64_t i, T* row) {
-  using cost::Metric;
+  using cost::Kind;
+  const cost::Metric metric = f.metric;
+  const Kind kind = cost::kind_of(metric);
   const int64_t m = f.m;
   const T sx = f.scale_x[i];
   const T* sy = f.scale_y;
-  if (f.metric == Metric::kL1) {
-    for (int64_t j = 0; j < m; ++j) row[j] = distance_l1(f.x + i * f.d, f.y + j * f.d, f.d);
+  if (kind == Kind::kSum) {
+    for (int64_t j = 0; j < m; ++j) row[j] = sum_of_terms(metric, f.x + i * f.d, f.y + j * f.d, f.d);
     return;
   }
-  if (f.metric == Metric::kCosine) {
+  if (kind == Kind::kCosine) {
     for (int64_t j = 0; j < m; ++j) {
       const T c = 1 - row[j] * sx * sy[j];
       row[j] = c > 0 ? c : 0;
     }
     return;
   }
-  const bool unit = f.metric == Metric::kChordal;
+  const bool unit = kind == Kind::kUnitSquare;
   bool any = false;
   for (int64_t j = 0; j < m; ++j) {
     const T total = total_square(f, i, j);
@@ -141,8 +140,7 @@ static inline void finish_distance_row(const cost::Features<T>& f, int64_t i, T*
         row[j] = unit ? squared_distance_of_units(x, p, y, f.d) : squared_distance(x, y, f.d);
       }
   }
-  if (f.metric != Metric::kSqeuclidean)
-    for (int64_t j = 0; j < m; ++j) row[j] = root(row[j]);
+  for (int64_t j = 0; j < m; ++j) row[j] = cost::of_square(metric, row[j]);
 }
 
 // d -> C for one i, in place. A distance that overflows becomes NaN: it is no forbidden pair.
@@ -156,7 +154,7 @@ static inline void add_class_cost(const cost::Features<T>& f, int64_t i, T* row)
   }
 }
 
-// <x_i, y_j> -> C_ij for one i, in place; l1 reads no products.
+// <x_i, y_j> -> C_ij for one i, in place; sums read no products.
 template <class T>
 static inline void finish_cost_row(const cost::Features<T>& f, int64_t i, T* row) {
   finish_distance_row(f, i, row);
@@ -172,30 +170,29 @@ static inline void sum_by_class(const cost::Classes<T>& classes, int64_t i, int6
 
 // dC -> W for one i, in place, with
 //   normalised metrics:  dx = -(I - x^ x^') (W y),   dy likewise with W'
-//   l2, sqeuclidean:     dx = row_sum x - W y,       dy = col_sum y - W' x
+//   centred ones:        dx = row_sum x - W y,       dy = col_sum y - W' x
 // Returns the row's sum and adds the row to col_sum (m,) where that is asked for, both without near pairs, which
-// `set_apart` (kernels.h) takes out of the products; l1 keeps dC. The gradient of the term by class is made on the way.
+// `set_apart` (kernels.h) takes out of the products; sums keep dC. The gradient of the term by class is made on the way.
 template <class T>
 static inline T weigh_row(const cost::Features<T>& f, int64_t i, const T* cost, T* w, T* col_sum) {
-  using cost::Metric;
+  using cost::Kind;
   constexpr int W = Lanes<T>::W;
+  const cost::Metric metric = f.metric;
+  const Kind kind = cost::kind_of(metric);
   const int64_t m = f.m;
   if (f.classes.grad) sum_by_class(f.classes, i, m, w);
   if (f.classes.distance) cost = f.classes.distance + i * m;
-  if (f.metric == Metric::kL1) return 0;
-  if (cost::normalised(f.metric)) {
+  if (kind == Kind::kSum) return 0;
+  if (cost::normalised(metric)) {
     const T sx = f.scale_x[i];
     const T* sy = f.scale_y;
-    if (f.metric == Metric::kCosine)
+    if (kind == Kind::kCosine)
       for (int64_t j = 0; j < m; ++j) w[j] *= sx * sy[j];
     else
-      for (int64_t j = 0; j < m; ++j) w[j] = cost[j] > 0 ? w[j] * sx * sy[j] / cost[j] : 0;
+      for (int64_t j = 0; j < m; ++j) w[j] = cost::weight(metric, w[j] * sx * sy[j], cost[j]);
     return 0;
   }
-  if (f.metric == Metric::kSqeuclidean)
-    for (int64_t j = 0; j < m; ++j) w[j] *= 2;
-  else
-    for (int64_t j = 0; j < m; ++j) w[j] = cost[j] > 0 ? w[j] / cost[j] : 0;
+  for (int64_t j = 0; j < m; ++j) w[j] = cost::weight(metric, w[j], cost[j]);
   if (any_near(f, i, cost)) {
     T all = 0;
     for (int64_t j = 0; j < m; ++j) {

@@ -18,7 +18,7 @@ struct Panels {
   int64_t n, m;
   T reg;
   cost::Features<T> features;  // of these rows and all of y
-  const T* packed;             // y, as core/packed.h reads it; null for l1, which has no inner products
+  const T* packed;             // y, as core/packed.h reads it; null for sums, which read no inner products
   T* kept;       // (n, packed_columns(m)) where the cost stays between sweeps, or null: each makes it again
   bool made;     // kept holds the cost
   int64_t rows;  // of which a task makes the cost at a time, a multiple of kRows

@@ -11,7 +11,7 @@ struct PanelsOf {
   cost::FeatureSet features;  // x (n, d) and y (m, d) of these rows; no distances
   double reg;
   int64_t room;        // rows of cost that all tasks may hold together
-  const void* packed;  // product::packed_size(m, d) elements, or null for l1
+  const void* packed;  // product::packed_size(m, d) elements, or null for sums
   void* kept;          // (n, packed_columns(m)) or null
   bool made;           // kept holds the cost
 };

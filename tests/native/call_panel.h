@@ -28,7 +28,7 @@ class Panels {
     p.features = feature_set(s_, in_, scale_x_, scale_y_);
     p.features.n = end - begin, p.features.x = in_.x.data() + begin * s_.d, p.features.scale_x = scale_x_.data() + begin;
     p.reg = s_.reg, p.room = 4 + s_.n / 2;
-    p.packed = p.features.metric == cost::Metric::kL1 ? nullptr : packed_.data();
+    p.packed = cost::summed(p.features.metric) ? nullptr : packed_.data();
     p.kept = kept_.count() ? kept_.data() + begin * product::packed_columns(s_.m) : nullptr;
     p.made = made_, made_ = kept_.count();
     if (s_.classes)

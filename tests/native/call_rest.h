@@ -27,12 +27,12 @@ Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
   cost::gradients<T>(f, c.data(), dc.data(), rows.data(), cols.data(), dx.data(), dy.data());
   answer.keep(c, answer.value), answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   cost::set_apart<T>(f, c.data(), dc.data(), near_x.data(), near_y.data());
-  if (f.metric != cost::Metric::kL1) {
+  if (!cost::summed(f.metric)) {
     cost::finish_gradient<T>(f, rows.data(), false, dx.data());
     cost::finish_gradient<T>(f, cols.data(), true, dy.data());
   }
-  cost::l1_backward<T>({s.n, s.m, s.d, f.x, f.y, dc.data(), s.m, 1, dx.data()});
-  cost::l1_backward<T>({s.m, s.n, s.d, f.y, f.x, dc.data(), 1, s.m, dy.data()});
+  cost::sum_gradient<T>(f, dc.data(), false, dx.data());
+  cost::sum_gradient<T>(f, dc.data(), true, dy.data());
   answer.keep(dx, answer.gradient), answer.keep(dy, answer.gradient);
   return answer;
 }

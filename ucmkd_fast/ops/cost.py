@@ -1,6 +1,4 @@
-"""The metrics that costs are made by, whatever the device.
-
-    cosine 1 - <x^, y^>    chordal |x^ - y^|    l2 |x - y|    sqeuclidean |x - y|^2    l1 sum |x - y|
+"""The metrics that costs are made by, whatever the device: csrc/cost/metrics.h has their names and formulas.
 
 x^ = x / |x|; a zero row stays zero, and one with |x|^2 below the dtype's normal numbers counts as zero. Gradients are
 0 where a distance is 0.
@@ -22,6 +20,10 @@ CENTRED = _C.CENTRED
 BY_DIFFERENCE = _C.BY_DIFFERENCE
 #: Metrics of normalised features: costs from 0 to 2, made from products of about 1.
 NORMALISED = _C.NORMALISED
+#: Sums over the features, without inner products.
+SUMMED = _C.SUMMED
+#: Features times s > 0 lie s^degree times as far apart.
+DEGREES = _C.DEGREES
 
 
 def dtype_of_cost(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import transforms
 from ._devices import door, dtype_of_sums
 from ._problem import Options, Problem, Solution
+from .cost import DEGREES
 
 
 def on_host(*tensors: Tensor | None) -> bool:
@@ -75,7 +76,7 @@ def settle(p: Problem, scale: Tensor, options: Options, host: bool) -> tuple[Pro
 
 
 #: Metrics whose distances scale with the features.
-SCALABLE = ("l2", "l1", "sqeuclidean")
+SCALABLE = tuple(metric for metric, degree in DEGREES.items() if degree)
 
 
 def over(p: Problem, options: Options) -> tuple[Problem, Tensor]:
@@ -90,7 +91,7 @@ def over(p: Problem, options: Options) -> tuple[Problem, Tensor]:
     p = p._replace(init_f=init_f, init_g=init_g, scale=None)
     if p.cost is not None:
         return p._replace(cost=p.cost / vector[..., None]), scale
-    factor = scale.sqrt() if options.metric == "sqeuclidean" else scale
+    factor = scale.sqrt() if options.metric is not None and DEGREES[options.metric] == 2 else scale
     x, y = (z.to(options.dtype) / factor for z in p.features)
     return p._replace(x=x, y=y, class_cost=None if p.class_cost is None else p.class_cost / scale), scale
 

@@ -12,7 +12,7 @@ from .. import _pieces
 from .._addresses import address
 from .._classes import Classes
 from .._products import add_both
-from ..cost import BY_DIFFERENCE, CENTRED, dtype_of_cost
+from ..cost import BY_DIFFERENCE, CENTRED, SUMMED, dtype_of_cost
 from ..refusals import first_bad
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -110,7 +110,7 @@ def cost_and_features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> 
     """The costs (N, M) and what they were made from. No autograd here."""
     features = scaled(plain(x, dtype), plain(y, dtype), metric)
     costs = features.x.new_empty(len(x), len(y))
-    if metric != "l1":  # out=: autocast leaves it alone, and the kernels read this dtype
+    if metric not in SUMMED:  # out=: autocast leaves it alone, and the kernels read this dtype
         torch.mm(features.x, features.y.t(), out=costs)
     _C.cost_finish(features.native(), cost=costs.data_ptr())
     return costs, features
@@ -174,14 +174,14 @@ def begin_gradients(features: Features, need: tuple[bool, bool]) -> Pair:
 def add_products(
     features: Features, rows: slice, distance: Tensor | None, weights: Tensor, grads: Pair
 ) -> None:
-    """From the weights (R, M) of some rows: W y to these rows of dx (N, D), W' x to dy (M, D); l1 takes signs.
+    """From the weights (R, M) of some rows: W y to these rows of dx (N, D), W' x to dy (M, D).
 
     ``distance`` (R, M) as in `backward`, for metrics `BY_DIFFERENCE`. The weights are not kept.
     """
     x, y, metric = features.x[rows], features.y, features.metric
     dx, dy = grads[0] if grads[0] is None else grads[0][rows], grads[1]
-    if metric == "l1":
-        return _add_signs(x, y, weights, dx, dy)
+    if metric in SUMMED:
+        return _add_sums(features.native(rows), weights, dx, dy)
     if metric in BY_DIFFERENCE:
         assert distance is not None
         _C.cost_set_apart(
@@ -191,26 +191,19 @@ def add_products(
     add_both(weights, x, y, dx, dy, metric)
 
 
-def _add_signs(x: Tensor, y: Tensor, weights: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
-    f64, w = x.dtype == torch.float64, weights.data_ptr()
-    (n, d), m = x.shape, len(y)
+def _add_sums(features: _C.Features, weights: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
+    w = weights.data_ptr()
     if dx is not None:
-        _C.cost_l1_backward(
-            f64=f64, n=n, m=m, d=d, x=x.data_ptr(), y=y.data_ptr(), grad_cost=w, transposed=False,
-            grad_x=dx.data_ptr(),
-        )  # fmt: skip
+        _C.cost_sum_gradient(features, grad_cost=w, of_y=False, grad=dx.data_ptr())
     if dy is not None:
         part = torch.empty_like(dy)
-        _C.cost_l1_backward(
-            f64=f64, n=m, m=n, d=d, x=y.data_ptr(), y=x.data_ptr(), grad_cost=w, transposed=True,
-            grad_x=part.data_ptr(),
-        )  # fmt: skip
+        _C.cost_sum_gradient(features, grad_cost=w, of_y=True, grad=part.data_ptr())
         dy += part
 
 
 def finish_gradients(features: Features, row_sums: Tensor, col_sums: Tensor, grads: Pair) -> None:
     """The products of all rows become the gradients, in place."""
-    if features.metric == "l1":
+    if features.metric in SUMMED:
         return
     for grad, sums, of_y in zip(grads, (row_sums, col_sums), (False, True), strict=True):
         if grad is not None:

@@ -18,7 +18,7 @@ from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
 from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
-from ..cost import BY_DIFFERENCE
+from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
 from . import sinkhorn
 from .costs import (
@@ -51,7 +51,7 @@ def _settings(options: Options) -> _C.LossSettings:
 
 
 def _own_products(x: Tensor, y: Tensor, metric: str | None) -> bool:
-    return x.numel() * y.shape[0] <= OWN_PRODUCTS or metric == "l1"
+    return x.numel() * y.shape[0] <= OWN_PRODUCTS or metric in SUMMED
 
 
 def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:

@@ -20,7 +20,7 @@ from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
-from ..cost import BY_DIFFERENCE
+from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
 from ..sharded import Alone, Spread
 from . import costs
@@ -49,7 +49,7 @@ class Sweeps:
         self._back: _Plain | _LogDomain | _FixedPoint | None = None  # None: the plan is a constant
         self._packed = self._kept = None
         self._made = False  # whether the cost is kept by now
-        if options.metric != "l1":
+        if options.metric not in SUMMED:
             self._packed = x.new_empty(_C.panels_packed_size(*y.shape))
             _C.panels_pack(f64=f64, m=self.m, d=y.shape[1], y=y.data_ptr(), packed=self._packed.data_ptr())
         if spread.keep:

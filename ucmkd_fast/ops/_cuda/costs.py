@@ -19,7 +19,7 @@ from .._addresses import address
 from .._classes import Classes
 from .._products import add_weighted, product
 from ..checks import HALVES
-from ..cost import BY_DIFFERENCE, CENTRED, dtype_of_cost
+from ..cost import BY_DIFFERENCE, CENTRED, SUMMED, dtype_of_cost
 from . import _device as device
 
 _FEATURE_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # FeatureType of csrc/cost/cuda_call.h
@@ -87,7 +87,7 @@ def gradients(
     weigh(c, metric, weights, dx, dy)
     sides = ((dx, weights, y), (dy, weights.mT, x))
     for grad, w, other in sides:
-        if grad is not None and metric != "l1":
+        if grad is not None and metric not in SUMMED:
             add_weighted(w, other.to(w.dtype), grad, metric)
     sums = [w.sum(-1) if grad is not None and metric in CENTRED else None for grad, w, _ in sides]
     finish(c, sums, dx, dy)
@@ -123,7 +123,7 @@ def to_classes(c: Any, sorted_labels: tuple[Tensor, Tensor], grad: Tensor) -> No
 
 
 def finish(c: Any, sums: Sequence[Tensor | None], dx: Tensor | None, dy: Tensor | None) -> None:
-    """The products of the weights with the features become the gradients, in place; l1 writes them."""
+    """The products of the weights with the features become the gradients, in place; sums write them."""
     c.sums_x, c.sums_y = map(address, sums)
     c.grad_x, c.grad_y = address(dx), address(dy)
     device.kernels.cuda_finish_gradient(c)
@@ -131,7 +131,7 @@ def finish(c: Any, sums: Sequence[Tensor | None], dx: Tensor | None, dy: Tensor 
 
 def costs(sets: Features, scale: Tensor, matrix: Tensor, classes: Classes | None = None) -> Any:
     """Fills the costs (B?, N, M) and the scales (B?, N + M) of x and y; returns their call."""
-    if sets.metric != "l1":
+    if sets.metric not in SUMMED:
         product(sets.x, sets.y, matrix)
     c = call(sets, scales_in(scale, sets.x.shape[:-1].numel()), matrix, classes)
     device.kernels.cuda_scales(c)

@@ -22,7 +22,7 @@ from .._classes import Classes, has_bad_values
 from .._control import Flag, Relaxation
 from .._problem import Needs, Options, Problem, Solution
 from .._products import add_both, product
-from ..cost import BY_DIFFERENCE
+from ..cost import BY_DIFFERENCE, SUMMED
 from ..sharded import Alone, Spread
 from . import _device as device
 from . import costs
@@ -61,7 +61,7 @@ class Panels:
         return costs.call(self.features.rows(rows), scales, matrix, classes)
 
     def _make(self, rows: slice, matrix: Tensor, distance: Tensor | None) -> None:
-        if self.metric != "l1":
+        if self.metric not in SUMMED:
             product(self.features.x[rows], self.features.y, matrix)
         device.kernels.cuda_cost(self.call(rows, matrix, distance))
 
@@ -321,7 +321,7 @@ class Sweeps:
         if into.by_label is not None and into.d_classes is not None:
             costs.to_classes(call, into.by_label, into.d_classes[rows])
         costs.weigh(call, p.metric, weights, dx, dy, adds_to_y=True)
-        if p.metric == "l1":  # signs in the place of products
+        if p.metric in SUMMED:  # no products
             part = None if dy is None else device.empty(dy, *dy.shape)
             costs.finish(call, (None, None), dx, part)
             if dy is not None and part is not None:
@@ -335,7 +335,7 @@ class Sweeps:
 
     def end_gradient(self, into: _Into) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         p = self._panels
-        if p.metric != "l1":
+        if p.metric not in SUMMED:
             sums = into.row_sums, into.column_sums
             costs.finish(p.call(slice(0, p.n), into.row_sums), sums, into.dx, into.dy)
         self._back = ()
