@@ -74,7 +74,7 @@ def test_records_of_cuda_calls_have_the_fields_of_the_stub():
         (lambda: _C.cost_finish(_C.Upstream(), cost=0), "expected .*FeatureSet, got .*Upstream"),
         (lambda: _C.cost_finish(None, cost=0), "expected .*FeatureSet, got NoneType"),
         (lambda: _C.cost_finish(None, features=None, cost=0), "twice"),
-        (lambda: _C.cost_l1_backward(f64=0), "needs the argument n"),
+        (lambda: _C.cost_centre(f64=0), "needs the argument n"),
     ],
 )
 def test_a_call_that_does_not_fit_is_a_type_error(call, message):

@@ -11,9 +11,9 @@ void bind_cost(py::module_& module) {
   // Addresses and sizes of two sets of features; it owns nothing.
   define_record(
       module, "Features",
-      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x,
-         Address scale_y, Address given_x, Address given_y, int64_t classes, Address class_cost,
-         Address labels, Address distance, Address grad_class) {
+      [](bool f64, int metric, int64_t n, int64_t m, int64_t d, Address x, Address y, Address scale_x, Address scale_y,
+         Address given_x, Address given_y, int64_t classes, Address class_cost, Address labels, Address distance,
+         Address grad_class) {
         return FeatureSet{f64,     static_cast<cost::Metric>(metric),
                           n,       m,
                           d,       x,
@@ -21,9 +21,8 @@ void bind_cost(py::module_& module) {
                           scale_y, given_x,
                           given_y, {classes, class_cost, labels, distance, grad_class}};
       },
-      py::kw_only(), "f64"_a, "metric"_a, "n"_a, "m"_a, "d"_a, "x"_a, "y"_a, "scale_x"_a, "scale_y"_a,
-      "given_x"_a = 0, "given_y"_a = 0, "classes"_a = 0, "class_cost"_a = 0, "labels"_a = 0, "distance"_a = 0,
-      "grad_class"_a = 0);
+      py::kw_only(), "f64"_a, "metric"_a, "n"_a, "m"_a, "d"_a, "x"_a, "y"_a, "scale_x"_a, "scale_y"_a, "given_x"_a = 0,
+      "given_y"_a = 0, "classes"_a = 0, "class_cost"_a = 0, "labels"_a = 0, "distance"_a = 0, "grad_class"_a = 0);
   define(
       module, "cost_centre",
       [](bool f64, int64_t n, int64_t m, int64_t d, Address x, Address y, Address out_x, Address out_y) {
@@ -35,9 +34,8 @@ void bind_cost(py::module_& module) {
   define(
       module, "cost_scales",
       [](const FeatureSet& f, Address scale_x, Address scale_y) {
-        return by_type(f.f64, [&](auto t) {
-          return cost::scales<decltype(t)>(features_of<decltype(t)>(f), scale_x, scale_y);
-        });
+        return by_type(
+            f.f64, [&](auto t) { return cost::scales<decltype(t)>(features_of<decltype(t)>(f), scale_x, scale_y); });
       },
       "features"_a, py::kw_only(), "scale_x"_a, "scale_y"_a, Unlocked());
   define(
@@ -65,17 +63,15 @@ void bind_cost(py::module_& module) {
   define(
       module, "cost_finish_gradient",
       [](const FeatureSet& f, Address sums, bool of_y, Address grad) {
-        by_type(f.f64, [&](auto t) {
-          cost::finish_gradient<decltype(t)>(features_of<decltype(t)>(f), sums, of_y, grad);
-        });
+        by_type(f.f64,
+                [&](auto t) { cost::finish_gradient<decltype(t)>(features_of<decltype(t)>(f), sums, of_y, grad); });
       },
       "features"_a, py::kw_only(), "sums"_a, "of_y"_a, "grad"_a, Unlocked());
   define(
       module, "cost_sum_gradient",
       [](const FeatureSet& f, Address grad_cost, bool of_y, Address grad) {
-        by_type(f.f64, [&](auto t) {
-          cost::sum_gradient<decltype(t)>(features_of<decltype(t)>(f), grad_cost, of_y, grad);
-        });
+        by_type(f.f64,
+                [&](auto t) { cost::sum_gradient<decltype(t)>(features_of<decltype(t)>(f), grad_cost, of_y, grad); });
       },
       "features"_a, py::kw_only(), "grad_cost"_a, "of_y"_a, "grad"_a, Unlocked());
 }

@@ -25,10 +25,9 @@ void bind_cuda(py::module_& m) {
 #define UK_FIELD(name) call.def_readwrite(#name, &CudaCall::name)
   UK_FIELD(f64), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(regime), UK_FIELD(n), UK_FIELD(m);
   UK_FIELD(batch), UK_FIELD(max_iter), UK_FIELD(a_stride), UK_FIELD(b_stride), UK_FIELD(reg), UK_FIELD(tol);
-  UK_FIELD(relax), UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f),
-      UK_FIELD(hist_f);
-  UK_FIELD(hist_g), UK_FIELD(log_f), UK_FIELD(log_g), UK_FIELD(f), UK_FIELD(g), UK_FIELD(alpha),
-      UK_FIELD(n_iter), UK_FIELD(flags);
+  UK_FIELD(relax), UK_FIELD(history), UK_FIELD(cost), UK_FIELD(a), UK_FIELD(b), UK_FIELD(init_f), UK_FIELD(hist_f);
+  UK_FIELD(hist_g), UK_FIELD(log_f), UK_FIELD(log_g), UK_FIELD(f), UK_FIELD(g), UK_FIELD(alpha), UK_FIELD(n_iter),
+      UK_FIELD(flags);
   UK_FIELD(work), UK_FIELD(value), UK_FIELD(dual), UK_FIELD(marginal_error), UK_FIELD(n_iter_out);
   UK_FIELD(value_weight), UK_FIELD(grad_f), UK_FIELD(grad_g), UK_FIELD(df), UK_FIELD(dg), UK_FIELD(first);
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
@@ -43,15 +42,13 @@ void bind_cuda(py::module_& m) {
   UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed);
 #undef UK_FIELD
   using cost::CudaCost;
-  py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(),
-                               "Addresses and sizes of one cost; it owns nothing.");
+  py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
   of_cost.def(py::init<>());
 #define UK_FIELD(name) of_cost.def_readwrite(#name, &CudaCost::name)
-  UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric),
-      UK_FIELD(batch), UK_FIELD(n);
+  UK_FIELD(f64), UK_FIELD(feature_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(metric), UK_FIELD(batch),
+      UK_FIELD(n);
   UK_FIELD(m), UK_FIELD(d), UK_FIELD(classes), UK_FIELD(x), UK_FIELD(y), UK_FIELD(scale_x), UK_FIELD(scale_y);
-  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(marks),
-      UK_FIELD(adds_to_y);
+  UK_FIELD(cost), UK_FIELD(distance), UK_FIELD(given_x), UK_FIELD(given_y), UK_FIELD(marks), UK_FIELD(adds_to_y);
   UK_FIELD(class_cost), UK_FIELD(labels), UK_FIELD(grad_cost), UK_FIELD(order), UK_FIELD(starts);
   UK_FIELD(grad_class), UK_FIELD(sums_x), UK_FIELD(sums_y), UK_FIELD(grad_x), UK_FIELD(grad_y);
 #undef UK_FIELD
@@ -82,8 +79,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_sinkhorn_forward", [](const CudaCall& c) { check_launch(sinkhorn::cuda_forward(c)); });
   m.def("cuda_sinkhorn_adjoint", [](const CudaCall& c) { check_launch(sinkhorn::cuda_adjoint(c)); });
   m.def("cuda_sinkhorn_gradient", [](const CudaCall& c) { check_launch(sinkhorn::cuda_gradient(c)); });
-  m.def("cuda_panel",
-        [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
+  m.def("cuda_panel", [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
   m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
   m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });

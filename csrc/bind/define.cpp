@@ -26,8 +26,8 @@ void Signature::arrange(PyObject* const* given, Py_ssize_t by_position, PyObject
                         PyObject** values) const {
   const size_t count = size(), positional = static_cast<size_t>(by_position);
   if (positional > (by_position_ < 0 ? count : static_cast<size_t>(by_position_)))
-    throw py::type_error(std::string(name_) + "() takes its arguments by name, got " +
-                         std::to_string(positional) + " by position");
+    throw py::type_error(std::string(name_) + "() takes its arguments by name, got " + std::to_string(positional) +
+                         " by position");
   for (size_t k = 0; k < count; ++k) values[k] = k < positional ? given[k] : nullptr;
   const Py_ssize_t named = given_names ? PyTuple_GET_SIZE(given_names) : 0;
   size_t place = positional - 1;

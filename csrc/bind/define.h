@@ -27,8 +27,7 @@ class Signature {
   std::string text() const;  // as `inspect.signature` reads it
 
   // The values of a call in our order. Throws TypeError.
-  void arrange(PyObject* const* given, Py_ssize_t by_position, PyObject* given_names,
-               PyObject** values) const;
+  void arrange(PyObject* const* given, Py_ssize_t by_position, PyObject* given_names, PyObject** values) const;
 
  private:
   void add(const char* name, const py::object& missing);
@@ -106,8 +105,7 @@ struct Function {
   std::string text;
   PyMethodDef method;
 
-  static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t by_position,
-                        PyObject* given_names) {
+  static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t by_position, PyObject* given_names) {
     const auto& function = *static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
     try {
       PyObject* values[sizeof...(Args)];
@@ -142,8 +140,7 @@ struct Function {
 };
 
 template <class Result, class... Args, class... Extras>
-void define_function(py::module_& module, const char* name, Result (*body)(Args...),
-                     const Extras&... extras) {
+void define_function(py::module_& module, const char* name, Result (*body)(Args...), const Extras&... extras) {
   using F = Function<Result, Args...>;
   auto* function = new F{Signature(name), body, {}, {}};  // for as long as the process lives
   (function->signature.add(extras), ...);

@@ -20,8 +20,9 @@ void bind_panels(py::module_& module) {
   // Addresses and sizes of rows in panels; it owns nothing.
   define_record(
       module, "Panels",
-      [](const cost::FeatureSet& features, double reg, int64_t room, Address packed, Address kept,
-         bool made) { return PanelsOf{features, reg, room, packed, kept, made}; },
+      [](const cost::FeatureSet& features, double reg, int64_t room, Address packed, Address kept, bool made) {
+        return PanelsOf{features, reg, room, packed, kept, made};
+      },
       py::kw_only(), "features"_a, "reg"_a, "room"_a, "packed"_a = 0, "kept"_a = 0, "made"_a = false);
   using sinkhorn::Relaxation;
   py::class_<Relaxation>(module, "Relaxation", "Which iterations are over-relaxed.")
@@ -40,52 +41,44 @@ void bind_panels(py::module_& module) {
   define(
       module, "panel_columns",
       [](const PanelsOf& p, Address f, Address top, Address total) {
-        return sweep(
-            p, [&](auto& kernels, const auto& panels) { return kernels.columns(panels, f, top, total); });
+        return sweep(p, [&](auto& kernels, const auto& panels) { return kernels.columns(panels, f, top, total); });
       },
       "panels"_a, py::kw_only(), "f"_a, "top"_a, "total"_a, Unlocked());
   define(
       module, "panel_iterate",
       [](const PanelsOf& p, bool relaxed, Address mass, Address g, Address f, Address sums) {
-        sweep(p,
-              [&](auto& kernels, const auto& panels) { kernels.iterate(panels, relaxed, mass, g, f, sums); });
+        sweep(p, [&](auto& kernels, const auto& panels) { kernels.iterate(panels, relaxed, mass, g, f, sums); });
       },
       "panels"_a, py::kw_only(), "relaxed"_a, "mass"_a, "g"_a, "f"_a, "sums"_a, Unlocked());
   define(
       module, "panel_plan",
       [](const PanelsOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
-        sweep(p, [&](auto& kernels, const auto& panels) {
-          kernels.plan(panels, f, g, alpha, row_value, first);
-        });
+        sweep(p, [&](auto& kernels, const auto& panels) { kernels.plan(panels, f, g, alpha, row_value, first); });
       },
       "panels"_a, py::kw_only(), "f"_a, "g"_a, "alpha"_a, "row_value"_a, "first"_a, Unlocked());
   define(
       module, "panel_adjoint",
       [](const PanelsOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {
-        sweep(p, [&](auto& kernels, const auto& panels) {
-          kernels.adjoint(panels, f, g, sigma, factor, d, sums);
-        });
+        sweep(p, [&](auto& kernels, const auto& panels) { kernels.adjoint(panels, f, g, sigma, factor, d, sums); });
       },
       "panels"_a, py::kw_only(), "f"_a, "g"_a, "sigma"_a, "factor"_a, "d"_a, "sums"_a, Unlocked());
   define(
       module, "panel_adjoint_log",
-      [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse,
-         Address fbar, Address sums) {
+      [](const PanelsOf& p, Address f, Address g, Address share, Address g_before, Address inverse, Address fbar,
+         Address sums) {
         sweep(p, [&](auto& kernels, const auto& panels) {
           kernels.adjoint_log(panels, {f, g, share, g_before, inverse}, fbar, sums);
         });
       },
-      "panels"_a, py::kw_only(), "f"_a, "g"_a, "share"_a, "g_before"_a, "inverse"_a, "fbar"_a, "sums"_a,
-      Unlocked());
+      "panels"_a, py::kw_only(), "f"_a, "g"_a, "share"_a, "g_before"_a, "inverse"_a, "fbar"_a, "sums"_a, Unlocked());
   define(
       module, "panel_gradient",
       [](const PanelsOf& p, Address f, Address g, Address alpha, double weight, Address out, Address row_sums,
-         Address column_sums, Address row_sum, Address col_sum, int64_t depth, int64_t stride,
-         Address hist_before, Address hist_f, Address share_f, Address hist_g, Address share_g,
-         Address distance) {
+         Address column_sums, Address row_sum, Address col_sum, int64_t depth, int64_t stride, Address hist_before,
+         Address hist_f, Address share_f, Address hist_g, Address share_g, Address distance) {
         sweep(p, [&](auto& kernels, const auto& panels) {
-          kernels.gradient(panels, {f, g, alpha, weight, row_sum, col_sum, depth, stride, hist_before, hist_f,
-                                    share_f, hist_g, share_g, out, row_sums, column_sums, distance});
+          kernels.gradient(panels, {f, g, alpha, weight, row_sum, col_sum, depth, stride, hist_before, hist_f, share_f,
+                                    hist_g, share_g, out, row_sums, column_sums, distance});
         });
       },
       "panels"_a, py::kw_only(), "f"_a, "g"_a, "alpha"_a, "weight"_a, "out"_a, "row_sums"_a, "column_sums"_a,

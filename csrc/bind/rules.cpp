@@ -88,8 +88,7 @@ void bind_rules(py::module_& module) {
       .def_readonly("safe_log", &RulesOfType::safe_log)
       .def_readonly("range_limit", &RulesOfType::range_limit);
   module.def(
-      "rules", [](bool f64) { return by_type(f64, [](auto t) { return RulesOfType::of<decltype(t)>(); }); },
-      "f64"_a);
+      "rules", [](bool f64) { return by_type(f64, [](auto t) { return RulesOfType::of<decltype(t)>(); }); }, "f64"_a);
   module.def(
       "adjoint_tolerance",
       [](bool f64, double tol) {

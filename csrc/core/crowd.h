@@ -21,8 +21,7 @@ class Crowd {
  public:
   int most(int wanted) {
     int most = most_.load(std::memory_order_relaxed);
-    if (most >= wanted || now() < until_.load(std::memory_order_relaxed))
-      return most < wanted ? most : wanted;
+    if (most >= wanted || now() < until_.load(std::memory_order_relaxed)) return most < wanted ? most : wanted;
     most *= 2;
     most_.store(most, std::memory_order_relaxed);
     return most < wanted ? most : wanted;

@@ -36,9 +36,7 @@ __device__ inline bool any(bool here) { return __any_sync(0xffffffffu, here); }
 __device__ inline unsigned lanes_where(bool here) { return __ballot_sync(0xffffffffu, here); }
 __device__ inline int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 // The largest over the warp of numbers that are not negative; a NaN is the largest.
-__device__ inline float largest(float x) {
-  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
-}
+__device__ inline float largest(float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); }
 __device__ inline void atomic_or(int* at, int bits) { atomicOr(at, bits); }
 
 // x itself, but what is made from it is made where it stands: not before a loop, to wait in registers.
@@ -90,7 +88,8 @@ __device__ inline void load_four(const double* at, double (&to)[4]) {
 }
 __device__ inline void load_four_once(const float* at, float (&to)[4]) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
-      : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "l"(at));
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "l"(at));
 }
 __device__ inline void load_four_once(const double* at, double (&to)[4]) { load_four(at, to); }
 __device__ inline void store_four(float* at, const float (&x)[4]) {
@@ -186,14 +185,14 @@ class DeviceGuard {
 template <class Kernel>
 inline cudaError_t allow_shared(Kernel kernel, size_t bytes) {
   if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
 }
 
 // Null, or what the driver says. Grid (grid_x, grid_y); nothing waits.
 template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared,
-                   Stream stream, A... args) {
+const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared, Stream stream,
+                   A... args) {
   if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
   kernel<<<dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)), threads, shared, stream>>>(
       static_cast<P>(args)...);
@@ -205,13 +204,13 @@ template <class... P>
 const char* cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream stream,
                         std::decay_t<P>... args) {
   void* addresses[] = {&args...};
-  return error_text(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block, addresses,
-                                                shared, stream));
+  return error_text(
+      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block, addresses, shared, stream));
 }
 
 template <class... P, class... A>
-const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared,
-                               Stream stream, A... args) {
+const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared, Stream stream,
+                               A... args) {
   if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
   return cooperative(kernel, dim3(static_cast<unsigned>(grid_x)), dim3(threads), shared, stream,
                      static_cast<P>(args)...);
@@ -234,8 +233,7 @@ inline int thread_limit() { return 1024; }
 inline const char* device_properties(int device, int* multiprocessors, int64_t* shared_per_block) {
   int bytes = 0;
   cudaError_t failed = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (failed == cudaSuccess)
-    failed = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   *shared_per_block = bytes;
   return error_text(failed);
 }

@@ -22,8 +22,7 @@ bool supported() {
 template <class T>
 void exp_array(const T* x, T* y, int64_t count) {
   for (int64_t k = 0; k < count; k += Lanes<T>::W)
-    store_part(y + k, exp(load_part(x + k, count - k, T(0))),
-               count - k < Lanes<T>::W ? count - k : Lanes<T>::W);
+    store_part(y + k, exp(load_part(x + k, count - k, T(0))), count - k < Lanes<T>::W ? count - k : Lanes<T>::W);
 }
 
 #define UK_STRING_OF(x) #x

@@ -35,8 +35,7 @@ struct Choice {
       if (!all[k]->supported()) continue;
       if (!wanted || !*wanted || std::strcmp(wanted, all[k]->name) == 0) level = all[k];
     }
-    if (!level)
-      error = "UCMKD_CPU_LEVEL names a level that was not built or that this processor does not support";
+    if (!level) error = "UCMKD_CPU_LEVEL names a level that was not built or that this processor does not support";
   }
 };
 const Choice& choice() {

@@ -55,8 +55,7 @@ static inline void packed_products(const T* x, int64_t rows, int64_t d, const T*
     int64_t i = 0;
     for (; i + kBlockRows <= rows; i += kBlockRows)
       packed_block<T, kBlockRows>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
-    for (; i + 2 <= rows; i += 2)
-      packed_block<T, 2>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
+    for (; i + 2 <= rows; i += 2) packed_block<T, 2>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
     if (i < rows) packed_block<T, 1>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
   }
 }

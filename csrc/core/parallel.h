@@ -18,7 +18,7 @@ struct ThreadSettings {
   // torch_parallel_for and torch_get_num_threads of libtorch_cpu (torch >= 2.10). Null: calls run in their own thread.
   int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context) = nullptr;
   int32_t (*get_num_threads)(uint32_t* count) = nullptr;
-  int limit = kMaxTasks;  // what affinity and control group of this process allow (ucmkd_fast/processors.py)
+  int limit = kMaxTasks;           // what affinity and control group of this process allow (ucmkd_fast/processors.py)
   double least_work = kLeastWork;  // 0, in tests: helpers in every call, however crowded the machine
 };
 ThreadSettings& thread_settings();

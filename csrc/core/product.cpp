@@ -105,8 +105,7 @@ template <class T>
 void pack(int64_t m, int64_t d, const T* y, T* packed, int tasks) {
   const int64_t tiles = product::packed_columns(m) / tile_columns<T>();
   auto body = [&](int index) {
-    for (int64_t t = tiles * index / tasks; t < tiles * (index + 1) / tasks; ++t)
-      pack_tile(y, m, d, t, packed);
+    for (int64_t t = tiles * index / tasks; t < tiles * (index + 1) / tasks; ++t) pack_tile(y, m, d, t, packed);
   };
   parallel(tasks, body);
 }

@@ -31,9 +31,7 @@ struct Inner {
 
 // y (m, d) as core/packed.h reads it, in packed_size(m, d) elements. The layout is the level's own.
 constexpr int64_t kPackedColumns = 64;
-static inline int64_t packed_columns(int64_t m) {
-  return (m + kPackedColumns - 1) / kPackedColumns * kPackedColumns;
-}
+static inline int64_t packed_columns(int64_t m) { return (m + kPackedColumns - 1) / kPackedColumns * kPackedColumns; }
 static inline int64_t packed_size(int64_t m, int64_t d) { return packed_columns(m) * d; }
 
 template <class T>

@@ -91,8 +91,7 @@ static inline Quad<T> fold(Vec<T> v) {
   if constexpr (Lanes<T>::W == 16) {
     const auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
-           __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
   } else if constexpr (Lanes<T>::W == 8) {
     return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
   } else if constexpr (Lanes<T>::W == 4) {

@@ -86,8 +86,7 @@ void add_pair(const T* x, const T* y, T w, int64_t d, T* g) {
 template <class T>
 void add_unit_pair(const T* x, const T* y, T w, int64_t d, T* g) {
   const double p = inverse_length(x, d), q = inverse_length(y, d), length = double(w) / q;
-  for (int64_t k = 0; k < d; ++k)
-    g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
+  for (int64_t k = 0; k < d; ++k) g[k] += T(length * ((double(y[k]) - double(x[k])) * q + double(x[k]) * (q - p)));
 }
 
 template <class T>

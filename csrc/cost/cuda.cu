@@ -238,11 +238,36 @@ T* to(uintptr_t address) {
 
 template <class T, class F>
 Call<T, F> typed(const CudaCost& c) {
-  return {static_cast<Metric>(c.metric), c.n, c.m, c.d, c.classes, to<F>(c.x), to<F>(c.y),
-          to<F>(c.given_x ? c.given_x : c.x), to<F>(c.given_y ? c.given_y : c.y), to<T>(c.scale_x),
-          to<T>(c.scale_y), to<T>(c.cost), to<T>(c.distance), to<T>(c.class_cost), to<int64_t>(c.labels),
-          to<T>(c.grad_cost), to<int64_t>(c.order), to<int64_t>(c.starts), to<T>(c.grad_class), to<T>(c.grad_x),
-          to<T>(c.grad_y), c.adds_to_y, to<T>(c.sums_x), to<T>(c.sums_y), to<int>(c.marks), 1, 0, 0, 0, 0};
+  return {static_cast<Metric>(c.metric),
+          c.n,
+          c.m,
+          c.d,
+          c.classes,
+          to<F>(c.x),
+          to<F>(c.y),
+          to<F>(c.given_x ? c.given_x : c.x),
+          to<F>(c.given_y ? c.given_y : c.y),
+          to<T>(c.scale_x),
+          to<T>(c.scale_y),
+          to<T>(c.cost),
+          to<T>(c.distance),
+          to<T>(c.class_cost),
+          to<int64_t>(c.labels),
+          to<T>(c.grad_cost),
+          to<int64_t>(c.order),
+          to<int64_t>(c.starts),
+          to<T>(c.grad_class),
+          to<T>(c.grad_x),
+          to<T>(c.grad_y),
+          c.adds_to_y,
+          to<T>(c.sums_x),
+          to<T>(c.sums_y),
+          to<int>(c.marks),
+          1,
+          0,
+          0,
+          0,
+          0};
 }
 
 // body(call) with the call in its types, on its device.
@@ -301,9 +326,7 @@ const char* weigh(const CudaCost& c, const Call<T, F>& given) {
 }  // namespace
 
 const char* cuda_scales(const CudaCost& c) {
-  return dispatch(c, [&](auto call) {
-    return start(c, scales_kernel, blocks_for((c.n + c.m) * kWarp), call);
-  });
+  return dispatch(c, [&](auto call) { return start(c, scales_kernel, blocks_for((c.n + c.m) * kWarp), call); });
 }
 
 const char* cuda_cost(const CudaCost& c) {

@@ -47,14 +47,12 @@ void centre(const Features<T>& f, T* out_x, T* out_y) {
 }
 template <class T>
 void inner_products(const Features<T>& f, T* c) {
-  if (!summed(f.metric))
-    kernels<T>().product.inner({f.n, f.m, f.d, f.x, f.y, c, product_tasks(f.n, f.m, f.d)});
+  if (!summed(f.metric)) kernels<T>().product.inner({f.n, f.m, f.d, f.x, f.y, c, product_tasks(f.n, f.m, f.d)});
 }
 template <class T>
 void finish(const Features<T>& f, T* c) {
-  with_helpers(times(f.n, f.m) * (summed(f.metric) ? double(f.d) : kPassWork), [&] {
-    kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (summed(f.metric) ? f.d : 1)));
-  });
+  with_helpers(times(f.n, f.m) * (summed(f.metric) ? double(f.d) : kPassWork),
+               [&] { kernels<T>().cost.finish(f, c, tasks_for(f.n, f.n * f.m * (summed(f.metric) ? f.d : 1))); });
 }
 template <class T>
 void weigh(const Features<T>& f, const T* c, T* dc, T* row_sum, T* col_sum) {
@@ -99,8 +97,7 @@ void gradient(const Features<T>& f, const T* weights, const T* sums, bool of_y, 
 }  // namespace
 
 template <class T>
-void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx,
-               T* dy) {
+void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, const T* col_sum, T* dx, T* dy) {
   if (by_difference(f.metric)) {
     if (dx) std::fill(dx, dx + f.n * f.d, T(0));
     if (dy) std::fill(dy, dy + f.m * f.d, T(0));
@@ -111,9 +108,8 @@ void gradients(const Features<T>& f, const T* c, T* weights, const T* row_sum, c
 }
 template <class T>
 void sum_gradient(const Features<T>& f, const T* dc, bool of_y, T* g) {
-  with_helpers(2 * times(f.n, f.m, f.d), [&] {
-    kernels<T>().cost.sum_gradient(f, dc, of_y, g, tasks_for(of_y ? f.m : f.n, f.n * f.m * f.d));
-  });
+  with_helpers(2 * times(f.n, f.m, f.d),
+               [&] { kernels<T>().cost.sum_gradient(f, dc, of_y, g, tasks_for(of_y ? f.m : f.n, f.n * f.m * f.d)); });
 }
 
 #define UK_INSTANTIATE(T)                                                                   \

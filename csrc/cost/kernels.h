@@ -19,13 +19,12 @@ struct Kernels {
   // Near pairs leave the products of `weigh`'s W with the features: their weights become 0, and their share
   // of W y and of W' x, from the differences of the pair, is added to g_x and g_y (where they are not null).
   // `distance` is the cost without its term by class.
-  void (*set_apart)(const Features<T>&, const T* distance /* (n, m) */, T* w /* (n, m) */,
-                    T* g_x /* (n, d) */, T* g_y /* (m, d) */, int tasks);
+  void (*set_apart)(const Features<T>&, const T* distance /* (n, m) */, T* w /* (n, m) */, T* g_x /* (n, d) */,
+                    T* g_y /* (m, d) */, int tasks);
   // g <- -(g - x^ <x^, g>), in place; scale = 1 / |x|.
   void (*project)(int64_t n, int64_t d, const T* x, const T* scale, T* g /* (n, d) */, int tasks);
   // g_i <- row_sum_i x_i - g_i, in place.
-  void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */,
-                     int tasks);
+  void (*shift_rows)(int64_t n, int64_t d, const T* x, const T* row_sum /* (n,) */, T* g /* (n, d) */, int tasks);
   // Of a sum: the gradient of x, or of y where `of_y`, from dC (n, m).
   void (*sum_gradient)(const Features<T>&, const T* dc, bool of_y, T* g, int tasks);
 };

@@ -16,22 +16,22 @@ template <class T, class F>
 struct Call {
   Metric metric;
   int64_t n, m, d, classes;
-  const F *x, *y;            // (n, d), (m, d)
+  const F *x, *y;  // (n, d), (m, d)
   const F *given_x, *given_y;
-  T *scale_x, *scale_y;      // (n,), (m,)
-  T *cost, *distance;        // (n, m)
-  const T* class_cost;       // (n, classes)
-  const int64_t* labels;     // (m,)
-  T* grad_cost;              // (n, m)
+  T *scale_x, *scale_y;           // (n,), (m,)
+  T *cost, *distance;             // (n, m)
+  const T* class_cost;            // (n, classes)
+  const int64_t* labels;          // (m,)
+  T* grad_cost;                   // (n, m)
   const int64_t *order, *starts;  // (m,), (classes + 1,)
-  T* grad_class;             // (n, classes)
-  T *grad_x, *grad_y;        // (n, d), (m, d), or null
+  T* grad_class;                  // (n, classes)
+  T *grad_x, *grad_y;             // (n, d), (m, d), or null
   bool adds_to_y;
-  const T *sums_x, *sums_y;  // (n,), (m,)
-  int* marks;                // one for each piece
-  int64_t blocks;            // of each problem
-  int64_t block;             // of this problem, once of_problem has set it
-  int across;                // see Piece
+  const T *sums_x, *sums_y;       // (n,), (m,)
+  int* marks;                     // one for each piece
+  int64_t blocks;                 // of each problem
+  int64_t block;                  // of this problem, once of_problem has set it
+  int across;                     // see Piece
   int piece_rows, piece_columns;  // their binary logarithms
 
   // The problem that this block works on; terms by class are for one problem.

@@ -9,8 +9,8 @@ namespace ucmkd {
 namespace label_transport {
 namespace {
 
-constexpr int kRowsPerBlock = 4;      // of a warp each
-constexpr int kMaxThreads = 512;      // of a row in the registers of a block
+constexpr int kRowsPerBlock = 4;  // of a warp each
+constexpr int kMaxThreads = 512;  // of a row in the registers of a block
 constexpr int kTotalThreads = 1024;
 constexpr int kStreamThreads = 512;  // of a row that is read twice
 // Logits of each side in the registers of a thread. 16 warps of a multiprocessor then have 128 KB of loads in flight.
@@ -95,9 +95,14 @@ template <class S, class T = Wide<S>, class Team>
 __device__ bool find_row(const Call<S>& p, int64_t i, const Team& team, Row<S>* row) {
   const int k = static_cast<int>(p.k);
   const int64_t y = p.target[i];
-  *row = {p.student + i * p.student_stride, p.teacher + i * p.teacher_stride,
+  *row = {p.student + i * p.student_stride,
+          p.teacher + i * p.teacher_stride,
           p.grad_student ? p.grad_student + i * p.grad_stride : nullptr,
-          p.grad_teacher ? p.grad_teacher + i * p.grad_stride : nullptr, T(0), T(0), k, y};
+          p.grad_teacher ? p.grad_teacher + i * p.grad_stride : nullptr,
+          T(0),
+          T(0),
+          k,
+          y};
   const bool ignored = y == p.ignore_index;
   if (!ignored && y >= 0 && y < k) return true;
   const T value = ignored ? T(0) : T(NAN);
@@ -132,7 +137,8 @@ __device__ void solve_row(const Call<S>& p, int64_t i, Team& team) {
 }
 
 template <class S, int W, int V>
-__global__ void __launch_bounds__(kRowsPerBlock* kWarp, kBlocks<Wide<S>>) warp_kernel(const __grid_constant__ Call<S> p) {
+__global__ void __launch_bounds__(kRowsPerBlock* kWarp, kBlocks<Wide<S>>)
+    warp_kernel(const __grid_constant__ Call<S> p) {
   const int64_t i = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp;
   Team<Wide<S>, false> team{int(threadIdx.x) % kWarp, kWarp, nullptr};
   if (i < p.n) solve_row<W, V>(p, i, team);  // a warp as a whole
@@ -199,7 +205,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_kernel(const __grid_
 // One block, in a fixed order: one launch instead of a handful of torch's for numbers as small as these.
 template <class T>
 __global__ void __launch_bounds__(kTotalThreads)
-total_kernel(const T* loss, const int64_t* target, int64_t n, int64_t ignore_index, bool mean, T* total, int64_t* counted) {
+    total_kernel(const T* loss, const int64_t* target, int64_t n, int64_t ignore_index, bool mean, T* total,
+                 int64_t* counted) {
   Team<double, true> team{int(threadIdx.x), int(blockDim.x), reinterpret_cast<double*>(cuda::shared_memory())};
   double sum = 0, kept = 0;
 #pragma unroll 8

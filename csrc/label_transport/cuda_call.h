@@ -19,13 +19,13 @@ struct CudaLabel {
   int64_t ignore_index = 0;
   double label_smoothing = 0;
   bool live_kappa = false;
-  uintptr_t loss = 0;  // (n,) or null
+  uintptr_t loss = 0;                            // (n,) or null
   uintptr_t grad_student = 0, grad_teacher = 0;  // (n, k) or null; may be the logits themselves
   int64_t grad_stride = 0;
   uintptr_t upstream = 0;  // gradients of the losses that the logits' are multiplied by, or null
   int64_t upstream_stride = 0;
   uintptr_t counted = 0;  // (1,) int64: the number of rows that the gradients are divided by, or null
-  uintptr_t total = 0;  // (1,) of cuda_total
+  uintptr_t total = 0;    // (1,) of cuda_total
   bool mean = false;
 };
 

@@ -32,8 +32,7 @@ struct Team {
     if (thread % kWarp == 0) of_warps[thread / kWarp] = x;
     cuda::sync_block();
     x = of_warps[0];
-    for (int w = 1; w < warps(); ++w)
-      x = {join(x.student, of_warps[w].student), join(x.teacher, of_warps[w].teacher)};
+    for (int w = 1; w < warps(); ++w) x = {join(x.student, of_warps[w].student), join(x.teacher, of_warps[w].teacher)};
     parts += 2 * warps();  // the next reduction has its own: no second barrier
     return x;
   }

@@ -81,8 +81,7 @@ T least_that_matters(const View<T>& p, const Seed<T>& seed, const T* inverse_a, 
 template <class T>
 T drift(const T* dv, const T* vt, const T* b, int64_t padded_size) {
   Vec<T> total = {}, mass = {};
-  for (int64_t j = 0; j < padded_size; j += Lanes<T>::W)
-    total += load(dv + j) * load(vt + j), mass += load(b + j);
+  for (int64_t j = 0; j < padded_size; j += Lanes<T>::W) total += load(dv + j) * load(vt + j), mass += load(b + j);
   return sum<T>(total) / sum<T>(mass);
 }
 
@@ -111,10 +110,10 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.saved.info->n_iter;
   const T *hist_u = p.saved.hist_u, *hist_v = p.saved.hist_v;
   Shelf<T> shelf(work);
-  T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np),
-    *rho = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp),
-    *sigma = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
+  T *a = shelf.take(np), *ia = shelf.take(np), *ut = shelf.take(np), *du = shelf.take(np), *rho = shelf.take(np),
+    *grad_a = out.a ? out.a : shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *vt = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp),
+    *grad_b = out.b ? out.b : shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
@@ -171,11 +170,10 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
   const T *P = p.saved.plan, *alpha = p.saved.alpha;
   const int tasks = p.tasks;
   Shelf<T> shelf(work);
-  T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np),
-    *fbar = shelf.take(np), *none = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp),
-    *g_before = shelf.take(mp), *gbar = shelf.take(mp), *gbar_next = shelf.take(mp),
-    *grad_b = out.b ? out.b : shelf.take(mp);
+  T *a = shelf.take(np), *ia = shelf.take(np), *F = shelf.take(np), *f = shelf.take(np), *fbar = shelf.take(np),
+    *none = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *G = shelf.take(mp), *g = shelf.take(mp), *g_before = shelf.take(mp),
+    *gbar = shelf.take(mp), *gbar_next = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
   T* partial = shelf.take(tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);
@@ -187,8 +185,7 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
     fbar[i] = seed.grad_f && a[i] > 0 ? seed.grad_f[i] : 0;
     grad_a[i] = seed.value_weight * alpha[i];
   }
-  for (int64_t j = 0; j < m; ++j)
-    G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
+  for (int64_t j = 0; j < m; ++j) G[j] = scalings && p.init_g && b[j] > 0 ? p.init_g[j] - p.reg * log_of(b[j]) : 0;
   auto potential_f = [&](int64_t t, T* into) {
     for (int64_t i = 0; i < n; ++i) {
       const T h = p.saved.hist_u[t * n + i];
@@ -208,8 +205,7 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
     for (int64_t i = rows.begin; i < rows.end && i < n; ++i)
       for (int64_t j = 0; j < m; ++j) {
         const T plan = P[i * mp + j];
-        out.cost[i * m + j] =
-            plan > 0 ? seed.value_weight * plan * (1 - (p.cost[i * m + j] - alpha[i]) * inverse) : 0;
+        out.cost[i * m + j] = plan > 0 ? seed.value_weight * plan * (1 - (p.cost[i * m + j] - alpha[i]) * inverse) : 0;
       }
   };
   parallel(tasks, begin);
@@ -293,15 +289,14 @@ void log_domain(const View<T>& p, const Seed<T>& seed, const Gradients<T>& out, 
 }
 
 template <class T>
-bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out,
-                 T* work) {
+bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, const Gradients<T>& out, T* work) {
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m);
   const int64_t max_sweeps = sinkhorn::max_sweeps(p.max_iter);
   Shelf<T> shelf(work);
   T *a = shelf.take(np), *ia = shelf.take(np), *rho = shelf.take(np), *du = shelf.take(np),
     *grad_a = out.a ? out.a : shelf.take(np);
-  T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp),
-    *columns = shelf.take(mp), *ones = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
+  T *b = shelf.take(mp), *ib = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp), *columns = shelf.take(mp),
+    *ones = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
   T* partial = shelf.take(p.tasks * mp);
   fill_mass(p.a, n, a, ia);
   fill_mass(p.b, m, b, ib);

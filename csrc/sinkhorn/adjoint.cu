@@ -34,8 +34,7 @@ __device__ void unrolled(const One<T>& p, const AdjointCall<T>& call, T* grad_a,
     });
     most = team.largest(most);
     if (t == 1 || 2 * double(t) * most <= least) break;
-    Back<T> back{p,      t,           p.log_g_at(t), dg, p.g_at(t - 1), call.df + (row + t - 2) * p.n(),
-                 grad_a, 1 / p.reg()};
+    Back<T> back{p, t, p.log_g_at(t), dg, p.g_at(t - 1), call.df + (row + t - 2) * p.n(), grad_a, 1 / p.reg()};
     team.sweep(back);
   }
   if (team.leads()) call.first[p.k] = t;
@@ -48,9 +47,7 @@ __device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, 
   T *share = team.spare(), *mass = share + p.m(), *change = mass + p.m();
   sum_at_the_fixed_point(
       p, call, least, team, FixedColumns<T>{mass, change, share, dg, grad_b},
-      [&](auto body) {
-        team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) { body(j, sums.sum); });
-      },
+      [&](auto body) { team.template columns<Sum<T>>([&](int j, const Sum<T>& sums) { body(j, sums.sum); }); },
       [&] {
         FixedPoint<T> step{p, p.log_f_at(*p.n_iter()), share, df, grad_a, 1 / p.reg()};
         team.sweep(step);
@@ -59,8 +56,8 @@ __device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, 
 
 template <class T, bool kGrid, bool kImplicit>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
-    adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch,
-                   const __grid_constant__ AdjointCall<T> call, int first_problem) {
+    adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
+                   int first_problem) {
   const int64_t k = first_problem + (kGrid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
   Team<T, kGrid> team(p.all.plan, p.n(), p.m(), p.cost(), p.work());
@@ -98,8 +95,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
 }  // namespace
 
 template <class T>
-const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, int device,
-                         cuda::Stream stream) {
+const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, int device, cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
@@ -107,19 +103,17 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
   if (plan.back.threads > 0) return adjoint_owned(p, call, stream);
   if (one_block(plan.regime))
-    return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>,
-                        p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+    return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>, p.batch, 1,
+                        plan.threads, plan.shared, stream, p, call, 0);
   for (int k = 0; k < p.batch; ++k)
-    if (const char* refused = cuda::launch_cooperative(
-            call.implicit ? adjoint_kernel<T, true, true> : adjoint_kernel<T, true, false>, plan.grid,
-            plan.threads, plan.shared, stream, p, call, k))
+    if (const char* refused =
+            cuda::launch_cooperative(call.implicit ? adjoint_kernel<T, true, true> : adjoint_kernel<T, true, false>,
+                                     plan.grid, plan.threads, plan.shared, stream, p, call, k))
       return refused;
   return nullptr;
 }
-template const char* cuda_adjoint<float>(const DeviceProblem<float>&, const AdjointCall<float>&, int,
-                                         cuda::Stream);
-template const char* cuda_adjoint<double>(const DeviceProblem<double>&, const AdjointCall<double>&, int,
-                                          cuda::Stream);
+template const char* cuda_adjoint<float>(const DeviceProblem<float>&, const AdjointCall<float>&, int, cuda::Stream);
+template const char* cuda_adjoint<double>(const DeviceProblem<double>&, const AdjointCall<double>&, int, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -60,33 +60,33 @@ struct Powers {
     return 1 - T(1 / kLog2E) * ((power + taken) + parts);
   }
   __device__ T row(T potential) const { return potential * k; }
-  __device__ T rest_of_row(T potential) const {
-    return 1 + T(1 / kLog2E) * cuda::fused(potential, k, -row(potential));
-  }
+  __device__ T rest_of_row(T potential) const { return 1 + T(1 / kLog2E) * cuda::fused(potential, k, -row(potential)); }
 };
 
 // One step back.
 template <class T>
 struct OwnedBack {
   static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *log_g, *weights;               // of S_t; dg_t with what rounding took from the columns' powers (m,)
-  const T *potential, *scale;             // shared: f_(t-1); 1 / a or 0, with the row's rest squared
-  T* df;                                  // df_(t-1) of this block's rows
+  const T *log_g, *weights;    // of S_t; dg_t with what rounding took from the columns' powers (m,)
+  const T *potential, *scale;  // shared: f_(t-1); 1 / a or 0, with the row's rest squared
+  T* df;                       // df_(t-1) of this block's rows
   const Powers<T>& powers;
   __device__ T shift(int j) const { return powers.column(log_g[j]); }
   __device__ T weight(int j) const { return weights[j]; }
   __device__ T power(int row) const { return powers.row(potential[row]); }
   __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
   __device__ T value(int row, T sum) const { return sum * scale[row]; }
-  __device__ void store(int row, T sum) const { df[row] = scale[row] > 0 ? -sum * powers.rest_of_row(potential[row]) : T(0); }
+  __device__ void store(int row, T sum) const {
+    df[row] = scale[row] > 0 ? -sum * powers.rest_of_row(potential[row]) : T(0);
+  }
 };
 
 // a R: its column sums are those of the plan.
 template <class T>
 struct OwnedColumnMass {
   static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
-  const T* g;                 // (m,)
-  const T *log_sum, *mass;    // shared: -log2 of the rows' sums, a
+  const T* g;               // (m,)
+  const T *log_sum, *mass;  // shared: -log2 of the rows' sums, a
   T k;
   __device__ T shift(int j) const { return g[j]; }
   __device__ RowValue<T> power(int row) const { return {log_sum[row], mass[row], 0}; }
@@ -140,7 +140,8 @@ struct Adjoint {
       team.row_sum[row] = mine * inverse_or_zero(a);
     });
     cuda::sync_block();
-    OwnedFirst<T> step{p, p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum, inverse_reg, weight * inverse_reg};
+    OwnedFirst<T> step{p,           p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum,
+                       inverse_reg, weight * inverse_reg};
     team.sweep(step);
   }
 
@@ -224,8 +225,7 @@ struct Adjoint {
     team.sync();
     first(df);
     sum_at_the_fixed_point(
-        p, call, least, team, FixedColumns<T>{mass, change, share, dg, grad_b},
-        [&](auto body) { team.columns(body); },
+        p, call, least, team, FixedColumns<T>{mass, change, share, dg, grad_b}, [&](auto body) { team.columns(body); },
         [&] {
           OwnedFixedPoint<T> step{p.g(), share, team.potential, team.mass, df + team.row_begin, k};
           team.sweep(step);

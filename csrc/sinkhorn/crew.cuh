@@ -37,7 +37,7 @@ __device__ inline int log_strip(int columns) {
 }
 
 struct Crew {
-  int rank, size;        // blocks of the crew
+  int rank, size;  // blocks of the crew
   int tid, threads, warp, lane, warps;
   int n, m;
   int row_begin, row_end;  // rows of this block
@@ -59,9 +59,7 @@ struct Crew {
     col_begin = part_of(m, rank), col_end = part_of(m, rank + 1);
   }
 
-  __device__ int part_of(int count, int index) const {
-    return static_cast<int>(int64_t(count) * index / size);
-  }
+  __device__ int part_of(int count, int index) const { return static_cast<int>(int64_t(count) * index / size); }
   __device__ void sync() { arrive(), wait(); }
   // Its halves: what this block does between them, others need not see behind it.
   __device__ void arrive() {

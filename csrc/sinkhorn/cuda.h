@@ -18,29 +18,29 @@ struct DeviceProblem {
   int64_t n, m, batch;
   T reg;
   int64_t max_iter;
-  T tol;             // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  const T* cost;     // (batch, n, m), or the rows of a panel (rows, m)
+  T tol;                    // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
+  const T* cost;            // (batch, n, m), or the rows of a panel (rows, m)
   int64_t first_row, rows;  // which rows of the problem the cost holds: all, but for a panel
-  const T* a;        // (batch or 1, n) or null: uniform
-  int64_t a_stride;  // n or 0
-  const T* b;        // (batch or 1, m) or null: uniform
-  int64_t b_stride;  // m or 0
-  const T* init_f;   // (batch, n) or null: f_0 = -reg log n
-  bool relax;        // over-relaxed iterations; not with history
-  bool history;      // every iteration is kept, else the last one
-  T* hist_f;         // (batch, history ? max_iter + 1 : 1, n)
-  T* hist_g;         // (batch, history ? max_iter : 1, m)
+  const T* a;               // (batch or 1, n) or null: uniform
+  int64_t a_stride;         // n or 0
+  const T* b;               // (batch or 1, m) or null: uniform
+  int64_t b_stride;         // m or 0
+  const T* init_f;          // (batch, n) or null: f_0 = -reg log n
+  bool relax;               // over-relaxed iterations; not with history
+  bool history;             // every iteration is kept, else the last one
+  T* hist_f;                // (batch, history ? max_iter + 1 : 1, n)
+  T* hist_g;                // (batch, history ? max_iter : 1, m)
   // The log-sums that each half-step took: f_t = reg (log a - log_f_t), +inf where the mass is 0. The adjoint's
   // softmaxes are made with them, not with the rounded potentials: they sum to one to the last bit, and a
   // sweep of hundreds of steps does not drift.
-  T* log_f;          // (batch, history ? max_iter : 1, n)
-  T* log_g;          // (batch, history ? max_iter : 1, m)
-  T* f;              // (batch, n)
-  T* g;              // (batch, m)
-  T* alpha;          // (batch, n) <P_i, C_i> / sum(P_i), 0 where a is 0
-  int64_t* n_iter;   // (batch,)
-  int* flags;        // (batch,)
-  T* work;           // (batch, Plan::work)
+  T* log_f;         // (batch, history ? max_iter : 1, n)
+  T* log_g;         // (batch, history ? max_iter : 1, m)
+  T* f;             // (batch, n)
+  T* g;             // (batch, m)
+  T* alpha;         // (batch, n) <P_i, C_i> / sum(P_i), 0 where a is 0
+  int64_t* n_iter;  // (batch,)
+  int* flags;       // (batch,)
+  T* work;          // (batch, Plan::work)
   Plan plan;
   bool own_barrier;
 };
@@ -60,19 +60,11 @@ struct One {
   __device__ const T* cost() const { return all.cost + k * all.n * all.m; }
   __device__ const T* init_f() const { return all.init_f ? all.init_f + k * all.n : nullptr; }
   // f_t, t in [0, max_iter], and g_t, t in [1, max_iter]
-  __device__ T* f_at(int64_t t) const {
-    return all.hist_f + (all.history ? k * (all.max_iter + 1) + t : k) * all.n;
-  }
-  __device__ T* g_at(int64_t t) const {
-    return all.hist_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m;
-  }
+  __device__ T* f_at(int64_t t) const { return all.hist_f + (all.history ? k * (all.max_iter + 1) + t : k) * all.n; }
+  __device__ T* g_at(int64_t t) const { return all.hist_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m; }
   // their log-sums, t in [1, max_iter]
-  __device__ T* log_f_at(int64_t t) const {
-    return all.log_f + (all.history ? k * all.max_iter + t - 1 : k) * all.n;
-  }
-  __device__ T* log_g_at(int64_t t) const {
-    return all.log_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m;
-  }
+  __device__ T* log_f_at(int64_t t) const { return all.log_f + (all.history ? k * all.max_iter + t - 1 : k) * all.n; }
+  __device__ T* log_g_at(int64_t t) const { return all.log_g + (all.history ? k * all.max_iter + t - 1 : k) * all.m; }
   __device__ T* f() const { return all.f + k * all.n; }
   __device__ T* g() const { return all.g + k * all.m; }
   __device__ T* alpha() const { return all.alpha + k * all.n; }
@@ -133,15 +125,15 @@ struct RowValue;  // steps.cuh
 template <class T>
 struct PanelCall {
   Sweep sweep;
-  int64_t t;             // of the iteration
-  int64_t groups;        // threads that share the rows of a column
-  const int* stop;       // () or null: nothing is done where it is not 0
-  const int* relaxed;    // () or null: the iteration is over-relaxed where it is not 0
-  RowValue<T>* values;   // (rows,) from the row pass to the column pass
-  T* states;             // (groups, m) sums of two elements, added to
-  bool centre;           // of Value
-  T* row_value;          // (n,) <P_i, C_i>
-  T* df;                 // as in AdjointCall
+  int64_t t;            // of the iteration
+  int64_t groups;       // threads that share the rows of a column
+  const int* stop;      // () or null: nothing is done where it is not 0
+  const int* relaxed;   // () or null: the iteration is over-relaxed where it is not 0
+  RowValue<T>* values;  // (rows,) from the row pass to the column pass
+  T* states;            // (groups, m) sums of two elements, added to
+  bool centre;          // of Value
+  T* row_value;         // (n,) <P_i, C_i>
+  T* df;                // as in AdjointCall
   const T* dg;
   const T* share;        // (m,) of the fixed point
   const int64_t* first;  // ()

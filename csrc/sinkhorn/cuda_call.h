@@ -10,20 +10,19 @@ struct CudaCall {
   bool f64 = false;  // double, else float
   int device = 0;
   uintptr_t stream = 0;
-  int regime = 0;  // Regime
+  int regime = 0;                                       // Regime
   int tune_threads = 0, tune_quads = 0, tune_grid = 0;  // Tuning
   bool own_barrier = false;                             // of cooperative grids, instead of the runtime's
   int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
   double reg = 1, tol = 0;
   int64_t first_row = 0, rows = 0;  // that the cost holds; 0 rows: all
   bool relax = false, history = false;
-  uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0, n_iter = 0,
-            flags = 0, work = 0;
+  uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0,
+            n_iter = 0, flags = 0, work = 0;
   // forward
   uintptr_t value = 0, dual = 0, marginal_error = 0, n_iter_out = 0;
   // backward
-  uintptr_t value_weight = 0, grad_f = 0, grad_g = 0, df = 0, dg = 0, first = 0, grad_a = 0, grad_b = 0,
-            grad_cost = 0;
+  uintptr_t value_weight = 0, grad_f = 0, grad_g = 0, df = 0, dg = 0, first = 0, grad_a = 0, grad_b = 0, grad_cost = 0;
   bool implicit = false, plan_only = false;
   double tolerance = 0;
   int64_t max_sweeps = 0;

@@ -20,8 +20,9 @@ const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c, &properties);
   const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
-  if (!refused) *plan = make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties,
-                                 {c.tune_threads, c.tune_quads, c.tune_grid});
+  if (!refused)
+    *plan =
+        make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties, {c.tune_threads, c.tune_quads, c.tune_grid});
   return refused;
 }
 
@@ -31,7 +32,8 @@ DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
   p.n = c.n, p.m = c.m, p.batch = c.batch, p.reg = T(c.reg), p.max_iter = c.max_iter, p.tol = T(c.tol);
   p.first_row = c.first_row, p.rows = c.rows ? c.rows : c.n;
   p.cost = to<T>(c.cost), p.a = to<T>(c.a), p.a_stride = c.a_stride, p.b = to<T>(c.b), p.b_stride = c.b_stride;
-  p.init_f = to<T>(c.init_f), p.relax = c.relax, p.history = c.history, p.hist_f = to<T>(c.hist_f), p.hist_g = to<T>(c.hist_g);
+  p.init_f = to<T>(c.init_f), p.relax = c.relax, p.history = c.history, p.hist_f = to<T>(c.hist_f),
+  p.hist_g = to<T>(c.hist_g);
   p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
   p.f = to<T>(c.f), p.g = to<T>(c.g), p.alpha = to<T>(c.alpha), p.n_iter = to<int64_t>(c.n_iter);
   p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan, p.own_barrier = c.own_barrier;

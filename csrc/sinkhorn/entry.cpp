@@ -17,8 +17,8 @@ double elements(const Problem& p) { return times(p.batch, p.n, p.m); }
 template <class Body>
 void over_batch(const Problem& p, double work, const Body& body) {
   const int threads = num_threads(), inside = tasks_for(p.n, p.m);
-  const bool apart = p.batch > 1 && threads > 1 && (inside == 1 || p.batch >= threads) &&
-                     p.batch * p.n * p.m >= 2 * kElementsPerTask;
+  const bool apart =
+      p.batch > 1 && threads > 1 && (inside == 1 || p.batch >= threads) && p.batch * p.n * p.m >= 2 * kElementsPerTask;
   const int64_t tasks = !apart ? 1 : p.batch < threads ? p.batch : threads;
   auto task = [&](int index) {
     for (int64_t k = p.batch * index / tasks; k < p.batch * (index + 1) / tasks; ++k)
@@ -30,8 +30,7 @@ void over_batch(const Problem& p, double work, const Body& body) {
 }  // namespace
 
 int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
-  return padded(n) * padded(m) + padded(n) + kPad +
-         (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
+  return padded(n) * padded(m) + padded(n) + kPad + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
 }
 
 template <class T>
@@ -48,12 +47,11 @@ const char* forward(const Problem& p, bool save_plan, const Outputs<T>& out) {
 }
 
 template <class T>
-int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out,
-                int64_t* depth) {
+int64_t adjoint(const Problem& p, const Upstream& up, T* left, T* right, const Gradients<T>& out, int64_t* depth) {
   const int64_t rows = 2 * p.max_iter;
   over_batch(p, sweeps_back_work(elements(p), p.max_iter), [&](const Place& at, int tasks) {
-    depth[at.k] = adjoint_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), left + rows * at.x,
-                              right + rows * at.y, gradients_at(out, at));
+    depth[at.k] = adjoint_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), left + rows * at.x, right + rows * at.y,
+                              gradients_at(out, at));
   });
   int64_t deepest = 0;
   for (int64_t k = 0; k < p.batch; ++k) deepest = depth[k] > deepest ? depth[k] : deepest;
@@ -77,11 +75,9 @@ void adjoint_finish(const Problem& p, const Upstream& up, const int64_t* depth, 
 template <class T>
 bool implicit(const Problem& p, const Upstream& up, const Gradients<T>& out) {
   std::atomic<bool> converged{true};
-  over_batch(p, sweeps_back_work(elements(p), p.max_iter) + last_work(elements(p)),
-             [&](const Place& at, int tasks) {
-               if (!implicit_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), gradients_at(out, at)))
-                 converged = false;
-             });
+  over_batch(p, sweeps_back_work(elements(p), p.max_iter) + last_work(elements(p)), [&](const Place& at, int tasks) {
+    if (!implicit_one(view_at<T>(p, at, tasks), seed_at<T>(up, at), gradients_at(out, at))) converged = false;
+  });
   return converged;
 }
 
@@ -97,8 +93,7 @@ void gradient_rows(const Problem& p, const Upstream& up, const LastPass<T>& pass
   const int64_t rows = pass.end - pass.begin;
   const Place at = place_of(p, 0);
   const View<T> one = view_at<T>(p, at, tasks_for(rows, p.m));
-  with_helpers(last_work(times(rows, p.m)),
-               [&] { last_pass_one(one, seed_at<T>(up, at).value_weight, pass, out); });
+  with_helpers(last_work(times(rows, p.m)), [&] { last_pass_one(one, seed_at<T>(up, at).value_weight, pass, out); });
 }
 
 #define UK_INSTANTIATE(T)                                                                                \

@@ -12,15 +12,15 @@ struct Problem {
   bool f64;  // double, else float
   int64_t batch, n, m, max_iter;
   double reg, tol;
-  bool relax;               // over-relaxed iterations, without history
-  bool history;             // hist_u, hist_v are saved
-  bool a_shared, b_shared;  // one vector of masses serves the batch
-  const void* a;            // (batch or 1, n) or null
-  const void* b;            // (batch or 1, m) or null
-  const void* init_f;       // (batch, n) or null
-  const void* init_g;       // (batch, m) or null
-  void* cost;               // (batch, n, m); with features (batch 1): their inner products before the forward
-  void* saved;              // (batch, saved_size)
+  bool relax;                 // over-relaxed iterations, without history
+  bool history;               // hist_u, hist_v are saved
+  bool a_shared, b_shared;    // one vector of masses serves the batch
+  const void* a;              // (batch or 1, n) or null
+  const void* b;              // (batch or 1, m) or null
+  const void* init_f;         // (batch, n) or null
+  const void* init_g;         // (batch, m) or null
+  void* cost;                 // (batch, n, m); with features (batch 1): their inner products before the forward
+  void* saved;                // (batch, saved_size)
   cost::FeatureSet features;  // or metric kNone: the cost is given
 };
 

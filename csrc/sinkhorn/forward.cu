@@ -15,8 +15,9 @@ namespace sinkhorn {
 namespace {
 
 template <class T, bool kGrid>
-__global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(const __grid_constant__ DeviceProblem<T> batch,
-                                                              const __grid_constant__ ForwardOut<T> out, int first_problem) {
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    forward_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
+                   int first_problem) {
   const int64_t k = first_problem + (kGrid ? 0 : blockIdx.x);
   const One<T> p{batch, k};
   if (!kGrid) clear_flags(p);
@@ -84,8 +85,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1) forward_kernel(cons
 }  // namespace
 
 template <class T>
-const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, int device,
-                         cuda::Stream stream) {
+const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, int device, cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
@@ -97,15 +97,13 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   if (one_block(plan.regime))
     return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
   for (int k = 0; k < p.batch; ++k)
-    if (const char* refused = cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads,
-                                                       plan.shared, stream, p, out, k))
+    if (const char* refused =
+            cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads, plan.shared, stream, p, out, k))
       return refused;
   return nullptr;
 }
-template const char* cuda_forward<float>(const DeviceProblem<float>&, const ForwardOut<float>&, int,
-                                         cuda::Stream);
-template const char* cuda_forward<double>(const DeviceProblem<double>&, const ForwardOut<double>&, int,
-                                          cuda::Stream);
+template const char* cuda_forward<float>(const DeviceProblem<float>&, const ForwardOut<float>&, int, cuda::Stream);
+template const char* cuda_forward<double>(const DeviceProblem<double>&, const ForwardOut<double>&, int, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

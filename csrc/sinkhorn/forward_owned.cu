@@ -17,7 +17,8 @@ namespace {
 // stay below the rounding of a sum that is in range.
 template <class T>
 struct Range {
-  static constexpr T kLeastColumn = sizeof(T) == 4 ? T(1e-18) : T(1e-30), kMostGrowth = sizeof(T) == 4 ? T(1e8) : T(1e30);
+  static constexpr T kLeastColumn = sizeof(T) == 4 ? T(1e-18) : T(1e-30),
+                     kMostGrowth = sizeof(T) == 4 ? T(1e8) : T(1e30);
   static __device__ bool row(T sum, T growth) { return sum >= T(1e-30) && sum <= T(1e30) && growth <= kMostGrowth; }
   static __device__ bool column(T sum) { return sum >= kLeastColumn && sum <= T(1e30); }
 };
@@ -103,8 +104,8 @@ struct ColumnStep {
   const T *f, *g_before;  // f_t (n,); g_t, or null: g_0
   T g_0;
   T *g, *log_g;
-  int near;              // the column of which this thread knows these already:
-  T near_mass, near_g;   // its mass and g_t
+  int near;             // the column of which this thread knows these already:
+  T near_mass, near_g;  // its mass and g_t
   T inverse_reg;
   bool relaxed, wrong;
 
@@ -140,7 +141,8 @@ struct ColumnStep {
 
 // Sums of this thread's part of a row of the plan: its masses, and those times C - shift.
 template <class T, int kQ, int kR, int kKeep>
-__device__ void look_at_plan(const Owned<T, kQ, kR, kKeep>& team, int row, const T* g, T shift, T inverse_reg, T (&sums)[2]) {
+__device__ void look_at_plan(const Owned<T, kQ, kR, kKeep>& team, int row, const T* g, T shift, T inverse_reg,
+                             T (&sums)[2]) {
   sums[0] = sums[1] = 0;
   if (row >= team.count) return;
   const T f = team.potential[row];
@@ -209,8 +211,10 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   T near_mass = near < team.col_end ? p.mass_b(near) : T(0), near_g = g_0;
   for (;; ++t) {
     const bool relaxed = relaxation.begin(t);
-    ColumnStep<T> columns{p, p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr, g_0, p.g_at(t), p.log_g_at(t),
-                          near, near_mass, near_g, inverse_reg, relaxed, false};
+    ColumnStep<T> columns{p,           p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr,
+                          g_0,         p.g_at(t),     p.log_g_at(t),
+                          near,        near_mass,     near_g,
+                          inverse_reg, relaxed,       false};
     if (watches && t > 1)
       team.over(team.col_begin, team.col_end, [&](int j) { columns.step(j, team.held[j]); });
     else
@@ -218,8 +222,16 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     if (cuda::any_of_block(columns.wrong))
       for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
     team.arrive();
-    OwnedIterate<T> iterate{p, team.potential, team.mass, p.g_at(t), p.f_at(t) + team.row_begin,
-                            p.log_f_at(t) + team.row_begin, log2_over_reg, inverse_reg, relaxed, false};
+    OwnedIterate<T> iterate{p,
+                            team.potential,
+                            team.mass,
+                            p.g_at(t),
+                            p.f_at(t) + team.row_begin,
+                            p.log_f_at(t) + team.row_begin,
+                            log2_over_reg,
+                            inverse_reg,
+                            relaxed,
+                            false};
     team.sweep(iterate, [&] {
       team.wait();
       if (near < team.col_end) near_g = p.g_at(t)[near];  // arrives during the sweep

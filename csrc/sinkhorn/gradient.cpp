@@ -21,8 +21,7 @@ template <class T>
 void rows(const View<T>& p, T value_weight, const LastPass<T>& q, const Gradients<T>& to, T* work) {
   constexpr int W = Lanes<T>::W;
   const int64_t n = q.end - q.begin, m = p.m, mp = padded(m);
-  const bool features = has_features(p), sums = q.grad == Grad::kImplicit,
-             plan_only = q.grad == Grad::kEnvelope;
+  const bool features = has_features(p), sums = q.grad == Grad::kImplicit, plan_only = q.grad == Grad::kEnvelope;
   const T inverse = 1 / p.reg;
   auto body = [&](int index) {
     T* columns = features ? work + index * m : nullptr;

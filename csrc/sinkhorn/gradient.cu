@@ -219,8 +219,8 @@ UK_HOST_DEVICE int outside_words(const DeviceProblem<T>& p, const GradientCall<T
 // Block: a tile of a problem, or of the panel that the cost holds. Rows are those of the problem, but in the cost and
 // its gradient. kVectors: the rows of both begin where vectors may.
 template <class T, int kPer, bool kVectors>
-__global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__ DeviceProblem<T> batch,
-                                                            const __grid_constant__ GradientCall<T> call) {
+__global__ void __launch_bounds__(kThreads, 2)
+    gradient_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ GradientCall<T> call) {
   using Own = Tile<T, kPer>;
   using Access = Columns<T, kPer, kVectors>;
   const int tid = threadIdx.x;
@@ -307,8 +307,7 @@ const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::
 }  // namespace
 
 template <class T>
-const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call, int device,
-                          cuda::Stream stream) {
+const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call, int device, cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;
@@ -319,8 +318,7 @@ const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call
   if constexpr (sizeof(T) == 4) return start<T, 8>(p, call, stream);
   return "no such tile";
 }
-template const char* cuda_gradient<float>(const DeviceProblem<float>&, const GradientCall<float>&, int,
-                                          cuda::Stream);
+template const char* cuda_gradient<float>(const DeviceProblem<float>&, const GradientCall<float>&, int, cuda::Stream);
 template const char* cuda_gradient<double>(const DeviceProblem<double>&, const GradientCall<double>&, int,
                                            cuda::Stream);
 

@@ -77,8 +77,8 @@ static inline Vec<T> exponent(Vec<T> f, Vec<T> g, Vec<T> c, T inverse) {
 // `from_products`: C holds the inner products of the features and becomes the cost on the way. Returns false
 // where the cost holds NaN or -inf, or, made from features, overflows.
 template <class T>
-static inline bool build(const sinkhorn::View<T>& p, bool from_products, const T* F, const T* G, const T* u,
-                         T* s, T* partial) {
+static inline bool build(const sinkhorn::View<T>& p, bool from_products, const T* F, const T* G, const T* u, T* s,
+                         T* partial) {
   constexpr int W = Lanes<T>::W;
   const int64_t n = p.n, m = p.m, stride = sinkhorn::padded(m);
   const int tasks = p.tasks;
@@ -104,8 +104,7 @@ static inline bool build(const sinkhorn::View<T>& p, bool from_products, const T
         }
         const Vec<T> c = j < m ? load_cost(C + i * m, j, m) : splat(inf);
         bad |= ~(c >= -Lanes<T>::kMax);
-        if (features && !features->classes.count &&
-            j < m)  // what lies beyond the row's end is +inf, and no overflow
+        if (features && !features->classes.count && j < m)  // what lies beyond the row's end is +inf, and no overflow
           bad |= ~((j + W <= m ? c : load_part(C + i * m + j, m - j, T(0))) <= Lanes<T>::kMax);
         const Vec<T> value = takes_part ? exp(exponent<T>(Fi, load(G + j), c, inverse)) : Vec<T>{};
         store(k + j, value);

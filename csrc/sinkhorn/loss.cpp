@@ -93,8 +93,7 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
     const Outputs<T> both{nullptr, nullptr, value, s.regularized ? out.loss : nullptr, &error, out.n_iter};
     if (const char* refused = solve_unscaled(p, one, true, back, both)) return refused;
     if (back)
-      remarks->gradient_converged =
-          feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
+      remarks->gradient_converged = feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
     remarks->reached_tol = !(s.tol > 0 && error > T(s.tol));
     remarks->above_rounding = above_rounding(one, s.reg, *value);
     if (!s.regularized) *out.loss = *value;

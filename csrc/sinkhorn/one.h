@@ -89,11 +89,9 @@ template <class T>
 const char* check_classes(const View<T>& p) {
   const cost::Classes<T>& classes = p.features.classes;
   bool good = true;
-  for (int64_t k = 0; k < p.n * classes.count; ++k)
-    good &= classes.cost[k] > -T(__builtin_inf());  // false for NaN
+  for (int64_t k = 0; k < p.n * classes.count; ++k) good &= classes.cost[k] > -T(__builtin_inf());  // false for NaN
   if (!good) return refusals::kClassCost;
-  for (int64_t j = 0; classes.count && j < p.m; ++j)
-    good &= classes.label[j] >= 0 && classes.label[j] < classes.count;
+  for (int64_t j = 0; classes.count && j < p.m; ++j) good &= classes.label[j] >= 0 && classes.label[j] < classes.count;
   return good ? nullptr : refusals::kLabels;
 }
 
@@ -110,14 +108,10 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   std::fill(info, info + kPad, T(0));
   Scratch<T> work(forward_work(p));
   switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
-    case Status::kBadCost:
-      return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
-    case Status::kForbidden:
-      return refusals::kForbidden;
-    case Status::kOverflow:
-      return refusals::kRange;
-    case Status::kOk:
-      break;
+    case Status::kBadCost: return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
+    case Status::kForbidden: return refusals::kForbidden;
+    case Status::kOverflow: return refusals::kRange;
+    case Status::kOk: break;
   }
   return nullptr;
 }
@@ -146,13 +140,11 @@ void last_pass_one(const View<T>& p, T value_weight, const LastPass<T>& pass, co
 // The gradient of the cost, from the product left' right in its place, or by the log domain where depth < 0.
 template <class T>
 void adjoint_finish_one(const View<T>& p, const Seed<T>& seed, int64_t depth, const Gradients<T>& out) {
-  if (depth >= 0)
-    return last_pass_one(p, seed.value_weight, {Grad::kUnrolled, 0, p.n, nullptr, nullptr}, out);
+  if (depth >= 0) return last_pass_one(p, seed.value_weight, {Grad::kUnrolled, 0, p.n, nullptr, nullptr}, out);
   Scratch<T> work(adjoint_work(p));
   kernels<T>().adjoint.log_domain(p, seed, out, work.data());
   if (has_features(p))
-    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(),
-                            p.tasks);
+    kernels<T>().cost.weigh(p.features, p.cost, out.cost, out.weight_rows, out.weight_cols, work.data(), p.tasks);
 }
 
 // As `implicit` (entry.h).

@@ -26,10 +26,13 @@ __device__ inline void leave_out(RowValue<T>& y) {
 template <class T, int kQ, int kR, int kKeep>
 struct Owned : OwnedRows<T, kQ, kR, kKeep> {
   using Rows = OwnedRows<T, kQ, kR, kKeep>;
+  using Rows::at, Rows::count, Rows::group, Rows::groups, Rows::red, Rows::row_sum, Rows::rows, Rows::shifts,
+      Rows::span;
+  using Rows::col_begin, Rows::col_end, Rows::lane, Rows::m, Rows::rank, Rows::scratch, Rows::size, Rows::slots,
+      Rows::sync;
+  using Rows::column, Rows::cost_of, Rows::parts, Rows::parts_stride, Rows::row_of, Rows::steps, Rows::strip,
+      Rows::stride;
   using Rows::kColumns, Rows::kLane, Rows::kSharedShift, Rows::kTwice;
-  using Rows::at, Rows::count, Rows::group, Rows::groups, Rows::red, Rows::row_sum, Rows::rows, Rows::shifts, Rows::span;
-  using Rows::column, Rows::cost_of, Rows::parts, Rows::parts_stride, Rows::row_of, Rows::steps, Rows::strip, Rows::stride;
-  using Rows::col_begin, Rows::col_end, Rows::lane, Rows::m, Rows::rank, Rows::scratch, Rows::size, Rows::slots, Rows::sync;
   using Rows::over, Rows::threads, Rows::tid, Rows::turn, Rows::vectors, Rows::warp, Rows::warps, Rows::weights;
   using Rows::Rows;
 
@@ -62,7 +65,8 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
   }
   template <class Step>
   __device__ void take_weights(const Step& step, Columns& columns) const {
-    if constexpr (Step::kWeighted && !kTwice) take(columns.weight, weights, T(0), [&](int j) { return step.weight(j); });
+    if constexpr (Step::kWeighted && !kTwice)
+      take(columns.weight, weights, T(0), [&](int j) { return step.weight(j); });
   }
 
   // One pass over the rows of this block. Ends with the crew's sums of columns in `parts`, and a barrier of the crew.
@@ -156,7 +160,8 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
       if (warp > 0) continue;
       T all = 0;
 #pragma unroll 4
-      for (int w = lane >> log_width; w < warps; w += kWarp >> log_width) all += strip[w * kWarp + (lane & (width - 1))];
+      for (int w = lane >> log_width; w < warps; w += kWarp >> log_width)
+        all += strip[w * kWarp + (lane & (width - 1))];
       for (int mask = kWarp / 2; mask >= width; mask /= 2) all += cuda::shuffle_xor(all, mask);
       if (lane < width && j < col_end) body(j, all);
     }
@@ -209,7 +214,8 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
       for (int k = Step::kRows ? 0 : kParts; k < 2 * kParts; ++k) {
         const int next = k + 1 < 2 * kParts ? k + 1 : Step::kRows ? 0 : kParts;
         if (k + 1 < 2 * kParts || row + 1 < count)
-          this->template load<kVector, false>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride, next % kParts * kPart);
+          this->template load<kVector, false>(c[(k + 1) % 2], k + 1 < 2 * kParts ? from : from + stride,
+                                              next % kParts * kPart);
         if constexpr (Step::kRows) {
           if (k == kParts) {
             const T sum = group_sums<1>(sums);
@@ -307,8 +313,7 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
       if (group == 0) each(step, row, [&](int, int, T x) { sum += cuda::power_of_two((x - shift) * step.k); });
       sum = this->template in_block<false>(sum);
       const T power = step.mended(row, shift, T(sum));
-      if (group == 0)
-        each(step, row, [&](int q, int v, T x) { acc[q][v] += cuda::power_of_two(x * step.k + power); });
+      if (group == 0) each(step, row, [&](int q, int v, T x) { acc[q][v] += cuda::power_of_two(x * step.k + power); });
       cuda::sync_block();
       if (tid == 0) step.store_mended(row, shift, T(sum));
     }

@@ -21,7 +21,9 @@ const char* with_shape(const OwnedPlan& plan, Body body) {
     if (plan.held > 0 && plan.quads == 4) return body(Shape<4, 2, kKeepsSome>());
   }
   if (plan.quads == 1)
-    return plan.rows == 1 ? body(Shape<1, 1, true>()) : plan.kept ? body(Shape<1, 4, true>()) : body(Shape<1, 4, false>());
+    return plan.rows == 1 ? body(Shape<1, 1, true>())
+           : plan.kept    ? body(Shape<1, 4, true>())
+                          : body(Shape<1, 4, false>());
   if constexpr (sizeof(T) == 4) {
     if (plan.quads == 2) return plan.kept ? body(Shape<2, 4, true>()) : body(Shape<2, 4, false>());
     if (plan.quads == 4) return plan.kept ? body(Shape<4, 2, true>()) : body(Shape<4, 2, false>());
@@ -35,12 +37,12 @@ const char* with_shape(const OwnedPlan& plan, Body body) {
 template <class T, class Call>
 const char* launch_owned(void (*kernel)(DeviceProblem<T>, Call, int), const OwnedPlan& plan, const DeviceProblem<T>& p,
                          const Call& call, cuda::Stream stream) {
-  if (one_block(p.plan.regime))
-    return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+  if (one_block(p.plan.regime)) return cuda::launch(kernel, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
   for (int k = 0; k < p.batch; ++k) {
     if (p.own_barrier)
       if (const char* refused = cuda::clear(p.work + k * p.plan.work, sizeof(unsigned), stream)) return refused;
-    if (const char* refused = cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, call, k))
+    if (const char* refused =
+            cuda::launch_cooperative(kernel, plan.grid, plan.threads, plan.shared, stream, p, call, k))
       return refused;
   }
   return nullptr;

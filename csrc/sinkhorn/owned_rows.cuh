@@ -13,18 +13,18 @@ template <class T, int kQ, int kR, int kKeep>
 struct OwnedRows : Crew {
   static constexpr bool kKept = kKeep == 1, kSome = kKeep == kKeepsSome;
   static constexpr bool kSharedShift = kQ >= kSharedQuads;
-  static constexpr bool kTwice = kQ > kStreamedQuads;  // entries do not stay in registers
+  static constexpr bool kTwice = kQ > kStreamedQuads;     // entries do not stay in registers
   static constexpr int kColumns = kSharedShift ? 1 : kQ;  // quads of columns whose potentials are in registers
-  static constexpr int kLane = kWarp / kR;  // lanes of a warp that stand for one of the rows at a time
+  static constexpr int kLane = kWarp / kR;                // lanes of a warp that stand for one of the rows at a time
 
   int span, group, groups, at;  // threads of a group, which one this is in, and where in it
   int stride;                   // of the rows that are read
   int count;                    // rows of this block
   bool aligned;
-  const T* rows;  // of this block: shared, or the cost
-  const T* tile;  // shared, of the rows that stay there
-  int share;      // of the rows that do, times 2^16
-  T* red;         // shared, sums of rows on their way; two rounds
+  const T* rows;        // of this block: shared, or the cost
+  const T* tile;        // shared, of the rows that stay there
+  int share;            // of the rows that do, times 2^16
+  T* red;               // shared, sums of rows on their way; two rounds
   T *potential, *mass;  // shared (count,): of the rows, for the steps
   T* row_sum;           // shared (count,): s_i
   T* strip;             // shared, sums of columns on their way

@@ -143,8 +143,7 @@ bool columns(const Panels<T>& p, const T* f, T* top, T* total) {
           if (f[i] > -inf)
             for (int64_t j = begin; j < end; j += W)
               store(tops + j, vmax<T>(load(tops + j), f[i] - load(r.row(i) + j)));
-        for (int64_t j = begin; j < end; j += W)
-          rescale(mine + j, load(before + j - begin), load(tops + j), inverse);
+        for (int64_t j = begin; j < end; j += W) rescale(mine + j, load(before + j - begin), load(tops + j), inverse);
         for (int64_t i = r.begin; i < r.end; ++i)
           if (f[i] > -inf)
             for (int64_t j = begin; j < end; j += W) {
@@ -288,8 +287,8 @@ void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
       T* out = q.out + i * m;
       const T* row = r.row(i);
       if (q.distance)
-        copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row,
-             q.distance + i * m, m);
+        copy(r.features.classes.distance ? r.features.classes.distance + (i - r.begin) * m : row, q.distance + i * m,
+             m);
       if (!(q.f[i] > -T(__builtin_inf()))) {
         zero(out, m);
         q.weight_rows[i] = weigh_row(r.features, i - r.begin, row, out, columns);
@@ -329,8 +328,7 @@ void gradient(const Panels<T>& p, const PanelGradient<T>& q) {
 }
 
 template <class T>
-constexpr sinkhorn::PanelKernels<T> kTable = {columns<T>, iterate<T>,     plan<T>,
-                                              adjoint<T>, adjoint_log<T>, gradient<T>};
+constexpr sinkhorn::PanelKernels<T> kTable = {columns<T>, iterate<T>, plan<T>, adjoint<T>, adjoint_log<T>, gradient<T>};
 
 }  // namespace
 

@@ -43,7 +43,7 @@ __device__ First<T> make(const First<T>*, const One<T>& p, const PanelCall<T>&) 
 }
 template <class T>
 __device__ Back<T> make(const Back<T>*, const One<T>& p, const PanelCall<T>& c) {
-  return {p,        c.t,         p.log_g_at(c.t), c.dg + (c.t - 1) * p.m(), p.g_at(c.t - 1), c.df + (c.t - 2) * p.n(),
+  return {p,        c.t,        p.log_g_at(c.t), c.dg + (c.t - 1) * p.m(), p.g_at(c.t - 1), c.df + (c.t - 2) * p.n(),
           c.grad_a, 1 / p.reg()};
 }
 template <class T>
@@ -56,8 +56,8 @@ __device__ FixedPoint<T> make(const FixedPoint<T>*, const One<T>& p, const Panel
 }
 
 template <class T, class Step>
-__global__ void __launch_bounds__(kPanelThreads, 1) rows_kernel(const __grid_constant__ DeviceProblem<T> problem,
-                                                             const __grid_constant__ PanelCall<T> call) {
+__global__ void __launch_bounds__(kPanelThreads, 1)
+    rows_kernel(const __grid_constant__ DeviceProblem<T> problem, const __grid_constant__ PanelCall<T> call) {
   using Row = typename Step::Row;
   if (over(problem, call)) return;  // the whole grid
   Step step = make(static_cast<const Step*>(nullptr), One<T>{problem, 0}, call);
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1) rows_kernel(const __grid_con
 
 // Block (x, y): columns from x blockDim on, rows y, y + groups, ... of the panel.
 template <class T, class Step>
-__global__ void __launch_bounds__(kPanelThreads, 1) columns_kernel(const __grid_constant__ DeviceProblem<T> problem,
-                                                                const __grid_constant__ PanelCall<T> call) {
+__global__ void __launch_bounds__(kPanelThreads, 1)
+    columns_kernel(const __grid_constant__ DeviceProblem<T> problem, const __grid_constant__ PanelCall<T> call) {
   using Column = typename Step::Column;
   if (over(problem, call)) return;  // the whole grid
   const int m = int(problem.m), j = int(blockIdx.x * blockDim.x + threadIdx.x), group = blockIdx.y;

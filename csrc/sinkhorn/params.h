@@ -48,12 +48,12 @@ template <class T>
 struct View {
   int64_t n, m, max_iter;
   T reg;
-  double tol;       // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
-  bool relax;       // over-relaxed iterations (forward.cpp); not with a history
-  const T* a;       // (n,) or null: uniform
-  const T* b;       // (m,) or null: uniform
-  const T* init_f;  // (n,) or null: f_0 = -reg log n
-  const T* init_g;  // (m,) with init_f: where g is expected, so that K starts in range; changes no result
+  double tol;                  // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
+  bool relax;                  // over-relaxed iterations (forward.cpp); not with a history
+  const T* a;                  // (n,) or null: uniform
+  const T* b;                  // (m,) or null: uniform
+  const T* init_f;             // (n,) or null: f_0 = -reg log n
+  const T* init_g;             // (m,) with init_f: where g is expected, so that K starts in range; changes no result
   cost::Features<T> features;  // or metric kNone: the cost is given
   T* cost;  // (n, m), may hold +inf; with features: their inner products, which the forward makes the cost
   Saved<T> saved;

@@ -42,8 +42,7 @@ void over_problems(const Table& table, double work_per_element, const Body& body
   const int threads = num_threads();
   with_helpers(total, [&] {
     size_t first = 0;
-    for (; first < order.size() && (threads == 1 || work(order[first]) * threads > total); ++first)
-      body(*order[first]);
+    for (; first < order.size() && (threads == 1 || work(order[first]) * threads > total); ++first) body(*order[first]);
     std::atomic<size_t> next{first};
     parallel_with_memory(std::min<int>(threads, int(order.size() - first)), [&](int) {
       for (size_t at = next++; at < order.size(); at = next++) body(*order[at]);
@@ -63,8 +62,7 @@ void fill(T* out, int64_t count, T value) {
 
 template <class T>
 FeatureGradients<T> gradients_at(const FeatureGradients<T>& out, int64_t d, const Place& at) {
-  return {offset<T>(out.x, at.x * d), offset<T>(out.y, at.y * d), offset<T>(out.a, at.x),
-          offset<T>(out.b, at.y)};
+  return {offset<T>(out.x, at.x * d), offset<T>(out.y, at.y * d), offset<T>(out.a, at.x), offset<T>(out.b, at.y)};
 }
 
 }  // namespace
@@ -98,8 +96,7 @@ bool ragged_backward(const Ragged& r, Grad grad, const Upstream& up, const Featu
   for (const Place& at : table.places) {
     if (!empty(at)) continue;
     const FeatureGradients<T> own = gradients_at(out, d, at);
-    fill(own.x, at.n * d, T(0)), fill(own.y, at.m * d, T(0)), fill(own.a, at.n, T(0)),
-        fill(own.b, at.m, T(0));
+    fill(own.x, at.n * d, T(0)), fill(own.y, at.m * d, T(0)), fill(own.a, at.n, T(0)), fill(own.b, at.m, T(0));
     const cost::Classes<T> classes = view_in<T>(r, at).features.classes;
     fill(classes.grad, at.n * classes.count, T(0));
   }

@@ -45,14 +45,14 @@ struct OwnedPlan {
 
 struct Plan {
   Regime regime;
-  int multiprocessors;  // of the device
-  int threads;         // of a block
-  int grid;            // blocks per problem
-  int tile_rows;       // rows of the cost in shared memory at a time; 0: rows are read from global memory
-  bool kept;           // the tile holds all rows of the block for good
-  bool state_shared;   // sums of the columns live in shared memory, else in the work space
-  int64_t shared;      // bytes of shared memory of a block
-  int64_t work;        // elements of work space per problem, a multiple of 4
+  int multiprocessors;    // of the device
+  int threads;            // of a block
+  int grid;               // blocks per problem
+  int tile_rows;          // rows of the cost in shared memory at a time; 0: rows are read from global memory
+  bool kept;              // the tile holds all rows of the block for good
+  bool state_shared;      // sums of the columns live in shared memory, else in the work space
+  int64_t shared;         // bytes of shared memory of a block
+  int64_t work;           // elements of work space per problem, a multiple of 4
   OwnedPlan owned, back;  // of the forward, and of the adjoint
 };
 
@@ -107,7 +107,8 @@ UK_HOST_DEVICE int threads_for(int64_t n, int64_t m, int most) {
   return threads;
 }
 
-constexpr int64_t kMostHeld = 4096;  // columns, of a sweep that keeps some of its rows: of more, keeping them was slower
+constexpr int64_t kMostHeld =
+    4096;  // columns, of a sweep that keeps some of its rows: of more, keeping them was slower
 
 constexpr int64_t kSmallSize = 128;
 constexpr int64_t kSmallShared = 81 * 1024;  // bytes, of the largest; up to 64 rows or columns take a fifth
@@ -126,22 +127,26 @@ UK_HOST_DEVICE bool fits_block(int64_t n, int64_t m, int64_t element, const Devi
 // What an iteration costs, in microseconds: measured on an H100 in float (forward; 160 in one block, 160 to 4096 on the
 // grid). An element in doubles is an estimate.
 struct Costs {
-  static constexpr double kBarrier = 1.0, kGrid = 2.6;  // of the grid; between its two barriers, whatever the size
-  static constexpr double kBlock = 2.0;                 // of one block, whatever the size
-  static constexpr double kElement = 1.2e-4;            // of one multiprocessor
-  static constexpr double kDoubles = 4;                 // times as much
+  static constexpr double kBarrier = 1.0, kGrid = 2.6;    // of the grid; between its two barriers, whatever the size
+  static constexpr double kBlock = 2.0;                   // of one block, whatever the size
+  static constexpr double kElement = 1.2e-4;              // of one multiprocessor
+  static constexpr double kDoubles = 4;                   // times as much
   static constexpr double kLaunch = 4, kIterations = 50;  // a launch, spread over so many
-  static constexpr double kBytes = 23e3;                // that reach one multiprocessor per microsecond, all at work
+  static constexpr double kBytes = 23e3;                  // that reach one multiprocessor per microsecond, all at work
 };
 
-UK_HOST_DEVICE double time_of_element(int64_t element) { return Costs::kElement * (element == 8 ? Costs::kDoubles : 1); }
+UK_HOST_DEVICE double time_of_element(int64_t element) {
+  return Costs::kElement * (element == 8 ? Costs::kDoubles : 1);
+}
 
 // One launch, a block per problem.
-UK_HOST_DEVICE double time_of_blocks(int64_t n, int64_t m, int64_t batch, int64_t element, const DeviceProperties& device) {
+UK_HOST_DEVICE double time_of_blocks(int64_t n, int64_t m, int64_t batch, int64_t element,
+                                     const DeviceProperties& device) {
   const double elements = double(n) * double(m);
   const double passing = fits_block(n, m, element, device) ? 0 : elements * double(element) / Costs::kBytes;
   const int64_t turns = (batch + device.multiprocessors - 1) / device.multiprocessors;
-  return Costs::kLaunch / Costs::kIterations + double(turns) * (Costs::kBlock + elements * time_of_element(element) + passing);
+  return Costs::kLaunch / Costs::kIterations +
+         double(turns) * (Costs::kBlock + elements * time_of_element(element) + passing);
 }
 
 // A launch of the whole grid for each problem; `streams`: its cost does not stay on chip.
@@ -163,7 +168,7 @@ UK_HOST_DEVICE int worth_holding(int64_t fit, int64_t rows) {
 // One block per problem where that takes less time than a grid for one problem after the other. A grid keeps what rows it
 // can; doubles all or none.
 UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
-                                   const DeviceProperties& device) {
+                                    const DeviceProperties& device) {
   if (fits_registers(n, m, element, device)) return Regime::kRegisters;
   const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
   const int64_t room = device.shared_per_block - shared_elements(device.max_threads, 0, m, false) * element;
@@ -242,7 +247,7 @@ UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock |
 
 // The launch of one problem. What does not fit the registers runs in a regime of its own choice.
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
-                             const DeviceProperties& device, const Tuning& tuning = Tuning()) {
+                              const DeviceProperties& device, const Tuning& tuning = Tuning()) {
   Plan plan{};
   plan.multiprocessors = device.multiprocessors;
   const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element, device));

@@ -77,22 +77,17 @@ constexpr char kBadCostOrLabel[] =
     "is none of its columns)";
 constexpr char kBadMass[] = "masses must be finite and >= 0, got a negative one, NaN or inf";
 constexpr char kNoMass[] = "masses must not all be 0, got an all-zero vector";
-constexpr char kSums[] =
-    "a and b must have equal sums (each is 1 where it is not given), got sums that differ";
+constexpr char kSums[] = "a and b must have equal sums (each is 1 where it is not given), got sums that differ";
 constexpr char kOverflow[] = "the distances between x and y must stay in range, got one that overflows";
 constexpr char kForbidden[] =
     "every row and column with mass needs a pair of finite cost with mass, got one that has none";
-constexpr char kClassCost[] =
-    "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
+constexpr char kClassCost[] = "class_cost must be a number or +inf (a forbidden class) everywhere, got NaN or -inf";
 constexpr char kLabels[] = "y_labels must be columns of class_cost, from 0 to K - 1, got one outside";
 constexpr char kRange[] = "costs and potentials must stay in range, got some whose differences overflow";
 
 // That of flags_of_masses, or null.
 static inline const char* of_masses(int flags) {
-  return flags & kFlagBadMass  ? kBadMass
-         : flags & kFlagNoMass ? kNoMass
-         : flags & kFlagSums   ? kSums
-                               : nullptr;
+  return flags & kFlagBadMass ? kBadMass : flags & kFlagNoMass ? kNoMass : flags & kFlagSums ? kSums : nullptr;
 }
 }  // namespace refusals
 

@@ -34,8 +34,7 @@ struct Small {
 
   __device__ Small(int n_, int m_)
       : n(n_), m(m_), warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp), mine(lane / (kWarp / R)),
-        leads(lane % (kWarp / R) == 0),
-        shared(*reinterpret_cast<SmallShared<R, C, kSums>*>(cuda::shared_memory())) {}
+        leads(lane % (kWarp / R) == 0), shared(*reinterpret_cast<SmallShared<R, C, kSums>*>(cuda::shared_memory())) {}
 
   __device__ int row(int r) const { return warp * R + (r ^ mine); }
   __device__ int row() const { return warp * R + mine; }
@@ -64,13 +63,13 @@ struct Small {
   // The sum over the lanes of x[mine]: each step halves the rows that a lane holds and doubles what they cover.
   __device__ float sum_row(float (&x)[R]) const {
     float sums[1];
-    float(*all[1])[R] = {&x};
+    float (*all[1])[R] = {&x};
     sum_rest<R / 2>(all, sums);
     return sums[0];
   }
   // Of two, the shuffles of one while those of the other are on their way.
   __device__ void sum_rows(float (&x)[R], float (&y)[R], float (&sums)[2]) const {
-    float(*all[2])[R] = {&x, &y};
+    float (*all[2])[R] = {&x, &y};
     sum_rest<R / 2>(all, sums);
   }
 
@@ -109,8 +108,7 @@ struct Small {
     cuda::sync_block();
     for (int w = 0; w < kSmallWarps; ++w)
 #pragma unroll
-      for (int c = 0; c < C; ++c)
-        sums[c].merge({shared.parts[0][0][w][lane].e[c], shared.parts[1][0][w][lane].e[c]});
+      for (int c = 0; c < C; ++c) sums[c].merge({shared.parts[0][0][w][lane].e[c], shared.parts[1][0][w][lane].e[c]});
     cuda::sync_block();
   }
 

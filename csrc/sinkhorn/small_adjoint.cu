@@ -32,11 +32,11 @@ struct SmallAdjoint {
   const One<float>& p;
   const AdjointCall<float>& call;
   const Small<R, C, 2> at;
-  float power;  // log2(e) / reg
-  float kernel[R][C], weights[R][C];      // K at the base, over a; D
-  float base_g[C], u[R], v[C];            // of the plan
-  float column_sums[C];                   // of the plan
-  float dg[C], inverse_b[C], shares[C];   // shares: sums of dg / b
+  float power;                           // log2(e) / reg
+  float kernel[R][C], weights[R][C];     // K at the base, over a; D
+  float base_g[C], u[R], v[C];           // of the plan
+  float column_sums[C];                  // of the plan
+  float dg[C], inverse_b[C], shares[C];  // shares: sums of dg / b
   // Of the row that the lane answers for: a, f of the base, u, 1 / sum_j K_ij v_j, sum of df
   float mass, base_f, own_u, inverse_sum, sum_df = 0;
   const float *next_f, *next_g;
@@ -71,9 +71,7 @@ struct SmallAdjoint {
   }
 
   // load(t), load(t - 1), ... will be asked for, and after 0 others that are not used.
-  __device__ void load_from(int t) {
-    next_f = p.f_at(t) + at.row(), next_g = p.g_at(t > 1 ? t : 1) + at.lane;
-  }
+  __device__ void load_from(int t) { next_f = p.f_at(t) + at.row(), next_g = p.g_at(t > 1 ? t : 1) + at.lane; }
   // There is no g_0, and any would do: only the softmaxes of P_0's columns are asked for. It is g_1.
   __device__ Potentials<C> load(int t) {
     Potentials<C> in;
@@ -305,7 +303,8 @@ struct SmallAdjoint {
 
 template <int R, int C>
 __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
-    small_adjoint_kernel(const __grid_constant__ DeviceProblem<float> batch, const __grid_constant__ AdjointCall<float> call) {
+    small_adjoint_kernel(const __grid_constant__ DeviceProblem<float> batch,
+                         const __grid_constant__ AdjointCall<float> call) {
   const One<float> p{batch, blockIdx.x};
   SmallAdjoint<R, C> problem(p, call);
   const float least = problem.least_that_matters();
@@ -332,7 +331,8 @@ const char* small_adjoint(const DeviceProblem<float>& p, const AdjointCall<float
     using Size = decltype(size);
     constexpr int R = Size::kRows, C = Size::kColumns;
     static_assert(sizeof(SmallShared<R, C, 2>) <= kSmallShared, "regime.h asks the device for less");
-    return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 2>), stream, p, call);
+    return cuda::launch(small_adjoint_kernel<R, C>, p.batch, 1, kSmallThreads, sizeof(SmallShared<R, C, 2>), stream, p,
+                        call);
   });
 }
 

@@ -219,7 +219,7 @@ struct SmallForward {
   __device__ void finish(double* value, double* dual) {
     *value = *dual = 0;
     float alpha = 0, shifts[R], f[R];
-    float(&cost)[R][C] = kernel;
+    float (&cost)[R][C] = kernel;
     at.load(p.cost(), cost);
     at.spread_rows(own, f);
 #pragma unroll
@@ -260,7 +260,8 @@ struct SmallForward {
 
 template <int R, int C, bool kPlain>
 __global__ void __launch_bounds__(kSmallThreads, small_blocks(R, C))
-    small_forward_kernel(const __grid_constant__ DeviceProblem<float> batch, const __grid_constant__ ForwardOut<float> out) {
+    small_forward_kernel(const __grid_constant__ DeviceProblem<float> batch,
+                         const __grid_constant__ ForwardOut<float> out) {
   const One<float> p{batch, blockIdx.x};
   clear_flags(p);
   SmallForward<R, C, kPlain> problem(p);

@@ -16,8 +16,7 @@ namespace UK_LEVEL {
 
 // Up to V vectors of columns: v, the column sums and the four rows stay in registers.
 template <class T, int V, class Finish>
-static inline void sweep_narrow(const T* K, const T* v, T* s, int64_t begin, int64_t end,
-                                const Finish& finish) {
+static inline void sweep_narrow(const T* K, const T* v, T* s, int64_t begin, int64_t end, const Finish& finish) {
   constexpr int W = Lanes<T>::W;
   Vec<T> x[V], total[V];
   for (int h = 0; h < V; ++h) x[h] = load(v + h * W), total[h] = load(s + h * W);
@@ -61,8 +60,7 @@ static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int6
     const Quad<T> y = finish(i, sum4<T>(d[0][0], d[1][0], d[2][0], d[3][0]));
     const Vec<T> y0 = splat(y[0]), y1 = splat(y[1]), y2 = splat(y[2]), y3 = splat(y[3]);
     for (int64_t j = 0; j < stride; j += W)
-      store(s + j, load(s + j) +
-                       ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
+      store(s + j, load(s + j) + ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
   }
 }
 

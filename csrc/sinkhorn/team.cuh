@@ -20,8 +20,8 @@ namespace sinkhorn {
 template <class T, bool kGrid>
 struct Team : Crew {
   // memory
-  const T* cost;   // (n, m) global
-  T* tile;         // shared (tile_rows, m)
+  const T* cost;  // (n, m) global
+  T* tile;        // shared (tile_rows, m)
   int tile_rows;
   bool kept, state_shared;
   RowValue<T>* values;  // shared (rows at once,)
@@ -31,7 +31,8 @@ struct Team : Crew {
   int span, groups;
 
   // `work`: the work space of this problem (Plan::work elements).
-  __device__ Team(const Plan& plan, int n_, int m_, const T* cost_, T* work) : Crew(kGrid, n_, m_, nullptr), cost(cost_) {
+  __device__ Team(const Plan& plan, int n_, int m_, const T* cost_, T* work)
+      : Crew(kGrid, n_, m_, nullptr), cost(cost_) {
     tile_rows = plan.tile_rows, kept = plan.kept, state_shared = plan.state_shared;
     span = column_span(threads, m), groups = threads / span;
     const int at_once = rows_at_once(tile_rows), part_count = at_once > warps ? at_once : warps;
@@ -137,7 +138,7 @@ struct Team : Crew {
     using Column = typename Step::Column;
     const int group = tid / span;
     if (group >= groups) return;
-    const T* rows = kept                   ? tile + int64_t(begin - row_begin) * m
+    const T* rows = kept                  ? tile + int64_t(begin - row_begin) * m
                     : tile && Step::kRows ? tile
                                           : cost + int64_t(begin) * m;
     for (int j = tid % span; j < m; j += span) {

@@ -199,8 +199,7 @@ const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int thr
 }
 
 template <class... P, class... A>
-const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared, Stream,
-                               A... args) {
+const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared, Stream, A... args) {
   return model::run(grid_x, 1, threads, shared, true, [=] { kernel(static_cast<P>(args)...); });
 }
 

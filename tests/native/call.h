@@ -62,15 +62,10 @@ struct Inputs {
   Buffer<T> cost, x, y, a, b, f, g, class_cost;
   Buffer<int64_t> label;
   explicit Inputs(const Shape& s)
-      : cost(s.batch * s.n * s.m, 0, s.shift),
-        x(s.n * s.d, 0, s.shift),
-        y(s.m * s.d, 0, s.shift),
+      : cost(s.batch * s.n * s.m, 0, s.shift), x(s.n * s.d, 0, s.shift), y(s.m * s.d, 0, s.shift),
         a((s.shared_masses ? 1 : s.batch) * s.n, T(1) / T(s.n), s.shift),
-        b((s.shared_masses ? 1 : s.batch) * s.m, T(1) / T(s.m), s.shift),
-        f(s.batch * s.n, 0, s.shift),
-        g(s.batch * s.m, 0, s.shift),
-        class_cost(s.n * s.classes, 0, s.shift),
-        label(s.m, 0, s.shift) {}
+        b((s.shared_masses ? 1 : s.batch) * s.m, T(1) / T(s.m), s.shift), f(s.batch * s.n, 0, s.shift),
+        g(s.batch * s.m, 0, s.shift), class_cost(s.n * s.classes, 0, s.shift), label(s.m, 0, s.shift) {}
 };
 
 template <class T>
@@ -84,8 +79,18 @@ struct Answer {
 
 template <class T>
 cost::FeatureSet feature_set(const Shape& s, Inputs<T>& in, Buffer<T>& scale_x, Buffer<T>& scale_y) {
-  return {sizeof(T) == 8,  static_cast<cost::Metric>(s.metric), s.n, s.m, s.d, in.x.data(), in.y.data(),
-          scale_x.data(), scale_y.data(), nullptr, nullptr, {}};
+  return {sizeof(T) == 8,
+          static_cast<cost::Metric>(s.metric),
+          s.n,
+          s.m,
+          s.d,
+          in.x.data(),
+          in.y.data(),
+          scale_x.data(),
+          scale_y.data(),
+          nullptr,
+          nullptr,
+          {}};
 }
 
 template <class T>
@@ -148,8 +153,8 @@ Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   const bool own_products = s.d % 2;
   if (!own_products) products(s.n, s.m, s.d, in.x.data(), in.y.data(), cost.data());
   Answer<T> answer;
-  if (const char* sentence = loss_forward<T>(
-          p, own_products, true, {f.data(), g.data(), value.data(), dual.data(), nullptr, nullptr})) {
+  if (const char* sentence =
+          loss_forward<T>(p, own_products, true, {f.data(), g.data(), value.data(), dual.data(), nullptr, nullptr})) {
     answer.refused = sentence;
     return answer;
   }
@@ -185,8 +190,8 @@ Answer<T> solve_costs(const Shape& s, Inputs<T>& in) {
   Buffer<T> f(s.batch * s.n), g(s.batch * s.m), value(s.batch), dual(s.batch), error(s.batch);
   Buffer<int64_t> n_iter(s.batch, -1), depth(s.batch, -2);
   Answer<T> answer;
-  if (const char* sentence = forward<T>(
-          p, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()})) {
+  if (const char* sentence =
+          forward<T>(p, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()})) {
     answer.refused = sentence;
     return answer;
   }

@@ -26,14 +26,15 @@ class Panels {
   sinkhorn::PanelsOf rows(int64_t begin, int64_t end, bool last = false) {
     sinkhorn::PanelsOf p{};
     p.features = feature_set(s_, in_, scale_x_, scale_y_);
-    p.features.n = end - begin, p.features.x = in_.x.data() + begin * s_.d, p.features.scale_x = scale_x_.data() + begin;
+    p.features.n = end - begin, p.features.x = in_.x.data() + begin * s_.d,
+    p.features.scale_x = scale_x_.data() + begin;
     p.reg = s_.reg, p.room = 4 + s_.n / 2;
     p.packed = cost::summed(p.features.metric) ? nullptr : packed_.data();
     p.kept = kept_.count() ? kept_.data() + begin * product::packed_columns(s_.m) : nullptr;
     p.made = made_, made_ = kept_.count();
     if (s_.classes)
       p.features.classes = {s_.classes, in_.class_cost.data() + begin * s_.classes, in_.label.data(), nullptr,
-                   last ? grad_class_.data() + begin * s_.classes : nullptr};
+                            last ? grad_class_.data() + begin * s_.classes : nullptr};
     return p;
   }
   sinkhorn::PanelsOf all() { return rows(0, s_.n); }
@@ -65,8 +66,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   auto columns = [&] {
     for (int64_t j = 0; j < mp; ++j) top[j] = -inf, total[j] = 0;
     good &= sweep([&](auto& kernels, auto& all) { return kernels.columns(all, f.data(), top.data(), total.data()); });
-    for (int64_t j = 0; j < s.m; ++j)
-      g[j] = b[j] > 0 ? reg * (std::log(b[j]) - std::log(total[j])) - top[j] : -inf;
+    for (int64_t j = 0; j < s.m; ++j) g[j] = b[j] > 0 ? reg * (std::log(b[j]) - std::log(total[j])) - top[j] : -inf;
   };
   columns();
   if (!good) {
@@ -77,9 +77,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t t = 0; t < s.max_iter; ++t) {
     for (int64_t i = 0; i < s.n; ++i) before[i] = f[i];
     for (int64_t j = 0; j < mp; ++j) sums[j] = 0, g_before[j] = g[j];
-    sweep([&](auto& kernels, auto& all) {
-      kernels.iterate(all, s.relax, a.data(), g.data(), f.data(), sums.data());
-    });
+    sweep([&](auto& kernels, auto& all) { kernels.iterate(all, s.relax, a.data(), g.data(), f.data(), sums.data()); });
     if (t + 1 == s.max_iter) break;
     if (t % 2)
       columns();
@@ -90,8 +88,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t i = 0; i < s.n; ++i) inverse[i] = a[i] > 0 ? 1 / a[i] : T(0);
   for (int64_t j = 0; j < s.m; ++j) share[j] = b[j] - sums[j];
   sweep([&](auto& kernels, auto& all) {
-    kernels.plan(all, f.data(), g.data(), alpha.data(), row_value.data(),
-                 s.wanted & kB ? first_sums.data() : nullptr);
+    kernels.plan(all, f.data(), g.data(), alpha.data(), row_value.data(), s.wanted & kB ? first_sums.data() : nullptr);
   });
   sweep([&](auto& kernels, auto& all) {
     kernels.adjoint(all, f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());
@@ -100,11 +97,12 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
     kernels.adjoint_log(all, {f.data(), g.data(), share.data(), g_before.data(), inverse.data()}, d.data(),
                         sums.data());
   });
-  Buffer<T> distance(s.n * s.m), history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0), columns_history(2 * mp, -inf, 0),
-      columns_share(2 * mp, 0, 0), out(s.n * s.m, T(0.01));
+  Buffer<T> distance(s.n * s.m), history(2 * s.n, 0), weight_rows(s.n), weight_cols(mp, 0, 0),
+      columns_history(2 * mp, -inf, 0), columns_share(2 * mp, 0, 0), out(s.n * s.m, T(0.01));
   for (int64_t i = 0; i < s.n; ++i) history[i] = before[i], history[s.n + i] = f[i];
   for (int64_t j = 0; j < s.m; ++j)
-    columns_history[j] = g_before[j], columns_history[mp + j] = g[j], columns_share[j] = columns_share[mp + j] = share[j];
+    columns_history[j] = g_before[j], columns_history[mp + j] = g[j],
+    columns_share[j] = columns_share[mp + j] = share[j];
   for (int form = 0; form < 4; ++form) {  // weight P; a product; sums; a history in the log domain
     for (int64_t first = 0, end; first < s.n; first = end) {
       end = first + (s.n + 1) / 2 < s.n ? first + (s.n + 1) / 2 : s.n;
@@ -118,8 +116,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
       }
       q.out = out.data() + first * s.m, q.weight_rows = weight_rows.data() + first;
       q.weight_cols = weight_cols.data(), q.distance = distance.data() + first * s.m;
-      sweep_panels<T>(panels.rows(first, end, true),
-                      [&](auto& kernels, auto& rows) { kernels.gradient(rows, q); });
+      sweep_panels<T>(panels.rows(first, end, true), [&](auto& kernels, auto& rows) { kernels.gradient(rows, q); });
     }
     answer.keep(out, answer.gradient), answer.keep(distance, answer.gradient);
   }

@@ -27,8 +27,7 @@ Answer<T> solve_ragged(const Shape& s, const Sizes& sizes, Inputs<T>& in) {
   }
   Buffer<T> scale_x(s.n), scale_y(s.m);
   Answer<T> answer;
-  if (const char* which =
-          cost::scales<T>(features<T>(s, in.x.data(), in.y.data()), scale_x.data(), scale_y.data())) {
+  if (const char* which = cost::scales<T>(features<T>(s, in.x.data(), in.y.data()), scale_x.data(), scale_y.data())) {
     answer.refused = which;
     return answer;
   }
@@ -41,8 +40,8 @@ Answer<T> solve_ragged(const Shape& s, const Sizes& sizes, Inputs<T>& in) {
   Buffer<T> cost(space.cost), saved(space.saved, T(NAN), 0);
   r.all.cost = cost.data(), r.all.saved = saved.data();
   Buffer<T> f(s.n), g(s.m), value(batch), dual(batch), error(batch);
-  answer.refused = ragged_forward<T>(
-      r, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()});
+  answer.refused =
+      ragged_forward<T>(r, true, {f.data(), g.data(), value.data(), dual.data(), error.data(), n_iter.data()});
   if (!answer.refused.empty()) return answer;
   Buffer<T> dx(s.n * s.d), dy(s.m * s.d), grad_a(s.n), grad_b(s.m), ones(batch, 1), up_f(s.n, 1), up_g(s.m, 1);
   auto wanted = [&](Wanted which, Buffer<T>& out) { return s.wanted & which ? out.data() : nullptr; };

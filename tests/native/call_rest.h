@@ -9,7 +9,8 @@ namespace test {
 // Costs and the gradients of their sum, each step by its own entry function.
 template <class T>
 Answer<T> make_costs(const Shape& s, Inputs<T>& in) {
-  Buffer<T> scale_x(s.n), scale_y(s.m), c(s.n * s.m), dc(s.n * s.m, 1), rows(s.n), cols(s.m), dx(s.n * s.d), dy(s.m * s.d);
+  Buffer<T> scale_x(s.n), scale_y(s.m), c(s.n * s.m), dc(s.n * s.m, 1), rows(s.n), cols(s.m), dx(s.n * s.d),
+      dy(s.m * s.d);
   Buffer<T> near_x(s.n * s.d, 0), near_y(s.m * s.d, 0), x(s.n * s.d), y(s.m * s.d);
   cost::Features<T> f = features<T>(s, in.x.data(), in.y.data(), scale_x.data(), scale_y.data());
   if (cost::centred(f.metric)) {
@@ -45,15 +46,10 @@ struct Labels {
   Buffer<int64_t> target;
   label_transport::Forward<T> call{};
   Labels(int64_t n, int64_t classes, int64_t stride, int64_t shift)
-      : n(n),
-        classes(classes),
-        stride(stride),
-        student((n - 1) * stride + classes, 0, shift),
-        teacher((n - 1) * stride + classes, 0, shift),
-        loss(n, T(NAN), shift),
+      : n(n), classes(classes), stride(stride), student((n - 1) * stride + classes, 0, shift),
+        teacher((n - 1) * stride + classes, 0, shift), loss(n, T(NAN), shift),
         grad_student((n - 1) * stride + classes, T(NAN), shift),
-        grad_teacher((n - 1) * stride + classes, T(NAN), shift),
-        target(n, 0, shift) {
+        grad_teacher((n - 1) * stride + classes, T(NAN), shift), target(n, 0, shift) {
     call.n = n, call.k = classes;
     call.student = student.data(), call.student_stride = stride;
     call.teacher = teacher.data(), call.teacher_stride = stride;

@@ -28,8 +28,17 @@ struct Bytes {
   template <class T>
   T number() {
     using Limits = std::numeric_limits<T>;
-    static const T kWorst[] = {0, 1, T(-1), Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(),
-                               Limits::max(), Limits::lowest(), Limits::min(), Limits::denorm_min(), T(1e-12),
+    static const T kWorst[] = {0,
+                               1,
+                               T(-1),
+                               Limits::infinity(),
+                               -Limits::infinity(),
+                               Limits::quiet_NaN(),
+                               Limits::max(),
+                               Limits::lowest(),
+                               Limits::min(),
+                               Limits::denorm_min(),
+                               T(1e-12),
                                T(1e12)};
     const bool ours = left;
     const uint8_t byte = next();
@@ -79,7 +88,8 @@ test::Shape shape_of(Bytes& bytes) {
   s.reg = std::pow(10.0, int(bytes.next() % 13) - 6);
   s.tol = bytes.flag() ? std::pow(10.0, -int(bytes.next() % 9)) : 0;
   const uint8_t flags = bytes.next();
-  s.masses = flags & 1, s.shared_masses = flags & 2, s.init = flags & 4, s.history = flags & (8 | 128);  // the implicit gradient takes up to 1000 sweeps
+  s.masses = flags & 1, s.shared_masses = flags & 2, s.init = flags & 4,
+  s.history = flags & (8 | 128);  // the implicit gradient takes up to 1000 sweeps
   s.relax = !s.history && flags & 16;
   s.shift = flags >> 5 & 3, s.wanted = bytes.next() & test::kAll;
   return s;
@@ -137,8 +147,7 @@ void ragged(Bytes& bytes) {
   s.metric = bytes.next() % 5;
   test::Sizes sizes;
   const int64_t batch = bytes.upto(5), most = s.n > 37 ? 120 : 14;
-  for (int64_t k = 0; k < batch; ++k)
-    sizes.n.push_back(bytes.next() % most), sizes.m.push_back(bytes.next() % most);
+  for (int64_t k = 0; k < batch; ++k) sizes.n.push_back(bytes.next() % most), sizes.m.push_back(bytes.next() % most);
   s.n = test::Sizes::total(sizes.n), s.m = test::Sizes::total(sizes.m), s.shared_masses = false;
   test::Inputs<T> in(s);
   fill(bytes, s, in);

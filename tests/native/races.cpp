@@ -120,7 +120,8 @@ bool same(const std::vector<double>& got, const std::vector<double>& want, doubl
 }
 
 // How many answers of `threads` threads, each of which makes all calls in an order of its own, are the wanted ones.
-int64_t race(const std::vector<Call>& calls, const std::vector<std::vector<double>>& want, int threads, double tolerance) {
+int64_t race(const std::vector<Call>& calls, const std::vector<std::vector<double>>& want, int threads,
+             double tolerance) {
   std::atomic<int64_t> good{0};
   std::vector<std::thread> workers;
   for (size_t k = 0; k < size_t(threads); ++k)
