@@ -327,7 +327,9 @@ def test_half_precision_is_refused_in_the_dtype_that_it_is_computed_in(dtype, me
     x, y = (torch.randn(6, 4) * 500).to(dtype).requires_grad_(), torch.randn(7, 4).to(dtype)
     y[3, 0] = float("inf")
     for leaf in (x, x.detach()):
-        with pytest.raises(ValueError, match=r"y must be finite.*torch.float32's range, got \+inf at y\[3, 0\]"):
+        with pytest.raises(
+            ValueError, match=r"y must be finite.*torch.float32's range, got \+inf at y\[3, 0\]"
+        ):
             uk.sinkhorn_loss(leaf, y, metric=metric)
 
 
