@@ -59,10 +59,9 @@ def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int
 
 def of_loss(up: Tensor, p: Problem, kept: Kept, options: Options, sizes: tuple[int, int]) -> Arriving:
     """The same of a loss, which is one of the two values."""
-    upstream = Upstream(dual=up) if options.regularized else Upstream(value=up)
-    if options.grad == "envelope":
-        return Arriving(envelope_weight(upstream))
-    return arriving(upstream, (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
+    if options.grad == "envelope" or not options.regularized:
+        return Arriving(up.contiguous())
+    return arriving(Upstream(dual=up), (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
 
 
 def with_direct(up: Arriving, grads: Pair) -> Pair:

@@ -103,12 +103,9 @@ def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -
     if chosen is Way.ONE_BY_ONE:
         return _one_by_one(p, at, options, call)
     _require_eager(p)
-    quiet = call.told is not None
-    return (
-        _Found(*_padded.solve(p, at, options, quiet))
-        if chosen is Way.PADDED
-        else in_one_call(p, at, options, quiet)
-    )
+    if chosen is Way.PADDED:
+        return _Found(*_padded.solve(p, at, options, call.told is not None))
+    return in_one_call(p, at, options, call)
 
 
 def _require_eager(p: Problem) -> None:
@@ -169,18 +166,19 @@ class ListSinkhorn(torch.autograd.Function):
 
 
 @transforms.not_compiled
-def in_one_call(p: Problem, at: Offsets, options: Options, quiet: bool) -> _Found:
+def in_one_call(p: Problem, at: Offsets, options: Options, call: Call) -> _Found:
+    """Costs are told apart where a result is asked for."""
     p = p.contiguous()
     door_ = door(p.features[0])
     *found, costs = transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
     solution = Solution(*found)
-    if not quiet:
+    if call.told is None:
         mass = None
         if p.a is not None:
             mass = torch.where(at.empty, 1, door_.sums(p.a.detach(), at.counts[0]))[:, None]
         metric = options.metric if p.class_cost is None else None
         not_converged.look(solution.marginal_error, solution.value, mass, options, metric)
-    return _Found(solution, door_.matrices(at, costs))
+    return _Found(solution, door_.matrices(at, costs) if call.result else [])
 
 
 def _by_reference(p: Problem, offsets: Offsets, options: Options) -> tuple[Tensor, ...]:

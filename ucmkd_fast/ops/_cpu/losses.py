@@ -223,7 +223,7 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
     d_classes = None if classes is None else classes.grad
     if p.a is None and p.b is None:
         return Gradients(x=dx, y=dy, class_cost=d_classes)
-    solved = p._replace(cost=block.cost)
+    solved = p._replace(cost=block.cost) if options.grad == "envelope" else p
     grad_a, grad_b = _dual.mass_gradients(solved, kept, arriving, (grad_a, grad_b), options, True)
     return Gradients(x=dx, y=dy, a=grad_a, b=grad_b, class_cost=d_classes)
 
