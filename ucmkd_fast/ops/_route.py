@@ -118,7 +118,7 @@ def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
         return relative_reg.back(solve(p, options, quiet), scale)
     cost, at = p.matrix, door(p.matrix)
     plain = transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
-    chosen = solver(at.KERNELS, plain, transforms.active(), transforms.by_torch())
+    chosen = solver(at.KERNELS, plain, not plain and transforms.active(), not plain and transforms.by_torch())
     if chosen is Solver.BY_TORCH:
         return _by_torch.solve(p, options)
     if chosen is Solver.REGISTERED:  # the op itself looks, when it runs
