@@ -29,10 +29,18 @@ static inline void pack_tile(const T* y, int64_t m, int64_t d, int64_t tile, T* 
   }
 }
 
+// Element by element, so that the block stays in registers: an initialiser clears memory.
+template <class T, int R, int V>
+static inline void clear(Vec<T> (&total)[R][V]) {
+  for (int r = 0; r < R; ++r)
+    for (int h = 0; h < V; ++h) total[r][h] = Vec<T>{};
+}
+
 template <class T, int R>
 static inline void packed_block(const T* x, int64_t d, const T* tile, T* out, int64_t stride) {
   constexpr int W = Lanes<T>::W;
-  Vec<T> total[R][kBlockVectors] = {};
+  Vec<T> total[R][kBlockVectors];
+  clear<T>(total);
   for (int64_t k = 0; k < d; ++k, tile += kBlockVectors * W) {
     Vec<T> row[kBlockVectors];
     for (int h = 0; h < kBlockVectors; ++h) row[h] = load(tile + h * W);
@@ -55,6 +63,7 @@ static inline void packed_products(const T* x, int64_t rows, int64_t d, const T*
     int64_t i = 0;
     for (; i + kBlockRows <= rows; i += kBlockRows)
       packed_block<T, kBlockRows>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
+    for (; i + 4 <= rows; i += 4) packed_block<T, 4>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
     for (; i + 2 <= rows; i += 2) packed_block<T, 2>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
     if (i < rows) packed_block<T, 1>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
   }

@@ -21,11 +21,10 @@ bool scales(bool inverse, int64_t n, int64_t d, const T* x, T* scale, int tasks)
   bool good[kMaxTasks];
   over_rows(n, tasks, [&](int64_t begin, int64_t end, int index) {
     good[index] = true;
-    for (int64_t i = begin; i < end; ++i) {
-      const T square = dot(x + i * d, x + i * d, d);
+    each_dot(begin, end, d, x, x, [&](int64_t i, T square) {
       if (!(square <= Lanes<T>::kMax)) good[index] = false;
       scale[i] = !inverse ? square : square < cost::kLeastSquare<T> ? 0 : 1 / root(square);
-    }
+    });
   });
   bool all = true;
   for (int k = 0; k < tasks; ++k) all &= good[k];
@@ -126,11 +125,12 @@ void set_apart(const Features<T>& f, const T* distance, T* w, T* g_x, T* g_y, in
 template <class T>
 void project(int64_t n, int64_t d, const T* x, const T* scale, T* g, int tasks) {
   over_rows(n, tasks, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      // x scaled first: |x|^-2 <x, g> overflows where |x| is tiny
-      const T along = dot(x + i * d, g + i * d, d) * scale[i];
-      for (int64_t k = 0; k < d; ++k) g[i * d + k] = x[i * d + k] * scale[i] * along - g[i * d + k];
-    }
+    each_dot(begin, end, d, x, g, [&](int64_t i, T dot) {
+      const T s = scale[i], along = dot * s;  // x scaled first: |x|^-2 <x, g> overflows where |x| is tiny
+      const T* mine = x + i * d;
+      T* out = g + i * d;
+      for (int64_t k = 0; k < d; ++k) out[k] = mine[k] * s * along - out[k];
+    });
   });
 }
 

@@ -8,15 +8,36 @@
 namespace ucmkd {
 namespace UK_LEVEL {
 
-template <class T>
-static inline T dot(const T* x, const T* y, int64_t d) {
+// <x_r, y_r> of R rows, whose sums do not wait for each other.
+template <int R, class T>
+static inline void dots(const T* x, const T* y, int64_t d, T* out) {
   constexpr int W = Lanes<T>::W;
-  Vec<T> total = {};
+  Vec<T> total[R];
+  for (int r = 0; r < R; ++r) total[r] = Vec<T>{};
   int64_t k = 0;
-  for (; k + W <= d; k += W) total += load(x + k) * load(y + k);
-  T rest = 0;
-  for (; k < d; ++k) rest += x[k] * y[k];
-  return sum<T>(total) + rest;
+  for (; k + W <= d; k += W)
+    for (int r = 0; r < R; ++r) total[r] += load(x + r * d + k) * load(y + r * d + k);
+  for (int r = 0; r < R; ++r) {
+    T rest = 0;
+    for (int64_t e = k; e < d; ++e) rest += x[r * d + e] * y[r * d + e];
+    out[r] = sum<T>(total[r]) + rest;
+  }
+}
+
+// body(i, <x_i, y_i>) for rows begin .. end.
+template <class T, class Body>
+static inline void each_dot(int64_t begin, int64_t end, int64_t d, const T* x, const T* y, const Body& body) {
+  constexpr int R = 4;
+  T dot[R];
+  int64_t i = begin;
+  for (; i + R <= end; i += R) {
+    dots<R>(x + i * d, y + i * d, d, dot);
+    for (int r = 0; r < R; ++r) body(i + r, dot[r]);
+  }
+  for (; i < end; ++i) {
+    dots<1>(x + i * d, y + i * d, d, dot);
+    body(i, dot[0]);
+  }
 }
 
 // |x - y|^2.
