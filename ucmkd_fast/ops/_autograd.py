@@ -27,29 +27,24 @@ def differentiable(p: Problem) -> tuple[Tensor | None, ...]:
     return x, y, a, b, class_cost
 
 
-def needs_of(p: Problem) -> Needs:
-    """Which of them need one."""
-    x, y, a, b, _, _, class_cost, _, _, _ = p
-    return Needs(
-        x is not None and x.requires_grad,
-        y is not None and y.requires_grad,
-        a is not None and a.requires_grad,
-        b is not None and b.requires_grad,
-        class_cost is not None and class_cost.requires_grad,
-    )
+_OF_FEATURES = {(x, y): Needs(x, y) for x in (False, True) for y in (False, True)}
 
 
-def leaves(p: Problem) -> list[Tensor]:
-    """Those that need one, where autograd records."""
+def needed(p: Problem) -> tuple[Needs, list[Tensor]]:
+    """Which of them need one, and those tensors; none where autograd does not record."""
     if not torch.is_grad_enabled():
-        return []
-    x, y, a, b, _, _, class_cost, _, _, _ = p
-    given = (x, y) if a is b is class_cost is None else (x, y, a, b, class_cost)
-    return [z for z in given if z is not None and z.requires_grad]
+        return _OF_FEATURES[False, False], []
+    x, y = p.features
+    if p.a is p.b is p.class_cost is None:  # in few steps: a small call must not feel it
+        needs = _OF_FEATURES[x.requires_grad, y.requires_grad]
+        return needs, [z for z, need in ((x, needs.x), (y, needs.y)) if need]
+    given = differentiable(p)
+    needs = Needs(*(z is not None and z.requires_grad for z in given))
+    return needs, [z for z in given if z is not None and z.requires_grad]
 
 
 def given_back(found: Sequence[Tensor | None], needs: Needs) -> tuple[Tensor | None, ...]:
-    """What a backward returns: None for the call, and the gradients of the `leaves`."""
+    """What a backward returns: None for the call, and the gradients of the tensors that are `needed`."""
     return None, *(grad for grad, need in zip(found, needs, strict=True) if need)
 
 
@@ -99,10 +94,13 @@ class Sinkhorn(torch.autograd.Function):
         return None, found.cost, found.a if needs[2] else None, found.b if needs[3] else None
 
 
+_solved = transforms.applied(Sinkhorn)
+
+
 def solve(p: Problem, options: Options) -> Solution:
     """By the kernels."""
     p = p.contiguous()
-    return Solution(*transforms.applied(Sinkhorn, _OfCost(p, options), p.cost, p.a, p.b))
+    return Solution(*_solved(_OfCost(p, options), p.cost, p.a, p.b))
 
 
 class _OfFeatures(NamedTuple):
@@ -110,6 +108,7 @@ class _OfFeatures(NamedTuple):
 
     p: Problem
     options: Options
+    needs: Needs
     told: Convergence | None  # to fill in
 
 
@@ -119,19 +118,18 @@ class SinkhornLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _OfFeatures, *leaves: Tensor) -> Tensor:
         """Everything but features is contiguous."""
-        p, options, told = call
-        needs = needs_of(p)
+        p, options, needs, told = call
         value: Tensor
         value, kept = door(leaves[0]).loss(p, options, needs, told)
         made = kept.block is None
         ctx.save_for_backward(*(kept[_MADE:] + p[:_FEATURES] if made else kept + p))
-        ctx.options, ctx.needs, ctx.made = options, needs, made
+        ctx.settings = options, needs, made
         return value
 
     @staticmethod
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
-        saved, options, needs, made = ctx.saved_tensors, ctx.options, ctx.needs, ctx.made
+        saved, (options, needs, made) = ctx.saved_tensors, ctx.settings
         if torch.is_grad_enabled():
             p = Problem(*saved[-_MADE if made else _KEPT :])
             return given_back(_differentiable(p, up, options), needs)
@@ -156,8 +154,7 @@ def of_all(found: Gradients, p: Problem) -> tuple[Tensor | None, ...]:
 def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | None]:
     """Gradients of a loss of features through the reference, with a graph."""
     transforms.refuse_second_order(options.grad)
-    metric = options.metric
-    assert metric is not None
+    metric = options.known_metric
 
     def again(
         x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, class_cost: Tensor | None
@@ -171,11 +168,15 @@ def _differentiable(p: Problem, up: Tensor, options: Options) -> list[Tensor | N
     return transforms.differentiate(again, differentiable(p), (up,))
 
 
+_loss = transforms.applied(SinkhornLoss)
+
+
 def loss(p: Problem, options: Options, told: Convergence | None) -> Tensor:
     """The loss () of one problem between features, by the kernels; ``told`` is filled in."""
     p = p.contiguous()
-    if wanted := leaves(p):
-        value: Tensor = transforms.applied(SinkhornLoss, _OfFeatures(p, options, told), *wanted)
+    needs, wanted = needed(p)
+    if wanted:
+        value: Tensor = _loss(_OfFeatures(p, options, needs, told), *wanted)
         return value
-    value = door(p.features[0]).loss(p, options, Needs(), told)[0]
+    value = door(p.features[0]).loss(p, options, needs, told)[0]
     return value

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._problem import Kept, Options, Problem, Upstream
+from ._problem import Kept, Options, Pair, Problem, Upstream
 
 
 def direct(z: Tensor, mass: Tensor, other_sum: Tensor, reg: float, side: int) -> Tensor:
@@ -34,9 +34,6 @@ def envelope_weight(up: Upstream) -> Tensor:
     weight = up.value if up.dual is None else up.dual if up.value is None else up.value + up.dual
     assert weight is not None, "some upstream gradient is there"
     return weight.contiguous()
-
-
-Pair = tuple[Tensor | None, Tensor | None]
 
 
 def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int], reg: float) -> Arriving:

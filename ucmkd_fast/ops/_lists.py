@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _autograd, _padded, _reference, _route, not_converged, relative_reg, transforms
 from ._devices import door, dtype_of_sums
-from ._problem import Convergence, Kept, Offsets, Options, Problem, Solution, Upstream
+from ._problem import Convergence, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
 from ._route import Call, Many, Way, way
 from .matrix import with_classes
 from .result import BatchResult, SinkhornResult
@@ -125,6 +125,7 @@ class _OfList(NamedTuple):
     p: Problem
     offsets: Offsets
     options: Options
+    needs: Needs
 
 
 class ListSinkhorn(torch.autograd.Function):
@@ -133,8 +134,7 @@ class ListSinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _OfList, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Everything but features is contiguous."""
-        p, offsets, options = call
-        needs = _autograd.needs_of(p)
+        p, offsets, options, needs = call
         found, kept = door(p.features[0]).solve_list(p, offsets, options, bool(leaves))
         if leaves:
             constants = (found.f, found.g) if options.grad == "envelope" else ()
@@ -170,7 +170,8 @@ def in_one_call(p: Problem, at: Offsets, options: Options, call: Call) -> _Found
     """Costs are told apart where a result is asked for."""
     p = p.contiguous()
     door_ = door(p.features[0])
-    *found, costs = transforms.applied(ListSinkhorn, _OfList(p, at, options), *_autograd.leaves(p))
+    needs, wanted = _autograd.needed(p)
+    *found, costs = transforms.applied(ListSinkhorn)(_OfList(p, at, options, needs), *wanted)
     solution = Solution(*found)
     if call.told is None:
         mass = None
@@ -197,8 +198,7 @@ def _by_reference(p: Problem, offsets: Offsets, options: Options) -> tuple[Tenso
 
 def _reference_cost(p: Problem, options: Options) -> Tensor:
     """The cost (N_k, M_k) of one problem, differentiable."""
-    assert options.metric is not None
-    return with_classes(_reference.cost(*p.features, options.metric, options.dtype), p)
+    return with_classes(_reference.cost(*p.features, options.known_metric, options.dtype), p)
 
 
 def _nothing(p: Problem, options: Options) -> tuple[Solution, Tensor]:
@@ -250,8 +250,7 @@ def _result(found: _Found, p: Problem, options: Options, sizes: torch.Size | Non
     if sizes is not None:
         batch, n, m = sizes
         solution = solution._replace(f=solution.f.view(batch, n), g=solution.g.view(batch, m))
-    classes = None if p.classes is None else (p.classes[1], p.classes[0].shape[-1])
-    return BatchResult(found.costs, solution, options, sizes is None, classes, p.scale)
+    return BatchResult(found.costs, solution, options, sizes is None, p.labelled, p.scale)
 
 
 # Mean costs

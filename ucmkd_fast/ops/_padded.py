@@ -117,9 +117,8 @@ def _one_launch(
 
 def _cost(p: Problem, rows: Rows, columns: Rows, options: Options) -> Tensor:
     """The costs (B', most, most) of some problems."""
-    assert options.metric is not None
     x, y = p.features
-    matrix = _registered.cost(rows.take(x), columns.take(y), options.metric)
+    matrix = _registered.cost(rows.take(x), columns.take(y), options.known_metric)
     if p.classes is None:
         return matrix
     class_cost, labels = p.classes

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from . import relative_reg, transforms
-from ._autograd import given_back, leaves, needs_of, of_all
+from ._autograd import given_back, needed, of_all
 from ._devices import door
 from ._panel_loops import PanelSolver, everywhere
-from ._problem import Options, Problem, Solution, Upstream
+from ._problem import Needs, Options, Problem, Solution, Upstream
 from .sharded import Spread as Spread
 
 
@@ -24,6 +24,7 @@ class _OfPanels(NamedTuple):
     p: Problem
     options: Options
     spread: Spread
+    needs: Needs
 
 
 class PanelSinkhorn(torch.autograd.Function):
@@ -32,14 +33,14 @@ class PanelSinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _OfPanels, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Any layout."""
-        p, options, spread = call
+        p, options, spread, needs = call
         solver = PanelSolver(_detached(p), options, spread, bool(leaves) and options.grad == "unrolled")
         found = solver.solve()
         if leaves:
             ctx.mark_non_differentiable(found.f, found.g, found.marginal_error, found.n_iter)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*p)  # autograd then sees that nobody wrote to them
-            ctx.solver, ctx.needs = solver, needs_of(p)
+            ctx.solver, ctx.needs = solver, needs
         return tuple(found)
 
     @staticmethod
@@ -63,7 +64,8 @@ def solve(problem: Problem, options: Options, spread: Spread) -> Solution:
     """With the cost of ``spread.rows`` rows at a time; no plan, and init_g takes no part."""
     p = transforms.alive(problem)
     require_eager(p.x, p.y, p.a, p.b, p.class_cost)
-    return Solution(*transforms.applied(PanelSinkhorn, _OfPanels(p, options, spread), *leaves(p)))
+    needs, wanted = needed(p)
+    return Solution(*transforms.applied(PanelSinkhorn)(_OfPanels(p, options, spread, needs), *wanted))
 
 
 @transforms.not_compiled

@@ -27,7 +27,7 @@ def pieces(z: Tensor) -> tuple[Tensor, ...]:
 
 
 def converted(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """``z``, contiguous and of this dtype; ``z`` itself where it is that already. Nothing is recorded."""
+    """``z`` as kernels read it, contiguous and of this dtype: itself where it is that already. Nothing is recorded."""
     if z.dtype == dtype and z.is_contiguous():
         return z
     if not in_pieces(z):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor | None, Tensor | None]  # of rows and of columns, or of x and of y
+
 
 class Options(NamedTuple):
     """What a call runs with, once checked."""
@@ -19,6 +21,12 @@ class Options(NamedTuple):
     dtype: torch.dtype  # of the cost
     metric: str | None = None  # None: the cost is given
     regularized: bool = False  # the loss is the dual value, else <P, C>
+
+    @property
+    def known_metric(self) -> str:
+        """The metric of a cost that is made from features."""
+        assert self.metric is not None
+        return self.metric
 
 
 class Problem(NamedTuple):
@@ -56,6 +64,11 @@ class Problem(NamedTuple):
         if self.class_cost is None or self.labels is None:
             return None
         return self.class_cost, self.labels
+
+    @property
+    def labelled(self) -> tuple[Tensor, int] | None:
+        """The labels and the number of classes, or None."""
+        return None if self.classes is None else (self.classes[1], self.classes[0].shape[-1])
 
     def contiguous(self) -> Problem:
         """With masses, classes and a given cost contiguous."""

@@ -149,8 +149,7 @@ def given(p: Problem, options: Options, relative: bool) -> SinkhornResult:
 def cost_of(p: Problem, options: Options) -> Tensor:
     """The cost (B?, N, M) of features, with its term by class."""
     x, y = p.features
-    assert options.metric is not None
-    return with_classes(cost_matrix(x, y, options.metric, options.dtype), p)
+    return with_classes(cost_matrix(x, y, options.known_metric, options.dtype), p)
 
 
 def solved(p: Problem, options: Options, told: Convergence | None) -> tuple[Tensor, Solution]:
@@ -167,8 +166,7 @@ def by_cost(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult
     matrix, found = solved(p, options, call.told)
     if not call.result:
         return found.loss(options.regularized)
-    classes = None if p.classes is None else (p.classes[1], p.classes[0].shape[-1])
-    return SinkhornResult(matrix, found, options, classes, p.scale)
+    return SinkhornResult(matrix, found, options, p.labelled, p.scale)
 
 
 def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:

@@ -75,16 +75,18 @@ def tensor(name: str, value: Any, shape: str, *dims: int, half: bool = False) ->
 
 
 def alike(x: Any, y: Any) -> bool:
-    """Two dense matrices on one device, of one dtype, float32 or float64, and of one width: in few steps."""
+    """Two dense matrices with rows, on one device, of one dtype, float32 or float64, and of one width: in few steps."""
     return (
         isinstance(x, Tensor)
         and isinstance(y, Tensor)
-        and x.dtype is y.dtype
-        and x.dtype in FLOATS
-        and x.ndim == y.ndim == 2
+        and (dtype := x.dtype) is y.dtype
+        and dtype in FLOATS
+        and len(of_x := x.shape) == len(of_y := y.shape) == 2
+        and of_x[1] == of_y[1]
+        and 0 not in of_x
+        and of_y[0] > 0
         and x.layout is y.layout is torch.strided
         and x.device == y.device
-        and x.shape[1] == y.shape[1] > 0
     )
 
 

@@ -66,7 +66,7 @@ def label_transport_loss(
     call = OfLogits(target, options, _devices.door(student_logits))
     kernels = call.door.KERNELS
     if kernels and transforms.direct(student_logits, teacher_logits, target):
-        loss: Tensor = transforms.applied(LabelTransport, call, student_logits, teacher_logits)
+        loss: Tensor = transforms.applied(LabelTransport)(call, student_logits, teacher_logits)
         return loss
     if not kernels:
         _devices.warn_without_kernels(student_logits.device)

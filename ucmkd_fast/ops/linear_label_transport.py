@@ -63,7 +63,7 @@ def linear_label_transport_loss(
     options = checked(named, target, LabelOptions(kappa, label_smoothing, ignore_index, reduction))
     call = OfHeads(target, options, _devices.door(feature))
     if reduction != "none" and call.door.KERNELS and transforms.direct(*tensors, target):
-        loss: Tensor = transforms.applied(LabelTransport, call, *tensors)
+        loss: Tensor = transforms.applied(LabelTransport)(call, *tensors)
         return loss
     return call.by_torch(*tensors)
 

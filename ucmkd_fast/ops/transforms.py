@@ -21,6 +21,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # also one that outlived its transform
+_transform = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -32,15 +34,16 @@ def direct(*tensors: Tensor | None) -> bool:
             return False
     return (
         forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_function_stack() == 0
+        and _dispatch_modes() == 0
+        and _transform() is None
+        and _function_modes() == 0
     )
 
 
-def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply`` on tensors that are `direct`: without what it looks for first, that transforms may be."""
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for tensors that are `direct`: without what it looks for first, that transforms may be."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 def not_compiled(function: _F) -> _F:

@@ -11,11 +11,11 @@ from ..._native import _C
 from .. import _pieces
 from .._addresses import address
 from .._classes import Classes
+from .._problem import Pair
 from .._products import add_both
 from ..cost import BY_DIFFERENCE, CENTRED, SUMMED, dtype_of_cost
 from ..refusals import first_bad
 
-Pair = tuple[Tensor | None, Tensor | None]
 ALL = slice(0, None)
 
 
@@ -48,11 +48,6 @@ class Features(NamedTuple):
         )  # fmt: skip
 
 
-def plain(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the kernels read it: contiguous, of this dtype. Inside an autograd Function, where nothing is recorded."""
-    return _pieces.converted(z, dtype)
-
-
 def centred(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """The features that the products take: less the mean of y where the metric is centred, else as they are."""
     if metric not in CENTRED:
@@ -68,7 +63,7 @@ def centred(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 def with_known_scales(x: Tensor, y: Tensor, scale: Tensor, metric: str, dtype: torch.dtype) -> Features:
     """The features of a call whose scales (N + M,) are made already, or will be by the kernel."""
-    given_x, given_y = plain(x, dtype), plain(y, dtype)
+    given_x, given_y = _pieces.converted(x, dtype), _pieces.converted(y, dtype)
     return Features(*centred(given_x, given_y, metric), scale, metric, given_x, given_y)
 
 
@@ -108,7 +103,7 @@ def check_scales(refused: str | None, x: Tensor, y: Tensor) -> None:
 
 def cost_and_features(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Features]:
     """The costs (N, M) and what they were made from. No autograd here."""
-    features = scaled(plain(x, dtype), plain(y, dtype), metric)
+    features = scaled(_pieces.converted(x, dtype), _pieces.converted(y, dtype), metric)
     costs = features.x.new_empty(len(x), len(y))
     if metric not in SUMMED:  # out=: autocast leaves it alone, and the kernels read this dtype
         torch.mm(features.x, features.y.t(), out=costs)

@@ -11,10 +11,12 @@ from ..._native import _C
 from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
+from .._pieces import converted
 from .._problem import Gradients, Kept, Needs, Offsets, Options, Problem, Solution, Upstream
 from ..cost import BY_DIFFERENCE, CENTRED
 from ..refusals import explained
-from .costs import Features, centred, plain, with_scales
+from .costs import Features, centred, with_scales
+from .sinkhorn import native_upstream
 
 
 class _Memory(NamedTuple):
@@ -26,9 +28,8 @@ class _Memory(NamedTuple):
 
 def _features(p: Problem, offsets: Offsets, options: Options, scale: Tensor | None) -> Features:
     """Both sets as the kernels read them, every problem centred by itself; with scales that are known, or made."""
-    metric = options.metric
-    assert metric is not None
-    x, y = given_x, given_y = [plain(z, options.dtype) for z in p.features]
+    metric = options.known_metric
+    x, y = given_x, given_y = [converted(z, options.dtype) for z in p.features]
     if metric in CENTRED:
         x, y = given_x.clone(), given_y.clone()
         for k in range(len(offsets.x) - 1):
@@ -99,10 +100,9 @@ def solve_list_backward(
     through = options.grad != "envelope"
     da = torch.empty_like(p.a) if p.a is not None and needs.a and through else None
     db = torch.empty_like(p.b) if p.b is not None and needs.b and through else None
-    upstream = _C.Upstream(value=address(arriving.value), f=address(arriving.f), g=address(arriving.g))
     if not _C.ragged_backward(
-        ragged, upstream, grad=_C.GRADS[options.grad], grad_x=address(dx), grad_y=address(dy), grad_a=address(da),
-        grad_b=address(db),
+        ragged, native_upstream(arriving), grad=_C.GRADS[options.grad], grad_x=address(dx), grad_y=address(dy),
+        grad_a=address(da), grad_b=address(db),
     ):  # fmt: skip
         not_converged.warn_of_gradient()
     da = _sum(da, arriving.direct_a, p.a) if needs.a else None

@@ -17,34 +17,30 @@ from ..._native import _C
 from .. import _dual, not_converged
 from .._addresses import address
 from .._classes import Classes
-from .._problem import Convergence, Gradients, Kept, Needs, Options, Problem
+from .._pieces import converted
+from .._problem import Convergence, Gradients, Kept, Needs, Options, Pair, Problem
 from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
 from . import sinkhorn
 from .costs import (
     Features,
-    Pair,
     add_products,
     backward,
     begin_gradients,
     check_scales,
     finish_gradients,
-    plain,
     two,
     with_known_scales,
 )
 
-#: Multiply-adds of x y' above which torch's matrix products are used: there they are faster than our own
-#: (tried at N = M = 32 to 512, D = 512: own ones are 3 to 30 percent faster up to 256).
 OWN_PRODUCTS = _C.OWN_PRODUCTS
 
 
 @functools.lru_cache(maxsize=256)
 def _settings(options: Options) -> _C.LossSettings:
     """One object for every call with the same options: in a small call, making it would be felt."""
-    assert options.metric is not None
     return _C.LossSettings(
-        f64=options.dtype is torch.float64, metric=_C.METRICS[options.metric], regularized=options.regularized,
+        f64=options.dtype is torch.float64, metric=_C.METRICS[options.known_metric], regularized=options.regularized,
         reg=options.reg, max_iter=options.max_iter, tol=options.tol, relax=options.accelerate == "relax",
         grad=_C.GRADS[options.grad],
     )  # fmt: skip
@@ -65,7 +61,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
 def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """The loss, and along with it its gradients of x (N, D) and y (M, D), in the cost's dtype: one native call."""
     x, y = p.features
-    x, y = plain(x, options.dtype), plain(y, options.dtype)
+    x, y = converted(x, options.dtype), converted(y, options.dtype)
     value = x.new_empty(())
     dx = torch.empty_like(x) if needs.x else None
     dy = torch.empty_like(y) if needs.y else None
@@ -88,7 +84,7 @@ def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None)
             not_converged.remark(said, error, value, p.a, options)
         elif not said[0]:
             not_converged.warn_of_gradient()
-    return value, Kept(grad_x=dx, grad_y=dy)
+    return value, Kept(None, None, None, None, None, None, dx, dy)
 
 
 def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor | None]:
@@ -102,7 +98,7 @@ def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor 
 
 def _refused(refused: str, p: Problem, dtype: torch.dtype) -> ValueError:
     x, y = p.features
-    check_scales(refused, plain(x, dtype), plain(y, dtype))
+    check_scales(refused, converted(x, dtype), converted(y, dtype))
     return ValueError(explained(refused, a=p.a, b=p.b, class_cost=p.class_cost, y_labels=p.labels))
 
 
@@ -141,8 +137,7 @@ def _problem(
     p: Problem, block: _Block, options: Options, history: bool, classes: Classes | None
 ) -> tuple[_C.Problem, Features]:
     """The native problem, and its features: their scales are, or will be, in the block."""
-    assert options.metric is not None
-    features = with_known_scales(*p.features, block.scale, options.metric, options.dtype)
+    features = with_known_scales(*p.features, block.scale, options.known_metric, options.dtype)
     given = features.native(classes=classes)
     problem = sinkhorn.native(p, options, (block.n, block.m), block.all, block.saved, history, given)
     return problem, features

@@ -19,6 +19,7 @@ from ..._native import _C
 from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
+from .._pieces import converted
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
@@ -358,9 +359,9 @@ def _pull_on_rows(s: Sweeps, dual: Tensor) -> tuple[Tensor, Tensor]:
 def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
     """Refused on all processes where one has bad ones."""
     refused = None
-    x, y = (costs.plain(z, options.dtype) for z in p.features)
+    x, y = (converted(z, options.dtype) for z in p.features)
     try:
-        features = costs.scaled(x, y, _metric(options))
+        features = costs.scaled(x, y, options.known_metric)
     except ValueError as error:
         refused = str(error)
     over.refuse(refused)
@@ -374,10 +375,5 @@ def cost_panels(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor
         spread.over.refuse(bad_values(p.classes[0], spread.over.mine(p.classes[1])))
     x, y = p.features
     for rows in spread.panels(len(x)):
-        matrix = costs.matrix(x[rows], y, _metric(options), options.dtype)
+        matrix = costs.matrix(x[rows], y, options.known_metric, options.dtype)
         yield matrix if p.classes is None else matrix + by_label(p.classes[0][rows], p.classes[1])
-
-
-def _metric(options: Options) -> str:
-    assert options.metric is not None
-    return options.metric

@@ -48,11 +48,6 @@ def _classes(p: Problem, options: Options, save: bool) -> Classes | None:
     return Classes(poisoned(class_cost, labels), labels, distance)
 
 
-def _metric(options: Options) -> str:
-    assert options.metric is not None
-    return options.metric
-
-
 def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -> tuple[Tensor, Kept]:
     """As `Door.loss`."""
     x, y = p.features
@@ -62,7 +57,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     size = device.even(n * m + n + m) + Saved((1, n, m), options.max_iter, history).size
     block = device.empty(x, size, dtype=options.dtype)
     parts, classes = _parts(block, n, m), _classes(p, options, save)
-    sets = costs.features(x, y, _metric(options), options.dtype)
+    sets = costs.features(x, y, options.known_metric, options.dtype)
     call = costs.costs(sets, parts.scale, parts.matrix, classes)
     f, g = device.empty(block, n), device.empty(block, m)
     solver = Solver(p._replace(cost=parts.matrix), options, Place(parts.saved, f, g, (1, n, m), history))
@@ -90,7 +85,7 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
     parts, classes, d_classes = _parts(kept.block, n, m), None, None
     if p.classes is not None:
         classes = Classes(*p.classes, kept.distance)
-    sets = costs.features(x, y, _metric(options), options.dtype)
+    sets = costs.features(x, y, options.known_metric, options.dtype)
     call: Any = costs.call(sets, costs.scales_in(parts.scale, n), parts.matrix, classes)
     solved = p._replace(cost=parts.matrix)
     solver = Solver(

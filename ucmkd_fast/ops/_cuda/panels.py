@@ -40,9 +40,8 @@ class Panels:
 
     def __init__(self, p: Problem, options: Options, spread: Spread):
         x, y = p.features
-        assert options.metric is not None
-        self.features, self.dtype = costs.features(x, y, options.metric, options.dtype), options.dtype
-        self.n, self.m, self.metric, self._spread = len(x), len(y), options.metric, spread
+        self.features, self.dtype = costs.features(x, y, options.known_metric, options.dtype), options.dtype
+        self.n, self.m, self.metric, self._spread = len(x), len(y), options.known_metric, spread
         self.rows = max(min(spread.rows, self.n), 1)
         self.classes = None if p.classes is None else Classes(*p.classes)
         self._scales = device.empty(x, self.n, dtype=self.dtype), device.empty(y, self.m, dtype=self.dtype)
