@@ -39,6 +39,8 @@ def envelope_weight(up: Upstream) -> Tensor:
 def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int], reg: float) -> Arriving:
     """The dual value pulls f by a and g by b, and each given mass by what is left of its potential."""
     value, dual, up_f, up_g = up
+    if dual is up_f is up_g is None:
+        return Arriving(None if value is None else value.contiguous())
     direct_a = direct_b = None
     if dual is not None:
         (a, b), (f, g), (n, m), w = masses, potentials, sizes, dual[..., None]

@@ -167,7 +167,8 @@ class Upstream(NamedTuple):
     @property
     def any(self) -> bool:
         """Whether there is one."""
-        return any(u is not None for u in self)
+        value, dual, f, g = self
+        return not (value is dual is f is g is None)
 
 
 class Kept(NamedTuple):

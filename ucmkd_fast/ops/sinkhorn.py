@@ -68,13 +68,13 @@ def sinkhorn(
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
     options = checked(Asked(reg, max_iter, tol, grad, accelerate, reg_scale, cost.dtype))
     batch = cost.shape[0] if cost.dim() == 3 else None
-    a = mass("a", a, cost.shape[-2], batch, cost.dtype)
-    b = mass("b", b, cost.shape[-1], batch, cost.dtype)
-    checks.same_device(cost=cost, a=a, b=b)
+    if a is not None or b is not None:
+        a = mass("a", a, cost.shape[-2], batch, cost.dtype)
+        b = mass("b", b, cost.shape[-1], batch, cost.dtype)
+        checks.same_device(cost=cost, a=a, b=b)
     init_f, init_g = check_init(init, cost.shape, cost)
-    return _route.given(
-        Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g), options, reg_scale is not None
-    )
+    p = Problem(cost=cost, a=a, b=b, init_f=init_f, init_g=init_g)
+    return _route.given(p, options, reg_scale is not None)
 
 
 def sinkhorn_loss(

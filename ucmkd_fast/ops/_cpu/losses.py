@@ -198,7 +198,8 @@ def loss_backward(p: Problem, kept: Kept, up: Tensor, options: Options, needs: N
         classes = Classes(*p.classes, kept.distance, grad)
     problem, features = _problem(p, block, options, options.grad == "unrolled", classes)
     arriving = _dual.of_loss(up, p, kept, options, (block.n, block.m))
-    grad_a, grad_b = (None if mass is None else torch.empty_like(mass) for mass in (p.a, p.b))
+    grad_a = None if p.a is None else torch.empty_like(p.a)
+    grad_b = None if p.b is None else torch.empty_like(p.b)
     masses = {"grad_a": address(grad_a), "grad_b": address(grad_b)}
     back = _Back(problem, features, sinkhorn.native_upstream(arriving), masses)
     if _own_products(x, y, options.metric):

@@ -80,11 +80,8 @@ def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gr
     sizes = cost.shape[-2], cost.shape[-1]
     arriving = _dual.arriving(up, (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
     upstream = native_upstream(arriving)
-    lead = cost.shape[:-2]
-    grad_a, grad_b = (
-        None if mass is None else cost.new_empty((*lead, size))
-        for mass, size in zip((p.a, p.b), sizes, strict=True)
-    )
+    grad_a = None if p.a is None else cost.new_empty(cost.shape[:-1])
+    grad_b = None if p.b is None else cost.new_empty((*cost.shape[:-2], sizes[1]))
     masses = {"grad_a": address(grad_a), "grad_b": address(grad_b)}
     if options.grad == "implicit":
         if not _C.sinkhorn_implicit(problem, upstream, grad_cost=grad_cost.data_ptr(), **masses):
