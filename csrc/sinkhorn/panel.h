@@ -1,7 +1,7 @@
 // Sinkhorn over panels of rows whose cost is made when it is needed: O(N + M + panel) memory.
 //
 // Every kernel is one sweep over the rows. Each task makes the cost of a few rows, in its work space, does
-// what the sweep is for and goes on to the next; ops/_panel_loops.py is between the sweeps.
+// what the sweep is for and goes on to the next; ops/_panels.py is between the sweeps.
 // Vectors over columns have padded(m) elements: potentials -inf and all others 0 behind the m-th.
 #pragma once
 #include <stdint.h>

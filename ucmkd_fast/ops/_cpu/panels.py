@@ -1,4 +1,4 @@
-"""Costs made panel by panel on a CPU: what one sweep over the rows does (`Sweeps` of `_panel_loops`).
+"""Costs made panel by panel on a CPU: what one sweep over the rows does (`Sweeps` of `_panels`).
 
 A sweep is one native call (csrc/sinkhorn/panel.h): its threads make the cost of the rows that they are at. Vectors over
 columns are padded, by columns without mass. Forward, scalings go from one iteration to the next by plain sums, and
@@ -29,7 +29,7 @@ from .sinkhorn import padded
 
 
 class Sweeps:
-    """As `Sweeps` of `_panel_loops`, which says what the methods do."""
+    """As `Sweeps` of `_panels`, which says what the methods do."""
 
     HOST = True
 

@@ -1,4 +1,4 @@
-"""Costs made panel by panel on a GPU: what one sweep over the rows does (`Sweeps` of `_panel_loops`).
+"""Costs made panel by panel on a GPU: what one sweep over the rows does (`Sweeps` of `_panels`).
 
 A sweep visits every panel of rows: one matrix product by torch, its epilogue, and two launches of
 csrc/sinkhorn/panel.cu, in the log domain throughout. What the columns gathered is put together by a few operations
@@ -116,7 +116,7 @@ class DeviceFlag(Flag):
 
 
 class Sweeps:
-    """As `Sweeps` of `_panel_loops`, which says what the methods do."""
+    """As `Sweeps` of `_panels`, which says what the methods do."""
 
     HOST = False
 
