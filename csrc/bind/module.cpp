@@ -56,7 +56,7 @@ void exp_of_level(bool f64, const std::string& name, Address x, Address y, int64
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Kernels of ucmkd_fast; see csrc/";
   module.def("set_threads", &set_threads, "parallel_for"_a, "get_num_threads"_a, "limit"_a,
-             "least_work"_a = kLeastWork);
+             "least_work"_a = least_work());
   module.def("thread_counts", [] { return py::make_tuple(thread_counts().teams, thread_counts().stalls); });
   module.def("build_info", &build_info);
   module.def("exp", &exp_of_level, "f64"_a, "level"_a, "x"_a, "y"_a, "count"_a);

@@ -34,7 +34,7 @@ void exp_array(const T* x, T* y, int64_t count) {
 }  // namespace
 
 extern const Level the_level;
-const Level the_level = {UK_STRING(UK_LEVEL), supported,        UK_TABLES(f32),
+const Level the_level = {UK_STRING(UK_LEVEL), UK_BYTES,         supported,        UK_TABLES(f32),
                          UK_TABLES(f64),      exp_array<float>, exp_array<double>};
 
 }  // namespace UK_LEVEL

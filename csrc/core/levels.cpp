@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/parallel.h"
+
 namespace ucmkd {
 
 // UK_LEVELS is a list like X(baseline) X(v3) X(v4), from CMakeLists.txt.
@@ -47,6 +49,11 @@ const Choice& choice() {
 const Level* level(const char** error) {
   if (error) *error = choice().error;
   return choice().level;
+}
+
+double least_work() {
+  const Level* chosen = level(nullptr);
+  return chosen ? kLeastWork * chosen->vector_bytes / 64 : kLeastWork;
 }
 
 template <>

@@ -28,6 +28,7 @@ struct Kernels {
 
 struct Level {
   const char* name;  // "baseline", "v3", "v4"
+  int vector_bytes;
   bool (*supported)();
   Kernels<float> f32;
   Kernels<double> f64;
@@ -41,6 +42,9 @@ const Level* const* built_levels(int* count);
 // The best level that this processor supports, or the one that UCMKD_CPU_LEVEL names; read once.
 // Null and a sentence in *error where that names none.
 const Level* level(const char** error);
+
+// Multiply-adds of a call that is worth helpers (core/parallel.h) at that level.
+double least_work();
 
 template <class T>
 const Kernels<T>& kernels();
