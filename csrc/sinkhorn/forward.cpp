@@ -155,6 +155,7 @@ class Run {
   }
 
   void repeat_to_the_end() {
+    steady = t;
     while (t < p.max_iter) {
       ++t;
       record();
@@ -166,6 +167,10 @@ class Run {
     if (hist_u) {
       for (int64_t k = epoch; k < t; ++k) {
         T *hu = hist_u + k * n, *hv = hist_v + (k - 1) * m;
+        if (k > steady) {
+          copy(hu - n, hu, n), copy(hv - m, hv, m);
+          continue;
+        }
         for (int64_t i = 0; i < n; ++i) hu[i] = F[i] + p.reg * log_of(hu[i]);
         if (k > 0)
           for (int64_t j = 0; j < m; ++j) hv[j] = G[j] + p.reg * log_of(hv[j]);
@@ -250,7 +255,8 @@ class Run {
   const T greatest = exp_of(Rules<T>::kSafeLog), least = 1 / greatest;
   History history = History::kScalings;
   int64_t t = 0;
-  int64_t epoch = 0;  // first iteration whose history is relative to the present F, G
+  int64_t epoch = 0;            // first iteration whose history is relative to the present F, G
+  int64_t steady = p.max_iter;  // from here on, iterations are the same
 };
 
 template <class T>

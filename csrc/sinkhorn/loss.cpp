@@ -74,13 +74,13 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   cost::FeatureSet& f = p.features;
   f.metric = s.metric, f.n = p.n, f.m = p.m;
   const int64_t n = p.n, m = p.m, d = f.d;
-  const int64_t head = padded(n * m + n + m), saved = saved_size(n, m, p.max_iter, p.history);
+  const int64_t head = padded(n * m + n + m), saved = saved_size(n, m, p.max_iter, p.history), rest = padded(n + m + 1);
   const bool centred = cost::centred(f.metric);
-  Scratch<T> memory(head + saved + n + m + 1 + (centred ? (n + m) * d : 0));
+  Scratch<T> memory(head + saved + rest + (centred ? padded(n * d) + m * d : 0));
   T *cost = memory.data(), *uniform = cost + head + saved, *value = uniform + n + m;
   p.cost = cost, f.scale_x = cost + n * m, f.scale_y = cost + n * m + n, p.saved = cost + head;
   if (centred) {
-    T *x = value + 1, *y = x + n * d;
+    T *x = uniform + rest, *y = x + padded(n * d);  // no vector across cache lines
     cost::centre(cost::features_of<T>(f), x, y);
     f.given_x = f.x, f.given_y = f.y, f.x = x, f.y = y;
   }
