@@ -1,4 +1,5 @@
-// What the bindings share. Everything crosses by name: addresses and sizes as integers, a null pointer as 0.
+// What the bindings share. Arguments cross by name: addresses and sizes as integers, a null pointer as 0; a record as
+// itself.
 // `f64` chooses double, else float. The names and types are those of ucmkd_fast/_C.pyi.
 #pragma once
 #include <pybind11/pybind11.h>

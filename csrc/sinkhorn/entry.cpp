@@ -1,6 +1,8 @@
 // Batches of problems of equal sizes.
 #include "sinkhorn/entry.h"
 
+#include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "sinkhorn/one.h"

@@ -3,7 +3,9 @@
 // dearest first.
 #include "sinkhorn/ragged.h"
 
-#include <numeric>
+#include <algorithm>
+#include <atomic>
+#include <string>
 #include <vector>
 
 #include "sinkhorn/one.h"

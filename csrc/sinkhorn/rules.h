@@ -73,9 +73,8 @@ namespace refusals {
 constexpr char kBadCost[] = "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf";
 // The kernels of a GPU have one flag for both.
 constexpr char kBadCostOrLabel[] =
-    "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf (or, with class_cost, a "
-    "label that "
-    "is none of its columns)";
+    "cost must be a number or +inf (a forbidden pair) everywhere, got NaN or -inf "
+    "(or, with class_cost, a label that is none of its columns)";
 constexpr char kBadMass[] = "masses must be finite and >= 0, got a negative one, NaN or inf";
 constexpr char kNoMass[] = "masses must not all be 0, got an all-zero vector";
 constexpr char kSums[] = "a and b must have equal sums (each is 1 where it is not given), got sums that differ";

@@ -104,12 +104,13 @@ def look(
         return
     if _silent.get() or not value.numel():
         return
-    judge = partial(_judge, dtype=value.dtype, options=options, metric=metric)
     if value.dim() == 0 and not value.is_cuda:  # few operations: a small call must not feel it
         cost = abs(value.item()) / (1.0 if a is None else a.sum().item() or 1.0)
-        if text := judge([cost, 0.0 if tol == 0 or marginal_error is None else marginal_error.item()]):
+        error = 0.0 if tol == 0 or marginal_error is None else marginal_error.item()
+        if text := _judge([cost, error], value.dtype, options, metric):
             _tell(text, call_site(), "loss")
         return
+    judge = partial(_judge, dtype=value.dtype, options=options, metric=metric)
     value = value.detach()
     per_mass = value.abs() if a is None else value.abs() / a.detach().sum(-1)
     parts = [per_mass.amax()]
