@@ -84,7 +84,7 @@ def _small(p: Problem, options: Options, needs: Needs, told: Convergence | None)
             not_converged.remark(said, error, value, p.a, options)
         elif not said[0]:
             not_converged.warn_of_gradient()
-    return value, Kept(None, None, None, None, None, None, dx, dy)
+    return value, Kept(grad_x=dx, grad_y=dy)
 
 
 def _to_fill_in(like: Tensor, told: Convergence | None) -> tuple[Tensor, Tensor | None]:
