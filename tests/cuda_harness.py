@@ -25,6 +25,10 @@ REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 
+def _on_a_cpu(tensor: Tensor) -> bool:
+    return tensor.is_cpu
+
+
 class OutOfBounds(AssertionError):
     """A kernel wrote beside what it was given."""
 
@@ -68,9 +72,9 @@ def model(
     module = module or build.load()
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
-    names = ("kernels", "device_type", "regime", "empty", "own_barrier", "tuning")
+    names = ("kernels", "runs_on", "regime", "empty", "own_barrier", "tuning")
     before = {name: getattr(_device, name) for name in names}
-    _device.kernels, _device.device_type, _device.empty = module, "cpu", memory.empty
+    _device.kernels, _device.runs_on, _device.empty = module, _on_a_cpu, memory.empty
     _device.regime = REGIMES.get(regime or "", 0)
     _device.own_barrier, _device.tuning = own_barrier, tuning or {}
     launched = module.launches()

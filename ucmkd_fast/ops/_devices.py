@@ -49,7 +49,7 @@ class Door(Protocol):
 
 def door(tensor: Tensor) -> Any:
     """The `Door` that this tensor goes through."""
-    if _device.kernels is not None and _device.runs_on(tensor):
+    if _device.runs_on(tensor):
         return _cuda
     return _cpu if tensor.is_cpu else _reference
 

@@ -1,7 +1,7 @@
 """The door of CUDA tensors: nothing is read back, nothing waits; refused input gives NaN."""
 
 from . import label
-from ._device import fits_block, runs_on
+from ._device import fits_block
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
 from .panels import Sweeps, cost_panels
@@ -21,7 +21,6 @@ __all__ = [
     "label",
     "loss",
     "loss_backward",
-    "runs_on",
     "saved_size",
     "solve",
     "solve_backward",

@@ -7,6 +7,7 @@ kernels refuse gives NaN, and ``n_iter`` tells why (`refusal`).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,18 +16,23 @@ from torch import Tensor
 from ..._native import _C
 from ..refusals import explained, refusal
 
-# The module with the kernels' entries. Tests put the execution model here, which runs them on CPU tensors.
+
+def _on_a_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _nowhere(_: Tensor) -> bool:
+    return False
+
+
+# The module with the kernels' entries, and whether they run on a tensor. Tests put the execution model here, which runs
+# them on CPU tensors.
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
-device_type = "cuda"
+runs_on: Callable[[Tensor], bool] = _nowhere if kernels is None else _on_a_gpu
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
 #: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
 tuning: dict[str, int] = {}
-
-
-def runs_on(tensor: Tensor) -> bool:
-    """Whether the kernels of this module take this tensor."""
-    return kernels is not None and tensor.device.type == device_type
 
 
 def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:
