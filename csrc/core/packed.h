@@ -29,6 +29,20 @@ static inline void pack_tile(const T* y, int64_t m, int64_t d, int64_t tile, T* 
   }
 }
 
+// body(i, RowBlock<R>) for rows begin .. end, in blocks of R rows from i on, as large ones as there are.
+template <int R>
+struct RowBlock {
+  static constexpr int rows = R;
+};
+template <class Body>
+static inline void row_blocks(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + kBlockRows <= end; i += kBlockRows) body(i, RowBlock<kBlockRows>());
+  for (; i + 4 <= end; i += 4) body(i, RowBlock<4>());
+  for (; i + 2 <= end; i += 2) body(i, RowBlock<2>());
+  if (i < end) body(i, RowBlock<1>());
+}
+
 // Element by element, so that the block stays in registers: an initialiser clears memory.
 template <class T, int R, int V>
 static inline void clear(Vec<T> (&total)[R][V]) {
@@ -36,19 +50,27 @@ static inline void clear(Vec<T> (&total)[R][V]) {
     for (int h = 0; h < V; ++h) total[r][h] = Vec<T>{};
 }
 
+// total += R rows of `left`, of any strides, times V vectors of columns of `right`, whose rows are `stride` apart.
+template <class T, int R, int V>
+static inline void multiply(const T* left, int64_t left_row, int64_t left_depth, const T* right, int64_t stride,
+                            int64_t depth, Vec<T> (&total)[R][V]) {
+  constexpr int W = Lanes<T>::W;
+  for (int64_t k = 0; k < depth; ++k, left += left_depth, right += stride) {
+    Vec<T> row[V];
+    for (int h = 0; h < V; ++h) row[h] = load(right + h * W);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> x = splat(left[r * left_row]);
+      for (int h = 0; h < V; ++h) total[r][h] += x * row[h];
+    }
+  }
+}
+
 template <class T, int R>
 static inline void packed_block(const T* x, int64_t d, const T* tile, T* out, int64_t stride) {
   constexpr int W = Lanes<T>::W;
   Vec<T> total[R][kBlockVectors];
   clear<T>(total);
-  for (int64_t k = 0; k < d; ++k, tile += kBlockVectors * W) {
-    Vec<T> row[kBlockVectors];
-    for (int h = 0; h < kBlockVectors; ++h) row[h] = load(tile + h * W);
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> left = splat(x[r * d + k]);
-      for (int h = 0; h < kBlockVectors; ++h) total[r][h] += left * row[h];
-    }
-  }
+  multiply<T>(x, d, 1, tile, kBlockVectors * W, d, total);
   for (int r = 0; r < R; ++r)
     for (int h = 0; h < kBlockVectors; ++h) store(out + r * stride + h * W, total[r][h]);
 }
@@ -59,14 +81,10 @@ template <class T>
 static inline void packed_products(const T* x, int64_t rows, int64_t d, const T* packed, int64_t m, T* out,
                                    int64_t stride) {
   constexpr int64_t kTile = tile_columns<T>();
-  for (int64_t j = 0; j < m; j += kTile) {
-    int64_t i = 0;
-    for (; i + kBlockRows <= rows; i += kBlockRows)
-      packed_block<T, kBlockRows>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
-    for (; i + 4 <= rows; i += 4) packed_block<T, 4>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
-    for (; i + 2 <= rows; i += 2) packed_block<T, 2>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
-    if (i < rows) packed_block<T, 1>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
-  }
+  for (int64_t j = 0; j < m; j += kTile)
+    row_blocks(0, rows, [&](int64_t i, auto block) {
+      packed_block<T, decltype(block)::rows>(x + i * d, d, packed + j * d, out + i * stride + j, stride);
+    });
 }
 
 }  // namespace UK_LEVEL

@@ -43,16 +43,7 @@ inline void block(const Plain<T>& p, const Tile<T>& tile, int64_t i, int64_t j, 
         const T* from = out + r * p.cols + h * W;
         total[r][h] = whole || h + 1 < V ? load(from) : load_part(from, lanes, T(0));
       }
-  const T *left = tile.left + i * p.left_row, *right = tile.right;
-  for (int64_t k = 0; k < tile.depth; ++k) {
-    Vec<T> row[V];
-    for (int h = 0; h < V; ++h) row[h] = load(right + h * W);
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> x = splat(left[r * p.left_row]);
-      for (int h = 0; h < V; ++h) total[r][h] += x * row[h];
-    }
-    left += p.left_depth, right += tile.stride;
-  }
+  multiply<T>(tile.left + i * p.left_row, p.left_row, p.left_depth, tile.right, tile.stride, tile.depth, total);
   for (int r = 0; r < R; ++r)
     for (int h = 0; h < V; ++h) {
       T* to = out + r * p.cols + h * W;
@@ -62,11 +53,7 @@ inline void block(const Plain<T>& p, const Tile<T>& tile, int64_t i, int64_t j, 
 
 template <class T, int V>
 inline void column(const Plain<T>& p, const Tile<T>& tile, int64_t begin, int64_t end, int64_t j, int64_t lanes) {
-  int64_t i = begin;
-  for (; i + kRows <= end; i += kRows) block<T, kRows, V>(p, tile, i, j, lanes);
-  for (; i + 4 <= end; i += 4) block<T, 4, V>(p, tile, i, j, lanes);
-  for (; i + 2 <= end; i += 2) block<T, 2, V>(p, tile, i, j, lanes);
-  if (i < end) block<T, 1, V>(p, tile, i, j, lanes);
+  row_blocks(begin, end, [&](int64_t i, auto rows) { block<T, decltype(rows)::rows, V>(p, tile, i, j, lanes); });
 }
 
 // Columns of `right` are copied first where a vector would reach beyond the last one, and, if more than a few rows read

@@ -39,8 +39,8 @@ UK_HOST_DEVICE int64_t max_sweeps(int64_t max_iter) { return max_iter > 100 ? 10
 constexpr double kUnknownRate = 0.999;
 
 // Multiply-adds of x y' up to which our own matrix products are used, in one native call. Above, how much is won or lost
-// by them depends on the sizes (tried at N = M = 128 to 1024, D = 32 to 1024, with AVX2 and AVX-512: own ones are 6 to 45
-// percent faster up to here).
+// by them depends on the sizes. (Tried at N = M = 128 to 1024, D = 32 to 1024, with AVX2 and AVX-512: up to here own ones are
+// 3 to 53 percent faster, but at N = 768 and 1024, where D is 32 or 64: from 14 percent faster to 9 slower.)
 constexpr int64_t kOwnProducts = 320 * 320 * 512;
 
 // Bits that the kernels of a GPU raise per problem. The outputs of such a problem are NaN.
