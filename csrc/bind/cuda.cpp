@@ -39,7 +39,7 @@ void bind_cuda(py::module_& m) {
   panel.def(py::init<>());
 #define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
   UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
-  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed);
+  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed), UK_FIELD(parts), UK_FIELD(row_groups);
 #undef UK_FIELD
   using cost::CudaCost;
   py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
@@ -80,6 +80,15 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_sinkhorn_adjoint", [](const CudaCall& c) { check_launch(sinkhorn::cuda_adjoint(c)); });
   m.def("cuda_sinkhorn_gradient", [](const CudaCall& c) { check_launch(sinkhorn::cuda_gradient(c)); });
   m.def("cuda_panel", [](const CudaCall& c, const CudaPanel& p) { check_launch(sinkhorn::cuda_panel(c, p)); });
+  m.def("cuda_streamed", [](const CudaCall& c, const CudaPanel& p, const CudaCost& features) {
+    check_launch(sinkhorn::cuda_streamed(c, p, features));
+  });
+  m.def("cuda_stream_plan", [](const CudaCost& features) {
+    const char* refused;
+    const sinkhorn::StreamPlan plan = sinkhorn::cuda_stream_plan(features, &refused);
+    check_launch(refused);
+    return py::make_tuple(plan.streams, plan.row_groups, plan.column_groups);
+  });
   m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });
   m.def("cuda_weigh", [](const CudaCost& c) { check_launch(cost::cuda_weigh(c)); });

@@ -28,30 +28,11 @@ __global__ void scales_kernel(const __grid_constant__ Call<T, F> all) {
   if (lane == 0) (of_x ? c.scale_x[row] : c.scale_y[row - c.n]) = scale;
 }
 
-// d(x_i, y_j) from <x_i, y_j>; *is_near: it is lost in rounding, and is to be taken from the differences.
-template <class T>
-__device__ T distance(Metric metric, T sx, T sy, T product, bool* is_near) {
-  const Kind kind = kind_of(metric);
-  if (kind == Kind::kCosine) {
-    const T cosine = 1 - product * sx * sy;
-    return cosine < 0 ? T(0) : cosine;  // NaN stays
-  }
-  const bool unit = kind == Kind::kUnitSquare;
-  const T total = unit ? T(sx > 0) + T(sy > 0) : sx + sy;
-  T square = total - 2 * (unit ? product * sx * sy : product);
-  square = square < 0 ? T(0) : square;
-  *is_near = near(square, total);
-  return of_square(metric, square);
-}
-
-// The term by class is added; a distance that overflows becomes NaN: it is no forbidden pair.
 template <class T, class F>
 __device__ T with_class(const Call<T, F>& c, int64_t i, int64_t j, T d) {
-  if (!(d < T(INFINITY))) d = T(NAN);
+  d = finite_or_nan(d);
   if (c.distance) c.distance[i * c.m + j] = d;
-  if (!c.classes) return d;
-  const int64_t label = c.labels[j];
-  return label >= 0 && label < c.classes ? d + c.class_cost[i * c.classes + label] : T(NAN);
+  return c.classes ? with_class_term(d, c.class_cost + i * c.classes, c.classes, c.labels[j]) : d;
 }
 
 // Products -> costs. Near pairs are marked, a bit each, and measured when the rest is stored.

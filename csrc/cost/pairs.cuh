@@ -93,6 +93,33 @@ __device__ bool near(T square, T total) {
   return square * 128 < total;
 }
 
+// d(x_i, y_j) from <x_i, y_j>; *is_near: it is lost in rounding, and is to be taken from the differences.
+template <class T>
+__device__ T distance(Metric metric, T sx, T sy, T product, bool* is_near) {
+  const Kind kind = kind_of(metric);
+  if (kind == Kind::kCosine) {
+    const T cosine = 1 - product * sx * sy;
+    return cosine < 0 ? T(0) : cosine;  // NaN stays
+  }
+  const bool unit = kind == Kind::kUnitSquare;
+  const T total = unit ? T(sx > 0) + T(sy > 0) : sx + sy;
+  T square = total - 2 * (unit ? product * sx * sy : product);
+  square = square < 0 ? T(0) : square;
+  *is_near = near(square, total);
+  return of_square(metric, square);
+}
+
+// A distance that overflows becomes NaN: it is no forbidden pair.
+template <class T>
+__device__ T finite_or_nan(T d) {
+  return d < T(INFINITY) ? d : T(NAN);
+}
+// d with the term of its row by class; NaN for a label that there is not.
+template <class T>
+__device__ T with_class_term(T d, const T* of_row, int64_t classes, int64_t label) {
+  return label >= 0 && label < classes ? d + of_row[label] : T(NAN);
+}
+
 }  // namespace
 }  // namespace cost
 }  // namespace ucmkd

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "core/launch.cuh"
+#include "cost/cuda_call.h"
 #include "sinkhorn/cuda_call.h"
 #include "sinkhorn/regime.h"
 #include "sinkhorn/rules.h"
@@ -116,7 +117,7 @@ struct GradientCall {
   T* grad_cost;  // as the cost
 };
 
-// What a visit of a panel does, see steps.cuh and panel.cu.
+// What a visit of a panel, or of all rows, does, see steps.cuh, panel.cu and streamed.cu.
 enum class Sweep : int { kStart = 0, kIterate = 1, kPlan = 2, kBack = 3, kColumnMass = 4, kFixedPoint = 5 };
 
 template <class T>
@@ -126,11 +127,13 @@ template <class T>
 struct PanelCall {
   Sweep sweep;
   int64_t t;            // of the iteration
-  int64_t groups;       // threads that share the rows of a column
+  int64_t groups;       // threads that share the rows of a column; streamed: blocks
+  int64_t row_groups;   // blocks that share the columns of a row; streamed
   const int* stop;      // () or null: nothing is done where it is not 0
   const int* relaxed;   // () or null: the iteration is over-relaxed where it is not 0
   RowValue<T>* values;  // (rows,) from the row pass to the column pass
-  T* states;            // (groups, m) sums of two elements, added to
+  T* parts;             // (row_groups, n) sums of two elements; streamed
+  T* states;            // (groups, m) sums of two elements, added to; streamed: written
   bool centre;          // of Value
   T* row_value;         // (n,) <P_i, C_i>
   T* df;                // as in AdjointCall
@@ -149,6 +152,9 @@ template <class T>
 const char* cuda_gradient(const DeviceProblem<T>&, const GradientCall<T>&, int device, cuda::Stream);
 template <class T>
 const char* cuda_panel(const DeviceProblem<T>&, const PanelCall<T>&, int device, cuda::Stream);
+// The same on all rows, whose cost is made from features.
+template <class T>
+const char* cuda_streamed(const DeviceProblem<T>&, const PanelCall<T>&, const cost::CudaCost&, int device, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -2,6 +2,9 @@
 #pragma once
 #include <stdint.h>
 
+#include "cost/cuda_call.h"
+#include "sinkhorn/regime.h"
+
 namespace ucmkd {
 namespace sinkhorn {
 
@@ -28,11 +31,11 @@ struct CudaCall {
   int64_t max_sweeps = 0;
 };
 
-// One visit of a panel, beside the call of the problem.
+// One visit of a panel, or of all rows, beside the call of the problem.
 struct CudaPanel {
   int sweep = 0;  // Sweep
-  int64_t t = 0, groups = 1;
-  uintptr_t stop = 0, relaxed = 0, values = 0, states = 0, row_value = 0, share = 0;
+  int64_t t = 0, groups = 1, row_groups = 1;
+  uintptr_t stop = 0, relaxed = 0, values = 0, parts = 0, states = 0, row_value = 0, share = 0;
 };
 
 // Each returns null, or a sentence about what the driver refused.
@@ -40,8 +43,11 @@ const char* cuda_forward(const CudaCall&);
 const char* cuda_adjoint(const CudaCall&);
 const char* cuda_gradient(const CudaCall&);
 const char* cuda_panel(const CudaCall&, const CudaPanel&);
+const char* cuda_streamed(const CudaCall&, const CudaPanel&, const cost::CudaCost&);
 // Elements of work space for the whole batch, or -1 and a sentence in *error.
 int64_t cuda_work(const CudaCall&, const char** error);
+// How sweeps over features run whose cost does not fit; and a sentence in *error.
+StreamPlan cuda_stream_plan(const cost::CudaCost&, const char** error);
 // Whether one problem of this size fits the shared memory of a block; false and a sentence in *error.
 bool cuda_fits_block(const CudaCall&, const char** error);
 

@@ -1,4 +1,5 @@
 // From the untyped call to the kernels: types, the launch plan, the device.
+#include "cost/metrics.h"
 #include "sinkhorn/cuda.h"
 
 namespace ucmkd {
@@ -10,15 +11,15 @@ T* to(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-const char* properties_of(const CudaCall& c, DeviceProperties* properties) {
-  const int most = max_threads(c.f64 ? 8 : 4);
+const char* properties_of(bool f64, int device, DeviceProperties* properties) {
+  const int most = max_threads(f64 ? 8 : 4);
   properties->max_threads = cuda::thread_limit() < most ? cuda::thread_limit() : most;
-  return cuda::device_properties(c.device, &properties->multiprocessors, &properties->shared_per_block);
+  return cuda::device_properties(device, &properties->multiprocessors, &properties->shared_per_block);
 }
 
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
-  const char* refused = properties_of(c, &properties);
+  const char* refused = properties_of(c.f64, c.device, &properties);
   const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
   if (!refused)
     *plan =
@@ -48,6 +49,22 @@ const char* dispatch(const CudaCall& c, Body body) {
   return c.f64 ? body(double(), plan) : body(float(), plan);
 }
 
+// body(problem, call) of a visit, in their type.
+template <class Body>
+const char* with_visit(const CudaCall& c, const CudaPanel& visit, Body body) {
+  auto run = [&](auto t) {
+    using T = decltype(t);
+    PanelCall<T> call{};
+    call.sweep = Sweep(visit.sweep), call.t = visit.t, call.stop = to<int>(visit.stop);
+    call.groups = visit.groups, call.row_groups = visit.row_groups, call.relaxed = to<int>(visit.relaxed);
+    call.values = to<RowValue<T>>(visit.values), call.parts = to<T>(visit.parts), call.states = to<T>(visit.states);
+    call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
+    call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);
+    return body(problem<T>(c, Plan{}), call);
+  };
+  return c.f64 ? run(double()) : run(float());
+}
+
 cuda::Stream stream_of(const CudaCall& c) { return reinterpret_cast<cuda::Stream>(c.stream); }
 
 }  // namespace
@@ -60,8 +77,14 @@ int64_t cuda_work(const CudaCall& c, const char** error) {
 
 bool cuda_fits_block(const CudaCall& c, const char** error) {
   DeviceProperties properties;
-  *error = properties_of(c, &properties);
+  *error = properties_of(c.f64, c.device, &properties);
   return !*error && fits_block(c.n, c.m, c.f64 ? 8 : 4, properties);
+}
+
+StreamPlan cuda_stream_plan(const cost::CudaCost& c, const char** error) {
+  DeviceProperties properties{};
+  *error = properties_of(c.f64, c.device, &properties);
+  return make_stream_plan(c.n, c.m, c.d, c.f64 ? 8 : 4, cost::summed(cost::Metric(c.metric)), properties);
 }
 
 const char* cuda_forward(const CudaCall& c) {
@@ -96,17 +119,15 @@ const char* cuda_gradient(const CudaCall& c) {
 }
 
 const char* cuda_panel(const CudaCall& c, const CudaPanel& visit) {
-  auto run = [&](auto t) {
-    using T = decltype(t);
-    PanelCall<T> call{};
-    call.sweep = Sweep(visit.sweep), call.t = visit.t, call.groups = visit.groups, call.stop = to<int>(visit.stop);
-    call.relaxed = to<int>(visit.relaxed);
-    call.values = to<RowValue<T>>(visit.values), call.states = to<T>(visit.states);
-    call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
-    call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);
-    return cuda_panel<T>(problem<T>(c, Plan{}), call, c.device, stream_of(c));
-  };
-  return c.f64 ? run(double()) : run(float());
+  return with_visit(c, visit, [&](const auto& problem, const auto& call) {
+    return cuda_panel(problem, call, c.device, stream_of(c));
+  });
+}
+
+const char* cuda_streamed(const CudaCall& c, const CudaPanel& visit, const cost::CudaCost& features) {
+  return with_visit(c, visit, [&](const auto& problem, const auto& call) {
+    return cuda_streamed(problem, call, features, c.device, stream_of(c));
+  });
 }
 
 }  // namespace sinkhorn

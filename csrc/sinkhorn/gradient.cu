@@ -12,7 +12,7 @@
 // kPer x kPer elements in registers. The ratios are made chunk by chunk, the next chunk's while this one is
 // multiplied. Where a ratio of the tile leaves [e^-R, e^R] the product leaves that chunk out, and its iterations take the
 // softmaxes of the half-steps themselves at the end, in this tile only.
-#include "core/pack.h"
+#include "core/tile.cuh"
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/step.h"
 
@@ -20,47 +20,22 @@ namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-constexpr int kThreads = 256, kSide = 16;  // kSide x kSide threads of a tile
-
 // u_t of the ratios that the product takes, and 1 / u_t.
 template <class T>
 constexpr T kMostRatio = sizeof(T) == 4 ? T(1e13) : T(1e130);
 
 // The shape of the work of a block.
 template <class T, int kPer>
-struct Tile {
-  static constexpr int kSize = kSide * kPer;  // rows, columns
-  static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : 16 / sizeof(T);
+struct Tile : SquareTile<T, kPer> {
+  using SquareTile<T, kPer>::kSize, SquareTile<T, kPer>::kThreads;
   static constexpr int kSteps = 16 / sizeof(T);  // iterations of a chunk of which one thread makes the ratios
   static constexpr int kDepth = kSteps * kThreads / (2 * kSize);  // iterations of a chunk; two chunks take 16 KB
-  using Vec = Pack<T, kVec>;
 
   T left[2 * kDepth][kSize];   // u_t df_t / a, u_(t-1) by turns
   T right[2 * kDepth][kSize];  // v_t, v_t dg_t / b by turns
 
-  // Where in the tile element e of the row or column `thread` of threads lies: neighbours read neighbouring vectors.
-  static __device__ int at(int thread, int e) { return (e / kVec * kSide + thread) * kVec + e % kVec; }
-
-  static __device__ void read(const T* from, int thread, T (&to)[kPer]) {
-#pragma unroll
-    for (int e = 0; e < kPer; e += kVec) {
-      const Vec vec = *reinterpret_cast<const Vec*>(from + at(thread, e));
-#pragma unroll
-      for (int q = 0; q < kVec; ++q) to[e + q] = vec.e[q];
-    }
-  }
-
   __device__ void multiply(T (&sum)[kPer][kPer]) const {
-#pragma unroll 2
-    for (int k = 0; k < 2 * kDepth; ++k) {
-      T x[kPer], y[kPer];
-      read(left[k], threadIdx.x / kSide, x);
-      read(right[k], threadIdx.x % kSide, y);
-#pragma unroll
-      for (int r = 0; r < kPer; ++r)
-#pragma unroll
-        for (int c = 0; c < kPer; ++c) sum[r][c] += x[r] * y[c];
-    }
+    SquareTile<T, kPer>::multiply(left, right, 2 * kDepth, sum, [](T& s, T x, T y) { s += x * y; });
   }
 };
 
@@ -74,7 +49,7 @@ struct Columns {
   static __device__ void read(const T* row, int col0, int m, T (&to)[kPer]) {
 #pragma unroll
     for (int e = 0; e < kPer; e += kVec) {
-      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      const int j = col0 + Own::column(e);
       Vec vec = {};
       if (kVectors && j < m) vec = *reinterpret_cast<const Vec*>(row + j);
 #pragma unroll
@@ -84,7 +59,7 @@ struct Columns {
   static __device__ void write(T* row, int col0, int m, const T (&from)[kPer]) {
 #pragma unroll
     for (int e = 0; e < kPer; e += kVec) {
-      const int j = col0 + Own::at(threadIdx.x % kSide, e);
+      const int j = col0 + Own::column(e);
       Vec vec;
 #pragma unroll
       for (int q = 0; q < kVec; ++q) {
@@ -195,7 +170,7 @@ __device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int 
       const T log_f = p.log_f_at(t)[i], df = steps.df_at(t)[i], f = p.f_at(t - 1)[i];
 #pragma unroll
       for (int e = 0; e < kPer; ++e) {
-        const int j = col0 + Own::at(threadIdx.x % kSide, e);
+        const int j = col0 + Own::column(e);
         if (j >= p.m()) continue;
         sum[e] += softmax_of(p.g_at(t)[j], cost[j], log_f, p.reg(), inverse_reg) * df +
                   softmax_of(f, cost[j], p.log_g_at(t)[j], p.reg(), inverse_reg) * steps.dg_at(t)[j];
@@ -204,7 +179,7 @@ __device__ void add_exact(const Steps<T>& steps, const int* outside, int i, int 
   }
 #pragma unroll
   for (int e = 0; e < kPer; ++e) {
-    const int j = col0 + Own::at(threadIdx.x % kSide, e);
+    const int j = col0 + Own::column(e);
     if (j < p.m()) out[j] += sum[e];
   }
 }
@@ -219,7 +194,7 @@ UK_HOST_DEVICE int outside_words(const DeviceProblem<T>& p, const GradientCall<T
 // Block: a tile of a problem, or of the panel that the cost holds. Rows are those of the problem, but in the cost and
 // its gradient. kVectors: the rows of both begin where vectors may.
 template <class T, int kPer, bool kVectors>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(Tile<T, kPer>::kThreads, 2)
     gradient_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ GradientCall<T> call) {
   using Own = Tile<T, kPer>;
   using Access = Columns<T, kPer, kVectors>;
@@ -241,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (!call.plan_only) {
     const int chunks = (steps.last - steps.first) / Own::kDepth + 1;
-    for (int c = tid; c < outside_words<Own>(batch, call); c += kThreads) outside[c] = 0;
+    for (int c = tid; c < outside_words<Own>(batch, call); c += Own::kThreads) outside[c] = 0;
     cuda::sync_block();
     Ratios<T, kPer> ratios(steps, row0, end, col0);
     auto stage = [&](int chunk) {
@@ -265,12 +240,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   T g[kPer];
 #pragma unroll
   for (int e = 0; e < kPer; ++e) {
-    const int j = col0 + Own::at(tid % kSide, e);
+    const int j = col0 + Own::column(e);
     g[e] = j < m ? p.g()[j] : T(0);
   }
 #pragma unroll
   for (int r = 0; r < kPer; ++r) {
-    const int i = row0 + Own::at(tid / kSide, r);
+    const int i = row0 + Own::row(r);
     if (i >= end) continue;
     const int64_t row = int64_t(i - first_row) * m;
     const T f = p.f()[i], alpha = call.plan_only ? T(0) : p.alpha()[i];
@@ -287,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int c = 0; !call.plan_only && c < outside_words<Own>(batch, call); ++c) any_outside = any_outside || outside[c];
   if (!any_outside) return;
   for (int r = 0; r < kPer; ++r) {
-    const int i = row0 + Own::at(tid / kSide, r);
+    const int i = row0 + Own::row(r);
     if (i >= end) continue;
     const int64_t row = int64_t(i - first_row) * m;
     add_exact<T, kPer>(steps, outside, i, col0, p.cost() + row, out + row, inverse_reg);
@@ -301,7 +276,7 @@ const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.cost) | reinterpret_cast<uintptr_t>(call.grad_cost);
   const bool vectors = p.m % Own::kVec == 0 && addresses % sizeof(typename Own::Vec) == 0;
   return cuda::launch(vectors ? gradient_kernel<T, kPer, true> : gradient_kernel<T, kPer, false>, tiles * p.batch, 1,
-                      kThreads, 2 * sizeof(Own) + outside_words<Own>(p, call) * sizeof(int), stream, p, call);
+                      Own::kThreads, 2 * sizeof(Own) + outside_words<Own>(p, call) * sizeof(int), stream, p, call);
 }
 
 }  // namespace

@@ -286,5 +286,40 @@ UK_HOST_DEVICE int gradient_tile(int64_t rows, int64_t m, int64_t batch, int64_t
   return best;
 }
 
+// Sweeps over features whose cost does not fit (streamed.cu, panel.cu).
+struct StreamPlan {
+  bool streams;                   // costs are made in both passes of a sweep, else panels of them are stored
+  int row_groups, column_groups;  // blocks that share a tile of rows, of columns
+};
+
+// What a pair costs in a sweep, in picoseconds of the whole device: estimates for an H100 in float, from instructions and
+// bytes.
+struct StreamCosts {
+  static constexpr double kFeature = 0.05, kPair = 1.0;             // of one pass of streamed.cu
+  static constexpr double kProduct = 0.045, kTerm = 0.17;           // of a panel, a feature: torch's product; a sum's
+  static constexpr double kStored = 5 * 4 / 2.9;                    // of a panel that is written and read
+  static constexpr double kDoubles = 2, kDoublePair = 8;            // times as much
+};
+
+// Blocks of which one multiprocessor holds two, for three turns of them.
+UK_HOST_DEVICE int groups_for(int64_t tiles, int64_t others, int multiprocessors) {
+  const int64_t wanted = (int64_t(6) * multiprocessors + tiles - 1) / tiles;
+  return static_cast<int>(larger(1, smaller(wanted, others)));
+}
+
+UK_HOST_DEVICE StreamPlan make_stream_plan(int64_t n, int64_t m, int64_t d, int64_t element, bool summed,
+                                           const DeviceProperties& device) {
+  const int64_t side = element == 8 ? 64 : 128, rows = (n + side - 1) / side, columns = (m + side - 1) / side;
+  StreamPlan plan{};
+  plan.row_groups = groups_for(rows, columns, device.multiprocessors);
+  plan.column_groups = groups_for(columns, rows, device.multiprocessors);
+  const bool doubles = element == 8;
+  const double feature = StreamCosts::kFeature * (summed ? 2 : 1) * (doubles ? StreamCosts::kDoubles : 1);
+  const double streamed = 2 * (double(d) * feature + StreamCosts::kPair * (doubles ? StreamCosts::kDoublePair : 1));
+  const double of_panel = double(d) * (summed ? StreamCosts::kTerm * (doubles ? 2 : 1) : StreamCosts::kProduct);
+  plan.streams = streamed <= of_panel + StreamCosts::kStored * (doubles ? 2 : 1);
+  return plan;
+}
+
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -12,14 +12,28 @@ constexpr double kLog2E = 1.4426950408889634;
 // only where that is below the rounding of the sum. Empty is (-inf, 0).
 template <class T>
 struct LogSum {
+  using Term = T;
   T top, sum;
 
   static UK_HOST_DEVICE LogSum empty() { return {-T(INFINITY), T(0)}; }
+  static UK_HOST_DEVICE T nothing() { return -T(INFINITY); }
   UK_HOST_DEVICE void add(T x) {
     if (!(x > -T(INFINITY))) return;  // a forbidden pair, or no mass
     const T e = cuda::exp_of(x > top ? top - x : x - top);
     sum = x > top ? sum * e + 1 : sum + e;
     top = x > top ? x : top;
+  }
+  // Several at once: one exponential each, and one for all that was there.
+  template <int kN>
+  UK_HOST_DEVICE void add_all(const T (&x)[kN]) {
+    T most = top;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) most = cuda::larger_of(most, x[k]);
+    if (!(most > -T(INFINITY))) return;
+    sum *= cuda::power_of_two((top - most) * T(kLog2E));
+#pragma unroll
+    for (int k = 0; k < kN; ++k) sum += cuda::power_of_two((x[k] - most) * T(kLog2E));
+    top = most;
   }
   // The same for both orders of the two, so that lanes that swap theirs agree to the last bit.
   UK_HOST_DEVICE void merge(const LogSum& o) {
@@ -34,9 +48,16 @@ struct LogSum {
 
 template <class T>
 struct Sum {
+  using Term = T;
   T sum;
   static UK_HOST_DEVICE Sum empty() { return {T(0)}; }
+  static UK_HOST_DEVICE T nothing() { return 0; }
   UK_HOST_DEVICE void add(T x) { sum += x; }
+  template <int kN>
+  UK_HOST_DEVICE void add_all(const T (&x)[kN]) {
+#pragma unroll
+    for (int k = 0; k < kN; ++k) sum += x[k];
+  }
   UK_HOST_DEVICE void merge(const Sum& o) { sum += o.sum; }
 };
 

@@ -1,9 +1,10 @@
 // What is done to the elements of a row and of a column in each kind of sweep: the mathematics of the
-// iterations and of their adjoint, apart from how rows and columns are shared out (team.cuh, panel.cu).
+// iterations and of their adjoint, apart from how rows and columns are shared out (team.cuh, panel.cu, streamed.cu).
 //
-//   row pass     y_i = step.finish(i, reduce_j step.row(step.given(i), C_ij))
-//   column pass  state_j <- step.column(state_j, y_i, C_ij)
+//   row pass     y_i = step.finish(i, sum_j step.row(step.given(i), j, C_ij))
+//   column pass  state_j += step.column(y_i, j, C_ij)
 //
+// where a sum is what Step::Row and Step::Column add up: of terms, or the logarithm of that of their exponentials.
 // A step without a row pass takes y_i = step.given(i).
 #pragma once
 #include "core/launch.cuh"
@@ -58,7 +59,7 @@ struct Iterate {
   T inverse_reg;
   bool relaxed;
   __device__ RowValue<T> given(int) const { return {0, 0, 0}; }
-  __device__ void row(Row& acc, const RowValue<T>&, int j, T c) const { acc.add((g[j] - c) * inverse_reg); }
+  __device__ T row(const RowValue<T>&, int j, T c) const { return (g[j] - c) * inverse_reg; }
   __device__ RowValue<T> finish(int i, const Row& acc) const {
     const T mass = p.mass_a(i), log_sum = acc.value();
     T next = half_step(mass, log_sum, p.reg());
@@ -68,9 +69,7 @@ struct Iterate {
     f[i] = next;
     return {next, 0, 0};
   }
-  __device__ void column(Column& acc, const RowValue<T>& y, int, T c) const {
-    acc.add((y.potential - c) * inverse_reg);
-  }
+  __device__ T column(const RowValue<T>& y, int, T c) const { return (y.potential - c) * inverse_reg; }
 };
 
 // The log-sums of the columns from f_0; every cost is looked at.
@@ -84,18 +83,26 @@ struct Start {
   T inverse_reg;
   bool bad;
   __device__ RowValue<T> given(int i) const { return {f[i], 0, 0}; }
-  __device__ void column(Column& acc, const RowValue<T>& y, int, T c) {
+  __device__ T column(const RowValue<T>& y, int, T c) {
     if (!(c >= -Rules<T>::kMax)) bad = true;
-    acc.add((y.potential - c) * inverse_reg);
+    return (y.potential - c) * inverse_reg;
   }
 };
 
 // Two sums over a row of the plan.
 template <class T>
 struct Pair {
+  using Term = Pair;
   T cost, mass;
   static __device__ Pair empty() { return {0, 0}; }
-  __device__ void merge(const Pair& o) { cost += o.cost, mass += o.mass; }
+  static __device__ Term nothing() { return {0, 0}; }
+  __device__ void add(const Term& o) { cost += o.cost, mass += o.mass; }
+  template <int kN>
+  __device__ void add_all(const Term (&x)[kN]) {
+#pragma unroll
+    for (int k = 0; k < kN; ++k) add(x[k]);
+  }
+  __device__ void merge(const Pair& o) { add(o); }
 };
 template <class T>
 __device__ inline Pair<T> other_lane(const Pair<T>& a, int mask) {
@@ -116,9 +123,9 @@ struct Value {
   bool centre;
   double value, dual;  // of the rows that this thread finished
   __device__ RowValue<T> given(int i) const { return {f[i], 0, centre ? p.alpha()[i] : T(0)}; }
-  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
+  __device__ Pair<T> row(const RowValue<T>& given, int j, T c) const {
     const T plan = cuda::exp_of(exponent(given.potential, g[j], c, inverse_reg));
-    if (plan > 0) acc.cost += plan * (c - given.shift), acc.mass += plan;
+    return {plan > 0 ? plan * (c - given.shift) : T(0), plan > 0 ? plan : T(0)};
   }
   __device__ RowValue<T> finish(int i, const Row& acc) {
     const T mean = acc.mass > 0 ? acc.cost / acc.mass : T(0);
@@ -147,9 +154,9 @@ struct First {
   __device__ RowValue<T> given(int i) const {
     return {p.f()[i], df ? df[i] * inverse_or_zero(p.mass_a(i)) : T(0), p.alpha()[i]};
   }
-  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
+  __device__ T column(const RowValue<T>& y, int j, T c) const {
     const T plan = cuda::exp_of(exponent(y.potential, g[j], c, inverse_reg));
-    if (plan > 0) acc.add(plan * ((c - y.shift) * weight_over_reg - y.weight));
+    return plan > 0 ? plan * ((c - y.shift) * weight_over_reg - y.weight) : T(0);
   }
 };
 
@@ -167,16 +174,16 @@ struct Back {
   T *df, *grad_a;       // df_(t-1), (n,)
   T inverse_reg;
   __device__ RowValue<T> given(int i) const { return {p.f_at(t - 1)[i], 0, 0}; }
-  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
-    acc.add(softmax_of(given.potential, c, log_g[j], p.reg(), inverse_reg) * dg[j]);
+  __device__ T row(const RowValue<T>& given, int j, T c) const {
+    return softmax_of(given.potential, c, log_g[j], p.reg(), inverse_reg) * dg[j];
   }
   __device__ RowValue<T> finish(int i, const Row& acc) const {
     df[i] = -acc.sum;
     grad_a[i] -= p.reg() * acc.sum * inverse_or_zero(p.mass_a(i));
     return {p.log_f_at(t - 1)[i], acc.sum, 0};
   }
-  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
-    acc.add(softmax_of(g_before[j], c, y.potential, p.reg(), inverse_reg) * y.weight);
+  __device__ T column(const RowValue<T>& y, int j, T c) const {
+    return softmax_of(g_before[j], c, y.potential, p.reg(), inverse_reg) * y.weight;
   }
 };
 
@@ -189,8 +196,8 @@ struct ColumnMass {
   One<T> p;
   T inverse_reg;
   __device__ RowValue<T> given(int i) const { return {p.log_f_at(*p.n_iter())[i], p.mass_a(i), 0}; }
-  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
-    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight);
+  __device__ T column(const RowValue<T>& y, int j, T c) const {
+    return cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight;
   }
 };
 
@@ -206,8 +213,8 @@ struct FixedPoint {
   T *df, *grad_a;          // sums (n,)
   T inverse_reg;
   __device__ RowValue<T> given(int i) const { return {log_f[i], 0, 0}; }
-  __device__ void row(Row& acc, const RowValue<T>& given, int j, T c) const {
-    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - given.potential) * share[j]);
+  __device__ T row(const RowValue<T>& given, int j, T c) const {
+    return cuda::exp_of((p.g()[j] - c) * inverse_reg - given.potential) * share[j];
   }
   __device__ RowValue<T> finish(int i, const Row& acc) const {
     const T mass = p.mass_a(i) * acc.sum;
@@ -215,8 +222,8 @@ struct FixedPoint {
     if (p.mass_a(i) > 0) grad_a[i] -= p.reg() * acc.sum;
     return {log_f[i], mass, 0};
   }
-  __device__ void column(Column& acc, const RowValue<T>& y, int j, T c) const {
-    acc.add(cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight);
+  __device__ T column(const RowValue<T>& y, int j, T c) const {
+    return cuda::exp_of((p.g()[j] - c) * inverse_reg - y.potential) * y.weight;
   }
 };
 

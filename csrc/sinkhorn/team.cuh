@@ -1,7 +1,7 @@
 // The blocks that solve one problem together, and the one sweep that all kernels are made of.
 //
-//   row pass     y_i = step.finish(i, reduce_j step.row(step.given(i), C_ij))   a warp or more per row
-//   column pass  state_j <- step.column(state_j, y_i, C_ij)                     a thread per column, rows in turns
+//   row pass     y_i = step.finish(i, sum_j step.row(step.given(i), j, C_ij))   a warp or more per row
+//   column pass  state_j += step.column(y_i, j, C_ij)                           a thread per column, rows in turns
 //
 // A block owns a range of rows. It takes as many as fit into shared memory at a time: their costs are read
 // from global memory once, by the row pass, and the column pass finds them on chip. What the blocks have
@@ -120,7 +120,7 @@ struct Team : Crew {
       for (int j = slice * kWarp + lane; j < m; j += slices * kWarp) {
         const T c = row[j];
         if (stage) tile[int64_t(r) * m + j] = c;
-        step.row(acc, given, j, c);
+        acc.add(step.row(given, j, c));
       }
       acc = warp_merge(acc);
       if (lane == 0) sums[r * slices + slice] = acc;
@@ -145,7 +145,7 @@ struct Team : Crew {
       Column* at = reinterpret_cast<Column*>(state + 2 * (int64_t(group) * m + j));
       Column acc = *at;
 #pragma unroll Step::kUnroll
-      for (int r = group; r < count; r += groups) step.column(acc, values[r], j, rows[int64_t(r) * m + j]);
+      for (int r = group; r < count; r += groups) acc.add(step.column(values[r], j, rows[int64_t(r) * m + j]));
       *at = acc;
     }
   }

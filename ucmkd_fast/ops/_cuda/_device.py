@@ -33,6 +33,8 @@ regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
 #: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
 tuning: dict[str, int] = {}
+#: Whether costs that do not fit are made anew in every pass (csrc/sinkhorn/streamed.cu); None: as regime.h chooses.
+streamed: bool | None = None
 
 
 def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:

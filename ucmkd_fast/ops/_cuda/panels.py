@@ -1,7 +1,8 @@
 """Costs made panel by panel on a GPU: what one sweep over the rows does (`Sweeps` of `_panels`).
 
 A sweep visits every panel of rows: one matrix product by torch, its epilogue, and two launches of
-csrc/sinkhorn/panel.cu, in the log domain throughout. What the columns gathered is put together by a few operations
+csrc/sinkhorn/panel.cu; or, of few features, all rows at once, whose costs are made where they are read
+(csrc/sinkhorn/streamed.cu). In the log domain throughout. What the columns gathered is put together by a few operations
 on (M,), in a fixed order, and over the processes where rows are spread.
 
 Nothing waits for the device. Launches after the flag that ends a loop do nothing.
@@ -46,8 +47,10 @@ class Panels:
         self.classes = None if p.classes is None else Classes(*p.classes)
         self._scales = device.empty(x, self.n, dtype=self.dtype), device.empty(y, self.m, dtype=self.dtype)
         self._kept: dict[int, Tensor] | None = {} if spread.keep else None
-        self._buffer = None if spread.keep else self.new()
-        device.kernels.cuda_scales(self.call(slice(0, self.n), self._scales[0]))
+        self._buffer: Tensor | None = None
+        #: The call on all rows, of which no cost is stored.
+        self.whole = self.call(slice(0, self.n), self._scales[0])
+        device.kernels.cuda_scales(self.whole)
 
     def new(self) -> Tensor:
         """Memory for a panel."""
@@ -71,8 +74,9 @@ class Panels:
         """
         matrix = None if self._kept is None else self._kept.get(rows.start)
         if matrix is None:
-            memory = self.new() if self._buffer is None else self._buffer
-            matrix = memory[: rows.stop - rows.start]
+            if self._buffer is None or self._kept is not None:
+                self._buffer = self.new()
+            matrix = self._buffer[: rows.stop - rows.start]
             self._make(rows, matrix, distance)
             if self._kept is not None:
                 self._kept[rows.start] = matrix
@@ -144,11 +148,14 @@ class Sweeps:
         self._gathered = self.b  # by the columns, in the last sweep
         self._t = 0  # of the iteration that was made last
         self._back: Any = ()  # memory that the call points to
-        groups = max(1, min(32, self._panels.rows, _BLOCKS // -(-m // 256)))
-        self._states = device.empty(self.a, groups, m, 2)
-        self._values = device.empty(self.a, self._panels.rows, 3)
+        streams, row_groups, groups = device.kernels.cuda_stream_plan(self._panels.whole)
+        self._streams = not spread.keep and (streams if device.streamed is None else device.streamed)
+        if not self._streams:
+            row_groups, groups = 0, max(1, min(32, self._panels.rows, _BLOCKS // -(-m // 256)))
+        self._states, self._parts = device.empty(self.a, groups, m, 2), device.empty(self.a, row_groups, n, 2)
+        self._values = device.empty(self.a, n if self._streams else self._panels.rows, 3)
         self._visit = device.kernels.CudaPanel()
-        self._visit.groups = groups
+        self._visit.groups, self._visit.row_groups, self._visit.parts = groups, row_groups, address(self._parts)
         self._visit.states, self._visit.values = address(self._states), address(self._values)
         self._visit.row_value = address(self._row_value)
 
@@ -156,21 +163,28 @@ class Sweeps:
         return call_of(Problem(a=self.a, b=self.b), self._options, self._place)
 
     def _sweep(self, kind: int, t: int = 0, stop: Flag | None = None, call: Any = None) -> Tensor:
-        """Visit every panel; what the columns gathered, over all processes (M,): sums, or logarithms of sums."""
+        """Visit all rows; what the columns gathered, over all processes (M,): sums, or logarithms of sums."""
         call, visit = call or self._call, self._visit
         visit.sweep, visit.t, visit.stop = kind, t, address(None if stop is None else stop.raised)
-        self._states.zero_()
-        if kind in _LOG_SUMS:
-            self._states[..., 0].fill_(-torch.inf)
-        for rows, matrix in self._panels.each():
-            _at(call, rows, matrix)
-            device.kernels.cuda_panel(call, visit)
+        if self._streams:
+            call.first_row, call.rows = 0, self._panels.n
+            device.kernels.cuda_streamed(call, visit, self._panels.whole)
+        else:
+            self._visit_panels(call, kind)
         top, rest = self._states.unbind(-1)
         if kind not in _LOG_SUMS:
             return self._over.add(top.sum(0))
         highest = self._over.greatest(top.amax(0))
         total = self._over.add(torch.where(top > -torch.inf, (top - highest).exp() * rest, 0).sum(0))
         return torch.where(total > 0, highest + total.log(), -torch.inf)
+
+    def _visit_panels(self, call: Any, kind: int) -> None:
+        self._states.zero_()
+        if kind in _LOG_SUMS:
+            self._states[..., 0].fill_(-torch.inf)
+        for rows, matrix in self._panels.each():
+            _at(call, rows, matrix)
+            device.kernels.cuda_panel(call, self._visit)
 
     # Forward
 
