@@ -21,7 +21,7 @@ from ucmkd_fast.ops._cuda import _device  # noqa: E402
 
 GUARD = 64  # bytes on each side
 PATTERN = 0x5A
-REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
+REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5, "cluster": 6}
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 
@@ -72,7 +72,7 @@ def model(
     module = module or build.load()
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
-    names = ("kernels", "runs_on", "regime", "empty", "own_barrier", "tuning")
+    names = ("kernels", "runs_on", "regime", "empty", "own_barrier", "tuning", "streamed", "clusters")
     before = {name: getattr(_device, name) for name in names}
     _device.kernels, _device.runs_on, _device.empty = module, _on_a_cpu, memory.empty
     _device.regime = REGIMES.get(regime or "", 0)

@@ -132,6 +132,31 @@ def test_every_shape_of_ownership(n, m, tuning, own_barrier):
                     assert distance(x, y) < 2e-6, (regime, order)
 
 
+CLUSTERS = [  # n, m, tuning: a block has rows of its own even of few; one and two quads of columns; most blocks
+    (8, 40, {}), (33, 300, {}), (130, 60, {"threads": 64}), (50, 517, {"quads": 2}), (70, 90, {"grid": 16}),
+    (20, 20, {"grid": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("n, m, tuning", CLUSTERS)
+def test_every_shape_of_clusters(n, m, tuning, dtype):
+    if dtype == torch.float64 and m > 500:
+        tuning = {"threads": 160}  # doubles own one quad
+    C, a, b = leaves(Case(n, m, 0.1, 1, "random"), torch.float64)
+    want = reference.sinkhorn(C, a, b, reg=0.1, max_iter=5)
+    wants = gradients(want.value, (C, a, b))
+    C, a, b = (z.detach().to(dtype).requires_grad_() for z in (C, a, b))
+    for order in ORDERS:
+        with model("cluster", order, 2, shared=200 * 1024, threads=160, tuning=tuning) as module:
+            got = uk.sinkhorn(C, a, b, reg=0.1, max_iter=5)
+            grads = gradients(got.value, (C, a, b))
+            assert module.clusters_launched() == 2
+        found, expected = (got.value, *got.potentials, *grads), (want.value, want.f, want.g, *wants)
+        for x, y in zip(found, expected, strict=True):
+            assert distance(x, y) < (2e-5 if dtype == torch.float32 else 1e-10), order
+
+
 def compare_backwards(case, grad, models):
     C, a, b = leaves(case, torch.float32)
     options = {"reg": case.reg, "max_iter": 6 if grad == "unrolled" else 100, "grad": grad}

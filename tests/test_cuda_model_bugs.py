@@ -9,6 +9,7 @@ from sinkhorn_cases import Case
 from test_sinkhorn import distance, gradients, leaves
 
 import ucmkd_fast as uk
+from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.reference import sinkhorn as reference
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
@@ -58,6 +59,31 @@ BUGS = {
         "sinkhorn/gradient.cu", "const int first_row = int(batch.first_row), end = first_row + int(batch.rows);",
         "const int first_row = 0, end = first_row + int(batch.rows);", "panel",
     ),
+    "barrier of a cluster that is only that of its blocks": (
+        "sinkhorn/crew.cuh", "    if (cluster)\n      cuda::wait_for_cluster();", "    if (cluster)\n      cuda::sync_block();",
+        "cluster",
+    ),
+    "sums of a cluster's blocks at places of their own": (
+        "sinkhorn/owned_rows.cuh",
+        "    if constexpr (kCluster) parts = potential, potential += parts_stride;  // at the same place in every block\n"
+        "    mass = potential + in_fours(count);\n    row_sum = mass + in_fours(count);\n",
+        "    mass = potential + in_fours(count);\n    row_sum = mass + in_fours(count);\n"
+        "    if constexpr (kCluster) parts = row_sum, row_sum += parts_stride;\n",
+        "cluster",
+    ),
+    "features of a tile read before they are there": (
+        "cost/pair_tile.cuh", "ahead);\n      cuda::sync_block();\n", "ahead);\n", "streamed",
+    ),
+    "sums of a tile put together before all are there": (
+        "sinkhorn/streamed.cu", "own[e];\n  cuda::sync_block();\n", "own[e];\n", "streamed",
+    ),
+    "a group of a row's blocks left out": (
+        "sinkhorn/streamed.cu", "k < int(call.row_groups); ++k)", "k < int(call.row_groups) - 1; ++k)", "streamed",
+    ),
+    "a row beyond the last one counted": (
+        "sinkhorn/streamed.cu", "terms[r] = row0 + Tile::row(r) < n ?", "terms[r] = row0 + Tile::row(r) <= n ?",
+        "streamed",
+    ),
     "columns of the registers read before they are there": (
         "sinkhorn/small.cuh", "put_columns(second, turn, 1);\n    cuda::sync_block();",
         "put_columns(second, turn, 1);", "registers",
@@ -74,8 +100,8 @@ BUGS = {
 
 def run(module, regime: str) -> None:
     """Two problems in several orders of the threads; raises where anything is wrong."""
-    if regime == "panel":
-        return run_panels(module)
+    if regime in ("panel", "streamed"):
+        return run_panels(module, regime == "streamed")
     dtype, limit = (torch.float32, 1e-4) if regime == "registers" else (torch.float64, 1e-9)
     for m, threads in ((20, 96), (140, 32)):  # threads own the columns; they are too few to own them
         C, a, b = leaves(Case(33, m, 0.1, 1, "random"), dtype)
@@ -91,14 +117,15 @@ def run(module, regime: str) -> None:
             return
 
 
-def run_panels(module) -> None:
-    """Panels of 40 rows, more than the column pass has groups."""
-    x, y = (torch.randn(n, 4).double().requires_grad_() for n in (110, 5))
+def run_panels(module, streamed: bool) -> None:
+    """Panels of 40 rows, more than the column pass has groups; or tiles of 64 x 64 that nobody stores."""
+    x, y = (torch.randn(n, 4).double().requires_grad_() for n in (110, 80 if streamed else 5))
     want = reference.sinkhorn_loss(x, y, max_iter=4)
     wants = torch.autograd.grad(want, (x, y))
     for order in ("forward", "reverse", "random"):
         with model(order=order, seed=3, module=module, threads=96):
-            got = uk.sinkhorn_loss(x, y, max_iter=4, memory_budget=13000)
+            _device.streamed = streamed
+            got = uk.sinkhorn_loss(x, y, max_iter=4, memory_budget=60000 if streamed else 13000)
             for g, w in zip((got, *torch.autograd.grad(got, (x, y))), (want, *wants), strict=True):
                 assert distance(g, w) < 1e-9
 
@@ -113,7 +140,7 @@ def test_a_planted_bug_is_caught(name):
         run(module, regime)
 
 
-@pytest.mark.parametrize("regime", ["block", "resident", "sweep", "registers"])
+@pytest.mark.parametrize("regime", ["block", "resident", "sweep", "registers", "cluster"])
 def test_barriers_that_do_nothing_are_caught(regime):
     """The same without a build of its own: the model's block barrier is switched off."""
     dtype, limit = (torch.float32, 1e-4) if regime == "registers" else (torch.float64, 1e-9)
@@ -130,5 +157,5 @@ def test_barriers_that_do_nothing_are_caught(regime):
 
 
 def test_the_sound_kernels_pass():
-    for regime in ("block", "resident", "sweep", "registers", "panel"):
+    for regime in ("block", "resident", "sweep", "registers", "cluster", "panel", "streamed"):
         run(None, regime)

@@ -16,7 +16,7 @@ from ucmkd_fast import _native
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with")
 
-BLOCK, RESIDENT, SWEEP, REGISTERS = 1, 2, 3, 5
+BLOCK, RESIDENT, SWEEP, REGISTERS, CLUSTER = 1, 2, 3, 5, 6
 H100 = (132, 227 * 1024)
 A100 = (108, 163 * 1024)
 L4 = (58, 99 * 1024)
@@ -62,6 +62,33 @@ def test_the_regime_of_each_size(n, m, batch, element, device, regime):
     assert build.load().choose_regime(n, m, batch, element, *device) == regime
 
 
+WITH_CLUSTERS = [
+    # n, m, batch, element -> regime, blocks: of least predicted time among those whose shared memory holds the cost
+    (128, 128, 1, 4, REGISTERS, 1),
+    (136, 136, 1, 4, CLUSTER, 8),
+    (256, 256, 1, 4, CLUSTER, 8),
+    (256, 256, 32, 4, CLUSTER, 4),  # 33 clusters at a time
+    (256, 256, 264, 4, CLUSTER, 2),  # no block has room for the cost
+    (400, 400, 1, 4, CLUSTER, 8),
+    (512, 512, 1, 4, RESIDENT, 132),
+    (512, 512, 16, 4, CLUSTER, 8),
+    (200, 200, 1, 8, CLUSTER, 8),
+    (200, 200, 264, 4, BLOCK, 1),
+    (40, 3000, 1, 4, CLUSTER, 8),
+    (1024, 1024, 1, 4, RESIDENT, 132),
+]
+
+
+@pytest.mark.parametrize("n, m, batch, element, regime, blocks", WITH_CLUSTERS)
+def test_clusters_where_they_are_asked_for(n, m, batch, element, regime, blocks):
+    module = build.load()
+    plan = module.make_plan(0, n, m, batch, element, *H100, clusters=True)
+    assert (plan["regime"], plan["grid"]) == (regime, blocks)
+    assert module.choose_regime(n, m, batch, element, *H100, clusters=True) == regime
+    assert module.choose_regime(n, m, batch, element, *H100) != CLUSTER
+    assert module.make_plan(CLUSTER, n, m, batch, element, *H100)["regime"] != CLUSTER  # a device without
+
+
 def test_small_problems_take_half_the_grid():
     plan = build.load().make_plan
     grids = [
@@ -74,10 +101,12 @@ def test_every_plan_fits_its_device():
     module = build.load()
     sizes = (1, 2, 31, 33, 64, 200, 257, 1000, 4096, 50_000, 300_000)
     for n, m, batch, element, device in itertools.product(sizes, sizes, (1, 300), (4, 8), (H100, A100, L4)):
-        for regime in (0, RESIDENT, SWEEP, REGISTERS):
-            plan = module.make_plan(regime, n, m, batch, element, *device)
+        for regime in (0, RESIDENT, SWEEP, REGISTERS, CLUSTER):
+            plan = module.make_plan(regime, n, m, batch, element, *device, clusters=regime == CLUSTER)
             case = (n, m, batch, element, device, plan)
-            assert plan["shared"] <= device[1], case
+            assert plan["shared"] <= device[1] or plan["regime"] == CLUSTER, case
+            if plan["regime"] == CLUSTER:  # by threads that own columns, all rows on chip
+                assert all(plan[way]["threads"] and plan[way]["kept"] for way in ("owned", "back")), case
             assert 1 <= plan["grid"] <= min(device[0], n) and plan["threads"] % 32 == 0, case
             assert plan["work"] % 2 == 0 and plan["tile_rows"] >= 0, case
             if plan["kept"]:

@@ -32,7 +32,7 @@ void bind_cuda(py::module_& m) {
   UK_FIELD(value_weight), UK_FIELD(grad_f), UK_FIELD(grad_g), UK_FIELD(df), UK_FIELD(dg), UK_FIELD(first);
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
   UK_FIELD(tolerance), UK_FIELD(max_sweeps), UK_FIELD(first_row), UK_FIELD(rows);
-  UK_FIELD(tune_threads), UK_FIELD(tune_quads), UK_FIELD(tune_grid), UK_FIELD(own_barrier);
+  UK_FIELD(tune_threads), UK_FIELD(tune_quads), UK_FIELD(tune_grid), UK_FIELD(own_barrier), UK_FIELD(clusters);
 #undef UK_FIELD
   using sinkhorn::CudaPanel;
   py::class_<CudaPanel> panel(m, "CudaPanel", py::module_local(), "One visit of a panel; it owns nothing.");

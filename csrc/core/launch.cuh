@@ -75,6 +75,44 @@ __device__ inline void counted_wait(unsigned* counter, unsigned target) {
   __syncthreads();
 }
 
+// Blocks of a cluster, from compute capability 9.0 on: they run at the same time, meet at a barrier of the hardware and
+// read each other's shared memory. In kernels that were started by launch_clusters.
+__device__ inline int cluster_rank() {
+  unsigned rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+__device__ inline int cluster_size() {
+  unsigned size = 1;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return static_cast<int>(size);
+}
+// What a thread wrote before it arrived is seen by all behind the wait.
+__device__ inline void arrive_at_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+#endif
+}
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+#endif
+}
+// The same place in the shared memory of another block of the cluster; until the barrier behind the last read that block
+// must not end.
+template <class T>
+__device__ inline const T* of_block(const T* shared, int rank) {
+  const T* there = shared;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+#endif
+  return there;
+}
+
 // Four elements in a row at an address of 16 bytes' alignment. `once`: constant while the kernel runs, and not wanted
 // in the first-level cache; volatile, or the compiler takes it out of a loop and ahead of the question whether the
 // address is aligned.
@@ -216,6 +254,26 @@ const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads
                      static_cast<P>(args)...);
 }
 
+// Clusters of so many blocks.
+template <class... P, class... A>
+const char* launch_clusters(void (*kernel)(P...), int64_t grid_x, int cluster, int threads, size_t shared,
+                            Stream stream, A... args) {
+  if (cudaError_t refused = allow_shared(kernel, shared)) return error_text(refused);
+  constexpr int kPortable = 8;
+  if (cluster > kPortable)
+    if (cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
+      return error_text(refused);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid_x)), config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  return error_text(cudaLaunchKernelEx(&config, kernel, static_cast<std::decay_t<P>>(args)...));
+}
+
 inline const char* clear(void* memory, size_t bytes, Stream stream) {
   return error_text(cudaMemsetAsync(memory, 0, bytes, stream));
 }
@@ -229,10 +287,12 @@ const char* blocks_per_multiprocessor(void (*kernel)(P...), int threads, size_t 
 
 inline int thread_limit() { return 1024; }
 
-// Multiprocessors, and the most shared memory that a block may ask for.
-inline const char* device_properties(int device, int* multiprocessors, int64_t* shared_per_block) {
-  int bytes = 0;
+// Multiprocessors, the most shared memory that a block may ask for, and whether it can run blocks as clusters.
+inline const char* device_properties(int device, int* multiprocessors, int64_t* shared_per_block, bool* clusters) {
+  int bytes = 0, major = 0;
   cudaError_t failed = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  *clusters = major >= 9;
   if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   *shared_per_block = bytes;
   return error_text(failed);

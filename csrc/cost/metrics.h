@@ -76,11 +76,17 @@ UK_HOST_DEVICE T weight(Metric metric, T w, T d) {
 
 // Of metrics that are sums: of two features, or of vectors of them
 
+template <class V>
+UK_HOST_DEVICE V absolute(V e) {
+  return e < 0 ? -e : e;
+}
+UK_HOST_DEVICE float absolute(float e) { return ::fabsf(e); }
+UK_HOST_DEVICE double absolute(double e) { return ::fabs(e); }
+
 // Never negative, the same for (y, x), and 0 where they are equal.
 template <class V>
 UK_HOST_DEVICE V term(Metric, V x, V y) {
-  const V e = x - y;
-  return e < 0 ? -e : e;
+  return absolute(x - y);
 }
 // w times its derivative by x.
 template <class V>

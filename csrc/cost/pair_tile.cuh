@@ -112,7 +112,8 @@ class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
         Square::multiply(s.left[turn_], s.right[turn_], depth, costs,
                          [&](T& sum, T x, T y) { sum += term(p_.metric, x, y); });
       else if (squares_)
-        Square::multiply(s.left[turn_], s.right[turn_], depth, costs, [](T& sum, T x, T y) { sum += (x - y) * (x - y); });
+        Square::multiply(s.left[turn_], s.right[turn_], depth, costs,
+                         [](T& sum, T x, T y) { sum += (x - y) * (x - y); });
       else
         Square::multiply(s.left[turn_], s.right[turn_], depth, costs, [](T& sum, T x, T y) { sum += x * y; });
     }
@@ -174,7 +175,8 @@ class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
       const int64_t label = labels[column_at(col0, c)];
 #pragma unroll
       for (int r = 0; r < kPer; ++r)
-        costs[r][c] = with_class_term(costs[r][c], p_.class_cost + int64_t(row_at(row0, r)) * p_.classes, p_.classes, label);
+        costs[r][c] =
+            with_class_term(costs[r][c], p_.class_cost + int64_t(row_at(row0, r)) * p_.classes, p_.classes, label);
     }
   }
 
@@ -204,8 +206,7 @@ class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
                                      return squared_distance<T>(normalised(kMetric), x + i * p_.d, y + j * p_.d, p_.d);
                                    }));
 #pragma unroll
-      for (int e = 0; e < kPer * kPer; ++e)
-        costs[e / kPer][e % kPer] = e == bit ? measured : costs[e / kPer][e % kPer];
+      for (int e = 0; e < kPer * kPer; ++e) costs[e / kPer][e % kPer] = e == bit ? measured : costs[e / kPer][e % kPer];
     }
   }
 };

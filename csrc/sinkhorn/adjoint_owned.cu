@@ -290,20 +290,21 @@ struct Adjoint {
   }
 };
 
-template <class T, int kQ, int kR, int kKeep, bool kImplicit>
+template <class T, int kQ, int kR, int kKeep, bool kCluster, bool kImplicit>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ AdjointCall<T> call,
                          int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
-  const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
+  const int64_t k = problem_of<kCluster>(grid, first_problem);
   const One<T> p{batch, k};
-  using Team = Owned<T, kQ, kR, kKeep>;
+  using Team = Owned<T, kQ, kR, kKeep, kCluster>;
   Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   Adjoint<T, Team> adjoint(p, call, team);
   if constexpr (kImplicit)
     adjoint.at_the_fixed_point();
   else
     adjoint.unrolled();
+  if constexpr (kCluster) team.sync();  // others may still read this block's sums
 }
 
 }  // namespace
@@ -313,8 +314,8 @@ const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call,
   const OwnedPlan& plan = p.plan.back;
   return with_shape<T>(plan, [&](auto shape) {
     using S = decltype(shape);
-    const auto kernel = call.implicit ? owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, true>
-                                      : owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, false>;
+    const auto kernel = call.implicit ? owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters, true>
+                                      : owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters, false>;
     return launch_owned(kernel, plan, p, call, stream);
   });
 }

@@ -1,6 +1,6 @@
 // The blocks that solve one problem together: where a block stands among them, their barrier, and their sums.
 //
-// A crew is one block (its barrier is the block's) or a whole cooperative grid. The code is the same.
+// A crew is one block (its barrier is the block's), a whole cooperative grid, or a cluster. The code is the same.
 #pragma once
 #include "core/launch.cuh"
 #include "sinkhorn/step.h"
@@ -48,11 +48,12 @@ struct Crew {
   unsigned passed = 0;     // barriers
   unsigned arrival = 0;    // of the barrier that is under way
   int round = 0;
-  bool grid;
+  bool grid, cluster;  // neither: one block
 
-  __device__ Crew(bool grid_, int n_, int m_, unsigned* counter_) : n(n_), m(m_), counter(counter_), grid(grid_) {
-    rank = grid ? blockIdx.x : 0;
-    size = grid ? gridDim.x : 1;
+  __device__ Crew(bool grid_, int n_, int m_, unsigned* counter_, bool cluster_ = false)
+      : n(n_), m(m_), counter(counter_), grid(grid_), cluster(cluster_) {
+    rank = cluster ? cuda::cluster_rank() : grid ? blockIdx.x : 0;
+    size = cluster ? cuda::cluster_size() : grid ? gridDim.x : 1;
     tid = threadIdx.x, threads = blockDim.x;
     warp = tid / kWarp, lane = tid % kWarp, warps = threads / kWarp;
     row_begin = part_of(n, rank), row_end = part_of(n, rank + 1);
@@ -63,6 +64,7 @@ struct Crew {
   __device__ void sync() { arrive(), wait(); }
   // Its halves: what this block does between them, others need not see behind it.
   __device__ void arrive() {
+    if (cluster) return cuda::arrive_at_cluster();
     if (!grid) return;
     if (counter)
       cuda::counted_arrive(counter);
@@ -70,7 +72,9 @@ struct Crew {
       arrival = cuda::arrive_at_grid();
   }
   __device__ void wait() {
-    if (!grid)
+    if (cluster)
+      cuda::wait_for_cluster();
+    else if (!grid)
       cuda::sync_block();
     else if (counter)
       cuda::counted_wait(counter, ++passed * unsigned(size));
@@ -117,7 +121,7 @@ struct Crew {
   template <bool kLargest>
   __device__ double reduce(double mine) {
     double result = in_block<kLargest>(mine);
-    if (!grid) return result;
+    if (!grid && !cluster) return result;
     double* slot = slots + (round++ & 1) * size;
     if (tid == 0) slot[rank] = result;
     sync();

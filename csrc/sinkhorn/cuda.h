@@ -154,7 +154,8 @@ template <class T>
 const char* cuda_panel(const DeviceProblem<T>&, const PanelCall<T>&, int device, cuda::Stream);
 // The same on all rows, whose cost is made from features.
 template <class T>
-const char* cuda_streamed(const DeviceProblem<T>&, const PanelCall<T>&, const cost::CudaCost&, int device, cuda::Stream);
+const char* cuda_streamed(const DeviceProblem<T>&, const PanelCall<T>&, const cost::CudaCost&, int device,
+                          cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -16,6 +16,7 @@ struct CudaCall {
   int regime = 0;                                       // Regime
   int tune_threads = 0, tune_quads = 0, tune_grid = 0;  // Tuning
   bool own_barrier = false;                             // of cooperative grids, instead of the runtime's
+  bool clusters = false;                                // may be chosen, where the device has them
   int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
   double reg = 1, tol = 0;
   int64_t first_row = 0, rows = 0;  // that the cost holds; 0 rows: all

@@ -14,13 +14,15 @@ T* to(uintptr_t address) {
 const char* properties_of(bool f64, int device, DeviceProperties* properties) {
   const int most = max_threads(f64 ? 8 : 4);
   properties->max_threads = cuda::thread_limit() < most ? cuda::thread_limit() : most;
-  return cuda::device_properties(device, &properties->multiprocessors, &properties->shared_per_block);
+  return cuda::device_properties(device, &properties->multiprocessors, &properties->shared_per_block,
+                                 &properties->clusters);
 }
 
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c.f64, c.device, &properties);
   const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
+  properties.clusters = properties.clusters && (c.clusters || regime == Regime::kCluster);
   if (!refused)
     *plan =
         make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties, {c.tune_threads, c.tune_quads, c.tune_grid});

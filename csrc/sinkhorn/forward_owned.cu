@@ -140,8 +140,8 @@ struct ColumnStep {
 };
 
 // Sums of this thread's part of a row of the plan: its masses, and those times C - shift.
-template <class T, int kQ, int kR, int kKeep>
-__device__ void look_at_plan(const Owned<T, kQ, kR, kKeep>& team, int row, const T* g, T shift, T inverse_reg,
+template <class T, int kQ, int kR, int kKeep, bool kCluster>
+__device__ void look_at_plan(const Owned<T, kQ, kR, kKeep, kCluster>& team, int row, const T* g, T shift, T inverse_reg,
                              T (&sums)[2]) {
   sums[0] = sums[1] = 0;
   if (row >= team.count) return;
@@ -159,8 +159,8 @@ __device__ void look_at_plan(const Owned<T, kQ, kR, kKeep>& team, int row, const
 
 // alpha_i = <P_i, C_i> / sum(P_i) of this block's rows, and what they add to the value. Each row is looked at twice,
 // for what rounding left of the mean; the adjoint divides it by reg.
-template <class T, int kQ, int kR, int kKeep>
-__device__ double value_of_rows(Owned<T, kQ, kR, kKeep>& team, const T* g, T* alpha, T inverse_reg) {
+template <class T, int kQ, int kR, int kKeep, bool kCluster>
+__device__ double value_of_rows(Owned<T, kQ, kR, kKeep, kCluster>& team, const T* g, T* alpha, T inverse_reg) {
   double value = 0;
 #pragma unroll 1
   for (int first = 0; first < team.count; first += team.groups) {
@@ -179,15 +179,15 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKeep>& team, const T* g, T* al
   return value;
 }
 
-template <class T, int kQ, int kR, int kKeep>
+template <class T, int kQ, int kR, int kKeep, bool kCluster>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
                  int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
-  const int64_t k = first_problem + (grid ? 0 : blockIdx.x);
+  const int64_t k = problem_of<kCluster>(grid, first_problem);
   const One<T> p{batch, k};
   if (!grid) clear_flags(p);
-  Owned<T, kQ, kR, kKeep> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  Owned<T, kQ, kR, kKeep, kCluster> team(p.all.plan.owned, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
   const T inverse_reg = 1 / p.reg(), log2_over_reg = T(kLog2E / double(p.reg()));
   const T f_start = -p.reg() * cuda::log_of(T(p.n())), g_0 = p.init_f() ? T(0) : -f_start;
   double sum_a, sum_b;
@@ -271,7 +271,7 @@ const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, c
   const OwnedPlan& plan = p.plan.owned;
   return with_shape<T>(plan, [&](auto shape) {
     using S = decltype(shape);
-    return launch_owned(owned_kernel<T, S::kQuads, S::kRows, S::kKeeps>, plan, p, out, stream);
+    return launch_owned(owned_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters>, plan, p, out, stream);
   });
 }
 template const char* forward_owned<float>(const DeviceProblem<float>&, const ForwardOut<float>&, cuda::Stream);

@@ -23,15 +23,15 @@ __device__ inline void leave_out(RowValue<T>& y) {
   y.potential = -T(INFINITY);
 }
 
-template <class T, int kQ, int kR, int kKeep>
-struct Owned : OwnedRows<T, kQ, kR, kKeep> {
-  using Rows = OwnedRows<T, kQ, kR, kKeep>;
+template <class T, int kQ, int kR, int kKeep, bool kCluster = false>
+struct Owned : OwnedRows<T, kQ, kR, kKeep, kCluster> {
+  using Rows = OwnedRows<T, kQ, kR, kKeep, kCluster>;
   using Rows::at, Rows::count, Rows::group, Rows::groups, Rows::red, Rows::row_sum, Rows::rows, Rows::shifts,
       Rows::span;
   using Rows::col_begin, Rows::col_end, Rows::lane, Rows::m, Rows::rank, Rows::scratch, Rows::size, Rows::slots,
       Rows::sync;
-  using Rows::column, Rows::cost_of, Rows::parts, Rows::parts_stride, Rows::row_of, Rows::steps, Rows::strip,
-      Rows::stride;
+  using Rows::column, Rows::cost_of, Rows::own_parts, Rows::parts, Rows::parts_of, Rows::parts_stride, Rows::row_of,
+      Rows::steps, Rows::strip, Rows::stride;
   using Rows::kColumns, Rows::kLane, Rows::kSharedShift, Rows::kTwice;
   using Rows::over, Rows::threads, Rows::tid, Rows::turn, Rows::vectors, Rows::warp, Rows::warps, Rows::weights;
   using Rows::Rows;
@@ -149,8 +149,7 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
         for (int s = tid >> log_width; s < size; s += kAtOnce * slices) {
           T x[kAtOnce];
 #pragma unroll
-          for (int k = 0; k < kAtOnce; ++k)
-            x[k] = s + k * slices < size ? parts[int64_t(s + k * slices) * parts_stride + j] : T(0);
+          for (int k = 0; k < kAtOnce; ++k) x[k] = s + k * slices < size ? parts_of(s + k * slices)[j] : T(0);
 #pragma unroll
           for (int k = 0; k < kAtOnce; ++k) sum += x[k];
         }
@@ -339,7 +338,7 @@ struct Owned : OwnedRows<T, kQ, kR, kKeep> {
     for (int q = 0; q < kQ; ++q) cuda::store_four(strip + group * wide + column(q), acc[q]);
   }
   __device__ void publish(const T (&acc)[kQ][4]) {
-    T* out = parts + int64_t(rank) * parts_stride;
+    T* out = own_parts();
     if (groups == 1) {
 #pragma unroll
       for (int q = 0; q < kQ; ++q)

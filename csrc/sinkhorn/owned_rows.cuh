@@ -7,9 +7,10 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-// T, quads of columns per thread, rows at a time, and whether rows stay in shared memory: none, all, or evenly spread some.
+// T, quads of columns per thread, rows at a time, whether rows stay in shared memory: none, all, or evenly spread some; and
+// whether the crew is a cluster.
 constexpr int kKeepsSome = 2;
-template <class T, int kQ, int kR, int kKeep>
+template <class T, int kQ, int kR, int kKeep, bool kCluster>
 struct OwnedRows : Crew {
   static constexpr bool kKept = kKeep == 1, kSome = kKeep == kKeepsSome;
   static constexpr bool kSharedShift = kQ >= kSharedQuads;
@@ -29,13 +30,13 @@ struct OwnedRows : Crew {
   T* row_sum;           // shared (count,): s_i
   T* strip;             // shared, sums of columns on their way
   T *shifts, *weights;  // shared (span, 4 kQ)
-  T* parts;             // global (size, stride of parts)
+  T* parts;             // global (size, stride of parts); of a cluster shared, each block's own
   T* held;              // global (3, stride of parts)
   int parts_stride, turn = 0;
 
   // `work`: the work space of this problem (OwnedPlan::work elements).
   __device__ OwnedRows(const OwnedPlan& plan, bool grid_, int n_, int m_, const T* cost, T* work, bool own_barrier)
-      : Crew(grid_, n_, m_, own_barrier ? reinterpret_cast<unsigned*>(work) : nullptr) {
+      : Crew(grid_, n_, m_, own_barrier ? reinterpret_cast<unsigned*>(work) : nullptr, kCluster) {
     span = plan.span, groups = plan.groups, group = tid / span, at = tid % span;
     count = row_end - row_begin;
     parts_stride = int(in_fours(m));
@@ -43,7 +44,9 @@ struct OwnedRows : Crew {
     parts = work + 4 + 4 * int64_t(size), held = parts + int64_t(size) * parts_stride;
     scratch = reinterpret_cast<double*>(cuda::shared_memory());
     red = reinterpret_cast<T*>(scratch + 64);
-    potential = red + owned_red(plan), mass = potential + in_fours(count);
+    potential = red + owned_red(plan);
+    if constexpr (kCluster) parts = potential, potential += parts_stride;  // at the same place in every block
+    mass = potential + in_fours(count);
     row_sum = mass + in_fours(count);
     strip = row_sum + in_fours(count), shifts = strip + owned_strip(plan);
     weights = shifts + int64_t(threads) * 4 * kQ;
@@ -100,6 +103,12 @@ struct OwnedRows : Crew {
     }
     load<kVector, kKept, kQ>(c, from);
   }
+  // The sums of columns of a block.
+  __device__ const T* parts_of(int block) const {
+    if constexpr (kCluster) return cuda::of_block(parts, block);
+    return parts + int64_t(block) * parts_stride;
+  }
+  __device__ T* own_parts() const { return kCluster ? parts : parts + int64_t(rank) * parts_stride; }
   __device__ bool vectors() const { return kKept || aligned; }
 
  private:

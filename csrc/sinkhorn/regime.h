@@ -4,6 +4,7 @@
 //   block     one block per problem, all iterations in one launch; the cost in shared memory where it fits
 //   resident  one cooperative launch; every block keeps its rows of the cost in shared memory, or as many as fit
 //   sweep     one cooperative launch; rows of the cost pass through shared memory once per iteration
+//   cluster   a cluster of blocks per problem, whose cost is in their shared memory; where it is asked for
 //   panel     the cost is rebuilt panel by panel (features only); asked for by a memory budget
 //
 // What fits the registers runs there. Else the least predicted time decides (Costs), then capacity.
@@ -15,19 +16,20 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-enum class Regime : int { kAuto = 0, kBlock = 1, kResident = 2, kSweep = 3, kPanel = 4, kRegisters = 5 };
+enum class Regime : int { kAuto = 0, kBlock = 1, kResident = 2, kSweep = 3, kPanel = 4, kRegisters = 5, kCluster = 6 };
 
 struct DeviceProperties {
   int multiprocessors;
   int64_t shared_per_block;  // bytes that a block may ask for
   int max_threads;           // of a block, at most max_threads(element)
+  bool clusters;             // blocks may run as clusters: the device has them, and the call asks for them
 };
 
 // What a call may ask for instead of what is chosen here; 0: nothing.
 struct Tuning {
   int threads = 0;  // of a block, at most
   int quads = 0;    // of columns that a thread owns
-  int grid = 0;     // blocks, at most what the device holds
+  int grid = 0;     // blocks, at most what the device, or a cluster, holds
 };
 
 // The launch of a sweep in which threads own columns (owned.cuh). `groups` of `span` threads share the rows of a block
@@ -37,6 +39,7 @@ struct OwnedPlan {
   int span, groups, quads, rows;
   int grid;
   bool kept;       // the rows of a block stay in shared memory
+  bool clusters;   // the blocks are a cluster
   int held;        // of them, where not all do
   bool weighted;   // columns have weights beside their potentials
   int64_t shared;  // bytes
@@ -60,8 +63,13 @@ struct Plan {
 UK_HOST_DEVICE constexpr int max_threads(int64_t element) { return element == 8 ? 256 : 512; }
 constexpr int kUnstagedRows = 16;  // rows between two updates of the column sums where nothing is staged
 
+UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
 UK_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 UK_HOST_DEVICE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+UK_HOST_DEVICE double smaller_of(double a, double b) { return a < b ? a : b; }
+
+// One block solves a problem. In the registers' regime the kernels that have no such form run as blocks do.
+UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock || regime == Regime::kRegisters; }
 
 // How the threads of a block share the columns: `groups` threads take turns with the rows of each column.
 UK_HOST_DEVICE int column_span(int threads, int64_t m) {
@@ -127,12 +135,13 @@ UK_HOST_DEVICE bool fits_block(int64_t n, int64_t m, int64_t element, const Devi
 // What an iteration costs, in microseconds: measured on an H100 in float (forward; 160 in one block, 160 to 4096 on the
 // grid). An element in doubles is an estimate.
 struct Costs {
-  static constexpr double kBarrier = 1.0, kGrid = 2.6;    // of the grid; between its two barriers, whatever the size
-  static constexpr double kBlock = 2.0;                   // of one block, whatever the size
-  static constexpr double kElement = 1.2e-4;              // of one multiprocessor
-  static constexpr double kDoubles = 4;                   // times as much
-  static constexpr double kLaunch = 4, kIterations = 50;  // a launch, spread over so many
-  static constexpr double kBytes = 23e3;                  // that reach one multiprocessor per microsecond, all at work
+  static constexpr double kBarrier = 1.0, kGrid = 2.6;  // of the grid; between its two barriers, whatever the size
+  static constexpr double kBlock = 2.0;                 // of one block, whatever the size
+  static constexpr double kElement = 1.2e-4;            // of one multiprocessor
+  static constexpr double kDoubles = 4;                 // times as much
+  static constexpr double kClusterBarrier = 0.25, kCluster = 1.0;  // the same of a cluster: estimates
+  static constexpr double kLaunch = 4, kIterations = 50;           // a launch, spread over so many
+  static constexpr double kBytes = 23e3;  // that reach one multiprocessor per microsecond, all at work
 };
 
 UK_HOST_DEVICE double time_of_element(int64_t element) {
@@ -164,22 +173,6 @@ UK_HOST_DEVICE double time_of_grids(int64_t n, int64_t m, int64_t batch, int64_t
 UK_HOST_DEVICE int worth_holding(int64_t fit, int64_t rows) {
   return fit * 8 < rows || rows >= 1 << 15 ? 0 : static_cast<int>(smaller(fit, rows - 1));
 }
-
-// One block per problem where that takes less time than a grid for one problem after the other. A grid keeps what rows it
-// can; doubles all or none.
-UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
-                                    const DeviceProperties& device) {
-  if (fits_registers(n, m, element, device)) return Regime::kRegisters;
-  const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
-  const int64_t room = device.shared_per_block - shared_elements(device.max_threads, 0, m, false) * element;
-  const int64_t fit = room > 0 ? room / ((m + 5) * element) : 0;
-  if (time_of_blocks(n, m, batch, element, device) <= time_of_grids(n, m, batch, element, fit < rows, device))
-    return Regime::kBlock;
-  const bool keeps = fit >= rows || (element == 4 && m <= kMostHeld && worth_holding(fit, rows) > 0);
-  return keeps ? Regime::kResident : Regime::kSweep;
-}
-
-UK_HOST_DEVICE int64_t in_fours(int64_t count) { return (count + 3) / 4 * 4; }
 
 // Most quads of columns that one thread owns: beyond, registers would spill.
 UK_HOST_DEVICE constexpr int most_quads(int64_t element) { return element == 8 ? 1 : 16; }
@@ -222,14 +215,15 @@ UK_HOST_DEVICE OwnedPlan make_owned(Regime regime, int64_t n, int64_t m, int64_t
   const int64_t fours = (m + 4 * p.quads - 1) / (4 * p.quads);
   p.span = static_cast<int>((fours + 31) / 32 * 32);
   p.groups = p.quads > kStreamedQuads ? 1 : static_cast<int>(smaller(most / p.span, rows));
-  p.rows = owned_rows(p.quads, rows <= 2 * p.groups);
+  p.clusters = regime == Regime::kCluster;
+  p.rows = owned_rows(p.quads, !p.clusters && rows <= 2 * p.groups);
   p.threads = p.groups * p.span;
-  const int64_t bytes = kOwnedScratch + owned_elements(p, rows) * element;
+  const int64_t bytes = kOwnedScratch + (owned_elements(p, rows) + (p.clusters ? in_fours(m) : 0)) * element;
   const int64_t kept = bytes + rows * in_fours(m) * element;
   p.kept = regime != Regime::kSweep && p.quads < kStreamedQuads && kept <= device.shared_per_block;
   if (!p.kept) p.rows = owned_rows(p.quads, false);
   p.shared = p.kept ? kept : kOwnedScratch + owned_elements(p, rows) * element;
-  if (p.shared > device.shared_per_block) p.threads = 0;
+  if (p.shared > device.shared_per_block || (p.clusters && !p.kept)) p.threads = 0;
   if (regime == Regime::kResident && !p.kept && p.threads > 0 && p.quads < kStreamedQuads && element == 4)
     p.held = worth_holding((device.shared_per_block - p.shared) / (in_fours(m) * element), rows);
   p.shared += p.held * in_fours(m) * element;
@@ -242,19 +236,73 @@ UK_HOST_DEVICE int grid_of(int64_t n, int64_t m, int multiprocessors) {
   return static_cast<int>(smaller(few ? (multiprocessors + 1) / 2 : multiprocessors, n));
 }
 
-// One block solves a problem. In the registers' regime the kernels that have no such form run as blocks do.
-UK_HOST_DEVICE bool one_block(Regime regime) { return regime == Regime::kBlock || regime == Regime::kRegisters; }
+// Most blocks of a cluster that every device with clusters takes; up to twice as many may be asked for.
+constexpr int kMostCluster = 8;
+
+// One launch, a cluster of `size` blocks per problem.
+UK_HOST_DEVICE double time_of_clusters(int64_t n, int64_t m, int64_t batch, int64_t element, int size,
+                                       const DeviceProperties& device) {
+  const int64_t at_once = larger(1, device.multiprocessors / size), turns = (batch + at_once - 1) / at_once;
+  const double elements = double((n + size - 1) / size) * double(m);
+  return Costs::kLaunch / Costs::kIterations +
+         double(turns) * (2 * Costs::kClusterBarrier + Costs::kCluster + elements * time_of_element(element));
+}
+
+UK_HOST_DEVICE bool fits_cluster(int64_t n, int64_t m, int64_t element, int size, const DeviceProperties& device,
+                                 const Tuning& tuning) {
+  if (size > n) return false;
+  for (const bool weighted : {false, true}) {
+    const OwnedPlan p = make_owned(Regime::kCluster, n, m, element, size, weighted, device, tuning);
+    if (p.threads == 0 || p.quads > (element == 8 ? 1 : 2)) return false;
+  }
+  return true;
+}
+
+// Blocks of the cluster of least predicted time whose shared memory holds the cost; 0: there is none.
+UK_HOST_DEVICE int cluster_size(int64_t n, int64_t m, int64_t batch, int64_t element, const DeviceProperties& device,
+                                const Tuning& tuning = Tuning()) {
+  if (tuning.grid) return fits_cluster(n, m, element, tuning.grid, device, tuning) ? tuning.grid : 0;
+  int best = 0;
+  for (int size = 2; size <= kMostCluster; size *= 2) {
+    if (!fits_cluster(n, m, element, size, device, tuning)) continue;
+    if (best == 0 ||
+        time_of_clusters(n, m, batch, element, size, device) < time_of_clusters(n, m, batch, element, best, device))
+      best = size;
+  }
+  return best;
+}
+
+// One block per problem where that takes less time than a grid for one problem after the other; a cluster per problem
+// where there are any. A grid keeps what rows it can; doubles all or none.
+UK_HOST_DEVICE Regime choose_regime(int64_t n, int64_t m, int64_t batch, int64_t element,
+                                    const DeviceProperties& device) {
+  if (fits_registers(n, m, element, device)) return Regime::kRegisters;
+  const int64_t rows = (n + device.multiprocessors - 1) / device.multiprocessors;
+  const int64_t room = device.shared_per_block - shared_elements(device.max_threads, 0, m, false) * element;
+  const int64_t fit = room > 0 ? room / ((m + 5) * element) : 0;
+  const double blocks = time_of_blocks(n, m, batch, element, device);
+  const double grids = time_of_grids(n, m, batch, element, fit < rows, device);
+  const int cluster = device.clusters ? cluster_size(n, m, batch, element, device) : 0;
+  if (cluster > 0 && time_of_clusters(n, m, batch, element, cluster, device) < smaller_of(blocks, grids))
+    return Regime::kCluster;
+  if (blocks <= grids) return Regime::kBlock;
+  const bool keeps = fit >= rows || (element == 4 && m <= kMostHeld && worth_holding(fit, rows) > 0);
+  return keeps ? Regime::kResident : Regime::kSweep;
+}
 
 // The launch of one problem. What does not fit the registers runs in a regime of its own choice.
 UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch, int64_t element,
                               const DeviceProperties& device, const Tuning& tuning = Tuning()) {
   Plan plan{};
   plan.multiprocessors = device.multiprocessors;
-  const bool free = regime == Regime::kAuto || (regime == Regime::kRegisters && !fits_registers(n, m, element, device));
+  const int cluster = device.clusters ? cluster_size(n, m, batch, element, device, tuning) : 0;
+  const bool free = regime == Regime::kAuto ||
+                    (regime == Regime::kRegisters && !fits_registers(n, m, element, device)) ||
+                    (regime == Regime::kCluster && cluster == 0);
   plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
   const bool block = one_block(plan.regime);
   plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;
-  plan.grid = block ? 1 : grid_of(n, m, device.multiprocessors);
+  plan.grid = block ? 1 : plan.regime == Regime::kCluster ? cluster : grid_of(n, m, device.multiprocessors);
   const int64_t rows = (n + plan.grid - 1) / plan.grid;
   int64_t budget = device.shared_per_block;
   furnish(plan, rows, m, element, budget);
@@ -295,14 +343,15 @@ struct StreamPlan {
 // What a pair costs in a sweep, in picoseconds of the whole device: estimates for an H100 in float, from instructions and
 // bytes.
 struct StreamCosts {
-  static constexpr double kFeature = 0.05, kPair = 1.0;             // of one pass of streamed.cu
-  static constexpr double kProduct = 0.045, kTerm = 0.17;           // of a panel, a feature: torch's product; a sum's
-  static constexpr double kStored = 5 * 4 / 2.9;                    // of a panel that is written and read
-  static constexpr double kDoubles = 2, kDoublePair = 8;            // times as much
+  static constexpr double kFeature = 0.05, kPair = 1.0;    // of one pass of streamed.cu
+  static constexpr double kProduct = 0.045, kTerm = 0.17;  // of a panel, a feature: torch's product; a sum's
+  static constexpr double kStored = 5 * 4 / 2.9;           // of a panel that is written and read
+  static constexpr double kDoubles = 2, kDoublePair = 4;   // times as much
 };
 
 // Blocks of which one multiprocessor holds two, for three turns of them.
 UK_HOST_DEVICE int groups_for(int64_t tiles, int64_t others, int multiprocessors) {
+  if (tiles == 0) return 1;
   const int64_t wanted = (int64_t(6) * multiprocessors + tiles - 1) / tiles;
   return static_cast<int>(larger(1, smaller(wanted, others)));
 }
@@ -317,7 +366,7 @@ UK_HOST_DEVICE StreamPlan make_stream_plan(int64_t n, int64_t m, int64_t d, int6
   const double feature = StreamCosts::kFeature * (summed ? 2 : 1) * (doubles ? StreamCosts::kDoubles : 1);
   const double streamed = 2 * (double(d) * feature + StreamCosts::kPair * (doubles ? StreamCosts::kDoublePair : 1));
   const double of_panel = double(d) * (summed ? StreamCosts::kTerm * (doubles ? 2 : 1) : StreamCosts::kProduct);
-  plan.streams = streamed <= of_panel + StreamCosts::kStored * (doubles ? 2 : 1);
+  plan.streams = n > 0 && streamed <= of_panel + StreamCosts::kStored * (doubles ? 2 : 1);
   return plan;
 }
 

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
 
 // A thread per row.
 template <class T, class Step>
-__global__ void finish_rows(const __grid_constant__ DeviceProblem<T> problem, const __grid_constant__ PanelCall<T> call) {
+__global__ void finish_rows(const __grid_constant__ DeviceProblem<T> problem,
+                            const __grid_constant__ PanelCall<T> call) {
   using Row = typename Step::Row;
   if (over(problem, call)) return;  // the whole grid
   const int i = blockIdx.x * blockDim.x + threadIdx.x, n = int(problem.n);
@@ -167,8 +168,8 @@ struct Launches {
 }  // namespace
 
 template <class T>
-const char* cuda_streamed(const DeviceProblem<T>& p, const PanelCall<T>& call, const cost::CudaCost& features, int device,
-                          cuda::Stream stream) {
+const char* cuda_streamed(const DeviceProblem<T>& p, const PanelCall<T>& call, const cost::CudaCost& features,
+                          int device, cuda::Stream stream) {
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const cost::PairsOf<T> pairs = cost::pairs_of<T>(features);
@@ -176,8 +177,8 @@ const char* cuda_streamed(const DeviceProblem<T>& p, const PanelCall<T>& call, c
 }
 template const char* cuda_streamed<float>(const DeviceProblem<float>&, const PanelCall<float>&, const cost::CudaCost&,
                                           int, cuda::Stream);
-template const char* cuda_streamed<double>(const DeviceProblem<double>&, const PanelCall<double>&, const cost::CudaCost&,
-                                           int, cuda::Stream);
+template const char* cuda_streamed<double>(const DeviceProblem<double>&, const PanelCall<double>&,
+                                           const cost::CudaCost&, int, cuda::Stream);
 
 }  // namespace sinkhorn
 }  // namespace ucmkd

@@ -103,7 +103,8 @@ struct Machine {
   Context scheduler;
   Fiber* current = nullptr;
   Barrier grid;
-  bool cooperative = false;
+  int together = kAlone;
+  std::vector<Block>* blocks = nullptr;  // that run at the same time
   const std::function<void()>* body = nullptr;
   std::string error;
 };
@@ -111,7 +112,7 @@ struct Machine {
 Machine machine;
 std::vector<std::unique_ptr<char[]>> stacks;
 std::string last_error;
-int64_t launch_count = 0;
+int64_t launch_count = 0, cluster_count = 0;
 
 void fail(const std::string& text) {
   if (machine.error.empty()) machine.error = text;
@@ -177,6 +178,7 @@ void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937_64& random
     prepare(fibers[k].context, stacks[k].get(), fiber_main);
   }
   machine.grid = Barrier();
+  machine.blocks = &blocks;
   machine.grid.expected = static_cast<int>(fibers.size());
   if (!schedule(fibers, random)) fail("deadlock: a barrier that some threads never reach");
   for (const Block& block : blocks) check_guards(block);
@@ -190,13 +192,15 @@ Settings& settings() {
 }
 
 int64_t launches() { return launch_count; }
+int64_t clusters_launched() { return cluster_count; }
+void forget_clusters() { cluster_count = 0; }
 
 void block_barrier() {
   if (!settings().skip_block_barrier) wait(machine.current->block->barrier);
 }
 
 void grid_barrier() {
-  if (!machine.cooperative) return fail("grid sync in a kernel that was not started cooperatively");
+  if (machine.together != kCooperative) return fail("grid sync in a kernel that was not started cooperatively");
   wait(machine.grid);
 }
 
@@ -222,6 +226,21 @@ void counted_wait(unsigned* counter, unsigned target) {
   wait(machine.grid);
 }
 
+int cluster_rank() { return machine.current->block->index.x % cluster_size(); }
+int cluster_size() { return machine.together; }
+void cluster_barrier() {
+  if (machine.together == kCooperative) return fail("a cluster's barrier in a kernel that has none");
+  wait(machine.grid);
+}
+const void* of_block(const void* shared, int rank) {
+  Block* mine = machine.current->block;
+  const ptrdiff_t offset = static_cast<const unsigned char*>(shared) - mine->memory.data();
+  for (Block& block : *machine.blocks)
+    if (block.index.x % cluster_size() == rank) return block.memory.data() + offset;
+  fail("a block that is not in the cluster");
+  return shared;
+}
+
 void need_alignment(const void* at) {
   if (reinterpret_cast<uintptr_t>(at) % 16) fail("a vector access at an address that is no multiple of 16 bytes");
 }
@@ -237,17 +256,21 @@ void* exchange(const void* value, size_t bytes, int flip, int from) {
 
 unsigned char* shared() { return machine.current->block->memory.data() + kGuard; }
 
-const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, bool cooperative,
+const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, int together,
                 const std::function<void()>& body) {
   ++launch_count;
   if (threads % kWarp || threads < 1 || threads > 1024) return "threads must be whole warps, 1024 at most";
   if (grid_x < 1 || grid_y < 1) return "a grid must hold a block";
   if (int64_t(shared) > settings().shared_per_block) return "more shared memory than the device has";
+  const bool cooperative = together == kCooperative;
   if (cooperative && grid_x * grid_y > settings().multiprocessors)
     return "a cooperative grid must be resident as a whole";
+  if (together > kAlone && (grid_x % together || together > 16 || !settings().clusters))
+    return "a grid must be whole clusters, of sixteen blocks at most, on a device that has them";
   std::mt19937_64 random(settings().seed);
   machine.error.clear();
-  machine.cooperative = cooperative;
+  machine.together = together;
+  cluster_count += together > kAlone;
   machine.body = &body;
   blockDim = {threads, 1};
   gridDim = {int(grid_x), int(grid_y)};
@@ -258,8 +281,8 @@ const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, bool
       block.index = {int(x), int(y)};
       all.push_back(block);
     }
-  if (settings().order == Order::kReverse) std::reverse(all.begin(), all.end());
-  if (settings().order == Order::kRandom) std::shuffle(all.begin(), all.end(), random);
+  if (together <= kAlone && settings().order == Order::kReverse) std::reverse(all.begin(), all.end());
+  if (together <= kAlone && settings().order == Order::kRandom) std::shuffle(all.begin(), all.end(), random);
   auto furnish = [&](Block& block) {
     block.barrier.expected = threads;
     block.warps.resize(threads / kWarp);
@@ -272,11 +295,11 @@ const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, bool
     for (Block& block : all) furnish(block);
     run_blocks(all, threads, random);
   } else {
-    for (Block& block : all) {
+    for (size_t first = 0; first < all.size(); first += together) {
       if (!machine.error.empty()) break;
-      std::vector<Block> one(1, block);
-      furnish(one[0]);
-      run_blocks(one, threads, random);
+      std::vector<Block> some(all.begin() + first, all.begin() + first + together);
+      for (Block& block : some) furnish(block);
+      run_blocks(some, threads, random);
     }
   }
   last_error = machine.error;

@@ -39,12 +39,15 @@ struct Settings {
   int multiprocessors = 3;
   int64_t shared_per_block = 96 * 1024;
   int thread_limit = 64;
+  bool clusters = true;
   Order order = Order::kForward;
   uint64_t seed = 0;
   bool skip_block_barrier = false;  // plants a bug: sync_block does nothing
 };
 Settings& settings();
 int64_t launches();
+int64_t clusters_launched();  // kernels, since they were forgotten
+void forget_clusters();
 
 void block_barrier();
 void grid_barrier();
@@ -53,11 +56,17 @@ void* exchange(const void* value, size_t bytes, int flip, int from);
 bool any_of_block(bool mine);
 void counted_arrive(unsigned* counter);
 void counted_wait(unsigned* counter, unsigned target);
+int cluster_rank();
+int cluster_size();
+void cluster_barrier();
+const void* of_block(const void* shared, int rank);
 void need_alignment(const void* at);  // of 16 bytes, else the launch fails
 unsigned char* shared();
 
+// Which blocks run at the same time and meet: none, all of a grid, or so many beside each other.
+constexpr int kAlone = 1, kCooperative = 0;
 // Null, or what went wrong.
-const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, bool cooperative,
+const char* run(int64_t grid_x, int64_t grid_y, int threads, size_t shared, int together,
                 const std::function<void()>& body);
 
 }  // namespace model
@@ -83,6 +92,14 @@ inline unsigned arrive_at_grid() { return 1; }
 inline void wait_for_grid(unsigned) { model::grid_barrier(); }
 inline void counted_arrive(unsigned* counter) { model::counted_arrive(counter); }
 inline void counted_wait(unsigned* counter, unsigned target) { model::counted_wait(counter, target); }
+inline int cluster_rank() { return model::cluster_rank(); }
+inline int cluster_size() { return model::cluster_size(); }
+inline void arrive_at_cluster() {}
+inline void wait_for_cluster() { model::cluster_barrier(); }
+template <class T>
+inline const T* of_block(const T* shared, int rank) {
+  return static_cast<const T*>(model::of_block(shared, rank));
+}
 template <class T>
 inline void load_four(const T* at, T (&to)[4]) {
   model::need_alignment(at);
@@ -195,12 +212,18 @@ class DeviceGuard {
 template <class... P, class... A>
 const char* launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared, Stream,
                    A... args) {
-  return model::run(grid_x, grid_y, threads, shared, false, [=] { kernel(static_cast<P>(args)...); });
+  return model::run(grid_x, grid_y, threads, shared, model::kAlone, [=] { kernel(static_cast<P>(args)...); });
 }
 
 template <class... P, class... A>
 const char* launch_cooperative(void (*kernel)(P...), int64_t grid_x, int threads, size_t shared, Stream, A... args) {
-  return model::run(grid_x, 1, threads, shared, true, [=] { kernel(static_cast<P>(args)...); });
+  return model::run(grid_x, 1, threads, shared, model::kCooperative, [=] { kernel(static_cast<P>(args)...); });
+}
+
+template <class... P, class... A>
+const char* launch_clusters(void (*kernel)(P...), int64_t grid_x, int cluster, int threads, size_t shared, Stream,
+                            A... args) {
+  return model::run(grid_x, 1, threads, shared, cluster, [=] { kernel(static_cast<P>(args)...); });
 }
 
 inline const char* clear(void* memory, size_t bytes, Stream) {
@@ -216,9 +239,10 @@ const char* blocks_per_multiprocessor(void (*)(P...), int, size_t, int* blocks) 
 
 inline int thread_limit() { return model::settings().thread_limit; }
 
-inline const char* device_properties(int, int* multiprocessors, int64_t* shared_per_block) {
+inline const char* device_properties(int, int* multiprocessors, int64_t* shared_per_block, bool* clusters) {
   *multiprocessors = model::settings().multiprocessors;
   *shared_per_block = model::settings().shared_per_block;
+  *clusters = model::settings().clusters;
   return nullptr;
 }
 

@@ -31,6 +31,7 @@ kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
 runs_on: Callable[[Tensor], bool] = _nowhere if kernels is None else _on_a_gpu
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
 own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
+clusters = False  # of blocks, for problems between one block and the grid: not yet run on a GPU
 #: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
 tuning: dict[str, int] = {}
 #: Whether costs that do not fit are made anew in every pass (csrc/sinkhorn/streamed.cu); None: as regime.h chooses.

@@ -149,13 +149,18 @@ class Sweeps:
         self._t = 0  # of the iteration that was made last
         self._back: Any = ()  # memory that the call points to
         streams, row_groups, groups = device.kernels.cuda_stream_plan(self._panels.whole)
-        self._streams = not spread.keep and (streams if device.streamed is None else device.streamed)
+        asked = streams if device.streamed is None else device.streamed
+        self._streams = asked and not spread.keep and n > 0
         if not self._streams:
             row_groups, groups = 0, max(1, min(32, self._panels.rows, _BLOCKS // -(-m // 256)))
         self._states, self._parts = device.empty(self.a, groups, m, 2), device.empty(self.a, row_groups, n, 2)
         self._values = device.empty(self.a, n if self._streams else self._panels.rows, 3)
         self._visit = device.kernels.CudaPanel()
-        self._visit.groups, self._visit.row_groups, self._visit.parts = groups, row_groups, address(self._parts)
+        self._visit.groups, self._visit.row_groups, self._visit.parts = (
+            groups,
+            row_groups,
+            address(self._parts),
+        )
         self._visit.states, self._visit.values = address(self._states), address(self._values)
         self._visit.row_value = address(self._row_value)
 

@@ -60,7 +60,7 @@ def call_of(p: Problem, options: Options, at: Place) -> Any:
     call.f64 = at.saved.dtype == torch.float64
     call.device = at.saved.device.index or 0
     call.stream, call.regime = device.stream(at.saved), device.regime
-    call.own_barrier = device.own_barrier
+    call.own_barrier, call.clusters = device.own_barrier, device.clusters
     for name, number in device.tuning.items():
         setattr(call, f"tune_{name}", number)
     call.n, call.m, call.batch, call.max_iter = n, m, batch, options.max_iter
