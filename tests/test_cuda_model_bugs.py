@@ -60,15 +60,13 @@ BUGS = {
         "const int first_row = 0, end = first_row + int(batch.rows);", "panel",
     ),
     "barrier of a cluster that is only that of its blocks": (
-        "sinkhorn/crew.cuh", "    if (cluster)\n      cuda::wait_for_cluster();", "    if (cluster)\n      cuda::sync_block();",
+        "sinkhorn/crew.cuh", "      cuda::wait_for_cluster();", "      cuda::sync_block();",
         "cluster",
     ),
     "sums of a cluster's blocks at places of their own": (
         "sinkhorn/owned_rows.cuh",
-        "    if constexpr (kCluster) parts = potential, potential += parts_stride;  // at the same place in every block\n"
-        "    mass = potential + in_fours(count);\n    row_sum = mass + in_fours(count);\n",
-        "    mass = potential + in_fours(count);\n    row_sum = mass + in_fours(count);\n"
-        "    if constexpr (kCluster) parts = row_sum, row_sum += parts_stride;\n",
+        "    if constexpr (kCluster) parts = potential, potential += parts_stride;",
+        "    if constexpr (kCluster) potential += in_fours(count), parts = potential, potential += parts_stride;",
         "cluster",
     ),
     "features of a tile read before they are there": (
@@ -76,6 +74,10 @@ BUGS = {
     ),
     "sums of a tile put together before all are there": (
         "sinkhorn/streamed.cu", "own[e];\n  cuda::sync_block();\n", "own[e];\n", "streamed",
+    ),
+    "features of a tensor core's product in the wrong order": (
+        "cost/tensor_tile.cuh", "two(of_column), two(of_column + 8)}", "two(of_column + 8), two(of_column)}",
+        "tensor cores",
     ),
     "a group of a row's blocks left out": (
         "sinkhorn/streamed.cu", "k < int(call.row_groups); ++k)", "k < int(call.row_groups) - 1; ++k)", "streamed",
@@ -102,6 +104,8 @@ def run(module, regime: str) -> None:
     """Two problems in several orders of the threads; raises where anything is wrong."""
     if regime in ("panel", "streamed"):
         return run_panels(module, regime == "streamed")
+    if regime == "tensor cores":
+        return run_tensor_cores(module)
     dtype, limit = (torch.float32, 1e-4) if regime == "registers" else (torch.float64, 1e-9)
     for m, threads in ((20, 96), (140, 32)):  # threads own the columns; they are too few to own them
         C, a, b = leaves(Case(33, m, 0.1, 1, "random"), dtype)
@@ -128,6 +132,15 @@ def run_panels(module, streamed: bool) -> None:
             got = uk.sinkhorn_loss(x, y, max_iter=4, memory_budget=60000 if streamed else 13000)
             for g, w in zip((got, *torch.autograd.grad(got, (x, y))), (want, *wants), strict=True):
                 assert distance(g, w) < 1e-9
+
+
+def run_tensor_cores(module) -> None:
+    x, y = (torch.randn(n, 20).bfloat16() for n in (140, 150))
+    want = reference.sinkhorn_loss(x.double(), y.double(), max_iter=4)
+    for order in ("forward", "reverse", "random"):
+        with model(order=order, seed=3, module=module):
+            _device.streamed = _device.tensor_cores = True
+            assert distance(uk.sinkhorn_loss(x, y, max_iter=4, memory_budget=60000), want) < 1e-5
 
 
 @pytest.mark.long
@@ -157,5 +170,5 @@ def test_barriers_that_do_nothing_are_caught(regime):
 
 
 def test_the_sound_kernels_pass():
-    for regime in ("block", "resident", "sweep", "registers", "cluster", "panel", "streamed"):
+    for regime in ("block", "resident", "sweep", "registers", "cluster", "panel", "streamed", "tensor cores"):
         run(None, regime)

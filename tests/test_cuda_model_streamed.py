@@ -1,5 +1,5 @@
-"""Sweeps whose costs are made where they are read (csrc/sinkhorn/streamed.cu), on the execution model: tiles at the edge
-of the matrix, several tiles and groups of blocks, each way to a distance, and pairs that products lose."""
+"""Sweeps whose costs are made where they are read (csrc/sinkhorn/streamed.cu), on the execution model: tiles at the
+edge of the matrix, several tiles and groups of blocks, each way to a distance, and pairs that products lose."""
 
 from __future__ import annotations
 
@@ -96,13 +96,35 @@ def test_near_pairs_of_double_precision():
         check(by_tiles, "l2", x, y, limits=(1e-12, 1e-8))
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2", "chordal"])
+@pytest.mark.parametrize("tensor_cores", [False, True], ids=["threads", "tensor cores"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "chordal", "sqeuclidean"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("d", [3, 33])
-def test_half_precision_is_read_as_it_is(half, metric, d):
-    x, y = (z.detach().to(half).requires_grad_() for z in cloud(70, 130, d)[:2])
+@pytest.mark.parametrize("n, m, d", [(70, 130, 3), (1, 140, 40), (260, 129, 33), (128, 128, 16)], ids=str)
+def test_half_precision_is_read_as_it_is(n, m, d, half, metric, tensor_cores, monkeypatch):
+    monkeypatch.setattr(_device, "tensor_cores", tensor_cores)
+    x, y = (z.detach().to(half).requires_grad_() for z in cloud(n, m, d)[:2])
     full = [z.detach().double().requires_grad_() for z in (x, y)]
-    options = {"metric": metric, "reg": reg_of(metric), "max_iter": 5}
+    options = {"metric": metric, "reg": reg_of(metric) * max(d, 4) / 4, "max_iter": 5}
+    want = reference.sinkhorn_loss(*full, **options)
+    wants = torch.autograd.grad(want, full)
+    with model(order=list(ORDERS)[n % 3], seed=1):
+        got = by_tiles(x, y, **options)
+        grads = torch.autograd.grad(got, (x, y))
+    close(got, want, 3e-6)
+    for g, w in zip(grads, wants, strict=True):
+        assert g.dtype == half
+        close(g, w, 1e-2)
+
+
+@pytest.mark.parametrize("tensor_cores", [False, True], ids=["threads", "tensor cores"])
+def test_near_pairs_of_half_precision_at_any_address(tensor_cores, monkeypatch):
+    """Rows that are equal, and features that begin where no vector may."""
+    monkeypatch.setattr(_device, "tensor_cores", tensor_cores)
+    memory = torch.randn(2, 1 + 90 * 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x, y = (z[1:].view(90, 24).requires_grad_() for z in memory)
+    y.data[:45] = x.data[45:]
+    full = [z.detach().double().requires_grad_() for z in (x, y)]
+    options = {"metric": "l2", "reg": 2.0, "max_iter": 5}
     want = reference.sinkhorn_loss(*full, **options)
     wants = torch.autograd.grad(want, full)
     with model():
@@ -110,8 +132,26 @@ def test_half_precision_is_read_as_it_is(half, metric, d):
         grads = torch.autograd.grad(got, (x, y))
     close(got, want, 3e-6)
     for g, w in zip(grads, wants, strict=True):
-        assert g.dtype == half
         close(g, w, 1e-2)
+
+
+def test_tensor_cores_multiply_only_half_precision(monkeypatch):
+    """Float32 is multiplied in float32, whatever is asked for."""
+    asked = []
+    monkeypatch.setattr(_device, "tensor_cores", True)
+    monkeypatch.setattr(_device, "streamed", None)
+    with model() as module:
+        plan = module.cuda_stream_plan
+        monkeypatch.setattr(module, "cuda_stream_plan", lambda *args: asked.append(plan(*args)) or asked[-1])
+        for dtype, metric, d in (
+            (torch.float32, "l2", 8),
+            (torch.float64, "l2", 8),
+            (torch.float16, "l1", 8),
+            (torch.bfloat16, "cosine", 300),
+        ):
+            x, y = (torch.randn(30, d).to(dtype) for _ in range(2))
+            by_tiles(x, y, metric=metric, max_iter=3)
+    assert [found[:2] for found in asked] == [(True, False)] * 3 + [(True, True)]
 
 
 def test_terms_by_class_in_every_tile():

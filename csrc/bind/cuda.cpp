@@ -39,7 +39,8 @@ void bind_cuda(py::module_& m) {
   panel.def(py::init<>());
 #define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
   UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
-  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed), UK_FIELD(parts), UK_FIELD(row_groups);
+  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed), UK_FIELD(parts), UK_FIELD(row_groups),
+      UK_FIELD(tensor_cores);
 #undef UK_FIELD
   using cost::CudaCost;
   py::class_<CudaCost> of_cost(m, "CudaCost", py::module_local(), "Addresses and sizes of one cost; it owns nothing.");
@@ -83,11 +84,12 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_streamed", [](const CudaCall& c, const CudaPanel& p, const CudaCost& features) {
     check_launch(sinkhorn::cuda_streamed(c, p, features));
   });
-  m.def("cuda_stream_plan", [](const CudaCost& features) {
+  m.def("cuda_stream_plan", [](const CudaCost& features, bool tensor_cores) {
     const char* refused;
-    const sinkhorn::StreamPlan plan = sinkhorn::cuda_stream_plan(features, &refused);
+    const sinkhorn::StreamPlan plan = sinkhorn::cuda_stream_plan(features, tensor_cores, &refused);
     check_launch(refused);
-    return py::make_tuple(plan.streams, plan.row_groups, plan.column_groups);
+    return py::make_tuple(plan.streams, plan.by == sinkhorn::Multiply::kTensorCores, plan.row_groups,
+                          plan.column_groups);
   });
   m.def("cuda_scales", [](const CudaCost& c) { check_launch(cost::cuda_scales(c)); });
   m.def("cuda_cost", [](const CudaCost& c) { check_launch(cost::cuda_cost(c)); });

@@ -177,6 +177,33 @@ __device__ inline double wide(double x) { return x; }
 __device__ inline float wide(Half x) { return __half2float(x); }
 __device__ inline float wide(BFloat16 x) { return __bfloat162float(x); }
 
+// Eight of half precision, as they are read together.
+struct alignas(16) Eight {
+  unsigned two[4];
+};
+
+// c += a b' over 16 features by a warp on its tensor cores: a has 16 rows, b 8. With g = lane / 4 and t = lane % 4, a
+// register holds features 2 t and 2 t + 1
+//
+//   a[0], a[1]  of rows g, g + 8      a[2], a[3]  likewise, 8 features on
+//   b[0], b[1]  of row g of b, and 8 features on
+//   c[0], c[1]  row g, columns 2 t and 2 t + 1      c[2], c[3]  row g + 8
+template <class F>
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  if constexpr (std::is_same<F, Half>::value)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // The nearest of a narrower type.
 template <class S>
 __device__ inline S narrow(S x) {

@@ -9,7 +9,12 @@ namespace ucmkd {
 template <class T, int kPer>
 struct SquareTile {
   static constexpr int kSide = 16, kThreads = kSide * kSide;
-  static constexpr int kSize = kSide * kPer;  // rows, columns
+  static constexpr int kSize = kSide * kPer;           // rows, columns
+  static constexpr int kRows = kPer, kColumns = kPer;  // of a thread
+  // Threads that share a row, or a column, and which of them this is.
+  static constexpr int kRowSharers = kSide, kColumnSharers = kSide;
+  static __device__ int row_sharer() { return thread_column(); }
+  static __device__ int column_sharer() { return thread_row(); }
   static constexpr int kVec = kPer * sizeof(T) < 16 ? kPer : 16 / sizeof(T);
   using Vec = Pack<T, kVec>;
 

@@ -66,33 +66,102 @@ __device__ void known_metric(Metric metric, Body body) {
   }
 }
 
+// What becomes of sums over the features, wherever a tile has them: Layout says which rows and columns a thread has.
+template <class T, class Layout>
+class TileOfCosts : public Layout {
+ public:
+  using Layout::kColumns, Layout::kRows, Layout::row, Layout::column;
+  using Values = T[kRows][kColumns];
+
+ protected:
+  const PairsOf<T>& p_;
+
+  __device__ explicit TileOfCosts(const PairsOf<T>& pairs) : p_(pairs) {}
+  // What lies outside of the matrix is taken for its last row or column.
+  static __device__ int within(int index, int count) { return index < count ? index : count - 1; }
+  __device__ int row_at(int row0, int r) const { return within(row0 + row(r), p_.n); }
+  __device__ int column_at(int col0, int c) const { return within(col0 + column(c), p_.m); }
+
+  // Products become distances.
+  template <Metric kMetric>
+  __device__ void from_products(int row0, int col0, Values& costs) const {
+    T sy[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) sy[c] = p_.scale_y[column_at(col0, c)];
+    uint64_t found = 0;  // near pairs, a bit each
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const T sx = p_.scale_x[row_at(row0, r)];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        bool is_near = false;
+        costs[r][c] = distance(kMetric, sx, sy[c], costs[r][c], &is_near);
+        found |= uint64_t(is_near) << (r * kColumns + c);
+      }
+    }
+    if constexpr (by_difference(kMetric)) measure<kMetric>(row0, col0, found, costs);
+  }
+
+  // Distances become costs.
+  __device__ void finish(int row0, int col0, Values& costs) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) costs[r][c] = finite_or_nan(costs[r][c]);
+    if (!p_.classes) return;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t label = p_.labels[column_at(col0, c)];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const T* of_row = p_.class_cost + int64_t(row_at(row0, r)) * p_.classes;
+        costs[r][c] = with_class_term(costs[r][c], of_row, p_.classes, label);
+      }
+    }
+  }
+
+ private:
+  // Near pairs by the differences of their rows.
+  template <Metric kMetric>
+  __device__ void measure(int row0, int col0, uint64_t found, Values& costs) const {
+#pragma unroll 1
+    for (int bit = 0; bit < kRows * kColumns && found >> bit; ++bit) {
+      if (!(found >> bit & 1)) continue;
+      const int64_t i = row_at(row0, bit / kColumns), j = column_at(col0, bit % kColumns);
+      const T measured = of_square(kMetric, typed_features<T>(p_.type, p_.given_x, [&](auto* x) {
+                                     auto* y = static_cast<decltype(x)>(p_.given_y);
+                                     return squared_distance<T>(normalised(kMetric), x + i * p_.d, y + j * p_.d, p_.d);
+                                   }));
+#pragma unroll
+      for (int e = 0; e < kRows * kColumns; ++e)
+        costs[e / kColumns][e % kColumns] = e == bit ? measured : costs[e / kColumns][e % kColumns];
+    }
+  }
+};
+
 // Squared distances of so few features are summed from differences: as quick as products, and no pair is too near.
 constexpr int kFewFeatures = 16;
 
+// By multiply-adds of every thread: any metric and type.
 template <class T>
-class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
+class PairTile : public TileOfCosts<T, SquareTile<T, sizeof(T) == 4 ? 8 : 4>> {
   static constexpr int kPer = sizeof(T) == 4 ? 8 : 4;
   using Square = SquareTile<T, kPer>;
+  using Costs = TileOfCosts<T, Square>;
 
  public:
-  using Square::kSize, Square::kThreads, Square::row, Square::column;
-  // Threads that share a row, or a column, and which of them this is.
-  static constexpr int kRowSharers = Square::kSide, kColumnSharers = Square::kSide;
-  static __device__ int row_sharer() { return Square::thread_column(); }
-  static __device__ int column_sharer() { return Square::thread_row(); }
-  using Values = T[kPer][kPer];
-  static constexpr int kRows = kPer, kColumns = kPer;  // of a thread
-  static constexpr int kDepth = 16;                    // features at a time
+  using Costs::kSize, Costs::kThreads;
+  using typename Costs::Values;
+  static constexpr int kDepth = 16;  // features at a time
   struct Shared {
     T left[2][kDepth][kSize], right[2][kDepth][kSize];  // by turns
   };
 
-  __device__ PairTile(const PairsOf<T>& pairs, Shared* shared) : p_(pairs), shared_(shared) {
+  __device__ PairTile(const PairsOf<T>& pairs, Shared* shared) : Costs(pairs), shared_(shared) {
     squares_ = centred(p_.metric) && p_.d <= kFewFeatures;
   }
 
-  // The costs of the tile from row0 and col0 on, (row0 + row(r), col0 + column(c)) at [r][c]. What lies outside of the
-  // matrix is that of its last row or column.
+  // The costs of the tile from row0 and col0 on, (row0 + row(r), col0 + column(c)) at [r][c].
   __device__ void make(int row0, int col0, Values& costs) {
     T ahead[2][kLoads];
 #pragma unroll
@@ -117,27 +186,32 @@ class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
       else
         Square::multiply(s.left[turn_], s.right[turn_], depth, costs, [](T& sum, T x, T y) { sum += x * y; });
     }
-    finish(row0, col0, costs);
+    known_metric(p_.metric, [&](auto known) {
+      constexpr Metric kMetric = decltype(known)::value;
+      if constexpr (!summed(kMetric)) {
+        if (!squares_) return this->template from_products<kMetric>(row0, col0, costs);
+#pragma unroll
+        for (int r = 0; r < kPer; ++r)
+#pragma unroll
+          for (int c = 0; c < kPer; ++c) costs[r][c] = of_square(kMetric, costs[r][c]);
+      }
+    });
+    this->finish(row0, col0, costs);
   }
 
  private:
+  using Costs::p_, Costs::within;
   static constexpr int kLoads = kDepth * kSize / kThreads;  // features of a row that a thread brings to shared memory
 
-  const PairsOf<T>& p_;
   Shared* shared_;
   int turn_ = 0;
   bool squares_;
 
-  __device__ int row_at(int row0, int r) const { return within(row0 + row(r), p_.n); }
-  __device__ int column_at(int col0, int c) const { return within(col0 + column(c), p_.m); }
-  static __device__ int within(int index, int count) { return index < count ? index : count - 1; }
-
   static __device__ int place() { return threadIdx.x % kSize; }
   static __device__ int depth() { return threadIdx.x / kSize * kLoads; }
   __device__ void load(int row0, int col0, int first, T (&to)[2][kLoads]) const {
-    const bool given = squares_;
-    load_side(given ? p_.given_x : p_.x, within(row0 + place(), p_.n), first, to[0]);
-    load_side(given ? p_.given_y : p_.y, within(col0 + place(), p_.m), first, to[1]);
+    load_side(squares_ ? p_.given_x : p_.x, within(row0 + place(), p_.n), first, to[0]);
+    load_side(squares_ ? p_.given_y : p_.y, within(col0 + place(), p_.m), first, to[1]);
   }
   __device__ void load_side(const void* features, int row, int first, T (&to)[kLoads]) const {
     const int begin = first + depth();
@@ -150,64 +224,6 @@ class PairTile : public SquareTile<T, sizeof(T) == 4 ? 8 : 4> {
   __device__ void store(T (*left)[kSize], T (*right)[kSize], const T (&from)[2][kLoads]) const {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) left[depth() + k][place()] = from[0][k], right[depth() + k][place()] = from[1][k];
-  }
-
-  // Sums over the features -> costs.
-  __device__ void finish(int row0, int col0, Values& costs) const {
-    known_metric(p_.metric, [&](auto known) {
-      constexpr Metric kMetric = decltype(known)::value;
-      if constexpr (!summed(kMetric)) {
-        if (!squares_) return from_products<kMetric>(row0, col0, costs);
-#pragma unroll
-        for (int r = 0; r < kPer; ++r)
-#pragma unroll
-          for (int c = 0; c < kPer; ++c) costs[r][c] = of_square(kMetric, costs[r][c]);
-      }
-    });
-#pragma unroll
-    for (int r = 0; r < kPer; ++r)
-#pragma unroll
-      for (int c = 0; c < kPer; ++c) costs[r][c] = finite_or_nan(costs[r][c]);
-    if (!p_.classes) return;
-    const int64_t* labels = p_.labels;
-#pragma unroll
-    for (int c = 0; c < kPer; ++c) {
-      const int64_t label = labels[column_at(col0, c)];
-#pragma unroll
-      for (int r = 0; r < kPer; ++r)
-        costs[r][c] =
-            with_class_term(costs[r][c], p_.class_cost + int64_t(row_at(row0, r)) * p_.classes, p_.classes, label);
-    }
-  }
-
-  template <Metric kMetric>
-  __device__ void from_products(int row0, int col0, Values& costs) const {
-    T sy[kPer];
-#pragma unroll
-    for (int c = 0; c < kPer; ++c) sy[c] = p_.scale_y[column_at(col0, c)];
-    uint64_t found = 0;  // near pairs, a bit each
-#pragma unroll
-    for (int r = 0; r < kPer; ++r) {
-      const T sx = p_.scale_x[row_at(row0, r)];
-#pragma unroll
-      for (int c = 0; c < kPer; ++c) {
-        bool is_near = false;
-        costs[r][c] = distance(kMetric, sx, sy[c], costs[r][c], &is_near);
-        found |= uint64_t(is_near) << (r * kPer + c);
-      }
-    }
-    if (!by_difference(kMetric)) return;
-#pragma unroll 1
-    for (int bit = 0; bit < kPer * kPer && found >> bit; ++bit) {
-      if (!(found >> bit & 1)) continue;
-      const int64_t i = within(row0 + row(bit / kPer), p_.n), j = within(col0 + column(bit % kPer), p_.m);
-      const T measured = of_square(kMetric, typed_features<T>(p_.type, p_.given_x, [&](auto* x) {
-                                     auto* y = static_cast<decltype(x)>(p_.given_y);
-                                     return squared_distance<T>(normalised(kMetric), x + i * p_.d, y + j * p_.d, p_.d);
-                                   }));
-#pragma unroll
-      for (int e = 0; e < kPer * kPer; ++e) costs[e / kPer][e % kPer] = e == bit ? measured : costs[e / kPer][e % kPer];
-    }
   }
 };
 

@@ -129,6 +129,7 @@ struct PanelCall {
   int64_t t;            // of the iteration
   int64_t groups;       // threads that share the rows of a column; streamed: blocks
   int64_t row_groups;   // blocks that share the columns of a row; streamed
+  bool tensor_cores;    // make the products; streamed, of half precision
   const int* stop;      // () or null: nothing is done where it is not 0
   const int* relaxed;   // () or null: the iteration is over-relaxed where it is not 0
   RowValue<T>* values;  // (rows,) from the row pass to the column pass

@@ -36,6 +36,7 @@ struct CudaCall {
 struct CudaPanel {
   int sweep = 0;  // Sweep
   int64_t t = 0, groups = 1, row_groups = 1;
+  bool tensor_cores = false;
   uintptr_t stop = 0, relaxed = 0, values = 0, parts = 0, states = 0, row_value = 0, share = 0;
 };
 
@@ -48,7 +49,7 @@ const char* cuda_streamed(const CudaCall&, const CudaPanel&, const cost::CudaCos
 // Elements of work space for the whole batch, or -1 and a sentence in *error.
 int64_t cuda_work(const CudaCall&, const char** error);
 // How sweeps over features run whose cost does not fit; and a sentence in *error.
-StreamPlan cuda_stream_plan(const cost::CudaCost&, const char** error);
+StreamPlan cuda_stream_plan(const cost::CudaCost&, bool tensor_cores, const char** error);
 // Whether one problem of this size fits the shared memory of a block; false and a sentence in *error.
 bool cuda_fits_block(const CudaCall&, const char** error);
 

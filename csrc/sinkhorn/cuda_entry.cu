@@ -58,7 +58,8 @@ const char* with_visit(const CudaCall& c, const CudaPanel& visit, Body body) {
     using T = decltype(t);
     PanelCall<T> call{};
     call.sweep = Sweep(visit.sweep), call.t = visit.t, call.stop = to<int>(visit.stop);
-    call.groups = visit.groups, call.row_groups = visit.row_groups, call.relaxed = to<int>(visit.relaxed);
+    call.groups = visit.groups, call.row_groups = visit.row_groups, call.tensor_cores = visit.tensor_cores;
+    call.relaxed = to<int>(visit.relaxed);
     call.values = to<RowValue<T>>(visit.values), call.parts = to<T>(visit.parts), call.states = to<T>(visit.states);
     call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
     call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);
@@ -83,10 +84,13 @@ bool cuda_fits_block(const CudaCall& c, const char** error) {
   return !*error && fits_block(c.n, c.m, c.f64 ? 8 : 4, properties);
 }
 
-StreamPlan cuda_stream_plan(const cost::CudaCost& c, const char** error) {
+StreamPlan cuda_stream_plan(const cost::CudaCost& c, bool tensor_cores, const char** error) {
   DeviceProperties properties{};
   *error = properties_of(c.f64, c.device, &properties);
-  return make_stream_plan(c.n, c.m, c.d, c.f64 ? 8 : 4, cost::summed(cost::Metric(c.metric)), properties);
+  const bool summed = cost::summed(cost::Metric(c.metric));
+  const bool half = cost::FeatureType(c.feature_type) != cost::FeatureType::kAsCost;
+  const Multiply by = summed ? Multiply::kTerms : tensor_cores && half ? Multiply::kTensorCores : Multiply::kThreads;
+  return make_stream_plan(c.n, c.m, c.d, c.f64 ? 8 : 4, by, properties);
 }
 
 const char* cuda_forward(const CudaCall& c) {

@@ -334,19 +334,24 @@ UK_HOST_DEVICE int gradient_tile(int64_t rows, int64_t m, int64_t batch, int64_t
   return best;
 }
 
-// Sweeps over features whose cost does not fit (streamed.cu, panel.cu).
+// Sweeps over features whose cost does not fit (streamed.cu, panel.cu). What sums over the features are made by: threads,
+// of products or of the terms of a sum, or tensor cores.
+enum class Multiply { kThreads, kTerms, kTensorCores };
+
 struct StreamPlan {
-  bool streams;                   // costs are made in both passes of a sweep, else panels of them are stored
+  bool streams;  // costs are made in both passes of a sweep, else panels of them are stored
+  Multiply by;
   int row_groups, column_groups;  // blocks that share a tile of rows, of columns
 };
 
 // What a pair costs in a sweep, in picoseconds of the whole device: estimates for an H100 in float, from instructions and
-// bytes.
+// bytes. Of doubles, times as much.
 struct StreamCosts {
-  static constexpr double kFeature = 0.05, kPair = 1.0;    // of one pass of streamed.cu
-  static constexpr double kProduct = 0.045, kTerm = 0.17;  // of a panel, a feature: torch's product; a sum's
-  static constexpr double kStored = 5 * 4 / 2.9;           // of a panel that is written and read
-  static constexpr double kDoubles = 2, kDoublePair = 4;   // times as much
+  // Of one pass of streamed.cu: a feature, by what multiplies it, and the rest.
+  static constexpr double kFeature[] = {0.05, 0.1, 0.006}, kPair = 1.0;
+  // Of a panel, a feature: torch's product, or the terms of a sum, and half precision; and what is written and read.
+  static constexpr double kOfPanel[] = {0.045, 0.17, 0.003}, kStored = 5 * 4 / 2.9;
+  static constexpr double kDoubles = 2, kDoublePair = 4;
 };
 
 // Blocks of which one multiprocessor holds two, for three turns of them.
@@ -356,17 +361,18 @@ UK_HOST_DEVICE int groups_for(int64_t tiles, int64_t others, int multiprocessors
   return static_cast<int>(larger(1, smaller(wanted, others)));
 }
 
-UK_HOST_DEVICE StreamPlan make_stream_plan(int64_t n, int64_t m, int64_t d, int64_t element, bool summed,
+UK_HOST_DEVICE StreamPlan make_stream_plan(int64_t n, int64_t m, int64_t d, int64_t element, Multiply by,
                                            const DeviceProperties& device) {
   const int64_t side = element == 8 ? 64 : 128, rows = (n + side - 1) / side, columns = (m + side - 1) / side;
   StreamPlan plan{};
+  plan.by = by;
   plan.row_groups = groups_for(rows, columns, device.multiprocessors);
   plan.column_groups = groups_for(columns, rows, device.multiprocessors);
-  const bool doubles = element == 8;
-  const double feature = StreamCosts::kFeature * (summed ? 2 : 1) * (doubles ? StreamCosts::kDoubles : 1);
-  const double streamed = 2 * (double(d) * feature + StreamCosts::kPair * (doubles ? StreamCosts::kDoublePair : 1));
-  const double of_panel = double(d) * (summed ? StreamCosts::kTerm * (doubles ? 2 : 1) : StreamCosts::kProduct);
-  plan.streams = n > 0 && streamed <= of_panel + StreamCosts::kStored * (doubles ? 2 : 1);
+  const double feature = StreamCosts::kFeature[int(by)], of_panel = StreamCosts::kOfPanel[int(by)];
+  const double doubles = element == 8 ? StreamCosts::kDoubles : 1, pair = element == 8 ? StreamCosts::kDoublePair : 1;
+  const double streamed = 2 * (double(d) * feature * doubles + StreamCosts::kPair * pair);
+  const double stored = double(d) * of_panel * (by == Multiply::kTerms ? doubles : 1) + StreamCosts::kStored * doubles;
+  plan.streams = n > 0 && streamed <= stored;
   return plan;
 }
 

@@ -6,7 +6,7 @@
 //
 // Each pass makes the costs anew: what a pair costs to make, by its features, against what a panel costs to write and read
 // is weighed in regime.h. Sums are put together in a fixed order.
-#include "cost/pair_tile.cuh"
+#include "cost/tensor_tile.cuh"
 #include "sinkhorn/panel_steps.cuh"
 
 namespace ucmkd {
@@ -133,9 +133,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   keep_flags(step, problem);
 }
 
-template <class T>
+template <class T, class Tile>
 struct Launches {
-  using Tile = cost::PairTile<T>;
   const DeviceProblem<T>& p;
   const cost::PairsOf<T>& pairs;
   cuda::Stream stream;
@@ -173,7 +172,9 @@ const char* cuda_streamed(const DeviceProblem<T>& p, const PanelCall<T>& call, c
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const cost::PairsOf<T> pairs = cost::pairs_of<T>(features);
-  return with_steps(call, Launches<T>{p, pairs, stream});
+  if constexpr (sizeof(T) == 4)
+    if (call.tensor_cores) return with_steps(call, Launches<T, cost::TensorTile>{p, pairs, stream});
+  return with_steps(call, Launches<T, cost::PairTile<T>>{p, pairs, stream});
 }
 template const char* cuda_streamed<float>(const DeviceProblem<float>&, const PanelCall<float>&, const cost::CudaCost&,
                                           int, cuda::Stream);

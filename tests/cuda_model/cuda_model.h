@@ -178,6 +178,39 @@ inline float wide(Half x) {
   return x.bits >> 15 ? -size : size;
 }
 
+struct alignas(16) Eight {
+  unsigned two[4];
+};
+// Each lane fetches the rows of a and b that its four sums are made of.
+template <class F>
+inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  struct A {
+    unsigned e[4];
+  } of_a;
+  struct B {
+    unsigned e[2];
+  } of_b;
+  memcpy(&of_a, a, sizeof of_a), memcpy(&of_b, b, sizeof of_b);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  auto feature = [](unsigned two, int k) {
+    const F f{uint16_t(two >> 16 * k)};
+    return wide(f);
+  };
+  float rows[2][16], columns[2][16];
+  for (int s = 0; s < 4; ++s) {  // lanes of a group: features 2 s, 2 s + 1, and eight on
+    const A from_a = shuffle_from(of_a, 4 * g + s);
+    for (int k = 0; k < 2; ++k)
+      for (int part = 0; part < 4; ++part) rows[part % 2][part / 2 * 8 + 2 * s + k] = feature(from_a.e[part], k);
+    for (int column = 0; column < 2; ++column) {
+      const B from_b = shuffle_from(of_b, 4 * (2 * t + column) + s);
+      for (int k = 0; k < 2; ++k)
+        for (int part = 0; part < 2; ++part) columns[column][part * 8 + 2 * s + k] = feature(from_b.e[part], k);
+    }
+  }
+  for (int k = 0; k < 16; ++k)
+    for (int e = 0; e < 4; ++e) c[e] += rows[e / 2][k] * columns[e % 2][k];
+}
+
 template <class S>
 inline S narrow(S x) {
   return x;

@@ -36,6 +36,7 @@ clusters = False  # of blocks, for problems between one block and the grid: not 
 tuning: dict[str, int] = {}
 #: Whether costs that do not fit are made anew in every pass (csrc/sinkhorn/streamed.cu); None: as regime.h chooses.
 streamed: bool | None = None
+tensor_cores = False  # for products of half precision in such passes: not yet run on a GPU
 
 
 def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:

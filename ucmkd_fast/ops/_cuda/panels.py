@@ -148,7 +148,8 @@ class Sweeps:
         self._gathered = self.b  # by the columns, in the last sweep
         self._t = 0  # of the iteration that was made last
         self._back: Any = ()  # memory that the call points to
-        streams, row_groups, groups = device.kernels.cuda_stream_plan(self._panels.whole)
+        chosen = device.kernels.cuda_stream_plan(self._panels.whole, device.tensor_cores)
+        streams, tensor_cores, row_groups, groups = chosen
         asked = streams if device.streamed is None else device.streamed
         self._streams = asked and not spread.keep and n > 0
         if not self._streams:
@@ -156,6 +157,7 @@ class Sweeps:
         self._states, self._parts = device.empty(self.a, groups, m, 2), device.empty(self.a, row_groups, n, 2)
         self._values = device.empty(self.a, n if self._streams else self._panels.rows, 3)
         self._visit = device.kernels.CudaPanel()
+        self._visit.tensor_cores = tensor_cores
         self._visit.groups, self._visit.row_groups, self._visit.parts = (
             groups,
             row_groups,
