@@ -37,7 +37,8 @@ LAYERS = {
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices",),
     "functions": (
-        "_by_torch", "_autograd", "_registered", "_padded", "matrix", "_panels", "relative_reg", "result",
+        "_by_torch", "_autograd", "_registered", "_padded", "matrix", "_panels", "_panels_twice", "relative_reg",
+        "result",
     ),
     "route": ("_route",),
     "lists": ("_lists",),

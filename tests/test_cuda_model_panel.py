@@ -6,7 +6,7 @@ import pytest
 import test_class_aware_large as by_class
 import torch
 from cuda_harness import ORDERS, build, model
-from test_panel import BAD, METRICS, budget, close, problem, reg_of
+from test_panel import BAD, METRICS, budget, close, no_equal_rows, problem, reg_of, twice
 
 import ucmkd_fast as uk
 from ucmkd_fast._native import _C
@@ -291,8 +291,17 @@ def test_refused_input_gives_nan_and_says_why_when_it_is_read(words):
             result.check()
 
 
+def test_second_derivatives():
+    tensors = no_equal_rows(problem(torch.float64, "zeros", 20, 15, 5))
+    wants = twice(tensors, tensors, {"max_iter": 8})
+    with model():
+        gots = twice(tensors, tensors, {"max_iter": 8, "memory_budget": 4000})
+    for got, want in zip(gots, wants, strict=True):
+        close(got, want, 1e-9)
+
+
 @pytest.mark.parametrize("name", ["twice", "functorch"])
-def test_second_derivatives_and_transforms_are_refused(name, by_panels):
+def test_second_derivatives_of_other_gradients_and_transforms_are_refused(name, by_panels):
     call, error, words = BAD[name]
     by_panels.append(0)
     with pytest.raises(error, match=words), model():

@@ -179,8 +179,10 @@ BAD = {
                                             memory_budget=7000),
                  ValueError, "in range"),
     "NaN": (lambda z: uk.sinkhorn_loss(z * torch.nan, z, memory_budget=7000), ValueError, "x must be finite"),
-    "twice": (lambda z: torch.autograd.grad(uk.sinkhorn_loss(z.requires_grad_(), z, memory_budget=7000), z,
-                                            create_graph=True), NotImplementedError, "double backward"),
+    "twice": (lambda z: torch.autograd.grad(uk.sinkhorn_loss(z.requires_grad_(), z, grad="implicit",
+                                                             memory_budget=7000),
+                                            z, create_graph=True),
+              NotImplementedError, "double backward"),
     "functorch": (lambda z: torch.func.grad(lambda x: uk.sinkhorn_loss(x, z, memory_budget=7000))(z),
                   NotImplementedError, "functorch"),
 }  # fmt: skip
@@ -191,3 +193,69 @@ def test_bad_input(name):
     call, error, words = BAD[name]
     with pytest.raises(error, match=words):
         call(torch.randn(53, 1))
+
+
+def no_equal_rows(tensors):
+    """Where a distance is 0 there is no second derivative."""
+    tensors[1].data[0] += 1
+    return tensors
+
+
+def twice(tensors, wanted, options, seed=0):
+    """A gradient, and of its product with numbers the gradient of everything, the upstream number too."""
+    generator = torch.Generator().manual_seed(seed)
+    up = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    value = uk.sinkhorn_loss(*tensors[:4], **options)
+    grads = torch.autograd.grad(value, wanted, up.to(value.dtype), create_graph=True)
+    weights = [torch.randn(g.shape, generator=generator, dtype=torch.float64).to(g.dtype) for g in grads]
+    leaves = [t for t in tensors if t is not None]
+    product = sum((g * w).sum() for g, w in zip(grads, weights, strict=True))
+    return torch.autograd.grad(product, (*leaves, up))
+
+
+@pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_second_derivatives_are_those_of_the_dense_path(metric, objective):
+    tensors = no_equal_rows(problem(torch.float64, "zeros", 20, 15, 5))
+    options = {"metric": metric, "objective": objective, "reg": reg_of(metric), "max_iter": 8}
+    wants = twice(tensors, tensors, options)
+    budget = 6000 if objective == "divergence" else 4000
+    for got, want in zip(twice(tensors, tensors, options | {"memory_budget": budget}), wants, strict=True):
+        close(got, want, 1e-9)
+
+
+def test_a_derivative_by_one_input_of_the_gradient_of_another():
+    tensors = no_equal_rows(problem(torch.float64, "random", 20, 15, 5))
+    for wanted in ((tensors[0],), (tensors[1], tensors[2])):
+        wants = twice(tensors, wanted, {"max_iter": 5})
+        for got, want in zip(
+            twice(tensors, wanted, {"max_iter": 5, "memory_budget": 4000}), wants, strict=True
+        ):
+            close(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_second_derivatives_with_terms_by_class_and_a_tolerance(tol):
+    x, y, a, b = no_equal_rows(problem(torch.float64, "random", 20, 15, 5))
+    W = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    W.data[2, 1] = torch.inf
+    options = {"class_cost": W, "y_labels": torch.arange(15) % 3, "max_iter": 30, "tol": tol, "reg": 0.4}
+    wants = twice([x, y, a, b, W], [x, W], options)
+    gots = twice([x, y, a, b, W], [x, W], options | {"memory_budget": 4000})
+    for got, want in zip(gots, wants, strict=True):
+        close(got, want, 1e-8)
+
+
+def test_second_derivatives_hold_no_more_than_a_panel(monkeypatch):
+    x, y, *_ = problem(torch.float32, None, 60, 50, 6)
+    made, cost = [], reference.cost
+    monkeypatch.setattr(reference, "cost", lambda x, y, metric: made.append(len(x)) or cost(x, y, metric))
+    twice([x, y, None, None], [x], {"max_iter": 3, "memory_budget": 6500})
+    assert made and max(made) == 1 and len(made) % 60 == 0
+
+
+def test_a_third_derivative_is_refused():
+    x, y, *_ = problem(torch.float64, None, 20, 15, 5)
+    grad = torch.autograd.grad(uk.sinkhorn_loss(x, y, memory_budget=4000), x, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        torch.autograd.grad(grad.sum(), x, create_graph=True)

@@ -16,7 +16,7 @@ from . import transforms
 from ._problem import Options, Problem, Solution
 
 
-class _Marked(NamedTuple):
+class Marked(NamedTuple):
     """A problem whose rows, columns and pairs without part in it are marked; leading dimensions are a batch."""
 
     cost: Tensor  # (B?, N, M), 0 where a pair is forbidden
@@ -26,11 +26,11 @@ class _Marked(NamedTuple):
     columns: Tensor  # (B?, M)
     pairs: Tensor  # (B?, N, M), whether mass may move
 
-    def detached(self) -> _Marked:
+    def detached(self) -> Marked:
         return self._replace(cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
 
-    def transposed(self) -> _Marked:
-        return _Marked(self.cost.mT, self.b, self.a, self.columns, self.rows, self.pairs.mT)
+    def transposed(self) -> Marked:
+        return Marked(self.cost.mT, self.b, self.a, self.columns, self.rows, self.pairs.mT)
 
 
 def solve(p: Problem, options: Options) -> Solution:
@@ -47,7 +47,7 @@ def solve(p: Problem, options: Options) -> Solution:
     b = cost.new_full((m,), 1 / m) if b is None else b
     a, b = a.expand(*cost.shape[:-2], n), b.expand(*cost.shape[:-2], m)
     rows, columns, pairs = a.detach() > 0, b.detach() > 0, cost.detach() != math.inf
-    marked = _Marked(
+    marked = Marked(
         torch.where(pairs, cost, 0), torch.where(rows, a, 1), torch.where(columns, b, 1), rows, columns, pairs
     )
     start = -options.reg * math.log(n) if init_f is None else init_f.detach()
@@ -60,26 +60,26 @@ def solve(p: Problem, options: Options) -> Solution:
     return Solution(value, dual, f, g, error, n_iter)
 
 
-def _scores(p: _Marked, g: Tensor, reg: float) -> Tensor:
+def _scores(p: Marked, g: Tensor, reg: float) -> Tensor:
     """(g_j - C_ij) / reg (B?, N, M), -inf where nothing moves; 0 in rows without mass, whose sums nobody reads."""
     scores = (g[..., None, :] - p.cost) / reg
     scores = torch.where(p.columns[..., None, :] & p.pairs, scores, -math.inf)
     return torch.where(p.rows[..., :, None], scores, 0)
 
 
-def _half(p: _Marked, g: Tensor, reg: float) -> Tensor:
+def half_step(p: Marked, g: Tensor, reg: float) -> Tensor:
     """F from g; 0 in rows without mass."""
     f = reg * (p.a.log() - _scores(p, g, reg).logsumexp(-1))
     return torch.where(p.rows, f, 0)
 
 
-def _plan(p: _Marked, f: Tensor, g: Tensor, reg: float) -> Tensor:
+def plan_of(p: Marked, f: Tensor, g: Tensor, reg: float) -> Tensor:
     exponents = (f[..., :, None] + g[..., None, :] - p.cost) / reg
     moves = p.rows[..., :, None] & p.columns[..., None, :] & p.pairs
     return torch.where(moves, exponents, -math.inf).exp()
 
 
-def _iterate(p: _Marked, f: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _iterate(p: Marked, f: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The iterations, each problem's to its own end: f, g, marginal error, iterations."""
     reg, turned = options.reg, p.transposed()
     target = torch.where(p.columns, p.b, 0).detach()
@@ -87,27 +87,27 @@ def _iterate(p: _Marked, f: Tensor, options: Options) -> tuple[Tensor, Tensor, T
     n_iter = torch.zeros(p.cost.shape[:-2], dtype=torch.int64, device=p.cost.device)
     error = torch.full_like(p.cost.detach()[..., 0, 0], math.inf)
     for k in range(1, options.max_iter + 1):
-        new_g = _half(turned, f, reg)
-        new_f = _half(p, new_g, reg)
+        new_g = half_step(turned, f, reg)
+        new_f = half_step(p, new_g, reg)
         goes_on = error > options.tol  # also while it is NaN or inf: the outputs say so
         goes_on = goes_on | error.isnan()
         f, g = torch.where(goes_on[..., None], new_f, f), torch.where(goes_on[..., None], new_g, g)
         n_iter = n_iter + goes_on
         if options.tol > 0 or k == options.max_iter:
-            plan = _plan(p, f, g, reg).detach()
+            plan = plan_of(p, f, g, reg).detach()
             error = (plan.sum(-2) - target).abs().sum(-1)
             if options.tol > 0 and not transforms.active() and bool((error <= options.tol).all()):
                 break
     return f, g, error, n_iter
 
 
-def _implicit(p: _Marked, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+def _implicit(p: Marked, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Tensor]:
     """(f, g) with the derivative of the fixed point: a dense least-squares solve, in both modes.
 
     A step from fixed potentials depends on them by -softmax, so dz = (1 - J)^+ dT, J = [[0, -R], [-Q', 0]].
     """
     n, turned = f.shape[-1], p.transposed()
-    step = torch.cat([_half(p, g, reg), _half(turned, f, reg)], -1)
+    step = torch.cat([half_step(p, g, reg), half_step(turned, f, reg)], -1)
     fixed = p.detached()
     r = torch.where(p.rows[..., :, None], _scores(fixed, g, reg).softmax(-1), 0).double()
     q = torch.where(p.columns[..., :, None], _scores(fixed.transposed(), f, reg).softmax(-1), 0).double()
@@ -121,11 +121,9 @@ def _implicit(p: _Marked, f: Tensor, g: Tensor, reg: float) -> tuple[Tensor, Ten
     return z[..., :n], z[..., n:]
 
 
-def _values(
-    p: _Marked, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options
-) -> tuple[Tensor, Tensor]:
+def _values(p: Marked, a: Tensor, b: Tensor, f: Tensor, g: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """<P, C> and the dual value of <P, C> + reg KL(P | a b'), as `reference.sinkhorn` has them."""
-    reg, plan = options.reg, _plan(p, f, g, options.reg)
+    reg, plan = options.reg, plan_of(p, f, g, options.reg)
     if options.grad == "envelope":  # the plan is a constant of <P, C>, the potentials of the dual value
         fixed, plan = p.detached(), plan.detach()
         free_f = -reg * _scores(fixed._replace(rows=torch.ones_like(p.rows)), g, reg).logsumexp(-1)
@@ -134,7 +132,7 @@ def _values(
         free_g = torch.where(p.columns, g - reg * fixed.b.log(), free_g)
         free_f, free_g = (torch.where(z.isinf(), 0, z) for z in (free_f, free_g))  # no pair, so no mass
         dual = (free_f * a).sum(-1) + (free_g * b).sum(-1)
-        moved = _plan(p, f, g, reg).sum((-2, -1))  # its derivative by C, times -reg, is P
+        moved = plan_of(p, f, g, reg).sum((-2, -1))  # its derivative by C, times -reg, is P
         dual = dual - reg * (moved - moved.detach())
         a, b = a.detach(), b.detach()
     else:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import _dual, not_converged, relative_reg, transforms
-from ._autograd import given_back, needed, of_all
+from . import _dual, _panels_twice, not_converged, relative_reg, transforms
+from ._autograd import needed
 from ._control import Flag, Relaxation
 from ._devices import door
 from ._problem import Gradients, Needs, Options, Problem, Solution, Upstream
@@ -118,7 +118,7 @@ class PanelSolver:
     """One problem: its solution and the gradient of it."""
 
     def __init__(self, p: Problem, options: Options, spread: Spread, history: bool):
-        self.over, self._options, self._problem = spread.over, options, p
+        self.over, self.options, self._problem = spread.over, options, p
         every = everywhere(p, options.dtype, self.over)
         self._spread, self._n, self._m = spread, len(every.features[0]), len(every.features[1])
         self._sweeps: Sweeps = door(every.features[0]).Sweeps(every, options, spread, history)
@@ -130,7 +130,7 @@ class PanelSolver:
 
     def solve(self) -> Solution:
         """The iterations of `sinkhorn`, and the sweep that its value takes."""
-        s, options, tol, last = self._sweeps, self._options, self._options.tol, self._options.max_iter
+        s, options, tol, last = self._sweeps, self.options, self.options.tol, self.options.max_iter
         stop = s.flag() if tol > 0 else None
         relaxation = Relaxation(s.a, options)
         error, s.sums = s.a.new_zeros(()), torch.zeros_like(s.b)
@@ -161,12 +161,12 @@ class PanelSolver:
         """F (N,) before the first iteration."""
         a, init_f = self._sweeps.a, self._problem.init_f
         if init_f is None:
-            init_f = torch.full_like(a, -self._options.reg * math.log(self.over.total_rows(len(a))))
+            init_f = torch.full_like(a, -self.options.reg * math.log(self.over.total_rows(len(a))))
         return torch.where(a > 0, init_f, -torch.inf)
 
     def _values(self, row_value: Tensor) -> tuple[Tensor, Tensor]:
         """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
-        s, reg = self._sweeps, self._options.reg
+        s, reg = self._sweeps, self.options.reg
         a, b, f, g = (z.double() for z in (s.a, s.b, s.f, s.g))
         free_f, free_g = (torch.where(m > 0, z - reg * m.log(), 0) for m, z in ((a, f), (b, g)))
         here = self.over.add(torch.stack([row_value.double().sum(), (free_f * a).sum(), a.sum()]))
@@ -178,7 +178,7 @@ class PanelSolver:
 
     def gradient(self, up: Upstream, needs: Needs) -> Gradients:
         """Of x, y and W where needed, and of the masses, given or not; of y and b of all processes."""
-        s, options = self._sweeps, self._options
+        s, options = self._sweeps, self.options
         none = s.a.new_zeros((), dtype=torch.float64)
         weight, dual = (none if z is None else z.double() for z in (up.value, up.dual))
         if options.grad == "envelope":
@@ -198,16 +198,21 @@ class PanelSolver:
         dy = None if dy is None else self.over.add(dy)
         return Gradients(x=dx, y=dy, a=grad_a, b=grad_b[: self._m], class_cost=d_classes)
 
+    @property
+    def sizes(self) -> _panels_twice.Sizes:
+        """What the second derivative is to know; on a device it waits for the number of iterations."""
+        return _panels_twice.Sizes(self._spread.rows, int(self._sweeps.n_iter))
+
     def _direct(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """What the dual value gives the masses at constant potentials."""
-        s, reg = self._sweeps, self._options.reg
+        s, reg = self._sweeps, self.options.reg
         sum_a = self.over.add(s.a.double().sum()).to(s.a.dtype)
         sum_b = s.b.double().sum().to(s.a.dtype)
         return dual * _dual.direct(s.f, s.a, sum_b, reg, 0), dual * _dual.direct(s.g, s.b, sum_a, reg, 1)
 
     def _envelope_masses(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """Where the plan is a constant: the potentials without the masses, which samples without mass have as well."""
-        s, reg = self._sweeps, self._options.reg
+        s, reg = self._sweeps, self.options.reg
         if s.HOST:
             lacks_a, lacks_b = bool((s.a == 0).any()), bool((s.b == 0)[: self._m].any())
         else:  # nobody here knows whether one of the given masses is 0
@@ -227,7 +232,7 @@ class PanelSolver:
         s = self._sweeps
         done, first, grad_b = s.flag(), torch.ones_like(s.n_iter), torch.zeros_like(s.b)
         s.begin_back(weight, dual, first)
-        for t in range(int(s.n_iter) if s.HOST else self._options.max_iter, 0, -1):
+        for t in range(int(s.n_iter) if s.HOST else self.options.max_iter, 0, -1):
             runs = (t <= s.n_iter) & (done.raised == 0)
             change = s.back(t, runs)
             grad_b += change
@@ -240,13 +245,13 @@ class PanelSolver:
 
     def _fixed_point(self, weight: Tensor, dual: Tensor, least: Tensor) -> Tensor:
         """Back through the iteration at the fixed point, again and again until it has converged; the gradient of b."""
-        s, reg = self._sweeps, self._options.reg
+        s, reg = self._sweeps, self.options.reg
         done, grad_b = s.flag(), torch.zeros_like(s.b)
         change = weight * s.centred + reg * dual * (s.b - s.sums)
         mass = s.begin_fixed_point(weight, dual, grad_b)
         total = mass.double().sum()
         before = torch.zeros_like(least)
-        for _ in range(_C.max_sweeps(self._options.max_iter)):
+        for _ in range(_C.max_sweeps(self.options.max_iter)):
             # (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
             change = change - (change.double().sum() / total).to(change.dtype) * mass
             share = torch.where((mass > 0) & (done.raised == 0), change / mass, 0)
@@ -303,17 +308,8 @@ class PanelSinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of features, masses and W."""
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "double backward is not built for costs made panel by panel or spread over processes: it would keep "
-                "the whole cost; raise memory_budget, or use smaller batches"
-            )
-        solver, needs, p = ctx.solver, ctx.needs, Problem(*ctx.saved_tensors)
-        over = solver.over
-        found = solver.gradient(Upstream(*upstream[:2]), needs._replace(y=over.wants_y(needs.y)))
-        if needs.y:
-            found = found._replace(y=over.mine(found.y))
-        return given_back(of_all(found._replace(b=over.mine(found.b)), p), needs)
+        solver, p = ctx.solver, Problem(*ctx.saved_tensors)
+        return None, *_panels_twice.gradients(solver, p, ctx.needs, Upstream(*upstream[:2]))
 
 
 @transforms.not_compiled
