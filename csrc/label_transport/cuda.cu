@@ -208,13 +208,14 @@ __global__ void __launch_bounds__(kTotalThreads)
     total_kernel(const T* loss, const int64_t* target, int64_t n, int64_t ignore_index, bool mean, T* total,
                  int64_t* counted) {
   Team<double, true> team{int(threadIdx.x), int(blockDim.x), reinterpret_cast<double*>(cuda::shared_memory())};
-  double sum = 0, kept = 0;
+  double sum = 0;
+  int kept = 0;
 #pragma unroll 8
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
     sum += loss[i];
     kept += target[i] != ignore_index;
   }
-  const Pair<double> all = team.sum({sum, kept});
+  const Pair<double> all = team.sum({sum, double(kept)});
   if (threadIdx.x > 0) return;
   *counted = static_cast<int64_t>(all.teacher);
   *total = T(!mean ? all.student : all.teacher > 0 ? all.student / all.teacher : double(NAN));

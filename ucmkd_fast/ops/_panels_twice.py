@@ -10,7 +10,7 @@ the cost; its derivative in a direction, by torch's forward mode, is the Hessian
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,9 +21,8 @@ from . import _dual, transforms
 from ._autograd import differentiable, given_back, of_all
 from ._by_torch import Marked, half_step, plan_of
 from ._problem import Gradients, Needs, Options, Problem, Upstream
+from .cost import NORMALISED
 from .sharded import Alone
-
-_MATRICES = 8  # of a panel that are alive at the same time
 
 
 class Sizes(NamedTuple):
@@ -159,15 +158,21 @@ def directional(
 
 
 class _Explicit:
-    """Values and gradient of one problem, by sweeps over panels of rows; differentiable in forward mode."""
+    """Values and gradient of one problem, by sweeps over panels of rows; differentiable in forward mode.
+
+    A sweep does what it is for with the rows of a panel, and at once what follows for the columns, as
+    csrc/sinkhorn/steps.cuh does.
+    """
 
     def __init__(self, p: Problem, options: Options, sizes: Sizes):
-        x, y = p.features
-        self._x, self._y, self._classes = x.to(options.dtype), y.to(options.dtype), p.classes
+        x, y = (z.to(options.dtype) for z in p.features)
+        self._given, self._classes = (x, y), p.classes
+        self._unit = options.metric in NORMALISED
+        self._x, self._y = (reference.normalise(z) if self._unit else z for z in (x, y))
         self._metric, self._reg, self._n_iter = options.known_metric, options.reg, sizes.n_iter
         n, m, d = len(x), len(y), x.shape[-1]
-        a = self._x.new_full((n,), 1 / n) if p.a is None else p.a
-        b = self._x.new_full((m,), 1 / m) if p.b is None else p.b
+        a = x.new_full((n,), 1 / n) if p.a is None else p.a
+        b = x.new_full((m,), 1 / m) if p.b is None else p.b
         self._has_a, self._has_b = a.detach() > 0, b.detach() > 0
         # What has no mass takes no part, wherever it moves.
         self._a, self._b = torch.where(self._has_a, a, 0), torch.where(self._has_b, b, 0)
@@ -175,21 +180,18 @@ class _Explicit:
         self._start = (
             p.init_f.detach() if p.init_f is not None else torch.full_like(a, -self._reg * math.log(n))
         )
-        by_products = self._metric == "cosine"
-        self._rows = max(1, sizes.rows // (_MATRICES * (1 if by_products else d)))
-
-    # Panels
-
-    def _slices(self) -> Iterator[slice]:
-        for begin in range(0, len(self._x), self._rows):
-            yield slice(begin, begin + self._rows)
+        self._rows = max(1, sizes.rows if self._metric == "cosine" else sizes.rows // d)
 
     def _distances(self, x: Tensor, y: Tensor) -> Tensor:
-        return reference.cost(x, y, self._metric)
+        """Of rows, of unit length where the metric is of such."""
+        if self._metric == "cosine":
+            return (1 - x @ y.mT).clamp_min(0)
+        return reference.cost(x, y, "l2" if self._unit else self._metric)
 
     def _panels(self) -> Iterator[tuple[slice, Marked]]:
         """Rows and their costs, with what takes part."""
-        for rows in self._slices():
+        for begin in range(0, len(self._x), self._rows):
+            rows = slice(begin, begin + self._rows)
             cost = self._distances(self._x[rows], self._y)
             if self._classes is not None:
                 table, labels = self._classes
@@ -200,33 +202,25 @@ class _Explicit:
 
     # Forward
 
-    def _columns(self, f: Tensor) -> Tensor:
-        """G (M,) from f (N,): log-sums over the panels, each against the largest term so far."""
-        top = torch.full_like(self._safe_b.detach(), -math.inf)
-        total = torch.zeros_like(self._safe_b)
-        for rows, m in self._panels():
-            terms = (f[rows][:, None] - m.cost) / self._reg
-            terms = torch.where(m.rows[:, None] & m.pairs, terms, -math.inf)
-            highest = torch.maximum(top, terms.detach().amax(0))
-            shift = torch.where(highest > -math.inf, highest, 0)
-            total = total * (top - shift).exp() + (terms - shift).exp().sum(0)
-            top = highest
-        reached = total.detach() > 0
-        log_sum = torch.where(reached, top, 0) + torch.where(reached, total, 1).log()
-        return torch.where(self._has_b, self._reg * (self._safe_b.log() - log_sum), 0)
-
-    def _row_potentials(self, g: Tensor) -> Tensor:
-        return torch.cat([half_step(m, g, self._reg) for _, m in self._panels()])
-
     def _iterations(self) -> tuple[list[Tensor], list[Tensor]]:
         """F_0 to f_T, and g_1 to g_T behind a g_0 that nobody reads."""
         f, g = [torch.where(self._has_a, self._start, 0)], [torch.zeros_like(self._safe_b)]
-        for _ in range(self._n_iter):
-            g.append(self._columns(f[-1]))
-            f.append(self._row_potentials(g[-1]))
+        for t in range(self._n_iter + 1):
+            columns, parts = _LogSums(self._safe_b), []
+            for rows, m in self._panels():
+                mine = f[0][rows] if t == 0 else half_step(m, g[t], self._reg)
+                parts.append(mine)
+                if t < self._n_iter:
+                    terms = (mine[:, None] - m.cost) / self._reg
+                    columns.add(torch.where(m.rows[:, None] & m.pairs, terms, -math.inf))
+            if t > 0:
+                f.append(torch.cat(parts))
+            if t < self._n_iter:
+                next_g = self._reg * (self._safe_b.log() - columns.value())
+                g.append(torch.where(self._has_b, next_g, 0))
         return f, g
 
-    # Backward, as csrc/sinkhorn/adjoint_owned.cu has it
+    # Backward
 
     def values_and_gradient(self, up: Upstream) -> tuple[Tensor, Tensor, Gradients]:
         """Value, dual value, and the gradient of their sum with weights ``up``."""
@@ -235,29 +229,28 @@ class _Explicit:
         f, g = self._iterations()
         value = self._a.new_zeros(())
         df, dg = [torch.zeros_like(f[0]) for _ in f], [torch.zeros_like(g[0]) for _ in g]
-        parts = []
-        for rows, m in self._panels():
-            of_cost = plan_of(m, f[last][rows], g[last], reg) * m.cost
-            value, dg[last] = value + of_cost.sum(), dg[last] + weight / reg * of_cost.sum(0)
-            parts.append(weight / reg * of_cost.sum(1))
-        df[last] = torch.cat(parts) + pull * self._a
-        dg[last] = dg[last] + pull * self._b
-        grad_a, grad_b = self._direct(f[last], g[last], pull)
+        dg[last] = pull * self._b
         for t in range(last, 0, -1):
+            parts = []
             for rows, m in self._panels():
-                softmax = plan_of(m, f[t][rows], g[t], reg) / m.a[:, None]
-                dg[t] = dg[t] - df[t][rows] @ softmax
-            if t > 1:  # f_0 is given
-                softmaxes = (plan_of(m, f[t - 1][rows], g[t], reg) / m.b for rows, m in self._panels())
-                df[t - 1] = torch.cat([-(softmax @ dg[t]) for softmax in softmaxes])
-            grad_a = grad_a + torch.where(self._has_a, reg * df[t] / self._safe_a, 0)
-            grad_b = grad_b + torch.where(self._has_b, reg * dg[t] / self._safe_b, 0)
-        sums = self._sums(f, g, df, dg, weight)
+                plan = plan_of(m, f[t][rows], g[t], reg)
+                if t == last:
+                    of_cost = plan * m.cost
+                    value, dg[t] = value + of_cost.sum(), dg[t] + weight / reg * of_cost.sum(0)
+                    mine = weight / reg * of_cost.sum(1) + pull * self._a[rows]
+                else:
+                    mine = -((plan_of(m, f[t][rows], g[t + 1], reg) / m.b) @ dg[t + 1])
+                parts.append(mine)
+                dg[t] = dg[t] - mine / m.a @ plan
+            df[t] = torch.cat(parts)
+        grad_a, grad_b = self._direct(f[last], g[last], pull)
+        grad_a = grad_a + torch.where(self._has_a, reg * sum(df) / self._safe_a, 0)
+        grad_b = grad_b + torch.where(self._has_b, reg * sum(dg) / self._safe_b, 0)
+        sums = self._sums((f, g), (df, dg), weight)
         return value, self._dual_value(f[last], g[last]), Gradients(a=grad_a, b=grad_b, **sums)
 
     def _dual_value(self, f: Tensor, g: Tensor) -> Tensor:
-        reg = self._reg
-        a, b = self._a, self._b
+        reg, a, b = self._reg, self._a, self._b
         free = ((f - reg * self._safe_a.log()) * a).sum() + ((g - reg * self._safe_b.log()) * b).sum()
         return free - reg * (a.sum() - a.sum() * b.sum())
 
@@ -270,11 +263,9 @@ class _Explicit:
         ]
         return found[0], found[1]
 
-    def _sums(
-        self, f: list[Tensor], g: list[Tensor], df: list[Tensor], dg: list[Tensor], weight: Tensor
-    ) -> dict[str, Tensor | None]:
+    def _sums(self, potentials: Histories, adjoints: Histories, weight: Tensor) -> dict[str, Tensor | None]:
         """DC of one panel at a time, and what it gives the features and W."""
-        reg, last = self._reg, self._n_iter
+        reg, last, (f, g), (df, dg) = self._reg, self._n_iter, potentials, adjoints
         dx, dy, d_classes = [], torch.zeros_like(self._y), []
         for rows, m in self._panels():
             plan = plan_of(m, f[last][rows], g[last], reg)
@@ -282,11 +273,46 @@ class _Explicit:
             for t in range(last, 0, -1):
                 d_cost = d_cost + plan_of(m, f[t][rows], g[t], reg) * (df[t][rows] / m.a)[:, None]
                 d_cost = d_cost + plan_of(m, f[t - 1][rows], g[t], reg) * (dg[t] / m.b)
-            chain: Any = torch.func.vjp(self._distances, self._x[rows], self._y)
-            of_x, of_y = chain[1](d_cost)
+            of_x, of_y = _chain(self._distances, (self._x[rows], self._y), d_cost)
             dx.append(of_x)
             dy = dy + of_y
             if self._classes is not None:
                 table, labels = self._classes
                 d_classes.append(torch.zeros_like(table[rows]).index_add(1, labels, d_cost))
-        return {"x": torch.cat(dx), "y": dy, "class_cost": torch.cat(d_classes) if d_classes else None}
+        of_x, of_y = torch.cat(dx), dy
+        if self._unit:
+            (of_x,), (of_y,) = (
+                _chain(reference.normalise, (z,), grad)
+                for z, grad in zip(self._given, (of_x, of_y), strict=True)
+            )
+        return {"x": of_x, "y": of_y, "class_cost": torch.cat(d_classes) if d_classes else None}
+
+
+Histories = tuple[list[Tensor], list[Tensor]]  # (N,) and (M,) of every iteration
+
+
+class _LogSums:
+    """The logarithm of sums of exponentials over the rows, (M,), each against the largest term so far."""
+
+    def __init__(self, like: Tensor):
+        self._top = torch.full_like(like.detach(), -math.inf)
+        self._total = torch.zeros_like(like)
+
+    def add(self, terms: Tensor) -> None:
+        """Terms (R, M)."""
+        highest = torch.maximum(self._top, terms.detach().amax(0))
+        shift = torch.where(highest > -math.inf, highest, 0)
+        self._total = self._total * (self._top - shift).exp() + (terms - shift).exp().sum(0)
+        self._top = highest
+
+    def value(self) -> Tensor:
+        """(M,); 0 where there was nothing."""
+        reached = self._total.detach() > 0
+        return torch.where(reached, self._top, 0) + torch.where(reached, self._total, 1).log()
+
+
+def _chain(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of inputs, in a way that forward mode goes through."""
+    found: Any = torch.func.vjp(function, *inputs)
+    gradients: tuple[Tensor, ...] = found[1](grad)
+    return gradients
