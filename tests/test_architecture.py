@@ -35,7 +35,7 @@ LAYERS = {
         "_control", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
-    "devices": ("_devices",),
+    "devices": ("_devices", "cuda_switches"),
     "functions": (
         "_by_torch", "_autograd", "_registered", "_padded", "matrix", "_panels", "_panels_twice", "relative_reg",
         "result",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import __version__, _native, processors
 from .extras import OPTIONAL, installed
+from .ops import cuda_switches
 from .ops.arguments import GRADS, OBJECTIVES
 from .ops.cost import METRICS
 from .ops.label_transport import KAPPAS, label_transport_loss
@@ -43,6 +44,7 @@ def examine() -> dict[str, Any]:
         "cpu_levels_usable": build["cpu_levels_usable"],
         "cpu_level_used": build["cpu_level"],
         "cuda_architectures": build["cuda_architectures"],
+        "cuda_switches": cuda_switches.examine(),
         "threads_from_torch": _native.threads_from_torch,
         "threads": build["threads"],
         "torch_threads": torch.get_num_threads(),
@@ -64,6 +66,7 @@ def show(report: dict[str, Any], terminal: Terminal) -> None:
         ("  usable here", [", ".join(report["cpu_levels_usable"])]),
         ("  used", [report["cpu_level_used"]]),
         ("CUDA kernels built", [", ".join(report["cuda_architectures"]) or "none in this build"]),
+        *(_switches(report["cuda_switches"]) if report["cuda_architectures"] else []),
         ("Threads", [threads_in_words(report)]),
     ]
     purposes = {distribution: (purpose, extra) for distribution, purpose, extra in OPTIONAL.values()}
@@ -78,6 +81,14 @@ def show(report: dict[str, Any], terminal: Terminal) -> None:
             text += f"; largest error {test['worst_error']:.0e} of the tolerance; {test['failed']}"
         facts.append((f"Self-test {op}", [verdict, text]))
     terminal.facts(facts)
+
+
+def _switches(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[Part]]]:
+    facts: list[tuple[str, list[Part]]] = [
+        (f"  {name}", [cuda_switches.in_words(one)]) for name, one in found.items()
+    ]
+    advice = cuda_switches.how_to(found)
+    return [*facts, ("  switches", [advice])] if advice else facts
 
 
 def threads_in_words(report: dict[str, Any]) -> str:

@@ -30,13 +30,14 @@ def _nowhere(_: Tensor) -> bool:
 kernels: Any = _C if _C.build_info()["cuda_architectures"] else None
 runs_on: Callable[[Tensor], bool] = _nowhere if kernels is None else _on_a_gpu
 regime = 0  # kAuto of csrc/sinkhorn/regime.h; tests force another
+# Switches; ops/cuda_switches.py says what each does and on which cards it has been run.
 own_barrier = True  # of cooperative grids: 0.15 us quicker each time than the runtime's own (H100)
-clusters = False  # of blocks, for problems between one block and the grid: not yet run on a GPU
+clusters = False  # of blocks, for problems between one block and the grid
 #: "threads", "quads", "grid" of csrc/sinkhorn/regime.h's Tuning, instead of its choice.
 tuning: dict[str, int] = {}
 #: Whether costs that do not fit are made anew in every pass (csrc/sinkhorn/streamed.cu); None: as regime.h chooses.
 streamed: bool | None = None
-tensor_cores = False  # for products of half precision in such passes: not yet run on a GPU
+tensor_cores = False  # for products of half precision in such passes
 
 
 def fits_block(n: int, m: int, dtype: torch.dtype, device: torch.device) -> bool:
