@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import page_switches
 from page_targets import Results, failure, figure, share, table, targets
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SMOKE_REGIMES = ("auto", "block", "resident", "sweep")
+SMOKE_REGIMES = ("auto", "block", "resident", "sweep", "cluster")
 WRITTEN = """
 `sh benchmarks/gpu_check.sh` and `python benchmarks/gpu_training.py` measure all of it on yours; this page is
 written by `benchmarks/gpu/page.py`. How the kernels work: [CUDA kernels](kernels.md).
 """.strip()
-SMOKE_LOSSES = ("linear label", "label", "panels", "loss", "batch")
+SMOKE_LOSSES = ("streamed", "tensor cores", "linear label", "label", "panels", "loss", "batch")
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,7 +136,20 @@ def beside(results: Results) -> list[str]:
         ])  # fmt: skip
     found.sort(key=lambda cells: cells[0])
     head = ["N = M", "peer", "peer ms", "ours ms", "ratio", "ratio, same objective", "loss differs by"]
-    return table([*head, "peak MB, peer / ours"], found)
+    return table([*head, "peak MB, peer / ours"], found) + fewer_configurations(results)
+
+
+def fewer_configurations(results: Results) -> list[str]:
+    """Where flash-sinkhorn tuned over fewer configurations than the text says."""
+    rows = results.matching("peers", "flash-sinkhorn, N = ")
+    few = [
+        f"{row['configurations']} at N = {int(n):,}"
+        for n, row in rows
+        if "ratio" in row and row.get("configurations", 12) < 12
+    ]
+    return (
+        [f"flash-sinkhorn tuned over fewer configurations per kernel: {', '.join(few)}.", ""] if few else []
+    )
 
 
 def heads(results: Results) -> list[str]:
@@ -225,7 +239,7 @@ def accuracy(results: Results) -> list[str]:
 def _group(case: str) -> tuple[str, str]:
     """What a smoke case is of, and its type."""
     words = re.split(r"[ ,]+", case)
-    dtype = next((word for word in ("f64", "bf16") if word in words), "f32")
+    dtype = next((word for word in ("f64", "f16", "bf16") if word in words), "f32")
     regime = next((word for word in SMOKE_REGIMES if word in words), None)
     if regime:
         apart = re.search(r"(own|library) barrier", case)
@@ -314,6 +328,7 @@ SECTIONS: tuple[Section, ...] = (
         more than is counted; a forward only reads, which can be quicker than a copy. *call* is timed with
         its host work, *kernels* on the device alone."""),
     ("Batches and panels", many, ""),
+    *((title, make, text) for title, (make, text) in page_switches.SECTIONS.items()),
     ("A training step", training, """
         Cached teacher features of 512, student MLP 768-1024-512, SGD. In brackets: times the step of
         cross-entropy. *by copies* is the published code's way: a deepcopy of the student each step, and

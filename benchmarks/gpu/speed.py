@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import speed_switches
 import torch
 from measure import (
     ITERATIONS,
@@ -21,10 +21,10 @@ from measure import (
     peak_megabytes,
     replay_milliseconds,
 )
+from overrides import no_early_end, overridden
 from worker import Case
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops._cuda import _device
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -50,17 +50,6 @@ def limits() -> Iterator[dict[str, Any]]:
 
     eager, replayed = 10 * milliseconds(many), 10 * replay_milliseconds(many)
     yield {"case": "a launch of torch", "eager_us": eager, "in_graph_us": replayed}
-
-
-@contextmanager
-def no_early_end() -> Iterator[None]:
-    """The sweep back ends where nothing is left to add; to time an iteration, it must not."""
-    before = _device.adjoint_tolerance
-    _device.adjoint_tolerance = lambda dtype, tol: 0.0
-    try:
-        yield
-    finally:
-        _device.adjoint_tolerance = before
 
 
 def by_kind(kernels: dict[str, float]) -> dict[str, float]:
@@ -188,13 +177,15 @@ def panels(dtype: torch.dtype, budget: int | None, how: str) -> dict[str, Any]:
     def run() -> Any:
         return ours(x, y, max_iter=20, memory_budget=budget)
 
-    return {
-        "ms": milliseconds(run, 1.0, warm=1), "peak_mb": peak_megabytes(run), "kernels_us": kernel_microseconds(run, 1),
-    }  # fmt: skip
+    with overridden(streamed=False):
+        return {
+            "ms": milliseconds(run, 1.0, warm=1), "peak_mb": peak_megabytes(run),
+            "kernels_us": kernel_microseconds(run, 1),
+        }  # fmt: skip
 
 
 def cases() -> list[Case]:
-    found = [Case("card", card), Case("limits", limits)]
+    found = [Case("card", card), Case("limits", limits), *speed_switches.cases()]
     found += [Case(f"iteration, N = {n}", partial(iteration, n), 60) for n in SIZES[:8]]
     found += [Case(f"loss and gradient, N = {n}, D = 512", partial(as_called, n), 60) for n in SIZES[:8]]
     found += [

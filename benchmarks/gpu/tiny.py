@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from overrides import no_clusters, overridden
 
 import ucmkd_fast as uk
-from ucmkd_fast.ops._cuda import _device
 
 MARK = "\x1e"
+CLUSTER = 6
 
 
 def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> None:
@@ -19,17 +20,22 @@ def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> None:
 
 
 def solve(n: int, m: int, regime: int, dtype: torch.dtype, grad: str) -> None:
-    _device.regime = regime
     C = torch.rand(n, m, device="cuda", dtype=dtype).requires_grad_()
     a = torch.rand(n, device="cuda", dtype=dtype)
     a[0] = 0
-    gradients(uk.sinkhorn(C, a / a.sum(), reg=0.2, max_iter=3, grad=grad).value_regularized, C)
+    with overridden(regime=regime, clusters=regime == CLUSTER):
+        gradients(uk.sinkhorn(C, a / a.sum(), reg=0.2, max_iter=3, grad=grad).value_regularized, C)
 
 
-def features(n: int, m: int, **options) -> None:
-    _device.regime = 0
-    x, y = (torch.randn(k, 9, device="cuda").requires_grad_() for k in (n, m))
+def features(n: int, m: int, dtype: torch.dtype = torch.float32, **options) -> None:
+    x, y = (torch.randn(k, 9, device="cuda").to(dtype).requires_grad_() for k in (n, m))
     gradients(uk.sinkhorn_loss(x, y, reg=0.2, max_iter=3, **options), x, y)
+
+
+def large(streamed: bool, tensor_cores: bool, dtype: torch.dtype, metric: str) -> None:
+    """A loss whose cost does not fit, by one way or the other."""
+    with overridden(streamed=streamed, tensor_cores=tensor_cores):
+        features(140, 135, dtype, metric=metric, memory_budget=140 * 135 * 4)
 
 
 def label(n: int, k: int, dtype: torch.dtype) -> None:
@@ -53,7 +59,8 @@ def main() -> int:
     torch.manual_seed(0)
     ends: list[bool] = []
     for dtype in (torch.float32, torch.float64):
-        for regime in (0, 1, 2, 3) if dtype == torch.float32 else (1, 2):
+        regimes = (0, 1, 2, 3) if dtype == torch.float32 else (1, 2)
+        for regime in regimes if no_clusters() else (*regimes, CLUSTER):
             for n, m in ((7, 5), (64, 64), (33, 140), (150, 260)):
                 for grad in ("unrolled", "implicit") if n == 7 else ("unrolled",):
                     name = f"{n}x{m} regime {regime} {str(dtype)[6:]} {grad}"
@@ -62,7 +69,11 @@ def main() -> int:
             ends.append(told(f"label 5x{k} {str(dtype)[6:]}", label, 5, k, dtype))
     for metric in ("cosine", "l2", "l1"):
         ends.append(told(f"features {metric}", features, 40, 35, metric=metric))
-        ends.append(told(f"panels {metric}", features, 70, 65, metric=metric, memory_budget=70 * 65 * 8))
+        ends.append(told(f"panels {metric}", large, False, False, torch.float32, metric))
+        ends.append(told(f"streamed {metric}", large, True, False, torch.float32, metric))
+    for metric in ("cosine", "l2"):
+        ends.append(told(f"streamed {metric} bfloat16", large, True, False, torch.bfloat16, metric))
+        ends.append(told(f"tensor cores {metric} bfloat16", large, True, True, torch.bfloat16, metric))
     return ends.count(False)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tune_features
 from measure import ITERATIONS, REG, replay_milliseconds
-from speed import no_early_end
+from overrides import no_clusters, no_early_end, overridden
 from worker import Case
 
 import ucmkd_fast as uk
@@ -26,6 +27,9 @@ OVERRIDES: dict[str, list[Any]] = {"regime": [0, 1, 2, 3], "own_barrier": [False
 TUNINGS = [{"threads": t, "quads": q} for t in (128, 256, 512) for q in (1, 2, 4)] + [
     {"grid": k} for k in (33, 66, 132)
 ]
+CLUSTER_SIZES = (160, 192, 256, 320, 384, 512)
+CLUSTER_BLOCKS = (4, 8, 16)
+CLUSTER_ROOM = 190_000  # bytes of the cost that a block keeps at most, with its other numbers beside them
 SIZES = [int(n) for n in os.environ.get("SIZES", "64,96,128,192,256,512,1024,2048,2560,4096,8192").split(",")]
 
 
@@ -43,8 +47,17 @@ def settings() -> list[dict[str, Any]]:
     return found
 
 
+def of_clusters(n: int) -> list[dict[str, Any]]:
+    """The default, then clusters: of the size that is predicted to be quickest, and of each that holds the cost."""
+    fit = [blocks for blocks in CLUSTER_BLOCKS if 4 * n * -(-n // blocks) <= CLUSTER_ROOM]
+    on = {"clusters": True, "regime": 6}
+    return [{"clusters": False}, on, *({**on, "tuning": {"grid": blocks}} for blocks in fit)]
+
+
 def one(n: int, setting: dict[str, Any]) -> dict[str, Any]:
     """A graph's replay of value and gradient of a given cost, 100 iterations; the sum to be near the default's."""
+    if setting.get("clusters") and (why := no_clusters()):
+        return {"left_out": why}
     torch.manual_seed(n)
     C = torch.rand(n, n, device="cuda")
 
@@ -54,17 +67,11 @@ def one(n: int, setting: dict[str, Any]) -> dict[str, Any]:
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     plain, plain_grad = run()
-    before = {name: getattr(_device, name) for name in setting}
-    is_default = all(before[name] == value for name, value in setting.items())
-    try:
-        for name, value in setting.items():
-            setattr(_device, name, value)
+    is_default = all(getattr(_device, name) == value for name, value in setting.items())
+    with overridden(**setting):
         value, grad = run()
         with no_early_end():
             spent = replay_milliseconds(run, 0.3)
-    finally:
-        for name, value_before in before.items():
-            setattr(_device, name, value_before)
     differs = max(abs((value / plain).item() - 1), ((grad - plain_grad).norm() / plain_grad.norm()).item())
     found: dict[str, Any] = {"graph_ms": spent, "differs": differs}
     if not differs <= 1e-3:
@@ -86,12 +93,17 @@ def best(n: int) -> dict[str, Any]:
     return {"default_ms": default, "best": {str(r["setting"]): r["graph_ms"] for r in rows[:3]}}
 
 
+def words(n: int, setting: dict[str, Any]) -> str:
+    return " ".join([f"N = {n}", *(f"{k}={v}" for k, v in setting.items())])
+
+
 def cases() -> list[Case]:
-    found = []
-    for n in SIZES:
-        for setting in settings():
-            if setting.get("regime") == 1 and n > 512:
-                continue  # one block: it would take seconds
-            words = " ".join(f"{k}={v}" for k, v in setting.items())
-            found.append(Case(f"N = {n} {words}", partial(one, n, setting), 30))
-    return found + [Case(f"best, N = {n}", partial(best, n)) for n in SIZES]
+    """What has no figures yet comes first; what TUNE names comes alone."""
+    chosen = "TUNE" in os.environ
+    asked = [] if chosen else [(n, setting) for n in CLUSTER_SIZES for setting in of_clusters(n)]
+    # one block, of many elements: it would take seconds
+    asked += [(n, s) for n in SIZES for s in settings() if not (s.get("regime") == 1 and n > 512)]
+    found = [Case(words(n, setting), partial(one, n, setting), 30) for n, setting in asked]
+    sizes = sorted({n for n, _ in asked})
+    first = [] if chosen else tune_features.cases()
+    return first + found + [Case(f"best, N = {n}", partial(best, n)) for n in sizes]
