@@ -120,6 +120,76 @@ def test_errors_are_the_worst_of_their_regime_and_type(made):
     assert row_of(text, "sweep, own barrier", "f32") == ["1", "1.0e-07", "2.0e-07", "20 %"]
 
 
+def test_errors_of_what_is_switched_on_have_rows_of_their_own(made):
+    figures = {"value_error": 1e-7, "gradient_error": 2e-6, "value_limit": 1e-5, "gradient_limit": 1e-4}
+    cases = [
+        "256x256 cluster f32 unrolled, 16 blocks",
+        "batch of 7, 140x133 cluster",
+        "streamed 300x257 l2 f16, D = 3, equal rows",
+        "streamed 300x257 cosine f32, D = 3",
+        "tensor cores 300x257 l2 bf16, D = 16",
+        "panels 300x257 f32",
+    ]
+    text = made(*(("smoke", case, figures) for case in cases))
+    for begin, count in (
+        (("cluster", "f32"), "2"),
+        (("streamed", "f16"), "1"),
+        (("streamed", "f32"), "1"),
+        (("tensor cores", "bf16"), "1"),
+        (("panels", "f32"), "1"),
+    ):
+        assert row_of(text, *begin) == [count, "1.0e-07", "2.0e-06", "2.0 %"]
+
+
+def test_clusters_and_costs_that_are_not_stored_stand_beside_the_default(made):
+    one = {"forward_us_off": 4.5, "whole_us_off": 9.0, "forward_us_on": 3.0, "whole_us_on": 6.0, "times": 1.5}
+    both = {
+        "panels_ms": 90.0,
+        "streamed_ms": 30.0,
+        "panels_peak_mb": 150.0,
+        "streamed_peak_mb": 20.0,
+        "times": 3.0,
+    }
+    text = made(
+        ("speed", "clusters, 32 x 256 x 256", one),
+        ("speed", "costs that do not fit, N = 8192, D = 3, float32", both),
+        ("speed", "costs that do not fit, N = 8192, D = 64, float32", {**both, "failed": "not the same"}),
+        ("speed", "N = 8192, 20 iterations, float32, panels", {"ms": 94.7, "peak_mb": 158.0}),
+    )
+    assert titles(text) == ["Batches and panels", "Clusters", "Costs that do not fit", "Failed or left out"]
+    assert row_of(text, "32 x 256 x 256") == ["4.5", "3", "9", "6", "1.5 x"]
+    assert row_of(text, "N = 8192, D = 3, float32") == ["90", "30", "3 x", "150 / 20"]
+    assert row_of(text, "N = 8192, 20 iterations, float32, panels") == ["94.7", "158 MB at most"]
+    assert "| N = 8192, D = 64, float32" not in text
+
+
+def test_what_a_pair_costs_is_told_both_ways_and_as_a_line(made):
+    kind = "float32 l2"
+    rows = [
+        (
+            "tune",
+            f"a pair, {kind}, D = {d}, streamed={streamed}",
+            {"kind": kind, "d": d, "streamed": streamed, "sweep_ps": ps},
+        )
+        for d, streamed, ps in ((16, False, 7.5), (16, True, 3.5), (64, True, 8.25))
+    ]
+    line = {"of_a_pass": {"feature_ps": 0.05, "rest_ps": 1.0}, "of_a_panel": None}
+    text = made(*rows, ("tune", "costs of a pair, float32 l2", line))
+    assert titles(text) == ["A pair of rows in a sweep"]
+    assert row_of(text, "float32 l2", "16") == ["7.5", "3.5"]
+    assert row_of(text, "float32 l2", "64") == ["-", "8.25"]
+    assert row_of(text, "float32 l2", "0.05") == ["1", "-", "-"]
+
+
+def test_fewer_configurations_of_a_peer_are_told(made):
+    assert "fewer" not in made(("peers", "flash-sinkhorn, N = 64", PEER))
+    sizes = {64: 12, 1024: 3, 4096: 2}
+    text = made(
+        *(("peers", f"flash-sinkhorn, N = {n}", {**PEER, "configurations": k}) for n, k in sizes.items())
+    )
+    assert "fewer configurations per kernel: 3 at N = 1,024, 2 at N = 4,096." in text
+
+
 def test_what_failed_or_was_left_out_is_named(made):
     counts = {"tests_error": 0, "tests_skipped": 0}
     text = made(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from page_targets import Results, figure, table
+from page_targets import Results, failure, figure, table
 
 
 def clusters(results: Results) -> list[str]:
@@ -22,7 +22,7 @@ def unstored(results: Results) -> list[str]:
     begin = "costs that do not fit, "
     found = []
     for (mode, case), row in results.rows.items():
-        if mode == "speed" and case.startswith(begin) and "times" in row:
+        if mode == "speed" and case.startswith(begin) and "times" in row and not failure(row):
             peaks = f"{figure(row['panels_peak_mb'])} / {figure(row['streamed_peak_mb'])}"
             name = case.removeprefix(begin)
             found.append([name, row["panels_ms"], row["streamed_ms"], f"{figure(row['times'])} x", peaks])
@@ -32,7 +32,7 @@ def unstored(results: Results) -> list[str]:
 def pairs(results: Results) -> list[str]:
     sweeps: dict[tuple[str, int], dict[bool, float]] = {}
     for (mode, _), row in results.rows.items():
-        if mode == "tune" and "sweep_ps" in row and "kind" in row:
+        if mode == "tune" and "kind" in row:
             sweeps.setdefault((row["kind"], row["d"]), {})[row["streamed"]] = row["sweep_ps"]
     lines = table(
         ["features", "D", "panels", "streamed"],
