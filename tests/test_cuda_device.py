@@ -20,7 +20,8 @@ if torch.cuda.is_available():
     WHY = "this build has no CUDA kernels" if _device.kernels is None else ""
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
 
-REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5}
+DEVICE = "cuda"
+REGIMES = {"block": 1, "resident": 2, "sweep": 3, "registers": 5, "cluster": 6}
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
 LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
@@ -28,7 +29,16 @@ LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 @pytest.fixture(params=[None, *REGIMES], ids=str)
 def regime(request, monkeypatch):
     monkeypatch.setattr(_device, "regime", REGIMES.get(request.param, 0))
+    if request.param == "cluster":
+        request.getfixturevalue("clusters")
     return request.param
+
+
+@pytest.fixture
+def clusters(monkeypatch):
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters need compute capability 9.0")
+    monkeypatch.setattr(_device, "clusters", True)
 
 
 def on_gpu(case: Case, dtype: torch.dtype):
@@ -53,6 +63,48 @@ def test_gradients_at_the_fixed_point(grad, regime, monkeypatch):
 def test_gradients_of_rows_that_are_not_aligned(grad, m, regime, monkeypatch):
     monkeypatch.setattr(test_sinkhorn, "leaves", on_gpu)
     compare(Case(7, m, 0.5, 40, "random"), torch.float32, grad)
+
+
+def agree(n, m, grad, dtype):
+    """Value and gradient of a given cost against the reference in float64."""
+    cost = torch.rand(n, m, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(DEVICE, dtype)
+    reg, steps = (0.5, 300) if grad == "implicit" else (0.1, 30)
+    found = []
+    for solver, C in ((reference.sinkhorn, cost.double()), (uk.sinkhorn, cost)):
+        leaf = C.clone().requires_grad_()
+        value = solver(leaf, reg=reg, max_iter=steps, grad=grad).value_regularized
+        found.append((value, *torch.autograd.grad(value, leaf)))
+    for want, got in zip(*found, strict=True):
+        assert distance(got, want) < (1e-9 if dtype == torch.float64 else 1e-4)
+
+
+# All but the last have room in a cluster of 8 blocks; of 16, the last has as well.
+@pytest.mark.parametrize("grid", [0, 2, 8, 16])
+@pytest.mark.parametrize("grad", ["unrolled", "implicit"])
+@pytest.mark.parametrize("size", [(129, 200), (200, 129), (256, 256), (411, 300), (511, 640)], ids=str)
+def test_clusters_of_any_size(size, grad, grid, clusters, monkeypatch):
+    monkeypatch.setattr(_device, "regime", REGIMES["cluster"])
+    monkeypatch.setattr(_device, "tuning", {"grid": grid} if grid else {})
+    agree(*size, grad, torch.float32)
+
+
+@pytest.mark.parametrize("size", [(129, 129), (200, 250)], ids=str)
+def test_clusters_of_doubles(size, clusters, monkeypatch):
+    monkeypatch.setattr(_device, "regime", REGIMES["cluster"])
+    agree(*size, "unrolled", torch.float64)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])  # more than run at a time
+def test_each_problem_of_a_batch_has_its_cluster(count, clusters, monkeypatch):
+    C = torch.rand(count, 200, 256, device=DEVICE)
+    found = []
+    for regime in (REGIMES["cluster"], REGIMES["resident"]):
+        monkeypatch.setattr(_device, "regime", regime)
+        leaf = C.clone().requires_grad_()
+        value = uk.sinkhorn(leaf, max_iter=30).value
+        found.append((value, *torch.autograd.grad(value.sum(), leaf)))
+    for got, want in zip(*found, strict=True):
+        assert distance(got, want) < 1e-4
 
 
 @pytest.mark.parametrize("size", [(300, 411), (1000, 777), (2500, 2600)], ids=str)
@@ -162,11 +214,97 @@ def test_compiled_equals_eager(backend):
 
 
 def panels(x, y, **options):
-    return uk.sinkhorn_loss(x, y, reg=0.1, max_iter=6, memory_budget=len(x) * len(y) * 8, **options)
+    """The loss with memory for less than the cost and its gradient."""
+    budget = len(x) * len(y) * 4
+    return uk.sinkhorn_loss(x, y, **{"reg": 0.1, "max_iter": 6, **options}, memory_budget=budget)
 
 
-def test_panels_do_not_wait_and_can_be_captured():
-    x, y, _, _ = inputs(0, 300)
+@pytest.fixture
+def visits(monkeypatch):
+    """Of every streamed sweep, whether tensor cores multiply."""
+    found, entry = [], _device.kernels.cuda_streamed
+
+    def run(call, visit, features):
+        found.append(visit.tensor_cores)
+        entry(call, visit, features)
+
+    monkeypatch.setattr(_device.kernels, "cuda_streamed", run)
+    return found
+
+
+def features(n, m, d, dtype, near=0):
+    """Rows in the same places for each type; ``near`` rows of y are rows of x."""
+    generator = torch.Generator().manual_seed(n + d)
+    x, y = (torch.randn(k, d, generator=generator, dtype=torch.float64) for k in (n, m))
+    y[:near] = x[n - near :]
+    return [z.to(DEVICE, dtype).requires_grad_() for z in (x, y)]
+
+
+def agree_on_features(tensors, limit, grad_limit, **options):
+    """Of costs that do not fit: loss and gradients against the reference in float64."""
+    options = {"max_iter": 10, **options}
+    truth = [z.detach().double().requires_grad_() for z in tensors]
+    want, got = reference.sinkhorn_loss(*truth, **options), panels(*tensors, **options)
+    assert distance(got, want) < limit
+    for g, w in zip(torch.autograd.grad(got, tensors), torch.autograd.grad(want, truth), strict=True):
+        assert distance(g, w) < grad_limit
+
+
+STREAMED = [(300, 257, 3), (129, 1000, 17), (64, 65, 40), (700, 650, 90)]
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "panels"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("size", STREAMED, ids=str)
+def test_costs_that_do_not_fit(size, metric, dtype, streamed, visits, monkeypatch):
+    monkeypatch.setattr(_device, "streamed", streamed)
+    dtype = DTYPES[dtype]
+    limits = (1e-10, 1e-8) if dtype == torch.float64 else (2e-5, 2e-4)
+    reg = (0.1 if metric in ("cosine", "chordal") else 2.0) * size[2] / 4
+    agree_on_features(features(*size, dtype, near=20), *limits, metric=metric, reg=reg)
+    assert set(visits) == ({False} if streamed else set())
+
+
+@pytest.mark.parametrize("cores", [False, True], ids=["threads", "tensor cores"])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("metric", ["cosine", "chordal", "l2", "sqeuclidean"])
+@pytest.mark.parametrize("size", [*STREAMED, (256, 256, 512)], ids=str)
+def test_streamed_sweeps_of_half_precision(size, metric, half, cores, visits, monkeypatch):
+    monkeypatch.setattr(_device, "streamed", True)
+    monkeypatch.setattr(_device, "tensor_cores", cores)
+    reg = (0.1 if metric in ("cosine", "chordal") else 2.0) * max(size[2] / 4, 4)
+    agree_on_features(features(*size, half, near=20), 2e-5, 1e-2, metric=metric, reg=reg)
+    assert set(visits) == {cores}
+
+
+def test_streamed_sweeps_with_a_cost_by_class(visits, monkeypatch):
+    monkeypatch.setattr(_device, "streamed", True)
+    found = []
+    for dtype, loss in ((torch.float64, reference.sinkhorn_loss), (torch.float32, panels)):
+        x, y = features(260, 131, 12, dtype)
+        W = torch.linspace(0, 2, 260 * 5, dtype=dtype, device=DEVICE).view(260, 5).requires_grad_()
+        labels = torch.arange(131, device=DEVICE) % 5
+        value = loss(x, y, class_cost=W, y_labels=labels, metric="l2", reg=2.0, max_iter=10)
+        found.append((value, *torch.autograd.grad(value, (x, y, W))))
+    for want, got in zip(*found, strict=True):
+        assert distance(got, want) < 2e-4
+    assert set(visits) == {False}
+
+
+WAYS = {
+    "panels": (False, False, torch.float32),
+    "streamed": (True, False, torch.float32),
+    "tensor cores": (True, True, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_costs_that_do_not_fit_do_not_wait_and_can_be_captured(way, visits, monkeypatch):
+    streamed, cores, dtype = WAYS[way]
+    monkeypatch.setattr(_device, "streamed", streamed)
+    monkeypatch.setattr(_device, "tensor_cores", cores)
+    x, y = (z.to(dtype) for z in inputs(0, 300)[:2])
     leaf = x.requires_grad_()
     W = torch.rand(len(x), 3, device=x.device, requires_grad=True)
     labels = torch.arange(len(y), device=x.device) % 3
@@ -194,9 +332,12 @@ def test_panels_do_not_wait_and_can_be_captured():
             (again,) = torch.autograd.grad(loss, leaf)
         graph.replay()
         assert torch.equal(loss, want) and torch.equal(again, grad)
+    assert set(visits) == ({cores} if streamed else set())
 
 
-def test_launches_after_the_last_iteration_do_nothing(monkeypatch):
+@pytest.mark.parametrize("streamed", [False, True], ids=["panels", "streamed"])
+def test_launches_after_the_last_iteration_do_nothing(streamed, monkeypatch):
+    monkeypatch.setattr(_device, "streamed", streamed)
     x, y, _, _ = inputs(0, 200)
     leaf, found = x.requires_grad_(), []
     for blind in (False, True):
