@@ -9,6 +9,7 @@ from sinkhorn_cases import CASES, Case
 from test_sinkhorn import compare, distance, gradients, half_precision, leaves
 
 import ucmkd_fast as uk
+from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.reference import sinkhorn as reference
 
 pytestmark = [
@@ -155,6 +156,19 @@ def test_every_shape_of_clusters(n, m, tuning, dtype):
         found, expected = (got.value, *got.potentials, *grads), (want.value, want.f, want.g, *wants)
         for x, y in zip(found, expected, strict=True):
             assert distance(x, y) < (2e-5 if dtype == torch.float32 else 1e-10), order
+
+
+@pytest.mark.parametrize("grid", [0, 2])
+def test_where_a_cluster_has_no_room_for_the_cost_another_regime_runs(grid):
+    """8 blocks would have: two are asked for."""
+    C, _, _ = leaves(Case(90, 140, 0.1, 1), torch.float64)
+    want = reference.sinkhorn(C, reg=0.1, max_iter=5)
+    cost = C.detach().float()
+    with model("cluster", shared=24 * 1024, tuning={"grid": grid} if grid else {}) as module:
+        _device.clusters = True
+        got = uk.sinkhorn(cost, reg=0.1, max_iter=5)
+        assert module.clusters_launched() == (0 if grid else 1)
+    assert distance(got.value, want.value) < 2e-6
 
 
 def compare_backwards(case, grad, models):

@@ -299,7 +299,9 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   const bool free = regime == Regime::kAuto ||
                     (regime == Regime::kRegisters && !fits_registers(n, m, element, device)) ||
                     (regime == Regime::kCluster && cluster == 0);
-  plan.regime = free ? choose_regime(n, m, batch, element, device) : regime;
+  DeviceProperties choice = device;
+  choice.clusters = cluster > 0;  // of so many blocks as the tuning asks for
+  plan.regime = free ? choose_regime(n, m, batch, element, choice) : regime;
   const bool block = one_block(plan.regime);
   plan.threads = block ? threads_for(n, m, device.max_threads) : device.max_threads;
   plan.grid = block ? 1 : plan.regime == Regime::kCluster ? cluster : grid_of(n, m, device.multiprocessors);
