@@ -7,13 +7,14 @@ usage: sh benchmarks/gpu_check.sh [options] [FOLDER] [MODE ...]
 
   FOLDER        (from the repository's root on; with a slash) for results, runs/gpu where none is named: results.jsonl (a line per result) and log.txt (everything else);
                 both grow, so that a mode can be run again
-  MODE          smoke     a small problem per regime, dtype and gradient: error and limit
+  MODE          smoke     a small problem per regime, dtype, gradient and switch: error and limit
                 correct   tests/test_cuda_device.py, tests/test_device_ops.py -k cuda; inductor last
-                speed     bandwidth, launches, microseconds per iteration and kernel against the floor, losses, panels
-                peers     POT, GeomLoss, flash-sinkhorn, Liger beside ours; each in its own process
+                speed     bandwidth, launches, microseconds per iteration and kernel against the floor, losses, panels;
+                          clusters and streamed sweeps beside what runs without them
+                peers     GeomLoss, Liger, compiled torch, flash-sinkhorn, POT beside ours; each in its own process
                 sanitize  memcheck, racecheck, initcheck of tiny cases, our kernels only
-                tune      sweeps over overrides, the best per size; TUNE="regime=0,2;own_barrier=False,True" names others,
-                          SIZES=64,1024 other sizes
+                tune      what a pair costs in a sweep over features; sweeps over overrides, the best per size;
+                          TUNE="regime=0,2;own_barrier=False,True" names others, SIZES=64,1024 other sizes
                 all of them in this order where none is named; one that fails takes nothing from the others
   --seconds N   for each mode, at most (420)
   --build-only  build and stop; needs no GPU
