@@ -7,52 +7,29 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cuda_compiler import ARCHITECTURES, CSRC, compiler, needs_nvcc, nvcc, readable
 
-ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("cuda_registers.json")
-ARCHITECTURES = ("80", "90")
 
 _KERNEL = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
-def compiler() -> str:
-    """Which release of nvcc this is: another one shares out registers in its own way."""
-    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"release [\d.]+, V[\d.]+", said)[0]
-
-
 def report() -> dict[str, dict[str, dict[str, int]]]:
     """Kernel -> architecture -> registers and spilled bytes."""
-    sources = sorted((ROOT / "csrc").rglob("*.cu"))
+    sources = sorted(CSRC.rglob("*.cu"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def one(source: Path) -> str:
             target = Path(folder) / f"{source.parent.name}_{source.stem}.o"
             codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-            command = [
-                "nvcc",
-                "-std=c++17",
-                "-O3",
-                *codes,
-                "-Xptxas",
-                "-v",
-                f"-I{ROOT / 'csrc'}",
-                "-c",
-                str(source),
-            ]
-            done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-4000:])
-            return done.stdout + done.stderr
+            return nvcc(source, target, *codes, "-Xptxas", "-v", "-c")
 
         lines = [line for text in pool.map(one, sources) for line in text.splitlines()]
     names = readable({match[1] for line in lines if (match := _KERNEL.search(line))})
@@ -66,26 +43,6 @@ def report() -> dict[str, dict[str, dict[str, int]]]:
         elif match := _REGISTERS.search(line):
             use["registers"] = int(match[1])
     return {kernel: found[kernel] for kernel in sorted(found)}
-
-
-def readable(mangled: set[str]) -> dict[str, str]:
-    """The kernels' names without their arguments: ``sinkhorn::forward_kernel<float, true>``."""
-    order = sorted(mangled)
-    names = subprocess.run(
-        ["c++filt", *order], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    short = []
-    for name in names:
-        name = re.sub(r"\(anonymous namespace\)::|ucmkd::|\((bool|int)\)", "", name)
-        name = name.removeprefix("void ").replace("> >", ">>")
-        depth, end = 0, len(name)
-        for at, letter in enumerate(name):
-            depth += (letter == "<") - (letter == ">")
-            if letter == "(" and depth == 0:
-                end = at
-                break
-        short.append(name[:end])
-    return dict(zip(order, short, strict=True))
 
 
 def record() -> None:
@@ -108,11 +65,6 @@ def record() -> None:
 @pytest.fixture(scope="module")
 def found():
     return report()
-
-
-needs_nvcc = pytest.mark.skipif(
-    shutil.which("nvcc") is None or shutil.which("c++filt") is None, reason="no nvcc, or no c++filt, here"
-)
 
 
 @pytest.mark.long

@@ -1,0 +1,52 @@
+"""What tests that compile kernels with nvcc share."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+ARCHITECTURES = ("80", "90")
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None or shutil.which("c++filt") is None, reason="no nvcc, or no c++filt, here"
+)
+
+
+def compiler() -> str:
+    """Which release of nvcc this is: another one shares out registers in its own way."""
+    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"release [\d.]+, V[\d.]+", said)[0]
+
+
+def nvcc(source: Path, target: Path, *arguments: str, include: Path = CSRC) -> str:
+    """Compile one file as the library is compiled; returns what the compiler said."""
+    command = ["nvcc", "-std=c++17", "-O3", *arguments, f"-I{include}", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    return done.stdout + done.stderr
+
+
+def readable(mangled: set[str]) -> dict[str, str]:
+    """The kernels' names without their arguments: ``sinkhorn::forward_kernel<float, true>``."""
+    order = sorted(mangled)
+    names = subprocess.run(
+        ["c++filt", *order], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    short = []
+    for name in names:
+        name = re.sub(r"\(anonymous namespace\)::|ucmkd::|\((bool|int)\)", "", name)
+        name = name.removeprefix("void ").replace("> >", ">>")
+        depth, end = 0, len(name)
+        for at, letter in enumerate(name):
+            depth += (letter == "<") - (letter == ">")
+            if letter == "(" and depth == 0:
+                end = at
+                break
+        short.append(name[:end])
+    return dict(zip(order, short, strict=True))
