@@ -12,6 +12,10 @@ import pytest
 CSRC = Path(__file__).parents[1] / "csrc"
 ARCHITECTURES = ("80", "90")
 
+_KERNEL = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
+_SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
 needs_nvcc = pytest.mark.skipif(
     shutil.which("nvcc") is None or shutil.which("c++filt") is None, reason="no nvcc, or no c++filt, here"
 )
@@ -30,6 +34,20 @@ def nvcc(source: Path, target: Path, *arguments: str, include: Path = CSRC) -> s
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return done.stdout + done.stderr
+
+
+def register_use(said: str) -> dict[str, dict[str, dict[str, int]]]:
+    """Mangled name -> architecture -> registers and spilled bytes, of what ``nvcc -Xptxas -v`` said."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    use: dict[str, int] = {}
+    for line in said.splitlines():
+        if match := _KERNEL.search(line):
+            use = found.setdefault(match[1], {}).setdefault(match[2], {})
+        elif match := _SPILL.search(line):
+            use["spilled"] = int(match[2])
+        elif match := _REGISTERS.search(line):
+            use["registers"] = int(match[1])
+    return found
 
 
 def readable(mangled: set[str]) -> dict[str, str]:

@@ -6,19 +6,14 @@ python tests/test_cuda_registers.py        # records tests/cuda_registers.json a
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cuda_compiler import ARCHITECTURES, CSRC, compiler, needs_nvcc, nvcc, readable
+from cuda_compiler import ARCHITECTURES, CSRC, compiler, needs_nvcc, nvcc, readable, register_use
 
 TABLE = Path(__file__).with_name("cuda_registers.json")
-
-_KERNEL = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
-_SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
-_REGISTERS = re.compile(r"Used (\d+) registers")
 
 
 def report() -> dict[str, dict[str, dict[str, int]]]:
@@ -31,18 +26,12 @@ def report() -> dict[str, dict[str, dict[str, int]]]:
             codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
             return nvcc(source, target, *codes, "-Xptxas", "-v", "-c")
 
-        lines = [line for text in pool.map(one, sources) for line in text.splitlines()]
-    names = readable({match[1] for line in lines if (match := _KERNEL.search(line))})
+        use = register_use("".join(pool.map(one, sources)))
+    names = readable(set(use))
     found: dict[str, dict[str, dict[str, int]]] = {}
-    use: dict[str, int] = {}
-    for line in lines:
-        if match := _KERNEL.search(line):
-            use = found.setdefault(names[match[1]], {}).setdefault(match[2], {})
-        elif match := _SPILL.search(line):
-            use["spilled"] = int(match[2])
-        elif match := _REGISTERS.search(line):
-            use["registers"] = int(match[1])
-    return {kernel: found[kernel] for kernel in sorted(found)}
+    for mangled in sorted(use, key=names.__getitem__):
+        found.setdefault(names[mangled], {}).update(use[mangled])
+    return found
 
 
 def record() -> None:

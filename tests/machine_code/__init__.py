@@ -1,0 +1,1 @@
+"""Kernels as the machine runs them: compiled, disassembled, and counted loop by loop."""
