@@ -18,7 +18,7 @@ import pytest
 from cuda_compiler import CSRC, compiler, needs_nvcc
 from machine_code import table
 from machine_code.plans import host_compiler, plans
-from machine_code.targets import ARCHITECTURE, MOST_SPILLED, WHY_NOT, WHY_SPILLED, kernel_at, rows_of_targets
+from machine_code.targets import MOST_SPILLED, WHY_NOT, at_size, rows_of_targets
 from machine_code.tools import MISSING, nvdisasm
 
 needs_nvdisasm = pytest.mark.skipif(nvdisasm() is None, reason=MISSING)
@@ -118,7 +118,7 @@ def test_no_loop_waits_more_often_than_it_must(recorded):
 
 def test_loops_spill_little_and_only_where_threads_own_many_columns(recorded):
     spilled = [(t, k, f) for t, k, _, f in loops(recorded) if f.get("spill")]
-    assert spilled and WHY_SPILLED
+    assert spilled
     for title, kernel, figures in spilled:
         assert title in ("forward", "adjoint", "small adjoint"), (title, kernel)
         assert 100 * figures["spill"] <= MOST_SPILLED * figures["instructions"], (kernel, figures)
@@ -131,8 +131,7 @@ def test_loops_spill_little_and_only_where_threads_own_many_columns(recorded):
 def test_sizes_up_to_2048_run_without_a_spill_in_their_loops(recorded):
     for size in (256, 512, 1024, 2048):
         for way in ("forward", "adjoint"):
-            figures = recorded["families"][way]["kernels"][kernel_at(recorded, way, size)][ARCHITECTURE]
-            assert not figures.get("spill"), (way, size)
+            assert not at_size(recorded, way, size).get("spill"), (way, size)
 
 
 @pytest.mark.skipif(host_compiler() is None, reason="no C++ compiler to ask regime.h with")
