@@ -23,9 +23,9 @@ WHY_NOT = {
     "that keeps none takes 12.8: predicted time decides (27 us against 18), though 26.3 was measured with kept rows",
     "forward, N = 8,192": "the time is that of reading the cost: 96 % of a copy, measured",
     "forward, N = 32,768": "entries do not stay in registers: a row is read, and its exponentials are taken, twice",
-    "forward, spills in a trip": "from 4,096 on: threads that own eight columns and more have no registers for addresses "
-    "and bounds that are needed once per trip; 2 of 459 instructions at 4,096, 30 of 820 at 32,768",
-    "adjoint, spills in a trip": "likewise: 2 of 418 instructions at 4,096, 32 of 884 at 32,768",
+    "forward, spills in a trip": "from 4,096 on there are no registers for addresses and bounds that are needed once "
+    "per trip, at 16,384 for two entries, at 32,768 for six sums: 2, 7, 11 and 30 of 459, 404, 334, 820 instructions",
+    "adjoint, spills in a trip": "likewise: 2, 1, 6 and 32 of 418, 346, 297 and 884 instructions",
     "forward, exponentials": "at 32,768, where they are taken twice; one at all other sizes",
     "adjoint, exponentials": "likewise",
     "small adjoint, N = 64": "it makes dC as well: six multiply-adds per element where the forward has two; measured, "
@@ -34,8 +34,7 @@ WHY_NOT = {
     "measured, the forward runs at 90 % of a copy, and the backward takes what three passes over memory take",
 }
 
-# Of a hundred instructions of a loop, so many may be of spilled registers: where threads own eight columns or more,
-# addresses and bounds that are needed once per trip.
+# Of a hundred instructions of a loop, so many may be of spilled registers, where threads own eight columns or more.
 MOST_SPILLED = 5
 
 
