@@ -1,6 +1,7 @@
 """The machine code of the kernels, loop by loop, against a recorded budget and the targets that were set for it.
 
 python tests/test_cuda_machine_code.py     # records tests/cuda_machine_code.json anew, after a change that is meant
+python tests/test_cuda_machine_code.py sinkhorn/gradient.cu      # only the kernels of these files
 
 What an iteration takes on the device is decided by what a trip of the row loop issues, loads and waits for. The report
 of registers (tests/test_cuda_registers.py) does not show a load that is no longer wide, a second exponential, or a
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -207,4 +209,4 @@ def test_what_a_change_costs_shows(recorded, tmp_path, planted):
 
 
 if __name__ == "__main__":
-    table.record()
+    table.record(set(sys.argv[1:]))

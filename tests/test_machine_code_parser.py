@@ -137,6 +137,8 @@ def test_what_is_counted(loop):
 def test_trips_of_inner_loops_are_counted_as_often_as_is_said(loop):
     outer = max(loop.loops, key=lambda one: len(one.blocks))
     assert counts(loop.longest_trip(outer, rare, inner_trips=4))["multiply-add"] == 4
+    with pytest.raises(ValueError, match="every way through the loop is left out"):
+        loop.longest_trip(outer, rare, inner_trips=0)
 
 
 def test_a_way_through_the_whole_function_ends_where_it_may(loop):

@@ -1,8 +1,8 @@
 """Basic blocks of a function, its loops, and the longest way through one trip of a loop.
 
 The longest way is what a warp issues at most whose threads stay together: of two branches the longer one, an inner loop
-as `inner_trips` trips of it, and nothing of blocks that are left out. A jump that is only taken where threads of a warp
-have parted (BRA.DIV, WARPSYNC.COLLECTIVE) is not followed.
+as `inner_trips` trips of it (0: no way through it), and nothing of blocks that are left out. A jump that is only taken
+where threads of a warp have parted (BRA.DIV, WARPSYNC.COLLECTIVE) is not followed.
 """
 
 from __future__ import annotations

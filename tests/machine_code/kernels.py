@@ -37,7 +37,9 @@ class Family:
     holds: tuple[str, ...]
     reason: str
     rare: tuple[Region, ...] = ()
-    inner_trips: Callable[..., int] = lambda *_: 1  # of the loops inside that one
+    inner_trips: Callable[..., int] = lambda *_: (
+        1
+    )  # of the loops inside that one; 0: ways through them are left out
 
 
 def _one(*_: int) -> int:
@@ -190,9 +192,20 @@ FAMILIES = (
     _product(
         "streamed, products",
         "streamed.cu",
-        r"sinkhorn::stream_(?:rows|columns)<float, sinkhorn::Iterate<float>, .*>",
+        r"sinkhorn::stream_(?:rows|columns)<float, sinkhorn::Iterate<float>, cost::PairTile<float>>",
         _depth_of_pairs,
         "counted is the longest of its three ways, squares of differences: a subtraction for each multiply-add",
+    ),
+    Family(
+        "streamed, tensor cores",
+        "sinkhorn/streamed.cu",
+        r"sinkhorn::stream_(?:rows|columns)<float, sinkhorn::Iterate<float>, cost::TensorTile>",
+        "multiply-add",
+        lambda: 4 * 16 * 32,  # elements of a thread times features of a chunk
+        (("tensor_tile.cuh", "multiply"),),
+        ("barrier", "tensor product"),
+        "64 multiply-adds of a thread per tensor product; operands come two features at a time from shared memory",
+        inner_trips=lambda: 0,  # the loop inside it is for features that are not aligned
     ),
 )
 

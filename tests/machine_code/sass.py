@@ -90,7 +90,7 @@ _MEMORY = {
     "LDSM": "shared load",
     "STS": "shared store",
 }
-_OTHERS = {"SHFL": "shuffle", "BAR": "barrier", "LDL": "spill", "STL": "spill"}
+_OTHERS = {"SHFL": "shuffle", "BAR": "barrier", "LDL": "spill", "STL": "spill", "HMMA": "tensor product"}
 
 
 def counts(instructions: Iterable[Instruction]) -> Counter[str]:

@@ -62,9 +62,14 @@ def _over(what: str, figures: Figures, budget: Figures) -> list[str]:
     ]
 
 
-def record() -> None:
-    """Write the table anew, after a change that is meant."""
-    families = report()
+def record(sources: set[str] | None = None) -> None:
+    """Write the table anew, after a change that is meant: of some sources, or of all."""
+    families = report(sources=sources)
+    if sources:
+        recorded = read()
+        if recorded["compiler"] != compiler():
+            raise SystemExit(f"the others were recorded by nvcc {recorded['compiler']}: record all of them")
+        families = {f.title: {**recorded["families"], **families}[f.title] for f in FAMILIES}
     found = {"compiler": compiler(), "families": families, "plans": plans()}
     found["targets"] = rows_of_targets(found)
     beside = TABLE.with_suffix(".partial")
