@@ -204,7 +204,8 @@ FAMILIES = (
         lambda: 4 * 16 * 32,  # elements of a thread times features of a chunk
         (("tensor_tile.cuh", "multiply"),),
         ("barrier", "tensor product"),
-        "64 multiply-adds of a thread per tensor product; operands come two features at a time from shared memory",
+        "64 multiply-adds of a thread per tensor product, each issued for both half-precision types with one of them "
+        "switched off; the next features, on their way in registers, are spilled",
         inner_trips=lambda: 0,  # the loop inside it is for features that are not aligned
     ),
 )

@@ -34,8 +34,13 @@ WHY_NOT = {
     "measured, the forward runs at 90 % of a copy, and the backward takes what three passes over memory take",
 }
 
-# Of a hundred instructions of a loop, so many may be of spilled registers, where threads own eight columns or more.
-MOST_SPILLED = 5
+# Of a hundred instructions of a family's loops, so many may be of spilled registers; of all others none.
+MOST_SPILLED = {
+    "forward": 5,  # where threads own eight columns or more
+    "adjoint": 5,  # likewise
+    "small adjoint": 2,  # of the largest
+    "streamed, tensor cores": 6,  # the features that are on their way
+}
 
 
 def at_size(table: dict[str, Any], way: str, size: int) -> dict[str, int]:
