@@ -55,8 +55,10 @@ class TensorTile : public TileOfCosts<float, TensorLayout> {
       store(row0, col0, first, ahead);
       cuda::sync_block();
       if (first + kDepth < p_.d) load(row0, col0, first + kDepth, ahead);
-#pragma unroll
-      for (int k = 0; k < kDepth; k += 16) multiply(k, costs);
+      if (p_.type == FeatureType::kHalf)
+        multiply<cuda::Half>(costs);
+      else
+        multiply<cuda::BFloat16>(costs);
     }
     known_metric(p_.metric, [&](auto known) {
       constexpr Metric kMetric = decltype(known)::value;
@@ -112,7 +114,13 @@ class TensorTile : public TileOfCosts<float, TensorLayout> {
 
   // Two features of a row in shared memory.
   static __device__ unsigned two(const uint16_t* from) { return *reinterpret_cast<const unsigned*>(from); }
-  // Sixteen features, from k of those at hand on.
+  // Those at hand, sixteen by sixteen.
+  template <class F>
+  __device__ void multiply(Values& sums) const {
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) multiply<F>(k, sums);
+  }
+  template <class F>
   __device__ void multiply(int k, Values& sums) const {
     const int of_lane = lane() / 4, begin = k + lane() % 4 * 2;
     unsigned a[kDown][4];
@@ -131,10 +139,7 @@ class TensorTile : public TileOfCosts<float, TensorLayout> {
         float* upper = &sums[2 * down][2 * across];
         float* lower = &sums[2 * down + 1][2 * across];
         float four[4] = {upper[0], upper[1], lower[0], lower[1]};
-        if (p_.type == FeatureType::kHalf)
-          cuda::multiply_add<cuda::Half>(four, a[down], b);
-        else
-          cuda::multiply_add<cuda::BFloat16>(four, a[down], b);
+        cuda::multiply_add<F>(four, a[down], b);
         upper[0] = four[0], upper[1] = four[1], lower[0] = four[2], lower[1] = four[3];
       }
     }
