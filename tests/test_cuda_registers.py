@@ -70,10 +70,10 @@ def test_no_kernel_spills_more_than_was_measured_to_be_worth_it(found):
             assert use["spilled"] <= budget and use["registers"] <= 255, (kernel, on)
 
 
-def test_only_kernels_that_own_many_columns_may_spill():
-    assert all(
-        "owned" in kernel or "small_adjoint" in kernel for kernel in json.loads(TABLE.read_text())["spills"]
-    )
+def test_only_kernels_that_own_much_of_a_matrix_may_spill():
+    """Many columns, or a tile of it: what is spilled between their loops."""
+    kinds = ("owned", "small_adjoint", "stream_rows", "stream_columns", "gradient_kernel<float, 8,")
+    assert all(any(kind in kernel for kind in kinds) for kernel in json.loads(TABLE.read_text())["spills"])
 
 
 @pytest.mark.long

@@ -35,15 +35,14 @@ struct SquareTile {
     }
   }
 
-  // add(sum of an element, x of its row, y of its column) at every depth.
-  template <class Add>
-  static __device__ void multiply(const T (*left)[kSize], const T (*right)[kSize], int depth, T (&sum)[kPer][kPer],
-                                  Add add) {
+  // add(sum of an element, x of its row, y of its column) at every depth of `from`: left and right (depth, kSize).
+  template <class From, class Add>
+  static __device__ void multiply(const From& from, int depth, T (&sum)[kPer][kPer], Add add) {
 #pragma unroll 2
     for (int k = 0; k < depth; ++k) {
       T x[kPer], y[kPer];
-      read(left[k], thread_row(), x);
-      read(right[k], thread_column(), y);
+      read(from.left[k], thread_row(), x);
+      read(from.right[k], thread_column(), y);
 #pragma unroll
       for (int r = 0; r < kPer; ++r)
 #pragma unroll

@@ -153,8 +153,11 @@ class PairTile : public TileOfCosts<T, SquareTile<T, sizeof(T) == 4 ? 8 : 4>> {
   using Costs::kSize, Costs::kThreads;
   using typename Costs::Values;
   static constexpr int kDepth = 16;  // features at a time
+  struct Chunk {
+    T left[kDepth][kSize], right[kDepth][kSize];
+  };
   struct Shared {
-    T left[2][kDepth][kSize], right[2][kDepth][kSize];  // by turns
+    Chunk chunks[2];  // by turns
   };
 
   __device__ PairTile(const PairsOf<T>& pairs, Shared* shared) : Costs(pairs), shared_(shared) {
@@ -171,20 +174,17 @@ class PairTile : public TileOfCosts<T, SquareTile<T, sizeof(T) == 4 ? 8 : 4>> {
     load(row0, col0, 0, ahead);
 #pragma unroll 1
     for (int first = 0; first < p_.d; first += kDepth) {
-      Shared& s = *shared_;
-      turn_ ^= 1;
-      store(s.left[turn_], s.right[turn_], ahead);
+      Chunk& chunk = shared_->chunks[turn_ ^= 1];
+      store(chunk, ahead);
       cuda::sync_block();
       if (first + kDepth < p_.d) load(row0, col0, first + kDepth, ahead);
       const int depth = p_.d - first < kDepth ? p_.d - first : kDepth;
       if (summed(p_.metric))
-        Square::multiply(s.left[turn_], s.right[turn_], depth, costs,
-                         [&](T& sum, T x, T y) { sum += term(p_.metric, x, y); });
+        Square::multiply(chunk, depth, costs, [&](T& sum, T x, T y) { sum += term(p_.metric, x, y); });
       else if (squares_)
-        Square::multiply(s.left[turn_], s.right[turn_], depth, costs,
-                         [](T& sum, T x, T y) { sum += (x - y) * (x - y); });
+        Square::multiply(chunk, depth, costs, [](T& sum, T x, T y) { sum += (x - y) * (x - y); });
       else
-        Square::multiply(s.left[turn_], s.right[turn_], depth, costs, [](T& sum, T x, T y) { sum += x * y; });
+        Square::multiply(chunk, depth, costs, [](T& sum, T x, T y) { sum += x * y; });
     }
     known_metric(p_.metric, [&](auto known) {
       constexpr Metric kMetric = decltype(known)::value;
@@ -221,9 +221,10 @@ class PairTile : public TileOfCosts<T, SquareTile<T, sizeof(T) == 4 ? 8 : 4>> {
       for (int k = 0; k < kLoads; ++k) to[k] = begin + k < p_.d ? cuda::wide(z[begin + k]) : T(0);
     });
   }
-  __device__ void store(T (*left)[kSize], T (*right)[kSize], const T (&from)[2][kLoads]) const {
+  static __device__ void store(Chunk& to, const T (&from)[2][kLoads]) {
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) left[depth() + k][place()] = from[0][k], right[depth() + k][place()] = from[1][k];
+    for (int k = 0; k < kLoads; ++k)
+      to.left[depth() + k][place()] = from[0][k], to.right[depth() + k][place()] = from[1][k];
   }
 };
 

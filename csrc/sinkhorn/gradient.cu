@@ -35,7 +35,7 @@ struct Tile : SquareTile<T, kPer> {
   T right[2 * kDepth][kSize];  // v_t, v_t dg_t / b by turns
 
   __device__ void multiply(T (&sum)[kPer][kPer]) const {
-    SquareTile<T, kPer>::multiply(left, right, 2 * kDepth, sum, [](T& s, T x, T y) { s += x * y; });
+    SquareTile<T, kPer>::multiply(*this, 2 * kDepth, sum, [](T& s, T x, T y) { s += x * y; });
   }
 };
 

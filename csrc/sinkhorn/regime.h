@@ -349,11 +349,17 @@ struct StreamPlan {
 // What a pair costs in a sweep, in picoseconds of the whole device: estimates for an H100 in float, from instructions and
 // bytes. Of doubles, times as much.
 struct StreamCosts {
-  // Of one pass of streamed.cu: a feature, by what multiplies it, and the rest.
-  static constexpr double kFeature[] = {0.05, 0.1, 0.006}, kPair = 1.0;
-  // Of a panel, a feature: torch's product, or the terms of a sum, and half precision; and what is written and read.
-  static constexpr double kOfPanel[] = {0.045, 0.17, 0.003}, kStored = 5 * 4 / 2.9;
+  static constexpr double kPair = 1.0;            // of one pass of streamed.cu, beside its features
+  static constexpr double kStored = 5 * 4 / 2.9;  // of a panel: what is written and read
   static constexpr double kDoubles = 2, kDoublePair = 4;
+
+  // A feature, in one pass of streamed.cu; and of a panel: by torch's product, or the terms of a sum.
+  static UK_HOST_DEVICE double streamed(Multiply by) {
+    return by == Multiply::kThreads ? 0.05 : by == Multiply::kTerms ? 0.1 : 0.006;
+  }
+  static UK_HOST_DEVICE double of_panel(Multiply by) {
+    return by == Multiply::kThreads ? 0.045 : by == Multiply::kTerms ? 0.17 : 0.003;
+  }
 };
 
 // Blocks of which one multiprocessor holds two, for three turns of them.
@@ -370,7 +376,7 @@ UK_HOST_DEVICE StreamPlan make_stream_plan(int64_t n, int64_t m, int64_t d, int6
   plan.by = by;
   plan.row_groups = groups_for(rows, columns, device.multiprocessors);
   plan.column_groups = groups_for(columns, rows, device.multiprocessors);
-  const double feature = StreamCosts::kFeature[int(by)], of_panel = StreamCosts::kOfPanel[int(by)];
+  const double feature = StreamCosts::streamed(by), of_panel = StreamCosts::of_panel(by);
   const double doubles = element == 8 ? StreamCosts::kDoubles : 1, pair = element == 8 ? StreamCosts::kDoublePair : 1;
   const double streamed = 2 * (double(d) * feature * doubles + StreamCosts::kPair * pair);
   const double stored = double(d) * of_panel * (by == Multiply::kTerms ? doubles : 1) + StreamCosts::kStored * doubles;

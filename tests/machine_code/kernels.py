@@ -204,8 +204,7 @@ FAMILIES = (
         lambda: 4 * 16 * 32,  # elements of a thread times features of a chunk
         (("tensor_tile.cuh", "multiply"),),
         ("barrier", "tensor product"),
-        "64 multiply-adds of a thread per tensor product, each issued for both half-precision types with one of them "
-        "switched off; the next features, on their way in registers, are spilled",
+        "64 multiply-adds of a thread per tensor product, whose fragments come from shared memory four bytes at a time",
         inner_trips=lambda: 0,  # the loop inside it is for features that are not aligned
     ),
 )

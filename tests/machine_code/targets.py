@@ -39,7 +39,6 @@ MOST_SPILLED = {
     "forward": 5,  # where threads own eight columns or more
     "adjoint": 5,  # likewise
     "small adjoint": 2,  # of the largest
-    "streamed, tensor cores": 6,  # the features that are on their way
 }
 
 
