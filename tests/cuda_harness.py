@@ -72,7 +72,17 @@ def model(
     module = module or build.load()
     module.configure(multiprocessors, shared, threads, ORDERS[order], seed, skip_block_barrier)
     memory = Memory()
-    names = ("kernels", "runs_on", "regime", "empty", "own_barrier", "tuning", "streamed", "clusters", "tensor_cores")
+    names = (
+        "kernels",
+        "runs_on",
+        "regime",
+        "empty",
+        "own_barrier",
+        "tuning",
+        "streamed",
+        "clusters",
+        "tensor_cores",
+    )
     before = {name: getattr(_device, name) for name in names}
     _device.kernels, _device.runs_on, _device.empty = module, _on_a_cpu, memory.empty
     _device.regime = REGIMES.get(regime or "", 0)
