@@ -11,6 +11,8 @@
 #pragma once
 #include <stdint.h>
 
+#include <initializer_list>
+
 #include "core/host_device.h"
 
 namespace ucmkd {

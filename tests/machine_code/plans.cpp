@@ -2,7 +2,6 @@
 //   plans multiprocessors shared_per_block size...
 #include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
 
 #include "sinkhorn/regime.h"
 
@@ -11,8 +10,12 @@ using namespace ucmkd::sinkhorn;
 namespace {
 
 void print_owned(const char* name, const OwnedPlan& p) {
-  std::printf(", \"%s\": {\"quads\": %d, \"rows\": %d, \"keeps\": %d, \"threads\": %d, \"groups\": %d, \"span\": %d, ", name,
-              p.quads, p.rows, p.kept ? 1 : p.held > 0 ? 2 : 0, p.threads, p.groups, p.span);
+  std::printf(", \"%s\": {\"quads\": %d, \"rows\": %d, \"keeps\": %d, \"threads\": %d, \"groups\": %d, \"span\": %d, ",
+              name, p.quads, p.rows,
+              p.kept       ? 1
+              : p.held > 0 ? 2
+                           : 0,
+              p.threads, p.groups, p.span);
   std::printf("\"held\": %d}", p.held);
 }
 
