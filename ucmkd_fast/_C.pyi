@@ -194,6 +194,7 @@ class CudaSinkhorn:
     tune_quads: int
     tune_grid: int
     own_barrier: bool
+    clusters: bool
     n: int
     m: int
     batch: int
@@ -239,14 +240,17 @@ class CudaSinkhorn:
     max_sweeps: int
 
 class CudaPanel:
-    """One visit of a panel, beside the call of the problem."""
+    """One visit of a panel, or of all rows, beside the call of the problem."""
 
     sweep: int
     t: int
     groups: int
+    row_groups: int
+    tensor_cores: bool
     stop: int
     relaxed: int
     values: int
+    parts: int
     states: int
     row_value: int
     share: int
@@ -318,6 +322,8 @@ def cuda_sinkhorn_forward(call: CudaSinkhorn) -> None: ...
 def cuda_sinkhorn_adjoint(call: CudaSinkhorn) -> None: ...
 def cuda_sinkhorn_gradient(call: CudaSinkhorn) -> None: ...
 def cuda_panel(call: CudaSinkhorn, panel: CudaPanel) -> None: ...
+def cuda_streamed(call: CudaSinkhorn, visit: CudaPanel, features: CudaCost) -> None: ...
+def cuda_stream_plan(features: CudaCost, tensor_cores: bool) -> tuple[bool, bool, int, int]: ...
 def cuda_scales(call: CudaCost) -> None: ...
 def cuda_cost(call: CudaCost) -> None: ...
 def cuda_weigh(call: CudaCost) -> None: ...

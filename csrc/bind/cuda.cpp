@@ -35,7 +35,8 @@ void bind_cuda(py::module_& m) {
   UK_FIELD(tune_threads), UK_FIELD(tune_quads), UK_FIELD(tune_grid), UK_FIELD(own_barrier), UK_FIELD(clusters);
 #undef UK_FIELD
   using sinkhorn::CudaPanel;
-  py::class_<CudaPanel> panel(m, "CudaPanel", py::module_local(), "One visit of a panel; it owns nothing.");
+  py::class_<CudaPanel> panel(m, "CudaPanel", py::module_local(),
+                              "One visit of a panel, or of all rows; it owns nothing.");
   panel.def(py::init<>());
 #define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
   UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
