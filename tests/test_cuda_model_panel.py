@@ -300,6 +300,16 @@ def test_second_derivatives():
         close(got, want, 1e-9)
 
 
+def test_second_derivatives_where_a_label_is_none_are_nan():
+    """On a GPU an index out of range would end the process."""
+    z, W = torch.randn(53, 2, requires_grad=True), torch.zeros(53, 2, requires_grad=True)
+    options = {"class_cost": W, "y_labels": torch.full((53,), 2), "max_iter": 3, "memory_budget": 7000}
+    with model():
+        grads = torch.autograd.grad(uk.sinkhorn_loss(z, z.detach(), **options), (z, W), create_graph=True)
+        twice_x, twice_W = torch.autograd.grad(sum(g.sum() for g in grads), (z, W))
+    assert twice_x.isnan().any() and twice_W.shape == W.shape
+
+
 @pytest.mark.parametrize("name", ["twice", "functorch"])
 def test_second_derivatives_of_other_gradients_and_transforms_are_refused(name, by_panels):
     call, error, words = BAD[name]

@@ -296,7 +296,7 @@ class PanelSinkhorn(torch.autograd.Function):
     def forward(ctx: Any, call: _OfPanels, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Any layout."""
         p, options, spread, needs = call
-        solver = PanelSolver(_detached(p), options, spread, bool(leaves) and options.grad == "unrolled")
+        solver = PanelSolver(p.detached(), options, spread, bool(leaves) and options.grad == "unrolled")
         found = solver.solve()
         if leaves:
             ctx.mark_non_differentiable(found.f, found.g, found.marginal_error, found.n_iter)
@@ -326,7 +326,7 @@ def mean_cost(problem: Problem, options: Options, spread: Spread) -> Tensor:
     """The mean () of `relative_reg.mean_cost` over the rows of all processes, panel by panel."""
     problem = transforms.alive(problem)
     require_eager(problem.x, problem.y, problem.class_cost)
-    p, over = everywhere(_detached(problem)._replace(a=None, b=None), options.dtype, spread.over), spread.over
+    p, over = everywhere(problem.detached()._replace(a=None, b=None), options.dtype, spread.over), spread.over
     x, _ = p.features
     total = count = torch.zeros((), dtype=torch.float64, device=x.device)
     for matrix in door(x).cost_panels(p, options, spread):
@@ -343,7 +343,3 @@ def require_eager(*tensors: Tensor | None) -> None:
             "costs made panel by panel or spread over processes are not supported under functorch transforms, forward "
             "mode and dispatch modes: raise memory_budget, or call sinkhorn_loss outside of them"
         )
-
-
-def _detached(problem: Problem) -> Problem:
-    return Problem(*(None if z is None else z.detach() for z in problem))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from ..reference import sinkhorn as reference
 from . import _dual, transforms
 from ._autograd import differentiable, given_back, of_all
 from ._by_torch import Marked, half_step, plan_of
+from ._classes import by_label
 from ._problem import Gradients, Needs, Options, Problem, Upstream
 from .cost import NORMALISED
 from .sharded import Alone
@@ -97,30 +99,15 @@ class PanelGradient(torch.autograd.Function):
         *tensors, value, dual = ctx.saved_tensors
         p, (solver, _, needs) = Problem(*tensors), ctx.call
         moves = iter(upstream)
-        direction = Direction(
-            *(
-                _move(next(moves), z) if need else None
-                for need, z in zip(needs, differentiable(p), strict=True)
-            )
-        )
-        detached = Problem(*(None if z is None else z.detach() for z in p))
-        found = directional(detached, Upstream(value, dual), direction, solver.options, solver.sizes)
+        by_need = zip(needs, differentiable(p), strict=True)
+        direction = Gradients(None, *(_move(next(moves), z) if need else None for need, z in by_need))
+        found = directional(p.detached(), Upstream(value, dual), direction, solver.options, solver.sizes)
         _, *of_leaves = given_back(of_all(found.gradient, p), needs)
         return None, None if value is None else found.value, None if dual is None else found.dual, *of_leaves
 
 
 def _move(move: Tensor | None, z: Tensor | None) -> Tensor | None:
     return torch.zeros_like(z) if move is None and z is not None else move
-
-
-class Direction(NamedTuple):
-    """Where the inputs move that need a gradient, in the order of `Needs`; None: it needs none."""
-
-    x: Tensor | None
-    y: Tensor | None
-    a: Tensor | None
-    b: Tensor | None
-    class_cost: Tensor | None
 
 
 class Directional(NamedTuple):
@@ -132,14 +119,14 @@ class Directional(NamedTuple):
 
 
 def directional(
-    p: Problem, up: Upstream, direction: Direction, options: Options, sizes: Sizes
+    p: Problem, up: Upstream, direction: Gradients, options: Options, sizes: Sizes
 ) -> Directional:
     """Derivatives in a direction: of both values, and of the gradient of ``up.value`` times one, ``up.dual`` the other.
 
     Args:
         p: the problem, detached.
         up: weights () of value and dual value; None is 0.
-        direction: one tensor for each that needs a gradient.
+        direction: where the inputs move that need a gradient.
         options: with ``grad="unrolled"``.
         sizes: rows and iterations.
     """
@@ -195,7 +182,7 @@ class _Explicit:
             cost = self._distances(self._x[rows], self._y)
             if self._classes is not None:
                 table, labels = self._classes
-                cost = cost + table[rows][:, labels]
+                cost = cost + by_label(table[rows], labels)
             pairs = cost.detach() != math.inf
             a, has = self._safe_a[rows], self._has_a[rows]
             yield rows, Marked(torch.where(pairs, cost, 0), a, self._safe_b, has, self._has_b, pairs)
@@ -266,7 +253,8 @@ class _Explicit:
     def _sums(self, potentials: Histories, adjoints: Histories, weight: Tensor) -> dict[str, Tensor | None]:
         """DC of one panel at a time, and what it gives the features and W."""
         reg, last, (f, g), (df, dg) = self._reg, self._n_iter, potentials, adjoints
-        dx, dy, d_classes = [], torch.zeros_like(self._y), []
+        dx, dy = [], torch.zeros_like(self._y)
+        d_classes: list[Tensor] = []
         for rows, m in self._panels():
             plan = plan_of(m, f[last][rows], g[last], reg)
             d_cost = weight * plan * (1 - m.cost / reg)
@@ -278,7 +266,7 @@ class _Explicit:
             dy = dy + of_y
             if self._classes is not None:
                 table, labels = self._classes
-                d_classes.append(torch.zeros_like(table[rows]).index_add(1, labels, d_cost))
+                d_classes += _chain(partial(by_label, labels=labels), (table[rows],), d_cost)
         of_x, of_y = torch.cat(dx), dy
         if self._unit:
             (of_x,), (of_y,) = (

@@ -79,6 +79,10 @@ class Problem(NamedTuple):
         other = {name: z.contiguous() for name, z in dense.items() if z is not None and not z.is_contiguous()}
         return self._replace(**other) if other else self
 
+    def detached(self) -> Problem:
+        """Without the graphs of its tensors."""
+        return Problem(*(None if z is None else z.detach() for z in self))
+
     def within(self) -> tuple[Problem, Problem]:
         """Each set of features against itself."""
         x, y = self.features
