@@ -42,7 +42,7 @@ def rules(f64: bool) -> Rules: ...
 def adjoint_tolerance(f64: bool, tol: float) -> float: ...
 def max_sweeps(max_iter: int) -> int: ...
 def padded(size: int) -> int: ...
-def sinkhorn_saved_size(n: int, m: int, max_iter: int, history: bool) -> int: ...
+def sinkhorn_saved_size(n: int, m: int, max_iter: int, history: bool, unbalanced: bool = False) -> int: ...
 
 # Module
 
@@ -75,7 +75,8 @@ class Problem:
     """One problem, or a batch of given costs (batch, n, m); with features one."""
 
     def __init__(
-        self, *, f64: bool, n: int, m: int, reg: float, max_iter: int, tol: float, cost: int, saved: int,
+        self, *, f64: bool, n: int, m: int, reg: float, max_iter: int, tol: float, rho_a: float, rho_b: float,
+        shifted: bool, cost: int, saved: int,
         batch: int = 1, a: int = 0, a_shared: bool = True, b: int = 0, b_shared: bool = True, init_f: int = 0,
         init_g: int = 0, relax: bool = False, history: bool = False, features: Features | None = None,
     ) -> None: ...
@@ -117,7 +118,7 @@ class LossSettings:
 
     def __init__(
         self, *, f64: bool, metric: int, regularized: bool, reg: float, max_iter: int, tol: float, relax: bool,
-        grad: int,
+        grad: int, rho_a: float, rho_b: float, shifted: bool,
     ) -> None: ...
 
 def loss_and_gradient(
@@ -132,11 +133,14 @@ class Ragged:
 
     def __init__(
         self, *, features: Features, batch: int, x_offsets: int, y_offsets: int, reg: float, max_iter: int,
-        tol: float, a: int = 0, b: int = 0, init_f: int = 0, init_g: int = 0, relax: bool = False,
+        tol: float, rho_a: float, rho_b: float, shifted: bool,
+        a: int = 0, b: int = 0, init_f: int = 0, init_g: int = 0, relax: bool = False,
         history: bool = False, cost: int = 0, saved: int = 0,
     ) -> None: ...
 
-def ragged_sizes(batch: int, x_offsets: int, y_offsets: int, max_iter: int, history: bool) -> tuple[int, int]: ...
+def ragged_sizes(
+    batch: int, x_offsets: int, y_offsets: int, max_iter: int, history: bool, unbalanced: bool = False,
+) -> tuple[int, int]: ...
 def ragged_forward(
     ragged: Ragged, *, save_plan: bool, f: int, g: int, value: int, dual: int, marginal_error: int, n_iter: int
 ) -> str | None: ...

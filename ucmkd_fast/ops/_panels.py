@@ -205,10 +205,11 @@ class PanelSolver:
 
     def _direct(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """What the dual value gives the masses at constant potentials."""
-        s, reg = self._sweeps, self.options.reg
+        s, options = self._sweeps, self.options
         sum_a = self.over.add(s.a.double().sum()).to(s.a.dtype)
         sum_b = s.b.double().sum().to(s.a.dtype)
-        return dual * _dual.direct(s.f, s.a, sum_b, reg, 0), dual * _dual.direct(s.g, s.b, sum_a, reg, 1)
+        of_a, of_b = _dual.direct(s.f, s.a, sum_b, options, 0), _dual.direct(s.g, s.b, sum_a, options, 1)
+        return dual * of_a, dual * of_b
 
     def _envelope_masses(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """Where the plan is a constant: the potentials without the masses, which samples without mass have as well."""

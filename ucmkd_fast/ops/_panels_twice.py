@@ -157,6 +157,7 @@ class _Explicit:
         self._unit = options.metric in NORMALISED
         self._x, self._y = (reference.normalise(z) if self._unit else z for z in (x, y))
         self._metric, self._reg, self._n_iter = options.known_metric, options.reg, sizes.n_iter
+        self._options = options
         n, m, d = len(x), len(y), x.shape[-1]
         a = x.new_full((n,), 1 / n) if p.a is None else p.a
         b = x.new_full((m,), 1 / m) if p.b is None else p.b
@@ -195,7 +196,7 @@ class _Explicit:
         for t in range(self._n_iter + 1):
             columns, parts = _LogSums(self._safe_b), []
             for rows, m in self._panels():
-                mine = f[0][rows] if t == 0 else half_step(m, g[t], self._reg)
+                mine = f[0][rows] if t == 0 else half_step(m, g[t], self._reg, math.inf)
                 parts.append(mine)
                 if t < self._n_iter:
                     terms = (mine[:, None] - m.cost) / self._reg
@@ -245,7 +246,7 @@ class _Explicit:
         """What the dual value gives the masses at constant potentials."""
         sides = (f, self._safe_a, self._has_a, self._b, 0), (g, self._safe_b, self._has_b, self._a, 1)
         found = [
-            torch.where(has, pull * _dual.direct(z, mass, other.sum(), self._reg, side), 0)
+            torch.where(has, pull * _dual.direct(z, mass, other.sum(), self._options, side), 0)
             for z, mass, has, other, side in sides
         ]
         return found[0], found[1]
