@@ -19,6 +19,7 @@ from ..._native import _C
 from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
+from .._held import Held, HeldBack
 from .._pieces import converted
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE, SUMMED
@@ -41,9 +42,11 @@ class Sweeps:
         x, y = self._features.x, self._features.y
         self.reg, self.m, f64 = options.reg, len(y), x.dtype == torch.float64
         self.a, self.b = p.a, torch.nn.functional.pad(p.b, (0, padded(self.m) - self.m))
+        self.held = Held(options, self.a, self.b, spread.over)
         self._rules = _C.rules(f64)
         self.n_iter = torch.zeros(1, dtype=torch.int64)
         self.f = self.g = self.sums = self.alpha = self.centred = self.grad_a = x.new_empty(0)
+        self.grad_b = torch.zeros_like(self.b)  # what shifts give it
         self.hist_f: list[Tensor] = []  # f_0, f_1, ...
         self.hist_g: list[Tensor] = []  # g_1, ...
         self._reached = x.new_empty(0)
@@ -102,11 +105,13 @@ class Sweeps:
     def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:
         relaxed = bool(relaxation.relaxed)
         if t > 1:
+            self.held.between()
             self.g = self._next_columns(relaxed)
-        self.f, sums = self.f.clone(), torch.zeros_like(self.b)
-        vectors = addresses(mass=self.a, g=self.g, f=self.f, sums=sums)
-        _C.panel_iterate(self._every_row(), relaxed=relaxed, **vectors)
+        self.f, sums, mass = self.f.clone(), torch.zeros_like(self.b), self.held.masses[0]
+        vectors = addresses(mass=mass, g=self.g, f=self.f, sums=sums)
+        _C.panel_iterate(self._every_row(), relaxed=relaxed, damping=self.held.damping[0], **vectors)
         self._reached = self._over.add(sums)
+        self.held.record(self.f, self.g, self._history)
         if t == 1:
             self._refuse_forbidden()
         if self._history:
@@ -120,7 +125,7 @@ class Sweeps:
         self.alpha, row_value = torch.empty_like(self.a), torch.empty_like(self.a)
         self.centred = torch.zeros_like(self.b)
         sums = addresses(alpha=self.alpha, row_value=row_value, first=self.centred)
-        _C.panel_plan(self._every_row(), **self._last, **sums)
+        _C.panel_plan(self._every_row(), damping=self.held.damping[0], **self._last, **sums)
         self._over.add(self.centred)
         return row_value
 
@@ -128,8 +133,9 @@ class Sweeps:
         return solution
 
     def _columns(self) -> Tensor:
-        """G (M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
-        return torch.where(self.b > 0, self.reg * self.b.log() + self.free_columns(), -torch.inf)
+        """G (M,) = reg (log b - damping LSE_i((f_i - C_ij) / reg)), in the log domain."""
+        moved = self.reg * self.held.masses[1].log() + self.held.damping[1] * self.free_columns()
+        return torch.where(self.b > 0, moved, -torch.inf)
 
     def free_columns(self) -> Tensor:
         top, total = torch.empty_like(self.b), torch.empty_like(self.b)
@@ -142,15 +148,21 @@ class Sweeps:
 
     def free_rows(self) -> Tensor:
         f, ones, sums = torch.where(self.a > 0, self.f, 0), torch.ones_like(self.a), torch.zeros_like(self.b)
-        _C.panel_iterate(self._every_row(), relaxed=False, **addresses(mass=ones, g=self.g, f=f, sums=sums))
+        vectors = addresses(mass=ones, g=self.g, f=f, sums=sums)
+        _C.panel_iterate(self._every_row(), relaxed=False, damping=1.0, **vectors)
         return f
 
     def _next_columns(self, relaxed: bool) -> Tensor:
         """G (M,) of f, from the column sums of the plan of f and the last g; relaxed, half as far again."""
-        safe = math.exp(self._rules.safe_log)
-        ratio = torch.where(self.b > 0, self.b / self._reached, 1)
+        held, safe = self.held, math.exp(self._rules.safe_log)
+        ratio = torch.where(self.b > 0, held.columns / self._reached, 1)
         if not ((ratio >= 1 / safe) & (ratio <= safe)).all():
             return self._columns()
+        if not held.exact:
+            if (self._reached[self.b > 0] < self._rules.least_mass).any():  # some of it underflowed
+                return self._columns()
+            moved = held.damping[1] * (self.g - self.reg * self._reached.log())
+            return torch.where(self.b > 0, moved + self.reg * held.masses[1].log(), -torch.inf)
         step = self.reg * ratio.log()
         return torch.where(self.b > 0, self.g + (1.5 * step if relaxed else step), -torch.inf)
 
@@ -175,13 +187,17 @@ class Sweeps:
         ]
         return bool(self._over.greatest(torch.stack(far).max()) <= self._rules.range_limit * self.reg)
 
-    def back(self, t: int, runs: Tensor) -> Tensor:
+    def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self._back, _Plain | _LogDomain)
         return self._back.to(t)
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
-        self._back = _FixedPoint(self, weight, dual, grad_b)
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
+        self._back = _FixedPoint(self, weight, dual, shares)
         return self.sums
+
+    def settle(self, change: Tensor) -> Tensor:
+        assert isinstance(self._back, _FixedPoint)
+        return self._back.settle(change)
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
         assert isinstance(self._back, _FixedPoint)
@@ -252,28 +268,45 @@ class _Plain:
 
     def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
         s = self._sweeps = sweeps
-        self._of_a, self._of_b = _inverse(s.a), _inverse(s.b)
-        self._du, self._rho = _pull_on_rows(s, dual)
-        self._dv = weight * s.centred + s.reg * dual * (s.b - s.sums)
+        self._held = HeldBack(s.held, weight, dual, s.alpha)
+        self._du, self._rho = _pull_on_rows(s, self._held, dual)
+        self._dv = weight * s.centred + s.reg * dual * (s.held.columns - s.sums)
         self._ut = (s.a > 0).to(s.a.dtype)
         self._left: list[Tensor] = []
         self._right: list[Tensor] = []
-        s.grad_a = weight * s.alpha
+        s.grad_a = self._held.first_mass
 
-    def to(self, t: int) -> Tensor:
+    def to(self, t: int) -> tuple[Tensor, Tensor]:
         """As `Sweeps.back`."""
-        s = self._sweeps
-        if self._left:
-            factor = self._ut * self._ut * self._of_a
-            self._du, self._dv = s.adjoint(self._right[-1], factor)
-            self._rho = -self._du * factor
+        s, held = self._sweeps, self._held
+        of_a, of_b = s.held.inverses(t)
         vt = torch.where(s.b > 0, ((s.hist_g[t - 1] - s.g) / s.reg).exp(), 0)
-        change = self._dv * vt * self._of_b
-        s.grad_a += self._du * self._ut * self._of_a
+        if self._left:
+            factor = self._ut * self._ut * of_a
+            self._du, self._dv = s.adjoint(self._right[-1], factor)
+            self._shift(t, vt)
+            self._rho = -self._du * factor
+        moved = self._dv * vt
+        if not s.held.exact:
+            moved = held.settle(moved, s.held.history[t - 1][1])
+        change = moved * of_b
+        s.grad_a += held.of_masses(self._du * self._ut, None)
         self._ut = torch.where(s.a > 0, ((s.hist_f[t - 1] - s.f) / s.reg).exp(), 0)
         self._left += [self._rho, self._ut]
         self._right += [vt, -change * vt]
-        return change
+        return change, change if s.held.exact else held.of_masses(None, moved)
+
+    def _shift(self, t: int, vt: Tensor) -> None:
+        """From iteration t + 1 to t, whose scaling of the columns is ``vt``."""
+        s = self._sweeps
+        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
+            return
+        rows, columns = s.held.history[t - 1]
+        s.grad_a += shifted.grad_a
+        s.grad_b = s.grad_b + shifted.grad_b
+        self._du = self._du - torch.where(self._ut > 0, shifted.rows * rows / self._ut, 0)
+        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] / self._right[-2]
+        self._dv = self._dv + torch.where(s.b > 0, of_rows + shifted.columns * columns / vt, 0)
 
     @cached_property
     def _product(self) -> tuple[Tensor, Tensor]:
@@ -291,22 +324,39 @@ class _LogDomain:
 
     def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
         s = self._sweeps = sweeps
-        self._of_a, self._of_b = _inverse(s.a), _inverse(s.b)
-        self._fbar = dual * s.a
-        self._gbar = weight / s.reg * s.centred + dual * (s.b - s.sums)
+        self._held = HeldBack(s.held, weight, dual, s.alpha)
+        self._fbar = dual * s.a if s.held.exact else self._held.first_rows / s.reg
+        self._gbar = weight / s.reg * s.centred + dual * (s.held.columns - s.sums)
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []  # f_(t-1), f_t, its share
         self._columns: list[tuple[Tensor, Tensor]] = []  # g_t, its share
-        s.grad_a = weight * s.alpha
+        s.grad_a = self._held.first_mass
 
-    def to(self, t: int) -> Tensor:
+    def to(self, t: int) -> tuple[Tensor, Tensor]:
         """As `Sweeps.back`."""
-        s = self._sweeps
+        s, held = self._sweeps, self._held
+        of_a, of_b = s.held.inverses(t)
         if self._columns:
-            self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], self._of_a)
-        s.grad_a += s.reg * self._fbar * self._of_a
-        self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * self._of_a))
-        self._columns.append((s.hist_g[t - 1], self._gbar * self._of_b))
-        return s.reg * self._gbar * self._of_b
+            self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], of_a)
+            self._shift(t)
+        if not s.held.exact:
+            self._gbar = held.settle(s.reg * self._gbar, s.held.history[t - 1][1]) / s.reg
+        s.grad_a += held.of_masses(s.reg * self._fbar, None)
+        self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * of_a))
+        self._columns.append((s.hist_g[t - 1], self._gbar * of_b))
+        return s.reg * self._gbar * of_b, held.of_masses(None, s.reg * self._gbar)
+
+    def _shift(self, t: int) -> None:
+        """From iteration t + 1 to t."""
+        s = self._sweeps
+        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
+            return
+        rows, columns = s.held.history[t - 1]
+        s.grad_a += shifted.grad_a
+        s.grad_b = s.grad_b + shifted.grad_b
+        self._fbar = self._fbar - shifted.rows / s.reg * rows
+        ratio = ((s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
+        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] * ratio
+        self._gbar = self._gbar + torch.where(s.b > 0, of_rows + shifted.columns * columns, 0) / s.reg
 
     @cached_property
     def _histories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -325,35 +375,47 @@ class _LogDomain:
 class _FixedPoint:
     """Back with u = v = 1, again and again: Z = row_sums + column_sums."""
 
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, grad_b: Tensor):
-        self._sweeps, self._of_a, self._grad_b = sweeps, _inverse(sweeps.a), grad_b
-        du, self._row_sums = _pull_on_rows(sweeps, dual)
-        sweeps.grad_a = weight * sweeps.alpha + du * self._of_a
+    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, shares: Tensor):
+        s = self._sweeps = sweeps
+        self._held, self._shares = HeldBack(s.held, weight, dual, s.alpha), shares
+        self._of_a = s.held.inverses()[0]
+        du, self._row_sums = _pull_on_rows(s, self._held, dual)
+        s.grad_a = self._held.first_mass + self._held.of_masses(du, None)
+
+    def settle(self, change: Tensor) -> Tensor:
+        """As `Sweeps.settle`."""
+        return self._held.settle(change, self._sweeps.sums)
 
     def again(self, share: Tensor) -> Tensor:
         """As `Sweeps.fixed_point`."""
-        du, change = self._sweeps.adjoint(-share, self._of_a)
-        self._sweeps.grad_a += du * self._of_a
-        self._row_sums -= du * self._of_a
+        s = self._sweeps
+        du, change = s.adjoint(-share, self._of_a)
+        rho = -du * self._of_a
+        shifted = None if s.held.exact else self._held.shift(s.held.rows, s.held.columns)
+        if shifted is not None:
+            du = du - shifted.rows * s.held.rows
+            rho = torch.where(self._of_a > 0, rho + shifted.rows * s.held.damping[0], 0)
+            change = change + shifted.rows * s.held.damping[0] * s.sums + shifted.columns * s.held.columns
+            s.grad_a += shifted.grad_a
+            s.grad_b = s.grad_b + shifted.grad_b
+        s.grad_a += self._held.of_masses(du, None)
+        self._row_sums += rho
         return change
 
     @cached_property
     def _column_sums(self) -> Tensor:
-        return -self._grad_b
+        return -self._shares
 
     def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
         """What `panel_gradient` takes for Z of these rows."""
         return addresses(row_sum=self._row_sums[rows], col_sum=self._column_sums)
 
 
-def _inverse(mass: Tensor) -> Tensor:
-    """1 over masses, 0 where there is none."""
-    return torch.where(mass > 0, 1 / mass, 0)
-
-
-def _pull_on_rows(s: Sweeps, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """The adjoint du (N,) of log u_T, by which the dual value pulls f by a; and -du over the masses."""
-    return s.reg * dual * s.a, torch.where(s.a > 0, (-s.reg * dual).to(s.a.dtype), 0)
+def _pull_on_rows(s: Sweeps, held: HeldBack, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """The first adjoint du (N,) of log u_T, and rho (N,), which is -du handed on."""
+    if s.held.exact:
+        return held.first_rows, torch.where(s.a > 0, (-s.reg * dual).to(s.a.dtype), 0)
+    return held.first_rows, -held.first_rows * s.held.inverses()[0]
 
 
 def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
