@@ -38,7 +38,7 @@ LAYERS = {
     "devices": ("_devices", "cuda_switches"),
     "functions": (
         "_by_torch", "_autograd", "_registered", "_padded", "matrix", "_panels", "_panels_twice", "relative_reg",
-        "result",
+        "_plan_rows", "_draws", "_projections", "result",
     ),
     "route": ("_route",),
     "lists": ("_lists",),

@@ -188,7 +188,7 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
 
 
 def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread) -> Tensor | SinkhornResult:
-    scale = p.scale
+    scale, given = p.scale, p
     if scale is not None:
         p, _ = relative_reg.over(p, options)
     found = _panels.solve(p, options, spread)
@@ -201,7 +201,9 @@ def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread)
         call.told.take(found.marginal_error, found.n_iter)
     if scale is not None:
         found = relative_reg.back(found, scale)
-    return PanelResult(found, options, scale) if call.result else found.loss(options.regularized)
+    if call.result:
+        return PanelResult(given, found, options, spread, scale)
+    return found.loss(options.regularized)
 
 
 def _spread(p: Problem, options: Options, call: Call, wanted: str = "") -> _panels.Spread | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
+from . import _draws, _projections, transforms
+from ._plan_rows import GivenCosts, MadeCosts, Plans, of_list
 from ._problem import Convergence as Convergence
-from ._problem import Options, Solution
+from ._problem import Options, Problem, Solution
 from .refusals import refusal
+from .sharded import Spread
 
 
 class SinkhornResult:
@@ -44,8 +49,11 @@ class SinkhornResult:
 
     def plan(self) -> Tensor:
         """P (N, M) = exp((f + g - C) / reg); differentiable."""
+        return self._log_plan().exp()
+
+    def _log_plan(self) -> Tensor:
         reg = self.reg[..., None, None] if isinstance(self.reg, Tensor) else self.reg
-        return ((self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg).exp()
+        return (self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg
 
     def plan_by_class(self) -> Tensor:
         """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
@@ -55,6 +63,96 @@ class SinkhornResult:
         """
         labels, classes = self._class_labels()
         return _summed_by_label(self.plan(), labels, classes)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw pairs from the plan, with replacement: (i, j) with probability P_ij / sum(P).
+
+        A row is drawn by the plan's row sums, then a column of it. The plan is not formed: it is gone through once in
+        blocks of rows for the sums, and the rows that were drawn once more; of a cost that did not fit its rows are
+        made. A pair without mass is never drawn. The same generator gives the same pairs; a seed's pairs may differ
+        between devices and releases. Waits for a GPU.
+
+        Args:
+            n: pairs to draw, for each problem of a batch.
+            generator: of the cost's device or of the CPU; by default torch's own of the cost's device.
+
+        Returns:
+            Rows and columns, int64, (n,) each; of a batch (B, n), each problem's counted from its own first row, -1
+            where a problem of a ragged batch has no rows on one side. With ``group`` the n pairs are those of the plan
+            of all processes, and each returns the ones whose row it holds, (k,) with k adding up to n: i counts this
+            process's rows of x, j the rows of y of all processes in the order of ranks. All processes call alike, with
+            generators of one seed and state, and draw what one process would.
+
+        Raises:
+            TypeError: n or generator are none.
+            ValueError: n below 1, a plan without mass, or processes that do not draw alike.
+            NotImplementedError: the call is under a transform of torch.func.
+        """
+        n = _draws.check(n, generator, self._f, self._g, self._cost)
+        self.check()
+        several = self.value.dim() == 1
+        i, j = _draws.pairs(self._plans(), len(self.value) if several else 1, n, generator)
+        return (i, j) if several else (i[0], j[0])
+
+    def argmax(self, dim: int = -1) -> Tensor:
+        """Where the largest entry of each row or column of the plan is, without forming it.
+
+        Args:
+            dim: as of ``plan().argmax(dim)``: -1 for each row its column, -2 for each column its row.
+
+        Returns:
+            int64, (N,) or (M,), of a batch (B, N) or (B, M), of a ragged one flat, counted in each problem from 0. The
+            first of equal entries, and -1 for a row or column without mass. With ``group`` of this process's rows, or
+            columns, counted among those of all processes in the order of ranks.
+
+        Raises:
+            ValueError: another dim.
+        """
+        rows = _projections.of_rows(dim, 3 if self._f.dim() == 2 else 2)
+        if self._formed and not transforms.direct(self._f, self._g, self._cost):
+            return _projections.largest(self._log_plan(), -1 if rows else -2)
+        find = _projections.largest_of_rows if rows else _projections.largest_of_columns
+        return self._joined([find(plans) for plans in self._plans()])
+
+    def barycentric_projection(self, points: Tensor, side: str = "x") -> Tensor:
+        """The mean of the points that each sample is sent to: T(x_i) = sum_j P_ij y_j / sum_j P_ij.
+
+        As POT's and OTT's barycentric map (Ferradans et al. 2014, "Regularized Discrete Optimal Transport"); 0, as in
+        POT, for a sample without mass. Differentiable in the points, and through a plan whose gradient is asked for:
+        that then is formed. Else blocks of rows are gone through; batches of features and costs that did not fit are
+        constants.
+
+        Args:
+            points: (M, D) for side "x", (N, D) for side "y": what the other side's samples stand for, any D; of a batch
+                (B, M, D), or (M, D) for all; of a ragged one flat. Computed in the cost's dtype.
+            side: ``"x"`` projects the rows of the plan, ``"y"`` its columns.
+
+        Returns:
+            (N, D) or (M, D), of a batch (B, N, D) or (B, M, D), of a ragged one flat. With ``group`` points and
+            projections are those of this process's rows; all processes call forward and backward alike.
+
+        Raises:
+            TypeError: points are no tensor of floats.
+            ValueError: an unknown side, or a shape or device that does not fit.
+        """
+        points = _projections.checked_points(points, side, self._f, self._g)
+        own = self._f, self._g, self._cost
+        if self._formed and (transforms.recorded(*own) or not transforms.direct(*own, points)):
+            return _projections.projected(self._log_plan(), points, side)
+        flat = points.reshape(-1, points.shape[-1])
+        return self._joined(_projections.by_blocks(self._plans(), flat, side))
+
+    _formed = True  # the cost is one tensor, with its graph
+
+    def _plans(self) -> Iterable[Plans]:
+        """The plans, a part of the batch at a time."""
+        alone = self._f.dim() == 1
+        cost, f, g = (z[None] if alone else z for z in (self._cost, self._f, self._g))
+        return [Plans(GivenCosts(cost), f, g, self.reg)]
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """What was found for every problem (B', ...) of every part."""
+        return parts[0] if self._f.dim() == 2 else parts[0][0]
 
     def _class_labels(self) -> tuple[Tensor, int]:
         if self._classes is None:
@@ -108,13 +206,27 @@ class BatchResult(SinkhornResult):
 
     def plans(self) -> list[Tensor]:
         """P_k (N_k, M_k) of every problem, constant."""
-        f, g = (z.detach().reshape(-1) for z in (self._f, self._g))
-        fs, gs = f.split([len(c) for c in self._costs]), g.split([c.shape[1] for c in self._costs])
+        fs, gs = self._potentials()
         regs = self.reg if isinstance(self.reg, Tensor) else [self.reg] * len(fs)
         return [
             ((f[:, None] + g - cost) / reg).exp()
             for f, g, cost, reg in zip(fs, gs, self._costs, regs, strict=True)
         ]
+
+    _formed = False
+
+    def _potentials(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of every problem (N_k,) and (M_k,), constant."""
+        f, g = (z.detach().reshape(-1) for z in (self._f, self._g))
+        sizes = zip(*(cost.shape for cost in self._costs), strict=True)
+        fs, gs = (list(z.split(list(size))) for z, size in zip((f, g), sizes, strict=True))
+        return fs, gs
+
+    def _plans(self) -> Iterator[Plans]:
+        return of_list(self._costs, *self._potentials(), self.reg)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(0, 1) for part in parts] if self._ragged else parts)
 
     def plan_by_class(self) -> Tensor:
         """P_k summed over the columns of each label, (B, N, K) or flat (sum N_k, K), constant.
@@ -132,14 +244,37 @@ class BatchResult(SinkhornResult):
 class PanelResult(SinkhornResult):
     """As `SinkhornResult`, of a cost that was never formed: value and value_regularized are differentiable."""
 
-    def __init__(self, solution: Solution, options: Options, scale: Tensor | None = None):
+    def __init__(
+        self,
+        p: Problem,  # in units of cost
+        solution: Solution,
+        options: Options,
+        spread: Spread,
+        scale: Tensor | None = None,
+    ):
         super().__init__(solution.value, solution, options, None, scale)
+        self._problem = Problem(x=p.x, y=p.y, class_cost=p.class_cost, labels=p.labels).detached()
+        self._spread = spread
+        self._gathered: list[Plans] = []
+
+    _formed = False
+
+    def _plans(self) -> list[Plans]:
+        """Of the columns of all processes, which are gathered once."""
+        if not self._gathered:
+            p, over = self._problem, self._spread.over
+            g = over.gather(self._g.detach())
+            labels = None if p.labels is None else over.gather(p.labels)
+            p = p._replace(y=over.gather(p.features[1]), labels=labels)
+            costs = MadeCosts(p, self._options, self._spread.rows)
+            self._gathered.append(Plans(costs, self._f[None], g[None], self.reg, over))
+        return self._gathered
 
     def plan(self) -> Tensor:
         """Refused: the plan is as large as the cost that did not fit."""
         raise MemoryError(
-            "the plan (N, M) was asked for, but its cost did not fit memory_budget: take rows of it from the "
-            "potentials, exp((f_i + g - C_i) / reg)"
+            "the plan (N, M) was asked for, but its cost did not fit memory_budget: use sample, argmax or "
+            "barycentric_projection, or take rows of it from the potentials, exp((f_i + g - C_i) / reg)"
         )
 
     def plan_by_class(self) -> Tensor:

@@ -20,6 +20,7 @@ class Alone:
     """All rows are here."""
 
     alone = True
+    rank = 0
 
     def total_rows(self, rows: int) -> int:
         """Rows of x in all processes; ``rows`` are here."""
@@ -45,6 +46,10 @@ class Alone:
         """This process's share of what `gather` returned."""
         return rows
 
+    def each(self, tensor: Tensor) -> Tensor:
+        """The tensors (P, ...) of all processes, of one shape, in the order of ranks."""
+        return tensor[None]
+
     def wants_y(self, needed: bool) -> bool:
         """Whether any process needs the gradient of y; this one where ``needed``."""
         return needed
@@ -61,7 +66,7 @@ class Shards(Alone):
     alone = False
 
     def __init__(self, group: Any, n: int, m: int, wants_y: bool, settings: str):
-        self._group, self._rank = group, dist.get_rank(group)
+        self._group, self.rank = group, dist.get_rank(group)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, (n, m, wants_y, settings), group=group)
         self._counts: list[int] = [one[1] for one in everyone]
@@ -99,7 +104,13 @@ class Shards(Alone):
 
     def mine(self, rows: Tensor) -> Tensor:
         """This process's part of rows of all."""
-        return torch.split(rows, self._counts)[self._rank]
+        return torch.split(rows, self._counts)[self.rank]
+
+    def each(self, tensor: Tensor) -> Tensor:
+        """The tensors (P, ...) of all processes, of one shape, in the order of ranks."""
+        parts = [torch.empty_like(tensor) for _ in self._counts]
+        dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        return torch.stack(parts)
 
     def wants_y(self, needed: bool) -> bool:
         """Whether y of some process takes part in autograd: it was asked once, in the forward call."""
