@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,13 +18,14 @@ from ..._native import _C
 from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
-from .._held import Held, HeldBack
+from .._held import Held
 from .._pieces import converted
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
 from ..sharded import Alone, Spread
 from . import costs
+from .panels_back import FixedPoint, LogDomain, Plain
 from .sinkhorn import padded
 
 
@@ -50,7 +50,7 @@ class Sweeps:
         self.hist_f: list[Tensor] = []  # f_0, f_1, ...
         self.hist_g: list[Tensor] = []  # g_1, ...
         self._reached = x.new_empty(0)
-        self._back: _Plain | _LogDomain | _FixedPoint | None = None  # None: the plan is a constant
+        self._back: Plain | LogDomain | FixedPoint | None = None  # None: the plan is a constant
         self._packed = self._kept = None
         self._made = False  # whether the cost is kept by now
         if options.metric not in SUMMED:
@@ -176,7 +176,7 @@ class Sweeps:
     # Backward
 
     def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
-        self._back = (_Plain if self._in_range() else _LogDomain)(self, weight, dual)
+        self._back = (Plain if self._in_range() else LogDomain)(self, weight, dual)
 
     def _in_range(self) -> bool:
         """Whether every scaling, over the last one, is inside the range of plain sums."""
@@ -188,19 +188,19 @@ class Sweeps:
         return bool(self._over.greatest(torch.stack(far).max()) <= self._rules.range_limit * self.reg)
 
     def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(self._back, _Plain | _LogDomain)
+        assert isinstance(self._back, Plain | LogDomain)
         return self._back.to(t)
 
     def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
-        self._back = _FixedPoint(self, weight, dual, shares)
+        self._back = FixedPoint(self, weight, dual, shares)
         return self.sums
 
     def settle(self, change: Tensor) -> Tensor:
-        assert isinstance(self._back, _FixedPoint)
+        assert isinstance(self._back, FixedPoint)
         return self._back.settle(change)
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
-        assert isinstance(self._back, _FixedPoint)
+        assert isinstance(self._back, FixedPoint)
         return self._back.again(share)
 
     def adjoint(self, sigma: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,161 +261,6 @@ class _Into(NamedTuple):
     column_sums: Tensor  # (M,)
     weights: Tensor  # (R, M) of a panel
     distance: Tensor | None  # (R, M)
-
-
-class _Plain:
-    """Back by plain sums over the plan, with scalings u_t, v_t relative to the last: Z = left' right."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
-        s = self._sweeps = sweeps
-        self._held = HeldBack(s.held, weight, dual, s.alpha)
-        self._du, self._rho = _pull_on_rows(s, self._held, dual)
-        self._dv = weight * s.centred + s.reg * dual * (s.held.columns - s.sums)
-        self._ut = (s.a > 0).to(s.a.dtype)
-        self._left: list[Tensor] = []
-        self._right: list[Tensor] = []
-        s.grad_a = self._held.first_mass
-
-    def to(self, t: int) -> tuple[Tensor, Tensor]:
-        """As `Sweeps.back`."""
-        s, held = self._sweeps, self._held
-        of_a, of_b = s.held.inverses(t)
-        vt = torch.where(s.b > 0, ((s.hist_g[t - 1] - s.g) / s.reg).exp(), 0)
-        if self._left:
-            factor = self._ut * self._ut * of_a
-            self._du, self._dv = s.adjoint(self._right[-1], factor)
-            self._shift(t, vt)
-            self._rho = -self._du * factor
-        moved = self._dv * vt
-        if not s.held.exact:
-            moved = held.settle(moved, s.held.history[t - 1][1])
-        change = moved * of_b
-        s.grad_a += held.of_masses(self._du * self._ut, None)
-        self._ut = torch.where(s.a > 0, ((s.hist_f[t - 1] - s.f) / s.reg).exp(), 0)
-        self._left += [self._rho, self._ut]
-        self._right += [vt, -change * vt]
-        return change, change if s.held.exact else held.of_masses(None, moved)
-
-    def _shift(self, t: int, vt: Tensor) -> None:
-        """From iteration t + 1 to t, whose scaling of the columns is ``vt``."""
-        s = self._sweeps
-        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
-            return
-        rows, columns = s.held.history[t - 1]
-        s.grad_a += shifted.grad_a
-        s.grad_b = s.grad_b + shifted.grad_b
-        self._du = self._du - torch.where(self._ut > 0, shifted.rows * rows / self._ut, 0)
-        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] / self._right[-2]
-        self._dv = self._dv + torch.where(s.b > 0, of_rows + shifted.columns * columns / vt, 0)
-
-    @cached_property
-    def _product(self) -> tuple[Tensor, Tensor]:
-        return torch.stack(self._left), torch.stack(self._right)[:, : self._sweeps.m].contiguous()
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        left, right = self._product
-        torch.mm(left[:, rows].t(), right, out=weights)
-        return {}
-
-
-class _LogDomain:
-    """Back with the softmaxes of each iteration in the place of plan times scalings: nothing overflows."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
-        s = self._sweeps = sweeps
-        self._held = HeldBack(s.held, weight, dual, s.alpha)
-        self._fbar = dual * s.a if s.held.exact else self._held.first_rows / s.reg
-        self._gbar = weight / s.reg * s.centred + dual * (s.held.columns - s.sums)
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []  # f_(t-1), f_t, its share
-        self._columns: list[tuple[Tensor, Tensor]] = []  # g_t, its share
-        s.grad_a = self._held.first_mass
-
-    def to(self, t: int) -> tuple[Tensor, Tensor]:
-        """As `Sweeps.back`."""
-        s, held = self._sweeps, self._held
-        of_a, of_b = s.held.inverses(t)
-        if self._columns:
-            self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], of_a)
-            self._shift(t)
-        if not s.held.exact:
-            self._gbar = held.settle(s.reg * self._gbar, s.held.history[t - 1][1]) / s.reg
-        s.grad_a += held.of_masses(s.reg * self._fbar, None)
-        self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * of_a))
-        self._columns.append((s.hist_g[t - 1], self._gbar * of_b))
-        return s.reg * self._gbar * of_b, held.of_masses(None, s.reg * self._gbar)
-
-    def _shift(self, t: int) -> None:
-        """From iteration t + 1 to t."""
-        s = self._sweeps
-        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
-            return
-        rows, columns = s.held.history[t - 1]
-        s.grad_a += shifted.grad_a
-        s.grad_b = s.grad_b + shifted.grad_b
-        self._fbar = self._fbar - shifted.rows / s.reg * rows
-        ratio = ((s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
-        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] * ratio
-        self._gbar = self._gbar + torch.where(s.b > 0, of_rows + shifted.columns * columns, 0) / s.reg
-
-    @cached_property
-    def _histories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(T, N) and (T, M), T iterations that count."""
-        rows, columns = (map(torch.stack, zip(*z, strict=True)) for z in (self._rows, self._columns))
-        over_rows = dict(zip(("hist_before", "hist_f", "share_f"), rows, strict=True))
-        return over_rows, dict(zip(("hist_g", "share_g"), columns, strict=True))
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        over_rows, over_columns = self._histories
-        here = addresses(**{name: z[:, rows] for name, z in over_rows.items()}, **over_columns)
-        return {"depth": len(self._rows), "stride": len(self._sweeps.a), **here}
-
-
-class _FixedPoint:
-    """Back with u = v = 1, again and again: Z = row_sums + column_sums."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, shares: Tensor):
-        s = self._sweeps = sweeps
-        self._held, self._shares = HeldBack(s.held, weight, dual, s.alpha), shares
-        self._of_a = s.held.inverses()[0]
-        du, self._row_sums = _pull_on_rows(s, self._held, dual)
-        s.grad_a = self._held.first_mass + self._held.of_masses(du, None)
-
-    def settle(self, change: Tensor) -> Tensor:
-        """As `Sweeps.settle`."""
-        return self._held.settle(change, self._sweeps.sums)
-
-    def again(self, share: Tensor) -> Tensor:
-        """As `Sweeps.fixed_point`."""
-        s = self._sweeps
-        du, change = s.adjoint(-share, self._of_a)
-        rho = -du * self._of_a
-        shifted = None if s.held.exact else self._held.shift(s.held.rows, s.held.columns)
-        if shifted is not None:
-            du = du - shifted.rows * s.held.rows
-            rho = torch.where(self._of_a > 0, rho + shifted.rows * s.held.damping[0], 0)
-            change = change + shifted.rows * s.held.damping[0] * s.sums + shifted.columns * s.held.columns
-            s.grad_a += shifted.grad_a
-            s.grad_b = s.grad_b + shifted.grad_b
-        s.grad_a += self._held.of_masses(du, None)
-        self._row_sums += rho
-        return change
-
-    @cached_property
-    def _column_sums(self) -> Tensor:
-        return -self._shares
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        return addresses(row_sum=self._row_sums[rows], col_sum=self._column_sums)
-
-
-def _pull_on_rows(s: Sweeps, held: HeldBack, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """The first adjoint du (N,) of log u_T, and rho (N,), which is -du handed on."""
-    if s.held.exact:
-        return held.first_rows, torch.where(s.a > 0, (-s.reg * dual).to(s.a.dtype), 0)
-    return held.first_rows, -held.first_rows * s.held.inverses()[0]
 
 
 def _features(p: Problem, options: Options, over: Alone) -> costs.Features:
