@@ -85,6 +85,22 @@ static inline void store4(T* p, Quad<T> q) {
   *reinterpret_cast<typename QuadOf<T>::Mem*>(p) = q;
 }
 
+// Four elements, or a whole register.
+template <class T, class V>
+static inline V load_as(const T* p) {
+  if constexpr (sizeof(V) == sizeof(Quad<T>))
+    return (V)load4(p);
+  else
+    return load(p);
+}
+template <class T, class V>
+static inline void store_as(T* p, V v) {
+  if constexpr (sizeof(V) == sizeof(Quad<T>))
+    store4(p, (Quad<T>)v);
+  else
+    store(p, v);
+}
+
 // Lane sums in a fixed order: the upper half is added to the lower until four lanes are left.
 template <class T>
 static inline Quad<T> fold(Vec<T> v) {

@@ -54,13 +54,13 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
   const int64_t n = p.n, m = p.m, np = padded(n), mp = padded(m), last = p.saved.info->n_iter;
   const T *hist_u = p.saved.hist_u, *hist_v = p.saved.hist_v;
   Shelf<T> shelf(work);
+  const bool exact = p.marginals.exact();
   BothMasses<T> masses(shelf, p);
   const T *a = masses.a.mass, *ia = masses.a.inverse, *b = masses.b.mass, *ib = masses.b.inverse;
   T *ut = shelf.take(np), *du = shelf.take(np), *rho = shelf.take(np), *grad_a = out.a ? out.a : shelf.take(np);
   T *vt = shelf.take(mp), *dv = shelf.take(mp), *sigma = shelf.take(mp), *grad_b = out.b ? out.b : shelf.take(mp);
-  T* partial = shelf.take(p.tasks * mp);
+  T *of_b = exact ? nullptr : shelf.take(mp), *partial = shelf.take(p.tasks * mp);  // of_b: sums of the adjoints of g
   const T least = least_that_matters(p, seed, masses);
-  const bool exact = p.marginals.exact();
 
   for (int64_t i = 0; i < n; ++i) {
     du[i] = p.reg * first_of_row(p, seed, masses.a, i);
@@ -76,6 +76,10 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
 
   int64_t depth = 0;
   Charge<T> charge(p, seed, du, masses, p.reg);
+  auto end = [&]() -> int64_t {
+    for (int64_t j = 0; !exact && j < m; ++j) grad_b[j] += of_b[j] * masses.b.per_mass[j];
+    return depth;
+  };
   double from_shift = 0;
   for (int64_t t = last; t >= 1; --t) {
     if (!ratios(p, hist_v + (t - 1) * m, hist_v + (last - 1) * m, b, m, vt)) return -1;
@@ -94,13 +98,16 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
       }
     } else {
       const T rounding = T(charge.excess(dv, vt, masses.b));
-      for (int64_t j = 0; j < m; ++j) {
-        const T moved = b[j] > 0 ? dv[j] * vt[j] - rounding * masses.b.kept[j] : 0, change = moved * ib[j];
-        const T size = change < 0 ? -change : change;
-        largest = size > largest ? size : largest;
-        grad_b[j] += moved * masses.b.per_mass[j];
-        sigma[j] = -change * vt[j];
+      Vec<T> most = {};
+      for (int64_t j = 0; j < mp; j += Lanes<T>::W) {
+        Vec<T> moved = load(dv + j) * load(vt + j) - rounding * load(masses.b.kept + j);
+        moved = load(b + j) > 0 ? moved : Vec<T>{};
+        const Vec<T> change = moved * load(ib + j);
+        most = vmax<T>(most, vmax<T>(change, -change));
+        store(of_b + j, load(of_b + j) + moved);
+        store(sigma + j, -change * load(vt + j));
       }
+      largest = greatest<T>(most);
     }
     for (int64_t i = 0; i < n; ++i) grad_a[i] += du[i] * ut[i] * masses.a.per_mass[i];
     copy(rho, left + depth * n, n);
@@ -109,7 +116,7 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
     copy(ut, left + (depth + 1) * n, n);
     copy(sigma, right + (depth + 1) * m, m);
     depth += 2;
-    if (t == 1 || 2 * T(t) * largest <= least) return depth;
+    if (t == 1 || 2 * T(t) * largest <= least) return end();
     masses.a.at(t - 1);
     sweep(p, sigma, dv, partial, [=](int64_t i, Quad<T> dots) {
       const Quad<T> ratio = load4(ut + i);

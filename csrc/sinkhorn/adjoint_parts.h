@@ -23,7 +23,7 @@ class Masses {
   // Unbalanced: what was kept, (iterations or 1, count). What kept next to nothing takes no part.
   void keep(Shelf<T>& shelf, const T* all, const T* last) {
     every = all;
-    per_mass = shelf.take(sinkhorn::padded(size));
+    per_mass = shelf.take(sinkhorn::padded(size)), kept = shelf.take(sinkhorn::padded(size));
     copy(inverse, per_mass, size);
     set(last);
     for (int64_t k = 0; k < size; ++k)
@@ -34,19 +34,23 @@ class Masses {
     if (!exact()) set(every + (t - 1) * size);
   }
   void set(const T* of_iteration) {
-    kept = of_iteration;
-    total = 0;
-    for (int64_t k = 0; k < size; ++k) {
-      total += kept[k];
-      inverse[k] = kept[k] > sinkhorn::Rules<T>::kLeastMass ? T(lambda) / kept[k] : 0;
+    constexpr int W = Lanes<T>::W;
+    const T least = T(sinkhorn::Rules<T>::kLeastMass), whole = T(lambda);
+    Vec<T> sums = {};
+    for (int64_t k = 0; k < size; k += W) {
+      const Vec<T> left = k + W <= size ? load(of_iteration + k) : load_part(of_iteration + k, size - k, T(0));
+      sums += left;
+      store(kept + k, left);
+      store(inverse + k, left > least ? whole / left : Vec<T>{});
     }
+    total = sum<T>(sums);
   }
 
   T *const mass, *const inverse;  // inverse: 1 / mass, or lambda / kept
   T* per_mass;                    // 1 / mass
   const int64_t size;
   const double lambda;
-  const T* kept = nullptr;   // of the iteration at hand; null: exact
+  T* kept = nullptr;         // of the iteration at hand; null: exact
   const T* every = nullptr;  // of all iterations
   double total = 0;          // sum of kept
 };
@@ -115,10 +119,12 @@ struct Charge {
   }
   // Of the adjoint of g = v_t relative to the last iteration, what is too much per kept mass.
   double excess(const T* dv, const T* vt, const Masses<T>& b) const {
-    double measured = 0;
-    for (int64_t j = 0; j < b.size; ++j)
-      if (b.mass[j] > 0) measured += double(dv[j]) * (vt ? vt[j] : T(1));
-    return b.total > 0 ? (measured - sum) / b.total : 0;
+    Vec<T> measured = {};
+    for (int64_t j = 0; j < b.size; j += Lanes<T>::W) {
+      const Vec<T> each = vt ? load(dv + j) * load(vt + j) : load(dv + j);
+      measured += load(b.mass + j) > 0 ? each : Vec<T>{};
+    }
+    return b.total > 0 ? (double(::ucmkd::UK_LEVEL::sum<T>(measured)) - sum) / b.total : 0;
   }
   void of_rows() { sum *= -lambda_b; }
   void of_columns() { sum *= -lambda_a; }

@@ -168,10 +168,11 @@ class UnbalancedRun {
       store(columns.scaling + j, columns.scale(load(columns.mass + j), load(columns.weighed + j), sums, of_columns));
     }
     const Side<T>& side = rows;
-    sweep(p, columns.scaling, s, partial, [&side, of_rows](int64_t i, Quad<T> dots) {
-      const Quad<T> y = side.scale(load4(side.mass + i), load4(side.weighed + i), dots, of_rows);
-      store4(side.sums + i, dots);
-      store4(side.scaling + i, y);
+    sweep_slow_finish(p, columns.scaling, s, partial, [&side, of_rows](int64_t i, auto dots) {
+      using V = decltype(dots);
+      const V y = side.scale(load_as<T, V>(side.mass + i), load_as<T, V>(side.weighed + i), dots, of_rows);
+      store_as(side.sums + i, dots);
+      store_as(side.scaling + i, y);
       return y;
     });
     return in_range(rows.sums, rows.mass, np, least, greatest);

@@ -20,8 +20,8 @@ namespace {
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
 using sinkhorn::PanelLogStep;
-using sinkhorn::PanelStep;
 using sinkhorn::Panels;
+using sinkhorn::PanelStep;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
 template <class T>

@@ -120,7 +120,7 @@ static inline int64_t forward_work(const View<T>& p) {
 }
 template <class T>
 static inline int64_t adjoint_work(const View<T>& p) {
-  return 10 * padded(p.n) + (10 + p.tasks) * padded(p.m);
+  return 11 * padded(p.n) + (12 + p.tasks) * padded(p.m);
 }
 // The weights by which the last iteration kept masses.
 template <class T>

@@ -64,6 +64,45 @@ static inline void sweep_rows(const T* K, int64_t stride, const T* v, T* s, int6
   }
 }
 
+// As sweep_rows, with `finish` on a register of rows: for one that takes long, and is at work while the next rows are
+// summed. K of two such blocks fits the first cache.
+template <class T, class Finish>
+static inline void sweep_registers(const T* K, int64_t stride, const T* v, T* s, int64_t begin, int64_t end,
+                                   const Finish& finish) {
+  constexpr int W = Lanes<T>::W;
+  constexpr int U = sinkhorn::kPad / W >= 2 ? 2 : 1;
+  alignas(64) T sums[2][W] = {}, y[W];
+  auto dots = [&](int64_t first, T* out) {
+    for (int64_t i = first; i < first + W && i < end; i += 4) {
+      const T *k0 = K + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
+      Vec<T> d[4][U] = {};
+      for (int64_t j = 0; j < stride; j += U * W)
+        for (int h = 0; h < U; ++h) {
+          const Vec<T> x = load(v + j + h * W);
+          d[0][h] += load(k0 + j + h * W) * x;
+          d[1][h] += load(k1 + j + h * W) * x;
+          d[2][h] += load(k2 + j + h * W) * x;
+          d[3][h] += load(k3 + j + h * W) * x;
+        }
+      for (int r = 0; r < 4; ++r)
+        if (U == 2) d[r][0] += d[r][U - 1];
+      store4(out + i - first, sum4<T>(d[0][0], d[1][0], d[2][0], d[3][0]));
+    }
+  };
+  dots(begin, sums[0]);
+  int now = 0;
+  for (int64_t first = begin; first < end; first += W, now = 1 - now) {
+    store(y, finish(first, load(sums[now])));
+    dots(first + W, sums[1 - now]);
+    for (int64_t i = first; i < first + W && i < end; i += 4) {
+      const T *k0 = K + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride, *yi = y + (i - first);
+      const Vec<T> y0 = splat(yi[0]), y1 = splat(yi[1]), y2 = splat(yi[2]), y3 = splat(yi[3]);
+      for (int64_t j = 0; j < stride; j += W)
+        store(s + j, load(s + j) + ((y0 * load(k0 + j) + y1 * load(k1 + j)) + (y2 * load(k2 + j) + y3 * load(k3 + j))));
+    }
+  }
+}
+
 // Rows [begin, end) of task number `index` of `tasks`, in whole blocks of kRows rows.
 struct Range {
   int64_t begin, end;
@@ -97,6 +136,23 @@ static inline void sweep(const sinkhorn::View<T>& p, const T* v, T* s, T* partia
     T* mine = tasks == 1 ? s : partial + index * stride;
     for (int64_t j = 0; j < stride; ++j) mine[j] = 0;
     sweep_rows(K, stride, v, mine, rows.begin, rows.end, finish);
+  };
+  parallel(tasks, body);
+  add_partials(partial, stride, tasks, s);
+}
+
+// The same; `finish` takes four rows or a register of them.
+template <class T, class Finish>
+static inline void sweep_slow_finish(const sinkhorn::View<T>& p, const T* v, T* s, T* partial, const Finish& finish) {
+  constexpr int64_t kFirstCache = 32 * 1024;
+  const int64_t stride = sinkhorn::padded(p.m), block = 2 * stride * Lanes<T>::W * int64_t(sizeof(T));
+  if (Lanes<T>::W < 8 || block > kFirstCache) return sweep(p, v, s, partial, finish);
+  const int tasks = p.tasks;
+  auto body = [&](int index) {
+    const Range rows = task_rows(p.n, tasks, index);
+    T* mine = tasks == 1 ? s : partial + index * stride;
+    for (int64_t j = 0; j < stride; ++j) mine[j] = 0;
+    sweep_registers(p.saved.plan, stride, v, mine, rows.begin, rows.end, finish);
   };
   parallel(tasks, body);
   add_partials(partial, stride, tasks, s);

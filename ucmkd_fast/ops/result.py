@@ -23,8 +23,8 @@ class SinkhornResult:
         value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
             convergence and of second order in the error before; differentiable. Unbalanced, with
             ``rho_a KL(P1 | a) + rho_b KL(P'1 | b)``.
-        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. Unbalanced, ``b_j`` times
-            ``exp(-g_j / rho_b)``, g without log b in it, is what the columns are to sum to.
+        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. Unbalanced, b times
+            exp(-g / rho_b), with a g that has no log b in it, is what the columns are to sum to.
         n_iter: () or (B,) int64, iterations that ran; negative where the kernels of a GPU refused the input (its
             results are NaN, `check` says why).
         reg: regularisation in units of cost, a number; with ``reg_scale`` reg times the mean cost, as a tensor (), (B,)
