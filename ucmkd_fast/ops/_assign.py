@@ -1,0 +1,133 @@
+"""What `assign` hands to the doors of devices, and what torch's own operations compute of it anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import transforms
+from ._mapped import span
+from .sharded import Alone
+
+#: Of scores that are converted at a time.
+CHUNK_BYTES = 256 << 20
+#: Temperatures outside are computed in float64: 2 / temperature and its products with scores leave float32.
+_FLOAT32_TEMPERATURES = 1e-36, 1e36
+_MOST = 1e300  # of 2 / temperature: a finite number, so that 0 times it is 0
+
+
+class Assignment(NamedTuple):
+    """A call of `assign`, once checked; masses are checked by their values later."""
+
+    scores: Tensor  # (n, K)
+    temperature: float
+    n_iter: int
+    a: Tensor | None  # (n,)
+    b: Tensor | None  # (K,)
+    out: Tensor  # (n, K)
+    over: Alone  # the processes that have rows
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it is computed."""
+        low, high = _FLOAT32_TEMPERATURES
+        wide = self.scores.dtype == torch.float64 or not low <= self.temperature <= high
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def rate(self) -> float:
+        """What differences of halved scores are multiplied by: halved, since those of two scores may overflow."""
+        return min(2 / self.temperature, _MOST) if self.temperature > 2 / _MOST else _MOST
+
+    def chunks(self, most: int) -> Iterator[slice]:
+        """Rows of at most so many bytes of scores, one at least."""
+        n, k = self.scores.shape
+        rows = max(1, most // (k * self.scores.element_size()))
+        for start in range(0, n, rows):
+            yield slice(start, min(start + rows, n))
+
+
+def by_torch(p: Assignment, sums: torch.dtype) -> Tensor:
+    """In the log domain, chunk by chunk; nothing is read back. Input that the CPU refuses gives NaN.
+
+    Args:
+        p: The call.
+        sums: Dtype of the sums over samples, and of potentials.
+    """
+    dtype, rate, over = p.dtype, p.rate, p.over
+    sums = torch.promote_types(sums, dtype)
+    k = p.scores.shape[1]
+    chunks = list(p.chunks(CHUNK_BYTES // 4))
+    share = p.scores.new_ones(k, dtype=sums) if p.b is None else p.b.to(sums)
+    weight = None if p.a is None else p.a.to(sums)[:, None]
+
+    def halves(rows: slice) -> Tensor:
+        return p.scores[rows].to(dtype) * 0.5
+
+    # Levels: the largest score of each column.
+    level = p.scores.new_full((k,), -math.inf, dtype=dtype)
+    for rows in chunks:
+        half = halves(rows)
+        if weight is not None:
+            half = torch.where(weight[rows] > 0, half, -math.inf)
+        level = torch.maximum(level, half.amax(0))
+    level = over.greatest(level)
+    active = ~((level == -math.inf) | (share == 0))
+    level = torch.where(active, level, math.inf)
+    columns = p.scores.new_zeros(k, dtype=sums)
+    for rows in chunks:
+        e = torch.exp((halves(rows) - level) * rate)
+        e = e if weight is None else torch.where(weight[rows] > 0, e, 0) * weight[rows]
+        columns = columns + e.sum(0, dtype=sums)
+    columns = over.add(columns)
+    tiny = torch.finfo(dtype).tiny
+
+    def potentials(before: Tensor | float) -> Tensor:
+        return torch.where(active, before + share.log() - columns.clamp_min(tiny).log(), 0)
+
+    def assigned(rows: slice) -> Tensor:
+        z = halves(rows) - level
+        return torch.softmax((z - z.amax(1, keepdim=True)) * rate + log_scale.to(dtype), 1)
+
+    log_scale = potentials(0.0)
+    for _ in range(p.n_iter - 1):
+        columns = torch.zeros_like(columns)
+        for rows in chunks:
+            q = assigned(rows)
+            columns = columns + (q if weight is None else q * weight[rows]).sum(0, dtype=sums)
+        columns = over.add(columns)
+        log_scale = potentials(log_scale)
+    for rows in chunks:
+        p.out[rows] = assigned(rows).to(p.out.dtype)
+    return p.out
+
+
+def overlap(scores: Tensor, out: Tensor) -> None:
+    """Raise ValueError where ``out`` lies over the scores in another way than as the scores themselves, or over itself.
+
+    Fake tensors, which have no memory, are let through.
+    """
+    if torch.compiler.is_compiling() or transforms.active():
+        return
+    steps = sorted((step, size) for step, size in zip(out.stride(), out.shape, strict=True) if size > 1)
+    if any(step < reach for (step, _), reach in zip(steps, _reaches(steps), strict=True)):
+        raise ValueError("out must have a place for every element, got one whose elements share memory")
+    starts = [z.data_ptr() for z in (scores, out)]
+    ends = [start + span(z) for start, z in zip(starts, (scores, out), strict=True)]
+    same = starts[0] == starts[1] and scores.stride() == out.stride() and scores.dtype == out.dtype
+    if not same and max(starts) < min(ends) and scores.device == out.device:
+        raise ValueError(
+            "out must be the scores themselves or memory of its own, got one that overlaps them otherwise"
+        )
+
+
+def _reaches(steps: list[tuple[int, int]]) -> Iterator[int]:
+    """Elements that each dimension has to step over at least, from the one of the smallest step."""
+    reach = 1
+    for step, size in steps:
+        yield reach
+        reach = step * size
