@@ -3,6 +3,7 @@
 
 #include "core/half.h"
 #include "core/level_table.h"
+#include "core/math.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -19,6 +20,8 @@ using assign::Sweep;
 constexpr int64_t kFlush = 64;
 // Vectors of a row whose sum is made apart, so that the rounding of long rows does not add up.
 constexpr int64_t kPart = 64;
+// Scores of a task that are looked at before their exponentials are taken: they are in the cache by then.
+constexpr int64_t kBlock = 256 * 1024;
 
 template <class T>
 struct Range {
@@ -42,28 +45,7 @@ void add_to_double(int64_t k, T* from, double* to) {
   for (int64_t j = 0; j < k; ++j) from[j] = 0;
 }
 
-// ---- the first half-step
-
-template <class T>
-struct Halves {
-  bool good;  // no NaN and no +inf
-  T top;
-};
-
-// y = s / 2
-template <class T, class S>
-Halves<T> halve(const S* s, int64_t k, T* y) {
-  const T inf = __builtin_inf();
-  Vec<T> top = splat(-inf);
-  typename Lanes<T>::I bad = {};
-  each_vector<T>(k, [&](int64_t j, int64_t count) {
-    const Vec<T> half = load_some<T>(s + j, count, -inf) * T(0.5);
-    bad |= ~(half < inf);
-    top = vmax<T>(top, half);
-    store_some<T>(y + j, half, count);
-  });
-  return {!any<T>(bad), greatest<T>(top)};
-}
+// ---- the first half-step where exp(score / temperature) leaves the range
 
 // exp(rate (from - to)) for levels from <= to, 1 where both are -inf.
 template <class T>
@@ -71,26 +53,38 @@ Vec<T> rescaled(Vec<T> from, Vec<T> to, T rate) {
   return from == to ? splat(T(1)) : exp((from - to) * rate);
 }
 
-// Adds up to kQuad rows of halves to the sums `total` (double) and `part` (T) of a task.
+// The levels of rows with one more.
+template <class T, class S>
+void raise(const S* s, int64_t k, T* level) {
+  const T inf = __builtin_inf();
+  each_vector<T>(k, [&](int64_t j, int64_t count) {
+    const Vec<T> half = load_some<T>(s + j, count, -inf) * T(0.5);
+    store_some<T>(level + j, vmax<T>(load_some<T>(level + j, count, -inf), half), count);
+  });
+}
+
+// Sums relative to `before` become relative to `level`.
 template <class T>
-void add_columns(const Columns<T>& p, int rows, T* const* y, const T* weight, T* level, T* part, double* total) {
-  const T inf = __builtin_inf(), rate = p.rows.rate;
-  each_vector<T>(p.rows.k, [&](int64_t j, int64_t count) {
-    const Vec<T> before = load_some<T>(level + j, count, -inf);
-    Vec<T> top = before;
-    for (int r = 0; r < rows; ++r) top = vmax<T>(top, load_some<T>(y[r] + j, count, -inf));
-    if (any<T>(top != before)) {
-      T factor[Lanes<T>::W];
-      store(factor, rescaled<T>(before, top, rate));
-      for (int l = 0; l < Lanes<T>::W && l < count; ++l) {
-        total[j + l] *= factor[l];
-        part[j + l] *= factor[l];
-      }
-      store_some<T>(level + j, top, count);
-    }
-    const Vec<T> base = top == -inf ? Vec<T>{} : top;  // nothing but -inf so far: exp gives 0
+void rescale(int64_t k, T rate, const T* before, const T* level, double* sum) {
+  each_vector<T>(k, [&](int64_t j, int64_t count) {
+    const Vec<T> old = load_some<T>(before + j, count, T(0)), now = load_some<T>(level + j, count, T(0));
+    if (!any<T>(old != now)) return;
+    T factor[Lanes<T>::W];
+    store(factor, rescaled<T>(old, now, rate));
+    for (int l = 0; l < Lanes<T>::W && l < count; ++l) sum[j + l] *= factor[l];
+  });
+}
+
+// part += the weighted exponentials of up to kQuad rows
+template <class T, class S>
+void add_exponentials(const Rows<T>& p, int rows, const S* const* s, const T* weight, const T* level, T* part) {
+  const T inf = __builtin_inf();
+  each_vector<T>(p.k, [&](int64_t j, int64_t count) {
+    Vec<T> base = load_some<T>(level + j, count, T(0));
+    base = base == -inf ? Vec<T>{} : base;  // nothing but -inf so far: exp gives 0
     Vec<T> sum = load_some<T>(part + j, count, T(0));
-    for (int r = 0; r < rows; ++r) sum += weight[r] * exp((load_some<T>(y[r] + j, count, -inf) - base) * rate);
+    for (int r = 0; r < rows; ++r)
+      sum += weight[r] * exp((load_some<T>(s[r] + j, count, -inf) * T(0.5) - base) * p.rate);
     store_some<T>(part + j, sum, count);
   });
 }
@@ -112,40 +106,36 @@ void merge(const Columns<T>& p, const T* level, const double* total) {
 
 template <class T, class S>
 void columns_of(Columns<T>& p) {
-  const int64_t k = p.rows.k;
-  int64_t bad[kMaxTasks], empty[kMaxTasks];
+  const int64_t k = p.rows.k, block = kBlock / k / kQuad * kQuad + kQuad;
   auto body = [&](int task) {
     const Range<T> range(p.rows, task);
-    T *level = p.levels + task * k, *space = p.space + task * (kQuad + 1) * k, *part = space + kQuad * k;
+    T *level = p.levels + task * k, *part = p.space + task * (kQuad + 1) * k, *before = part + k;
     double* total = p.sums + task * k;
     for (int64_t j = 0; j < k; ++j) level[j] = -__builtin_inf(), part[j] = 0, total[j] = 0;
-    bad[task] = empty[task] = -1;
-    for (int64_t i = range.begin; i < range.end; i += kQuad) {
-      T *y[kQuad], weight[kQuad];
-      int rows = 0;  // with weight
-      for (int r = 0; r < kQuad && i + r < range.end; ++r) {
-        y[rows] = space + rows * k, weight[rows] = weight_of(p.rows, i + r);
-        const Halves<T> found = halve<T>(row_of<S>(p.rows, i + r), k, y[rows]);
-        if (!found.good) {
-          if (bad[task] < 0) bad[task] = i + r;
-        } else if (found.top == -T(__builtin_inf())) {
-          if (empty[task] < 0) empty[task] = i + r;
-        } else if (weight[rows] > 0) {
-          ++rows;
+    for (int64_t first = range.begin; first < range.end; first += block) {
+      const int64_t end = range.end - first < block ? range.end : first + block;
+      copy(level, before, k);
+      for (int64_t i = first; i < end; ++i)
+        if (weight_of(p.rows, i) > 0) raise(row_of<S>(p.rows, i), k, level);
+      rescale(k, p.rows.rate, before, level, total);
+      for (int64_t i = first; i < end;) {
+        const int64_t flush = end - i < kFlush ? end : i + kFlush;
+        while (i < flush) {
+          const S* s[kQuad];
+          T weight[kQuad];
+          int rows = 0;
+          for (; rows < kQuad && i < flush; ++i) {
+            s[rows] = row_of<S>(p.rows, i), weight[rows] = weight_of(p.rows, i);
+            rows += weight[rows] > 0;
+          }
+          add_exponentials(p.rows, rows, s, weight, level, part);
         }
+        add_to_double(k, part, total);
       }
-      if (rows) add_columns(p, rows, y, weight, level, part, total);
-      if ((i - range.begin) % kFlush == kFlush - kQuad) add_to_double(k, part, total);
     }
-    add_to_double(k, part, total);
   };
   parallel(p.rows.tasks, body);
-  p.bad_row = p.empty_row = -1;
-  for (int t = 0; t < p.rows.tasks; ++t) {
-    merge(p, p.levels + t * k, p.sums + t * k);
-    if (p.bad_row < 0) p.bad_row = bad[t];
-    if (p.empty_row < 0) p.empty_row = empty[t];
-  }
+  for (int t = 0; t < p.rows.tasks; ++t) merge(p, p.levels + t * k, p.sums + t * k);
 }
 
 template <class T>
@@ -156,19 +146,28 @@ void columns(Columns<T>& p) {
   });
 }
 
-// ---- the others
+// ---- the sweep
 
-// y = s / 2 - level, and the largest.
-template <class T, class S>
-T shift(const S* s, int64_t k, const T* level, T* y) {
+template <class T>
+struct Shifted {
+  T top;
+  bool bad;  // NaN or +inf; looked for by the first sweep alone
+};
+
+// y = s / 2 - level
+template <bool kFirst, class T, class S>
+Shifted<T> shift(const S* s, int64_t k, const T* level, T* y) {
   const T inf = __builtin_inf();
   Vec<T> top = splat(-inf);
+  typename Lanes<T>::I bad = {};
   each_vector<T>(k, [&](int64_t j, int64_t count) {
-    const Vec<T> z = load_some<T>(s + j, count, -inf) * T(0.5) - load_some<T>(level + j, count, T(0));
+    const Vec<T> half = load_some<T>(s + j, count, -inf) * T(0.5);
+    if constexpr (kFirst) bad |= ~(half < inf);
+    const Vec<T> z = kFirst ? half : half - load_some<T>(level + j, count, T(0));
     top = vmax<T>(top, z);
     store_some<T>(y + j, z, count);
   });
-  return greatest<T>(top);
+  return {greatest<T>(top), any<T>(bad)};
 }
 
 // The sum of `term(j, count)` over a row.
@@ -234,36 +233,55 @@ void write_row(const Sweep<T>& p, int64_t i, const T* e, T inverse) {
   });
 }
 
-template <class T, class S>
+// What a task tells.
+template <class T>
+struct Told {
+  int64_t bad = -1, lost = -1;
+  T top = -__builtin_inf();
+};
+
+// E of row i into e, and what it counts in the columns; writes it where it is to be written.
+template <bool kFirst, class T, class S>
+T make_row(const Sweep<T>& p, int64_t i, T* e, Told<T>& told) {
+  const int64_t k = p.rows.k;
+  const T weight = weight_of(p.rows, i), rate = p.rows.rate;
+  T sum;
+  if (p.made) {
+    sum = scaled_sum(k, p.scale, e);
+  } else {
+    const Shifted<T> row = shift<kFirst>(row_of<S>(p.rows, i), k, p.level, e);
+    if (row.bad || row.top == -T(__builtin_inf())) {
+      int64_t& place = row.bad ? told.bad : told.lost;
+      place = place < 0 ? i : place;
+      for (int64_t j = 0; j < k; ++j) e[j] = 0;
+      return 0;
+    }
+    sum = exponentials(k, row.top, rate, p.scale, e);
+    if constexpr (kFirst) {
+      const T log = row.top * rate;
+      told.top = weight > 0 && log > told.top ? log : told.top;
+      return weight > 0 ? weight * exp_of(log) : 0;
+    }
+  }
+  if (p.out) write_row(p, i, e, 1 / sum);
+  return weight / sum;
+}
+
+template <bool kFirst, class T, class S>
 void sweep_of(Sweep<T>& p) {
   const int64_t k = p.rows.k;
-  int64_t lost[kMaxTasks];
+  Told<T> told[kMaxTasks];
   auto body = [&](int task) {
     const Range<T> range(p.rows, task);
     T *space = p.space + task * (kQuad + 1) * k, *part = space + kQuad * k;
     double* total = p.sums + task * k;
     for (int64_t j = 0; j < k; ++j) part[j] = 0, total[j] = 0;
-    lost[task] = -1;
     for (int64_t i = range.begin; i < range.end; i += kQuad) {
       T *e[kQuad], factor[kQuad];
       const int rows = range.end - i < kQuad ? int(range.end - i) : kQuad;
       for (int r = 0; r < rows; ++r) {
         e[r] = p.kept ? p.kept + (i + r) * p.kept_stride : space + r * k;
-        T sum;
-        if (p.made) {
-          sum = scaled_sum(k, p.scale, e[r]);
-        } else {
-          const T top = shift<T>(row_of<S>(p.rows, i + r), k, p.level, e[r]);
-          if (top == -T(__builtin_inf())) {
-            if (lost[task] < 0) lost[task] = i + r;
-            for (int64_t j = 0; j < k; ++j) e[r][j] = 0;
-            factor[r] = 0;
-            continue;
-          }
-          sum = exponentials(k, top, p.rows.rate, p.scale, e[r]);
-        }
-        factor[r] = weight_of(p.rows, i + r) / sum;
-        if (p.out) write_row(p, i + r, e[r], 1 / sum);
+        factor[r] = make_row<kFirst, T, S>(p, i + r, e[r], told[task]);
       }
       if (!p.sum) continue;
       add_rows(k, rows, e, factor, part);
@@ -272,10 +290,13 @@ void sweep_of(Sweep<T>& p) {
     add_to_double(k, part, total);
   };
   parallel(p.rows.tasks, body);
-  p.lost_row = -1;
+  p.bad_row = p.lost_row = -1;
+  p.top = -__builtin_inf();
   for (int t = 0; t < p.rows.tasks; ++t) {
     for (int64_t j = 0; p.sum && j < k; ++j) p.sum[j] += p.sums[t * k + j] * p.scale[j];
-    if (p.lost_row < 0) p.lost_row = lost[t];
+    if (p.bad_row < 0) p.bad_row = told[t].bad;
+    if (p.lost_row < 0) p.lost_row = told[t].lost;
+    p.top = told[t].top > p.top ? double(told[t].top) : p.top;
   }
 }
 
@@ -283,7 +304,7 @@ template <class T>
 void sweep(Sweep<T>& p) {
   by_element(p.rows.score_type, [&](auto* scores) {
     using S = std::remove_pointer_t<decltype(scores)>;
-    if constexpr (sizeof(S) <= sizeof(T)) sweep_of<T, S>(p);
+    if constexpr (sizeof(S) <= sizeof(T)) p.first ? sweep_of<true, T, S>(p) : sweep_of<false, T, S>(p);
   });
 }
 

@@ -21,7 +21,8 @@ struct Rows {
   int tasks;
 };
 
-// What the first half-step needs: the log-sum of every column, as a level and a sum relative to it.
+// The log-sum of every column, as a level and a sum relative to it: what the first half-step needs where
+// exp(score / temperature) leaves the range.
 template <class T>
 struct Columns {
   Rows<T> rows;
@@ -32,8 +33,6 @@ struct Columns {
   T* levels;     // (tasks, k)
   double* sums;  // (tasks, k)
   T* space;      // (tasks, kQuad + 1, k)
-  // results: the first row that has NaN or +inf, and the first of -inf alone; -1: none
-  int64_t bad_row, empty_row;
 };
 
 // The rows of the assignments, E_ij scale_j / (their sum), E_ij = exp(rate (score / 2 - level_j - the row's largest)).
@@ -44,7 +43,10 @@ struct Sweep {
   const T* scale;  // (k,) 0 there
   T* kept;         // (n, k) E, rows kept_stride apart, or null
   int64_t kept_stride;
-  bool made;    // kept holds E already, and the scores are not read; else it is written
+  bool made;  // kept holds E already, and the scores are not read; else it is written
+  // Whether rows count exp(score / temperature) in the columns, as they are before they sum to one; levels are 0 then.
+  // The first sweep, which also checks the scores.
+  bool first;
   double* sum;  // (k,) in and out: the columns of the assignments, weighted, are added; or null
   void* out;    // (n, k) the assignments, rows out_stride apart; may be kept, or the scores; or null
   Element out_type;
@@ -52,8 +54,10 @@ struct Sweep {
   // work space of each task
   double* sums;  // (tasks, k)
   T* space;      // (tasks, kQuad + 1, k)
-  // result: the first row whose every prototype takes no part, or -1
-  int64_t lost_row;
+  // results
+  int64_t bad_row;   // the first that has NaN or +inf, or -1
+  int64_t lost_row;  // the first that has no prototype which takes part, or -1
+  double top;        // of the first sweep: largest score over temperature, of rows with weight
 };
 
 template <class T>

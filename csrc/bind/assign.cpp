@@ -25,33 +25,32 @@ AssignRows rows_of(bool f64, int64_t n, int64_t k, Address scores, int64_t score
   return {f64, n, k, scores, score_type, score_stride, weight, rate};
 }
 
-// (bad_row, empty_row) of params.h.
-py::object assign_columns(AssignRows rows, Address level, Address sum) {
-  return by_type(rows.f64, [&](auto t) {
+void assign_columns(AssignRows rows, Address level, Address sum) {
+  by_type(rows.f64, [&](auto t) {
     using T = decltype(t);
     assign::Columns<T> call{};
     call.rows = rows.of<T>();
     call.level = level, call.sum = sum;
-    {
-      py::gil_scoped_release unlocked;
-      assign::columns(call);
-    }
-    return py::make_tuple(call.bad_row, call.empty_row);
+    assign::columns(call);
   });
 }
 
-// lost_row of params.h.
-int64_t assign_sweep(AssignRows rows, Address level, Address scale, Address kept, int64_t kept_stride, bool made,
-                     Address sum, Address out, int64_t out_type, int64_t out_stride) {
+// (bad_row, lost_row, top) of params.h.
+py::object assign_sweep(AssignRows rows, Address level, Address scale, Address kept, int64_t kept_stride, bool made,
+                        bool first, Address sum, Address out, int64_t out_type, int64_t out_stride) {
   return by_type(rows.f64, [&](auto t) {
     using T = decltype(t);
     assign::Sweep<T> call{};
     call.rows = rows.of<T>();
     call.level = level, call.scale = scale;
     call.kept = kept, call.kept_stride = kept_stride, call.made = made;
+    call.first = first;
     call.sum = sum, call.out = out, call.out_type = static_cast<Element>(out_type), call.out_stride = out_stride;
-    assign::sweep(call);
-    return call.lost_row;
+    {
+      py::gil_scoped_release unlocked;
+      assign::sweep(call);
+    }
+    return py::make_tuple(call.bad_row, call.lost_row, call.top);
   });
 }
 
@@ -60,9 +59,9 @@ int64_t assign_sweep(AssignRows rows, Address level, Address scale, Address kept
 void bind_assign(py::module_& module) {
   define_record(module, "AssignRows", &rows_of, py::kw_only(), "f64"_a, "n"_a, "k"_a, "scores"_a, "score_type"_a,
                 "score_stride"_a, "weight"_a, "rate"_a);
-  define(module, "assign_columns", &assign_columns, "rows"_a, py::kw_only(), "level"_a, "sum"_a);
-  define(module, "assign_sweep", &assign_sweep, Unlocked(), "rows"_a, py::kw_only(), "level"_a, "scale"_a, "kept"_a,
-         "kept_stride"_a, "made"_a, "sum"_a, "out"_a, "out_type"_a, "out_stride"_a);
+  define(module, "assign_columns", &assign_columns, Unlocked(), "rows"_a, py::kw_only(), "level"_a, "sum"_a);
+  define(module, "assign_sweep", &assign_sweep, "rows"_a, py::kw_only(), "level"_a, "scale"_a, "kept"_a,
+         "kept_stride"_a, "made"_a, "first"_a, "sum"_a, "out"_a, "out_type"_a, "out_stride"_a);
 }
 
 }  // namespace ucmkd

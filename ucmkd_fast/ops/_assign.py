@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from . import transforms
 from ._mapped import span
+from .refusals import spelled
 from .sharded import Alone
 
 #: Of scores that are converted at a time.
 CHUNK_BYTES = 256 << 20
 #: Temperatures outside are computed in float64: 2 / temperature and its products with scores leave float32.
 _FLOAT32_TEMPERATURES = 1e-36, 1e36
+#: Logarithm of the largest ratio of two scales. Exponentials below e^-87 are 0 in float32: times such a ratio they are
+#: below rounding.
+_SPREAD = 40.0
 _MOST = 1e300  # of 2 / temperature: a finite number, so that 0 times it is 0
 
 
@@ -49,6 +54,85 @@ class Assignment(NamedTuple):
         rows = max(1, most // (k * self.scores.element_size()))
         for start in range(0, n, rows):
             yield slice(start, min(start + rows, n))
+
+
+class Settings(NamedTuple):
+    """What all processes of a group must have alike."""
+
+    temperature: float
+    n_iter: int
+    prototypes: int
+    dtype: torch.dtype
+    weighted: bool
+    b: int | None
+
+    def code(self) -> int:
+        """Of twenty bits: sums of its square over processes stay exact in float64."""
+        return zlib.crc32(repr(self).encode()) & 0xFFFFF
+
+
+def check_sum(mass: Tensor | None) -> int | None:
+    """Of the values of a CPU tensor."""
+    return None if mass is None else zlib.crc32(mass.double().contiguous().numpy().tobytes())
+
+
+def bad_mass(name: str, mass: Tensor | None) -> str | None:
+    """What is wrong with weights or shares on the CPU."""
+    if mass is None or not mass.numel():
+        return None
+    bad = ~((mass >= 0) & (mass < torch.inf))
+    if bad.any():
+        k = int(bad.nonzero()[0])
+        return f"{name} must be finite and >= 0, got {spelled(mass[k].item())} at {name}[{k}]"
+    if not float(mass.double().sum()) < 1e300:
+        return f"{name} must have a finite sum, got masses that are too large"
+    if name == "b" and not mass.any():
+        return "b must not be all 0: some prototype must have a share"
+    return None
+
+
+class Potentials:
+    """Column potentials scale exp(-rate level), the same bits on every process; levels are in halves of scores.
+
+    Levels are 0 where the scales of all columns stay in range so: rows are then read relative to their own largest
+    score, in which least is lost. Else they start as the largest scores of the columns, and take up what scales do not
+    hold.
+    """
+
+    def __init__(self, p: Assignment, share: Tensor, level: Tensor, columns: Tensor):
+        """From the sums (K,) of all samples in the columns, relative to levels (K,)."""
+        self._dtype, self._rate = p.dtype, p.rate
+        self._share = share / share.sum()
+        self.active = (columns > 0) & (share > 0)
+        self.level = torch.where(self.active, level, math.inf).to(p.dtype)  # (K,) inf: takes no part
+        self.scale = torch.where(self.active, self._share / columns, 0)  # (K,)
+
+    def in_range(self) -> bool:
+        """Whether the scales are near enough to each other; not where there are none."""
+        least = float(torch.where(self.active, self.scale, math.inf).min())
+        return 0 < least < math.inf and float(self.scale.max()) <= math.exp(_SPREAD) * least
+
+    def update(self, columns: Tensor) -> None:
+        """Give every prototype its share, where its assignments (K,) are now ``columns``.
+
+        A share beyond the range of the sums, or of a sum that underflows, is neared by a factor of e^40.
+        """
+        ratio = self._share / (columns / columns.sum())
+        ratio = ratio.clamp(math.exp(-_SPREAD), math.exp(_SPREAD))
+        self.scale = torch.where(self.active, self.scale * ratio, 0)
+        self.balance()
+
+    def balance(self) -> None:
+        """Scales of at most 1 and near enough to each other; what is beyond them goes into the levels."""
+        self.scale = self.scale / self.scale.max()
+        if self.in_range():
+            return
+        log = torch.where(self.active, self.scale, 1).log()
+        before = torch.where(self.active, self.level, 0).double()
+        level = (before - log / self._rate).to(self._dtype)
+        rest = log + (level.double() - before) * self._rate  # what rounding has left of it
+        self.level = torch.where(self.active, level, math.inf)
+        self.scale = torch.where(self.active, rest.clamp(-_SPREAD / 2, _SPREAD / 2).exp(), 0)
 
 
 def by_torch(p: Assignment, sums: torch.dtype) -> Tensor:

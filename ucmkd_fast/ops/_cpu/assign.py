@@ -7,9 +7,8 @@ size n x K is allocated.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +16,14 @@ from torch import Tensor
 from ..._native import _C
 from .. import _mapped
 from .._addresses import address
-from .._assign import Assignment
+from .._assign import Assignment, Potentials, Settings, bad_mass, check_sum
 from ..refusals import spelled
 from ..sharded import ANOTHER_REFUSED
 
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/element.h
 #: Of a pass over a file, or over columns that are not contiguous.
 CHUNK_BYTES = 32 << 20
-#: Logarithm of the largest ratio of two scales. Exponentials below e^-87 are 0 in float32: times such a ratio they are
-#: below rounding.
-_SPREAD = 40.0
-_COUNTED = 5  # what the first sum over processes has beside the columns
+_MOST_LOG = 60.0  # of exp(score / temperature), so that sums of many stay in float32
 
 
 def assignments(p: Assignment) -> Tensor:
@@ -36,26 +32,54 @@ def assignments(p: Assignment) -> Tensor:
     Raises:
         ValueError: NaN or +inf, a row of -inf, masses that are none; on every process of a group where one has them.
     """
-    problem = _bad_mass("a", p.a) or _bad_mass("b", p.b)
+    problem = bad_mass("a", p.a) or bad_mass("b", p.b)
     if p.over.alone and problem:
         raise ValueError(problem)
-    passes = _Passes(p)
-    sums = torch.zeros(p.scores.shape[1], dtype=torch.float64)
-    level = torch.full_like(sums, -math.inf, dtype=p.dtype)
-    problem = problem or passes.columns(level, sums)
-    potentials = _Potentials(p, level, sums, problem)
+    passes, sums = _Passes(p), torch.zeros(p.scores.shape[1] + 1, dtype=torch.float64)
+    potentials = _started(p, passes, problem)
     for _ in range(p.n_iter - 1):
-        # The last element tells the others of a problem.
-        vector = torch.zeros(len(sums) + 1, dtype=torch.float64)
-        problem = passes.sweep(potentials, vector[:-1])
-        vector[-1] = problem is not None
-        if p.over.add(vector)[-1]:
+        problem = passes.sweep(potentials, sums.zero_()[:-1])
+        sums[-1] = problem is not None  # tells the others
+        if p.over.add(sums)[-1]:
             raise ValueError(problem or ANOTHER_REFUSED)
-        potentials.update(vector[:-1])
+        potentials.update(sums[:-1])
     problem = passes.sweep(potentials, None)
     if not bool(potentials.active.all()):  # every process knows that; else there is no such problem
         p.over.refuse(problem)
     return p.out
+
+
+def _started(p: Assignment, passes: _Passes, problem: str | None) -> Potentials:
+    """What the first half-step leads to: one sum over processes, or three where the range needs levels."""
+    k = p.scores.shape[1]
+    raw = torch.zeros(k, dtype=torch.float64)
+    wrong, in_range = passes.first(raw)
+    problem = problem or wrong
+    settings = Settings(p.temperature, p.n_iter, k, p.dtype, p.a is not None, check_sum(p.b))
+    mine = [not in_range, problem is not None, len(p.scores), settings.code(), settings.code() ** 2]
+    vector = p.over.add(torch.cat([raw, torch.tensor(mine, dtype=torch.float64)]))
+    raw, (out_of_range, refused, rows, codes, squares) = vector[:k], vector[k:].tolist()
+    if refused:
+        raise ValueError(problem or ANOTHER_REFUSED)
+    if int(codes) ** 2 != int(squares) * p.over.size():
+        raise ValueError(
+            "every process of the group must call assign alike (temperature, n_iter, K, b, a given or not, and the "
+            f"dtype it is computed in), this one has temperature={p.temperature}, n_iter={p.n_iter}, K={k}"
+        )
+    if not rows:
+        raise ValueError("scores must have at least one row in some process of the group, got none")
+    share = torch.ones_like(raw) if p.b is None else p.b.double()
+    found = Potentials(p, share, torch.zeros_like(raw), raw)
+    if out_of_range or not found.in_range():
+        level, sums = passes.columns()
+        top = p.over.greatest(level.clone())
+        if not bool((top > -math.inf).any()):
+            raise ValueError("a must not be all 0: some sample must have a weight")
+        moved = torch.where(sums > 0, sums * torch.exp((level - top) * p.rate), 0)
+        found = Potentials(p, share, top, p.over.add(moved))
+    passes.keep_for(found)
+    found.balance()
+    return found
 
 
 class _Passes:
@@ -78,58 +102,90 @@ class _Passes:
             and p.out.dtype == p.dtype
             and p.out.data_ptr() != p.scores.data_ptr()
         )
-        self._kept_of: Any = None  # the level of those that lie there
+        self._kept_of: Tensor | None = None  # the level of those that lie there
         self._weight, self._mass = None, 1.0  # of samples, at most 1, and what they are to be multiplied by
         if p.a is not None and n and (most := float(p.a.max())) > 0:
             self._weight, self._mass = (p.a.double() / most).to(p.dtype), most
         elif p.a is not None:
             self._weight = torch.zeros(n, dtype=p.dtype)
 
-    def columns(self, level: Tensor, sums: Tensor) -> str | None:
-        """The log-sums of the columns, as levels (K,) and sums (K,) relative to them; or what is wrong with a row."""
-        p = self._p
+    def first(self, sums: Tensor) -> tuple[str | None, bool]:
+        """Add exp(score / temperature) over the samples to ``sums`` (K,); what is wrong, and whether they hold.
+
+        They do where what underflows of a sample, below e^-87 of its largest, is nothing beside the sum of a column.
+        """
+        p, n, k = self._p, *self._p.scores.shape
+        top = -math.inf
+        one, nothing = torch.ones(k, dtype=p.dtype), torch.zeros(k, dtype=p.dtype)
         for rows, scores in self._rows():
-            call = self._call(scores, rows)
-            bad, empty = _C.assign_columns(call, level=level.data_ptr(), sum=sums.data_ptr())
+            bad, empty, largest = self._sweep(rows, scores, nothing, one, sums, first=True)
             if bad >= 0:
                 row = scores[bad]
                 j = int((row.isnan() | (row == torch.inf)).nonzero()[0])
                 return (
                     "scores must be finite, or -inf for a pair that is forbidden, got "
                     f"{spelled(row[j].item())} in row {rows.start + bad}, prototype {j}"
-                )
+                ), False
             if empty >= 0:
-                return f"scores must leave every sample a prototype, got nothing but -inf in row {rows.start + empty}"
-            self._drop(rows, p.scores)
+                return (
+                    f"scores must leave every sample a prototype, got nothing but -inf in row {rows.start + empty}"
+                ), False
+            top = max(top, largest)
+        least = float(sums.min()) if n else 1.0
+        in_range = (
+            top <= _MOST_LOG and least > 0 and math.log(least) >= math.log(max(n, 1)) + max(top, 0) - 70
+        )
         sums.mul_(self._mass)
-        return None
+        return None, in_range or not n
 
-    def sweep(self, potentials: _Potentials, sums: Tensor | None) -> str | None:
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """The log-sums of the columns, as levels (K,) and sums (K,) relative to them; level -inf: of no sample."""
+        k = self._p.scores.shape[1]
+        level, sums = torch.full((k,), -math.inf, dtype=self._p.dtype), torch.zeros(k, dtype=torch.float64)
+        for rows, scores in self._rows():
+            _C.assign_columns(self._call(scores, rows), level=level.data_ptr(), sum=sums.data_ptr())
+            self._drop(rows, self._p.scores)
+        return level.double(), sums.mul_(self._mass)
+
+    def keep_for(self, potentials: Potentials) -> None:
+        """Keep the exponentials of the `first` pass, where these potentials have its levels, which are 0."""
+        if self._keeps and not bool(potentials.level.any()):
+            self._kept_of = potentials.level
+
+    def sweep(self, potentials: Potentials, sums: Tensor | None) -> str | None:
         """Add the columns of the assignments to ``sums`` (K,), or write the assignments; or what is wrong."""
-        p, scale = self._p, potentials.scale.to(self._p.dtype)
-        made = self._keeps and self._kept_of is potentials.level
+        scale = potentials.scale.to(self._p.dtype)
+        made = self._kept_of is potentials.level
         for rows, scores in self._rows(read=not made):
-            out = p.out[rows]
-            as_it_is = sums is not None or out.stride(1) == 1 or out.shape[1] == 1
-            into = out if as_it_is else torch.empty(out.shape, dtype=out.dtype)
-            lost = _C.assign_sweep(
-                self._call(scores, rows), level=potentials.level.data_ptr(), scale=scale.data_ptr(),
-                kept=into.data_ptr() if self._keeps else 0, kept_stride=into.stride(0), made=made, sum=address(sums),
-                out=into.data_ptr() if sums is None else 0, out_type=_ELEMENTS[out.dtype], out_stride=into.stride(0),
-            )  # fmt: skip
+            _, lost, _ = self._sweep(rows, scores, potentials.level, scale, sums, made=made)
             if lost >= 0:
                 return (
                     f"every sample needs a prototype that has a share and that a sample of weight may use, got row "
                     f"{rows.start + lost} with none"
                 )
-            if not as_it_is:
-                out.copy_(into)
-            self._drop(rows, p.scores, *([p.out] if sums is None else []))
         if self._keeps:
             self._kept_of = potentials.level
         if sums is not None:
             sums.mul_(self._mass)
         return None
+
+    def _sweep(
+        self, rows: slice, scores: Tensor, level: Tensor, scale: Tensor, sums: Tensor | None, **how: bool
+    ) -> tuple[int, int, float]:
+        """Of a chunk; without sums its assignments are written."""
+        out = self._p.out[rows]
+        as_it_is = sums is not None or out.stride(1) == 1 or out.shape[1] == 1
+        into = out if as_it_is else torch.empty(out.shape, dtype=out.dtype)
+        found = _C.assign_sweep(
+            self._call(scores, rows), level=level.data_ptr(), scale=scale.data_ptr(),
+            kept=into.data_ptr() if self._keeps else 0, kept_stride=into.stride(0), made=how.get("made", False),
+            first=how.get("first", False), sum=address(sums), out=into.data_ptr() if sums is None else 0,
+            out_type=_ELEMENTS[out.dtype], out_stride=into.stride(0),
+        )  # fmt: skip
+        if not as_it_is:
+            out.copy_(into)
+        self._drop(rows, self._p.scores, *([self._p.out] if sums is None else []))
+        return found
 
     def _rows(self, read: bool = True) -> Iterator[tuple[slice, Tensor]]:
         """The chunks, with scores whose columns are contiguous."""
@@ -151,114 +207,3 @@ class _Passes:
         for z in tensors:
             if any(z is one for one in self._drops):
                 _mapped.drop(z[rows])
-
-
-class _Settings(NamedTuple):
-    """What all processes of a group must have alike."""
-
-    temperature: float
-    n_iter: int
-    prototypes: int
-    dtype: torch.dtype
-    weighted: bool
-    b: int | None  # a check sum
-
-    def code(self) -> int:
-        """Of twenty bits: sums of its square over processes stay exact in float64."""
-        return zlib.crc32(repr(self).encode()) & 0xFFFFF
-
-
-class _Potentials:
-    """Column potentials exp(-rate level) scale, the same bits on every process: levels in halves of scores.
-
-    Levels are 0 where the scales of all columns stay in range so: rows are then read relative to their own largest
-    score, in which little is lost. Else they are the largest scores of the columns, and take up later what scales do
-    not hold.
-    """
-
-    def __init__(self, p: Assignment, level: Tensor, sums: Tensor, problem: str | None):
-        """From the log-sums of this process's columns, or its problem. One sum over processes, or three."""
-        self._p, self._rate = p, p.rate
-        share = torch.ones_like(sums) if p.b is None else p.b.double()
-        self._share = share / share.sum() if problem is None else share
-        found = self._of_raw_scores(level, sums, problem)
-        if found is None:
-            found = self._of_largest(level.double(), sums)
-        columns, base = found
-        self.active = (columns > 0) & (self._share > 0)
-        self.level = torch.where(self.active, base, math.inf).to(p.dtype)  # (K,) inf: takes no part
-        self.scale = torch.where(self.active, self._share / columns, 0)  # (K,) at most 1
-        self._balance()
-
-    def update(self, columns: Tensor) -> None:
-        """Give every prototype its share, where its assignments (K,) are now ``columns``.
-
-        Sums that underflow, of which the share asked for is beyond the range of their samples, are moved by e^40.
-        """
-        ratio = self._share / (columns / columns.sum())
-        self.scale = torch.where(
-            self.active, self.scale * ratio.clamp(math.exp(-_SPREAD), math.exp(_SPREAD)), 0
-        )
-        self._balance()
-
-    def _balance(self) -> None:
-        self.scale /= self.scale.max()
-        if float(torch.where(self.active, self.scale, 1).min()) >= math.exp(-_SPREAD):
-            return
-        log = torch.where(self.active, self.scale, 1).log()
-        before = torch.where(self.active, self.level, 0).double()
-        level = (before - log / self._rate).to(self._p.dtype)
-        rest = log + (level.double() - before) * self._rate  # what rounding has left of it
-        self.level = torch.where(self.active, level, math.inf)
-        self.scale = torch.where(self.active, rest.clamp(-_SPREAD / 2, _SPREAD / 2).exp(), 0)
-
-    def _of_raw_scores(
-        self, level: Tensor, sums: Tensor, problem: str | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Sums of exp(score / temperature) over all samples, level 0; None where they or the scales leave the range."""
-        p = self._p
-        raw = sums * torch.exp(level.double() * self._rate)
-        counted = torch.where(sums > 0, raw, 1)
-        in_range = bool((counted > 1e-250).all() & (counted < 1e250).all())
-        checksum = None if p.b is None else zlib.crc32(p.b.double().contiguous().numpy().tobytes())
-        code = _Settings(p.temperature, p.n_iter, len(sums), p.dtype, p.a is not None, checksum).code()
-        mine = [not in_range, problem is not None, len(p.scores), code, code * code]
-        vector = p.over.add(torch.cat([raw, torch.tensor(mine, dtype=torch.float64)]))
-        raw, (out_of_range, refused, rows, codes, squares) = vector[:-_COUNTED], vector[-_COUNTED:].tolist()
-        if refused:
-            raise ValueError(problem or ANOTHER_REFUSED)
-        if not p.over.alone and int(codes) ** 2 != int(squares) * p.over.size():
-            raise ValueError(
-                "every process of the group must call assign alike (temperature, n_iter, K, b, a given or not, and the "
-                f"dtype it is computed in), this one has temperature={p.temperature}, n_iter={p.n_iter}, K={len(sums)}"
-            )
-        if not rows:
-            raise ValueError("scores must have at least one row in some process of the group, got none")
-        if not out_of_range and not bool((raw > 0).any()):
-            raise ValueError("a must not be all 0: some sample must have a weight")
-        if out_of_range:
-            return None
-        scale = (self._share / raw)[(raw > 0) & (self._share > 0)]
-        if len(scale) and float(scale.max() / scale.min()) > math.exp(_SPREAD):
-            return None
-        return raw, torch.zeros_like(raw)
-
-    def _of_largest(self, level: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums relative to the largest score of each column."""
-        top = self._p.over.greatest(level.clone())
-        rescaled = torch.where(sums > 0, sums * torch.exp((level - top) * self._rate), 0)
-        return self._p.over.add(rescaled), top
-
-
-def _bad_mass(name: str, mass: Tensor | None) -> str | None:
-    if mass is None or not mass.numel():
-        return None
-    bad = ~((mass >= 0) & (mass < torch.inf))
-    if bad.any():
-        k = int(bad.nonzero()[0])
-        return f"{name} must be finite and >= 0, got {spelled(mass[k].item())} at {name}[{k}]"
-    if not float(mass.double().sum()) < 1e300:
-        return f"{name} must have a finite sum, got masses that are too large"
-    if name == "b" and not mass.any():
-        return "b must not be all 0: some prototype must have a share"
-    return None
