@@ -46,7 +46,7 @@ def test_equals_one_call(ranks, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_sum_an_iteration(ranks, name):
-    """K numbers and a few. Two more where the first leaves the range; one, of a number, where a prototype takes no part."""
+    """K numbers and a few. Two more where the first leaves the range; one number where a prototype takes no part."""
     n_iter = CASES[name][1].get("n_iter", 3)
     for rank in ranks:
         sizes = rank[name][1]
