@@ -427,7 +427,8 @@ def test_memory_maps_of_numpy(tmp_path):
 def test_nothing_is_recorded():
     scores = cosines().requires_grad_()
     assert not uk.assign(scores, 0.05).requires_grad
-    assert not uk.assign(scores, 0.05, a=torch.ones(37, requires_grad=True)).requires_grad
+    a, b = (torch.ones(size, requires_grad=True, dtype=torch.float64) for size in (37, 23))
+    assert not uk.assign(scores, 0.05, a=a, b=b).requires_grad
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -472,6 +473,24 @@ def test_a_device_without_kernels(monkeypatch):
     assert uk.assign(torch.full((2, 2), torch.nan), 1.0).isnan().all()  # refused on the CPU
 
 
+def test_on_a_gpu_refused_values_give_nan(monkeypatch):
+    """The door of CUDA tensors, here with CPU tensors: it is torch's operations."""
+    from ucmkd_fast.ops import _cuda, _devices
+
+    scores, bad = cosines(), cosines()
+    want = uk.assign(scores, 0.05)
+    bad[3, 4] = torch.nan
+    monkeypatch.setattr(_devices, "door", lambda tensor: _cuda)
+    assert error(uk.assign(scores, 0.05), want) < 1e-12
+    assert uk.assign(bad, 0.05).isnan().all()
+    bad[3, 4] = torch.inf
+    assert uk.assign(bad, 0.05).isnan().all()
+    assert uk.assign(scores, 0.05, b=-torch.ones(23)).isnan().all()
+    monkeypatch.setenv("UCMKD_CHECK", "1")
+    with pytest.raises(ValueError, match="the assignments are NaN"):
+        uk.assign(bad, 0.05)
+
+
 # ---- refusals
 
 S = torch.zeros(4, 3)
@@ -508,12 +527,15 @@ BAD = {
     "a NaN": (lambda: uk.assign(S, 1.0, a=torch.tensor([1.0, math.nan, 1, 1])), ValueError, r"NaN at a\[1\]"),
     "a inf": (lambda: uk.assign(S, 1.0, a=torch.tensor([math.inf, 1, 1, 1])), ValueError, r"inf at a\[0\]"),
     "a 0": (lambda: uk.assign(S, 1.0, a=torch.zeros(4)), ValueError, "a must not be all 0"),
-    "a large": (lambda: uk.assign(S, 1.0, a=S[:, 0].double() + 1e308), ValueError, "a must have a finite sum"),
+    "a large": (lambda: uk.assign(S, 1.0, a=S[:, 0].double() + 1e308), ValueError, "a must have a sum .* got inf"),
     "b negative": (lambda: uk.assign(S, 1.0, b=torch.tensor([1.0, -1, 1])), ValueError, r"got -1 at b\[1\]"),
     "b 0": (lambda: uk.assign(S, 1.0, b=torch.zeros(3)), ValueError, "b must not be all 0"),
     "only without share": (
         lambda: uk.assign(torch.tensor([[0.0, 0], [0, -math.inf]]), 1.0, b=torch.tensor([0.0, 1])),
         ValueError, "got row 1 with none"),
+    "no share that can be had": (
+        lambda: uk.assign(put(slice(None), 0, -math.inf), 1.0, b=torch.tensor([1.0, 0, 0, 0, 0])),
+        ValueError, "got row 0 with none"),
     "out list": (lambda: uk.assign(S, 1.0, out=[1]), TypeError, "out must be a torch.Tensor"),
     "out integers": (lambda: uk.assign(S, 1.0, out=S.long()), TypeError, "out must be of dtype"),
     "out shape": (lambda: uk.assign(S, 1.0, out=torch.zeros(3, 4)), ValueError, r"shape of scores \(4, 3\)"),

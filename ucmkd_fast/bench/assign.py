@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ..ops.assign import assign
 from .harness import Row, compare, peak_growth_mb, report_peak
 
 #: A batch of SwAV's on one GPU of many, one of them together, a data set's part; last the iterations.
-CASES = [
+CASES: list[dict[str, Any]] = [
     {"n": 64, "K": 3000, "dtype": "float32", "n_iter": 3},
     {"n": 512, "K": 3000, "dtype": "float32", "n_iter": 3},
     {"n": 512, "K": 3000, "dtype": "float16", "n_iter": 3},

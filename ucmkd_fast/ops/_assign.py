@@ -73,7 +73,7 @@ class Settings(NamedTuple):
 
 def check_sum(mass: Tensor | None) -> int | None:
     """Of the values of a CPU tensor."""
-    return None if mass is None else zlib.crc32(mass.double().contiguous().numpy().tobytes())
+    return None if mass is None else zlib.crc32(mass.detach().double().contiguous().numpy().tobytes())
 
 
 def bad_mass(name: str, mass: Tensor | None) -> str | None:
@@ -84,8 +84,9 @@ def bad_mass(name: str, mass: Tensor | None) -> str | None:
     if bad.any():
         k = int(bad.nonzero()[0])
         return f"{name} must be finite and >= 0, got {spelled(mass[k].item())} at {name}[{k}]"
-    if not float(mass.double().sum()) < 1e300:
-        return f"{name} must have a finite sum, got masses that are too large"
+    total = float(mass.double().sum())
+    if not (total == 0 or 1e-290 < total < 1e290):
+        return f"{name} must have a sum between 1e-290 and 1e290, got {total:g}"
     if name == "b" and not mass.any():
         return "b must not be all 0: some prototype must have a share"
     return None
@@ -104,35 +105,42 @@ class Potentials:
         self._dtype, self._rate = p.dtype, p.rate
         self._share = share / share.sum()
         self.active = (columns > 0) & (share > 0)
-        self.level = torch.where(self.active, level, math.inf).to(p.dtype)  # (K,) inf: takes no part
-        self.scale = torch.where(self.active, self._share / columns, 0)  # (K,)
+        self.all_active = bool(self.active.all())
+        self.level = self._of_active(level, math.inf).to(p.dtype)  # (K,) inf: takes no part
+        self.scale = self._of_active(self._share / columns, 0)  # (K,)
 
     def in_range(self) -> bool:
-        """Whether the scales are near enough to each other; not where there are none."""
-        least = float(torch.where(self.active, self.scale, math.inf).min())
-        return 0 < least < math.inf and float(self.scale.max()) <= math.exp(_SPREAD) * least
+        """Whether the scales of the prototypes that take part are near enough to each other."""
+        if not self.all_active and not bool(self.active.any()):
+            return False
+        least, most = torch.aminmax(self.scale if self.all_active else self.scale[self.active])
+        return bool(least > 0) and float(most) <= math.exp(_SPREAD) * float(least)
 
     def update(self, columns: Tensor) -> None:
         """Give every prototype its share, where its assignments (K,) are now ``columns``.
 
         A share beyond the range of the sums, or of a sum that underflows, is neared by a factor of e^40.
         """
-        ratio = self._share / (columns / columns.sum())
-        ratio = ratio.clamp(math.exp(-_SPREAD), math.exp(_SPREAD))
-        self.scale = torch.where(self.active, self.scale * ratio, 0)
+        ratio = (self._share / columns).mul_(columns.sum()).clamp_(math.exp(-_SPREAD), math.exp(_SPREAD))
+        self.scale = self._of_active(ratio.mul_(self.scale), 0)
         self.balance()
 
     def balance(self) -> None:
         """Scales of at most 1 and near enough to each other; what is beyond them goes into the levels."""
+        if not self.all_active and not bool(self.active.any()):
+            return  # the next sweep tells of a row that has none
         self.scale = self.scale / self.scale.max()
         if self.in_range():
             return
-        log = torch.where(self.active, self.scale, 1).log()
-        before = torch.where(self.active, self.level, 0).double()
+        log, before = self._of_active(self.scale, 1).log(), self._of_active(self.level, 0).double()
         level = (before - log / self._rate).to(self._dtype)
         rest = log + (level.double() - before) * self._rate  # what rounding has left of it
-        self.level = torch.where(self.active, level, math.inf)
-        self.scale = torch.where(self.active, rest.clamp(-_SPREAD / 2, _SPREAD / 2).exp(), 0)
+        self.level = self._of_active(level, math.inf)
+        self.scale = self._of_active(rest.clamp(-_SPREAD / 2, _SPREAD / 2).exp(), 0)
+
+    def _of_active(self, z: Tensor, other: float) -> Tensor:
+        """(K,) ``z``, and ``other`` where a prototype takes no part."""
+        return z if self.all_active else torch.where(self.active, z, other)
 
 
 def by_torch(p: Assignment, sums: torch.dtype) -> Tensor:

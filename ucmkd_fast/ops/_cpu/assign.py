@@ -44,7 +44,7 @@ def assignments(p: Assignment) -> Tensor:
             raise ValueError(problem or ANOTHER_REFUSED)
         potentials.update(sums[:-1])
     problem = passes.sweep(potentials, None)
-    if not bool(potentials.active.all()):  # every process knows that; else there is no such problem
+    if not potentials.all_active:  # every process knows that; else there is no such problem
         p.over.refuse(problem)
     return p.out
 
@@ -55,8 +55,10 @@ def _started(p: Assignment, passes: _Passes, problem: str | None) -> Potentials:
     raw = torch.zeros(k, dtype=torch.float64)
     wrong, in_range = passes.first(raw)
     problem = problem or wrong
-    settings = Settings(p.temperature, p.n_iter, k, p.dtype, p.a is not None, check_sum(p.b))
-    mine = [not in_range, problem is not None, len(p.scores), settings.code(), settings.code() ** 2]
+    code = 0
+    if not p.over.alone:
+        code = Settings(p.temperature, p.n_iter, k, p.dtype, p.a is not None, check_sum(p.b)).code()
+    mine = [not in_range, problem is not None, len(p.scores), code, code**2]
     vector = p.over.add(torch.cat([raw, torch.tensor(mine, dtype=torch.float64)]))
     raw, (out_of_range, refused, rows, codes, squares) = vector[:k], vector[k:].tolist()
     if refused:
@@ -69,8 +71,8 @@ def _started(p: Assignment, passes: _Passes, problem: str | None) -> Potentials:
     if not rows:
         raise ValueError("scores must have at least one row in some process of the group, got none")
     share = torch.ones_like(raw) if p.b is None else p.b.double()
-    found = Potentials(p, share, torch.zeros_like(raw), raw)
-    if out_of_range or not found.in_range():
+    found = None if out_of_range else Potentials(p, share, torch.zeros_like(raw), raw)
+    if found is None or not found.in_range():
         level, sums = passes.columns()
         top = p.over.greatest(level.clone())
         if not bool((top > -math.inf).any()):
@@ -170,7 +172,15 @@ class _Passes:
         return None
 
     def _sweep(
-        self, rows: slice, scores: Tensor, level: Tensor, scale: Tensor, sums: Tensor | None, **how: bool
+        self,
+        rows: slice,
+        scores: Tensor,
+        level: Tensor,
+        scale: Tensor,
+        sums: Tensor | None,
+        *,
+        made: bool = False,
+        first: bool = False,
     ) -> tuple[int, int, float]:
         """Of a chunk; without sums its assignments are written."""
         out = self._p.out[rows]
@@ -178,8 +188,8 @@ class _Passes:
         into = out if as_it_is else torch.empty(out.shape, dtype=out.dtype)
         found = _C.assign_sweep(
             self._call(scores, rows), level=level.data_ptr(), scale=scale.data_ptr(),
-            kept=into.data_ptr() if self._keeps else 0, kept_stride=into.stride(0), made=how.get("made", False),
-            first=how.get("first", False), sum=address(sums), out=into.data_ptr() if sums is None else 0,
+            kept=into.data_ptr() if self._keeps else 0, kept_stride=into.stride(0), made=made,
+            first=first, sum=address(sums), out=into.data_ptr() if sums is None else 0,
             out_type=_ELEMENTS[out.dtype], out_stride=into.stride(0),
         )  # fmt: skip
         if not as_it_is:
