@@ -34,4 +34,6 @@ with torch.no_grad():
     nearest = scores(samples + 0.5 * torch.randn_like(samples)).argmax(1)
 of = torch.stack([classes[nearest == k].bincount(minlength=10) for k in range(30)])
 print(f"loss {loss.item():.3f}, {int((of.sum(1) > 0).sum())} of 30 prototypes are the nearest of some sample")
-print(f"{100 * of.amax(1).sum().item() / len(samples):.1f} % of samples share the class of most at their prototype")
+print(
+    f"{100 * of.amax(1).sum().item() / len(samples):.1f} % of samples share the class of most at their prototype"
+)

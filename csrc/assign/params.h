@@ -17,7 +17,7 @@ struct Rows {
   Element score_type;  // no wider than T
   int64_t score_stride;
   const T* weight;  // (n,) in the column sums, or null: 1 each
-  T rate;           // 2 / temperature, of halves
+  T rate;           // 2 / temperature, of halves; finite and above 0
   int tasks;
 };
 

@@ -51,6 +51,7 @@ struct Assigned {
     }
     sweep.first = false;
     assign::sweep(sweep);
+    if (sweep.lost_row >= 0) return {};
     sweep.made = keeps;
     assign::sweep(sweep);
     sweep.sum = nullptr, sweep.out_stride = stride, sweep.out_type = type;

@@ -209,7 +209,7 @@ void assignments(Bytes& bytes) {
   test::Assigned<T> all(n, k, stride, kTypes[bytes.next() % (sizeof(T) == 8 ? 4 : 3)], shift);
   for (int64_t i = 0; i < all.bytes.count(); ++i) all.bytes[i] = bytes.next();
   for (int64_t i = 0; i < n; ++i) all.weight[i] = T(bytes.next() % 8) / 7;
-  const double rate = std::pow(10.0, bytes.next() % 80 - 40);
+  const double rate = std::pow(10.0, bytes.next() % 72 - 36);
   const bool weighted = bytes.flag(), keeps = bytes.flag();
   for (const double sum : all.run(rate, weighted, keeps, bytes.flag()))
     if (!(sum >= 0 && sum < INFINITY)) broken("a column that is no number");
