@@ -103,6 +103,13 @@ gradient along with the loss and keeps only that.
 Forward and backward, float32.
         """,
     ),
+    "assign": (
+        "Balanced assignments",
+        """
+Cosine scores, temperature 0.05, against the lines of SwAV in eager torch, which has no half precision of its own here:
+it converts to float32.
+        """,
+    ),
     "estimate": (
         "What is expected and what it takes",
         """

@@ -36,7 +36,7 @@ uk._native._C.exp(False, "baseline", x.data_ptr(), y.data_ptr(), 1001)'
     exit 1
   fi
   under -m pytest -q -p no:cacheprovider -m "not long" tests/test_sinkhorn.py tests/test_sinkhorn_loss.py \
-    tests/test_ragged.py tests/test_label_transport.py tests/test_linear_label_transport.py \
+    tests/test_ragged.py tests/test_label_transport.py tests/test_linear_label_transport.py tests/test_assign.py \
     tests/test_properties.py "$@"
   ;;
 races)

@@ -62,6 +62,15 @@ def test_two_processes(tmp_path, audio):
     assert accuracy > 20 and (tmp_path / "runs" / "two-processes" / "last.safetensors").is_file()
 
 
+def test_swav():
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "swav.py")], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (pure,) = re.findall(r"([\d.]+) %", done.stdout)
+    assert float(pure) > 90  # of one prototype for all it would be 10
+
+
 def test_every_example_is_listed_and_tested():
     page, tests = (EXAMPLES / "README.md").read_text(), Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

@@ -187,6 +187,21 @@ def label_transport_forward(
     grad_teacher: int, grad_stride: int,
 ) -> tuple[float, int, int]: ...
 
+# Balanced assignments (csrc/assign/params.h)
+
+class AssignRows:
+    """Rows of scores, as they are."""
+
+    def __init__(
+        self, *, f64: bool, n: int, k: int, scores: int, score_type: int, score_stride: int, weight: int, rate: float
+    ) -> None: ...
+
+def assign_columns(rows: AssignRows, *, level: int, sum: int) -> None: ...
+def assign_sweep(
+    rows: AssignRows, *, level: int, scale: int, kept: int, kept_stride: int, made: bool, first: bool, sum: int,
+    out: int, out_type: int, out_stride: int,
+) -> tuple[int, int, float]: ...
+
 # CUDA kernels, in builds that have them (csrc/bind/cuda.cpp): fields are written one by one
 
 class CudaSinkhorn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
+from .ops.assign import assign
 from .ops.class_conditional import class_conditional_loss
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
@@ -28,6 +29,7 @@ __all__ = [
     "FeatureAlignmentLoss",
     "LabelTransportLoss",
     "SinkhornResult",
+    "assign",
     "class_conditional_loss",
     "compat",
     "label_transport_loss",

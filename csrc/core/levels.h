@@ -1,6 +1,7 @@
 // Which build of the kernels runs: tables of functions for every instruction-set level, one level chosen
 // once.
 #pragma once
+#include "assign/params.h"
 #include "core/product.h"
 #include "cost/kernels.h"
 #include "label_transport/params.h"
@@ -25,6 +26,7 @@ struct Kernels {
   const cost::Kernels<T>& cost;
   const product::Kernels<T>& product;
   const label_transport::Kernels<T>& label_transport;
+  const assign::Kernels<T>& assign;
 };
 
 struct Level {

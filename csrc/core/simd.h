@@ -148,8 +148,8 @@ static inline bool any(typename Lanes<T>::I mask) {
 // (no subnormal results). Above: +inf. NaN gives NaN.
 // x = n ln 2 + r with |r| <= ln(2)/2; exp(r) by its Taylor polynomial; 2^n from its bits.
 static inline Vec<float> exp(Vec<float> x) {
-  using I = Lanes<float>::I;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  typedef uint32_t Bits __attribute__((vector_size(UK_BYTES)));  // wraps around where x is far below
+  const float magic = 12582912.0f;                               // 1.5 * 2^23: adding it rounds to an integer
   Vec<float> shifted = x * 1.44269504088896341f + magic;
   Vec<float> n = shifted - magic;
   Vec<float> r = x - n * 0.693359375f;
@@ -161,13 +161,13 @@ static inline Vec<float> exp(Vec<float> x) {
   p = p * r + 1.6666666667e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  I bits = ((I)shifted - 0x4B400000 + 127) << 23;
+  Bits bits = ((Bits)shifted - 0x4B400000 + 127) << 23;
   Vec<float> result = p * (Vec<float>)bits;
   result = x < -87.33f ? Vec<float>{} : result;
   return x > 88.37f ? splat(__builtin_inff()) : result;
 }
 static inline Vec<double> exp(Vec<double> x) {
-  using I = Lanes<double>::I;
+  typedef uint64_t Bits __attribute__((vector_size(UK_BYTES)));
   const double magic = 6755399441055744.0;  // 1.5 * 2^52
   Vec<double> shifted = x * 1.4426950408889634074 + magic;
   Vec<double> n = shifted - magic;
@@ -180,7 +180,7 @@ static inline Vec<double> exp(Vec<double> x) {
   Vec<double> p = splat(c[0]);
   for (int k = 1; k < 12; ++k) p = p * r + c[k];
   p = p * (r * r) + r + 1.0;
-  I bits = ((I)shifted - 0x4338000000000000LL + 1023) << 52;
+  Bits bits = ((Bits)shifted - 0x4338000000000000ULL + 1023) << 52;
   Vec<double> result = p * (Vec<double>)bits;
   result = x < -708.39 ? Vec<double>{} : result;
   return x > 709.08 ? splat(__builtin_inf()) : result;

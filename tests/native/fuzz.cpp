@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "call.h"
+#include "call_assign.h"
 #include "call_panel.h"
 #include "call_ragged.h"
 #include "call_rest.h"
@@ -205,8 +206,23 @@ void labels(Bytes& bytes) {
 }
 
 template <class T>
+void assignments(Bytes& bytes) {
+  const bool large = bytes.next() % 32 == 31;
+  const int64_t n = bytes.upto(9) + (large ? 300 : 0), k = bytes.upto(40) + (large ? 90 : 0);
+  const int64_t stride = k + bytes.next() % 3, shift = bytes.next() % 4;
+  constexpr Element kTypes[] = {Element::kHalf, Element::kBFloat16, Element::kFloat, Element::kDouble};
+  test::Assigned<T> all(n, k, stride, kTypes[bytes.next() % (sizeof(T) == 8 ? 4 : 3)], shift);
+  for (int64_t i = 0; i < all.bytes.count(); ++i) all.bytes[i] = bytes.next();
+  for (int64_t i = 0; i < n; ++i) all.weight[i] = T(bytes.next() % 8) / 7;
+  const double rate = std::pow(10.0, bytes.next() % 72 - 36);
+  const bool weighted = bytes.flag(), keeps = bytes.flag();
+  for (const double sum : all.run(rate, weighted, keeps, bytes.flag()))
+    if (!(sum >= 0 && sum < INFINITY)) broken("a column that is no number");
+}
+
+template <class T>
 void one(Bytes& bytes, int what) {
-  if (what == 0) return labels<T>(bytes);
+  if (what == 0) return bytes.flag() ? labels<T>(bytes) : assignments<T>(bytes);
   if (what == 1) return costs<T>(bytes);
   if (what == 2) return panels<T>(bytes);
   if (what <= 4) return ragged<T>(bytes);

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "call.h"
+#include "call_assign.h"
 #include "call_panel.h"
 #include "call_ragged.h"
 #include "call_rest.h"
@@ -112,6 +113,14 @@ void add_calls(std::vector<Call>& calls) {
     label_transport::forward(labels.call);
     return std::vector<double>(labels.loss.data(), labels.loss.data() + 400);
   });
+  for (const bool keeps : {false, true})
+    calls.push_back([keeps] {
+      test::Assigned<T> all(400, 70, 71, sizeof(T) == 8 ? Element::kDouble : Element::kFloat, 1);
+      test::Buffer<T> scores(399 * 71 + 70);
+      fill(scores, 9), fill(all.weight, 10);
+      std::memcpy(all.bytes.data(), scores.data(), all.bytes.count());
+      return all.run(40, true, keeps, false);
+    });
 }
 
 bool same(const std::vector<double>& got, const std::vector<double>& want, double tolerance) {

@@ -24,6 +24,7 @@ SUBJECTS = {
     "offset": "float32 against float64 for features far from the origin, and near each other",
     "memory": "extra memory of the loss and its gradient",
     "label_transport": "the label losses against the torch composite and a plain cross-entropy",
+    "assign": "balanced assignments against SwAV's own lines in torch",
     "estimate": "what `ucmkd estimate` expects against what a loss and its gradient take",
     "bilevel": "one training step against plain cross-entropy and feature distillation",
 }

@@ -15,12 +15,18 @@ from torch import Tensor
 
 from . import transforms
 
+ANOTHER_REFUSED = "another process of the group refused its part of the input"
+
 
 class Alone:
     """All rows are here."""
 
     alone = True
     rank = 0
+
+    def size(self) -> int:
+        """How many processes there are."""
+        return 1
 
     def total_rows(self, rows: int) -> int:
         """Rows of x in all processes; ``rows`` are here."""
@@ -60,13 +66,40 @@ class Alone:
             raise ValueError(problem)
 
 
-class Shards(Alone):
-    """This process's rows among those of a group; every process calls the same methods in the same order."""
+class Ranks(Alone):
+    """Sums over the processes of a group; each calls the same methods in the same order."""
 
     alone = False
 
+    def __init__(self, group: Any):
+        self._group = group
+
+    def size(self) -> int:
+        """How many processes there are."""
+        return dist.get_world_size(self._group)
+
+    def add(self, vector: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        dist.all_reduce(vector, group=self._group)
+        return vector
+
+    def greatest(self, vector: Tensor) -> Tensor:
+        """The maximum over processes, in place."""
+        dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
+        return vector
+
+    def refuse(self, problem: str | None) -> None:
+        """Raise ValueError on every process where one has a problem, so that none waits for another; on the CPU."""
+        if self.greatest(torch.tensor(float(problem is not None))):
+            raise ValueError(problem or ANOTHER_REFUSED)
+
+
+class Shards(Ranks):
+    """This process's rows among those of a group."""
+
     def __init__(self, group: Any, n: int, m: int, wants_y: bool, settings: str):
-        self._group, self.rank = group, dist.get_rank(group)
+        super().__init__(group)
+        self.rank = dist.get_rank(group)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, (n, m, wants_y, settings), group=group)
         self._counts: list[int] = [one[1] for one in everyone]
@@ -88,16 +121,6 @@ class Shards(Alone):
         """Rows of y in all processes."""
         return sum(self._counts)
 
-    def add(self, vector: Tensor) -> Tensor:
-        """The sum over processes, in place."""
-        dist.all_reduce(vector, group=self._group)
-        return vector
-
-    def greatest(self, vector: Tensor) -> Tensor:
-        """The maximum over processes, in place."""
-        dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
-        return vector
-
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (m, ...) of this process, any number, to the rows of all, in the order of ranks."""
         return _gather(rows, self._counts, self._group)
@@ -115,11 +138,6 @@ class Shards(Alone):
     def wants_y(self, needed: bool) -> bool:
         """Whether y of some process takes part in autograd: it was asked once, in the forward call."""
         return self._wants_y
-
-    def refuse(self, problem: str | None) -> None:
-        """Raise ValueError on every process where one has a problem, so that none waits for another; on the CPU."""
-        if self.greatest(torch.tensor(float(problem is not None))):
-            raise ValueError(problem or "another process of the group refused its part of the input")
 
 
 class Spread(NamedTuple):

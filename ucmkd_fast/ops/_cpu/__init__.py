@@ -1,6 +1,7 @@
 """The door of CPU tensors: the kernels of csrc, compiled for each of their instruction sets."""
 
 from . import label
+from .assign import assignments
 from .costs import cost, cost_backward, matrix
 from .lists import matrices, solve_list, solve_list_backward, sums
 from .losses import loss, loss_backward
@@ -14,6 +15,7 @@ __all__ = [
     "HOST",
     "KERNELS",
     "Sweeps",
+    "assignments",
     "cost",
     "cost_backward",
     "cost_panels",

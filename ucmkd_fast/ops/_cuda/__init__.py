@@ -2,6 +2,7 @@
 
 from . import label
 from ._device import fits_block
+from .assign import assignments
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
 from .panels import Sweeps, cost_panels
@@ -14,6 +15,7 @@ __all__ = [
     "HOST",
     "KERNELS",
     "Sweeps",
+    "assignments",
     "cost",
     "cost_backward",
     "cost_panels",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...reference import sinkhorn as reference
+from .._assign import Assignment, by_torch
 from .._problem import Options, Problem, Solution
 
 KERNELS = False
@@ -19,6 +20,11 @@ BATCHED = True
 def cost(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
     """The cost (B?, N, M)."""
     return reference.cost(x.to(dtype), y.to(dtype), metric)
+
+
+def assignments(p: Assignment) -> Tensor:
+    """Of `Assignment`, into ``p.out``; input that the CPU refuses gives NaN."""
+    return by_torch(p, torch.float32)  # the least that every device has; of float64 scores float64
 
 
 def solve(p: Problem, options: Options) -> Solution:
