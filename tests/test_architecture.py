@@ -25,6 +25,7 @@ MOST_LINES = 400
 #: What users call: their options are keywords with defaults, and stay flat.
 PUBLIC = {
     "sinkhorn", "sinkhorn_loss", "class_conditional_loss", "label_transport_loss", "linear_label_transport_loss",
+    "doubly_stochastic",
 }  # fmt: skip
 
 #: Layers of ops from the bottom: a module imports from its own layer and from those below it. Patterns are of names
@@ -32,7 +33,7 @@ PUBLIC = {
 LAYERS = {
     "records and rules": (
         "_problem", "_addresses", "_pieces", "_call_site", "not_converged", "transforms", "_dual", "_products",
-        "_control", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
+        "_control", "_classes", "_label", "_projection", "arguments", "checks", "cost", "refusals", "memory", "sharded",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices", "cuda_switches"),
@@ -42,7 +43,7 @@ LAYERS = {
     ),
     "route": ("_route",),
     "lists": ("_lists",),
-    "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport"),
+    "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport", "doubly_stochastic"),
 }  # fmt: skip
 
 #: Files of ops that ask for a device though they are neither `_devices.py` nor in `_cuda/`, and why.

@@ -181,6 +181,13 @@ def label_transport_forward(
     grad_teacher: int, grad_stride: int,
 ) -> tuple[float, int, int]: ...
 
+# The doubly stochastic projection (csrc/doubly_stochastic/params.h)
+
+def doubly_stochastic(
+    *, f64: bool, batch: int, n: int, m: int, logits: int, upstream: int, n_iter: int, eps: float, softmax: bool,
+    rows_first: bool, out: int,
+) -> int: ...
+
 # CUDA kernels, in builds that have them (csrc/bind/cuda.cpp): fields are written one by one
 
 class CudaSinkhorn:

@@ -3,6 +3,7 @@
 #pragma once
 #include "core/product.h"
 #include "cost/kernels.h"
+#include "doubly_stochastic/params.h"
 #include "label_transport/params.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/panel.h"
@@ -24,6 +25,7 @@ struct Kernels {
   const cost::Kernels<T>& cost;
   const product::Kernels<T>& product;
   const label_transport::Kernels<T>& label_transport;
+  const doubly_stochastic::Kernels<T>& doubly_stochastic;
 };
 
 struct Level {
