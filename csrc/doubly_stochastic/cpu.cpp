@@ -20,7 +20,7 @@ Steps steps_of(const Call<T>& c) {
 // A group of matrices that stays in the first-level cache is computed in lanes.
 template <class T>
 bool in_lanes(const Call<T>& c) {
-  constexpr int64_t kMostBytes = 32 * 1024;
+  constexpr int64_t kMostBytes = 48 * 1024;
   return c.n <= 32 && c.m <= 32 && c.n * c.m * UK_BYTES <= kMostBytes;
 }
 

@@ -89,47 +89,53 @@ class Rows {
   static void fill(T* at, int64_t count, T value) {
     for (int64_t k = 0; k < count; ++k) at[k] = value;
   }
+  static T inf() { return T(__builtin_inf()); }
   static bool closed(T x) { return x < -Lanes<T>::kMax; }
+
+  static typename Lanes<T>::I closed(V x) { return x < -Lanes<T>::kMax; }
 
   // a = exp(logits), of large logits shifted by columns and rows so that each holds a 1 (lanes.h). False: refused.
   bool read() {
-    T top = 0;
-    bool refused = false, any_closed = false;
+    typename Lanes<T>::I refused = {}, shut = {};
+    V top = {};
     for (int64_t r = 0; r < p_; ++r)
-      for (int64_t j = 0; j < q_; ++j) {
-        const T x = a_[r * wide_ + j], size = closed(x) ? 0 : x < 0 ? -x : x;
-        refused |= !(x <= Lanes<T>::kMax);
-        any_closed |= closed(x);
-        top = size > top ? size : top;
+      for (int64_t j = 0; j < wide_; j += W) {
+        const V x = load(a_ + r * wide_ + j);
+        refused |= ~(x <= Lanes<T>::kMax);
+        shut |= closed(x);
+        top = vmax<T>(top, closed(x) ? V{} : vmax<T>(x, -x));
       }
-    if (refused) return false;
+    if (any<T>(refused)) return false;
     fill(u_, high_, 1), fill(z_, high_, 1), fill(w_, wide_, 1);
     dropped_ = false;
-    const bool shifted = top > Range::kNarrow;
-    if (shifted || any_closed) {
-      if (!read_shifted(shifted)) return false;
-    } else {
-      for (int64_t r = 0; r < p_; ++r)
-        for (int64_t j = 0; j < wide_; j += W) store(a_ + r * wide_ + j, exp(load(a_ + r * wide_ + j)));
+    const bool shifted = greatest<T>(top) > Range::kNarrow;
+    if (shifted || any<T>(shut)) return read_shifted(shifted);
+    for (int64_t r = 0; r < p_; ++r) {
+      for (int64_t j = 0; j < wide_; j += W) store(a_ + r * wide_ + j, exp(load(a_ + r * wide_ + j)));
+      fill(a_ + r * wide_ + q_, wide_ - q_, 0);
     }
-    clear_padding();
     return true;
   }
-  void clear_padding() {
-    for (int64_t r = 0; r < p_; ++r)
-      for (int64_t j = q_; j < wide_; ++j) a_[r * wide_ + j] = 0;
+  // The largest of each column of a, which is padded by -inf on the way; false where one is -inf.
+  bool column_tops(T* tops) {
+    fill(tops, wide_, -inf());
+    for (int64_t r = 0; r < p_; ++r) {
+      T* row = a_ + r * wide_;
+      fill(row + q_, wide_ - q_, -inf());
+      for (int64_t j = 0; j < wide_; j += W) store(tops + j, vmax<T>(load(tops + j), load(row + j)));
+    }
+    fill(tops + q_, wide_ - q_, 0);
+    for (int64_t j = 0; j < q_; ++j)
+      if (closed(tops[j])) return false;
+    return true;
   }
   bool read_shifted(bool shifted) {
     T *c = v_, *d = bar_u_;
-    for (int64_t j = 0; j < wide_; ++j) c[j] = a_[j];
-    for (int64_t r = 1; r < p_; ++r)
-      for (int64_t j = 0; j < wide_; j += W) store(c + j, vmax<T>(load(c + j), load(a_ + r * wide_ + j)));
-    for (int64_t j = 0; j < q_; ++j)
-      if (closed(c[j])) return false;
+    if (!column_tops(c)) return false;
     for (int64_t r = 0; r < p_; ++r) {
-      T* row = a_ + r * wide_;
-      d[r] = row[0] - c[0];
-      for (int64_t j = 1; j < q_; ++j) d[r] = row[j] - c[j] > d[r] ? row[j] - c[j] : d[r];
+      V top = splat(-inf());
+      for (int64_t j = 0; j < wide_; j += W) top = vmax<T>(top, load(a_ + r * wide_ + j) - load(c + j));
+      d[r] = greatest<T>(top);
       if (closed(d[r])) return false;
     }
     if (!shifted) fill(c, wide_, 0), fill(d, p_, 0);
@@ -140,7 +146,7 @@ class Rows {
         V lost = {};
         const V x = load(at), y = minus(minus(x, load(c + j), lost), splat(d[r]), lost), e = exp(y);
         store(at, y >= Range::kDropped ? e + e * lost : V{});
-        lost_some |= (x >= -Lanes<T>::kMax) & ~(y >= Range::kDropped);
+        lost_some |= ~closed(x) & ~(y >= Range::kDropped);
       }
     dropped_ = any<T>(lost_some);
     const T none = 0;
@@ -160,29 +166,24 @@ class Rows {
   }
   // a = softmax of the rows + eps
   bool read_softmax() {
-    const T inf = __builtin_inf();
     dropped_ = false;
     fill(u_, high_, 1), fill(z_, high_, 1), fill(w_, wide_, 1);
-    for (int64_t j = 0; j < q_; ++j) {
-      bool open = false;
-      for (int64_t r = 0; r < p_; ++r) open |= !closed(a_[r * wide_ + j]);
-      if (!open) return false;
-    }
+    if (!column_tops(v_)) return false;
     for (int64_t r = 0; r < p_; ++r) {
-      T *x = a_ + r * wide_, top = -inf;
-      bool refused = false;
-      for (int64_t j = 0; j < q_; ++j) {
-        refused |= !(x[j] <= Lanes<T>::kMax);
-        top = x[j] > top ? x[j] : top;
+      T* row = a_ + r * wide_;
+      typename Lanes<T>::I refused = {};
+      V tops = splat(-inf()), total = {};
+      for (int64_t j = 0; j < wide_; j += W) {
+        refused |= ~(load(row + j) <= Lanes<T>::kMax);
+        tops = vmax<T>(tops, load(row + j));
       }
-      if (refused || closed(top)) return false;
-      for (int64_t j = q_; j < wide_; ++j) x[j] = -inf;
-      V total = {};
-      for (int64_t j = 0; j < wide_; j += W) total += exp(load(x + j) - top);
+      const T top = greatest<T>(tops);
+      if (any<T>(refused) || closed(top)) return false;
+      for (int64_t j = 0; j < wide_; j += W) total += exp(load(row + j) - top);
       const T share = 1 / sum<T>(total);
       for (int64_t j = 0; j < wide_; j += W) {
-        const V at = load(x + j);
-        store(x + j, at < -Lanes<T>::kMax ? V{} : exp(at - top) * share + eps_);
+        const V x = load(row + j);
+        store(row + j, closed(x) ? V{} : exp(x - top) * share + eps_);
       }
     }
     return true;

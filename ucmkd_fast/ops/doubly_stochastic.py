@@ -46,14 +46,14 @@ def doubly_stochastic(
 
     Raises:
         TypeError: no tensor, integer logits, numbers that are none.
-        ValueError: NaN, +inf, or a row or column of -inf (NaN on a GPU, raised under UCMKD_CHECK=1); a shape without a
-            row or a column; eps < 0, n_iter < 1, unknown options.
+        ValueError: NaN, +inf, or a row or column of -inf (on a GPU that matrix is NaN, and UCMKD_CHECK=1 raises); a
+            shape without a row or a column; eps outside of [0, 1], n_iter < 1, unknown options.
 
     Source: Sinkhorn and Knopp, Pacific Journal of Mathematics 21(2), 1967.
     """
     options = _checked(logits, n_iter, eps, start, order)
     if not logits.numel():
-        return logits.new_empty(logits.shape) + 0 * logits
+        return logits.clone(memory_format=torch.contiguous_format)
     door = _devices.door(logits)
     if door.KERNELS and transforms.direct(logits):
         result: Tensor = transforms.applied(DoublyStochastic)(logits, options, door)
@@ -78,8 +78,8 @@ def _checked(logits: Any, n_iter: Any, eps: Any, start: Any, order: Any) -> Proj
     if n_iter > _MOST_ITERATIONS:
         raise ValueError(f"n_iter must be at most {_MOST_ITERATIONS}, got {n_iter}")
     eps = checks.number_at_least_zero("eps", eps)
-    if eps and not torch.finfo(torch.float32).tiny <= eps <= 1:
-        raise ValueError(f"eps must be 0, or lie between 1.2e-38 and 1, got {eps:g}")
+    if eps > 1:
+        raise ValueError(f"eps must lie in [0, 1], as it is added to sums that are to be 1, got {eps:g}")
     checks.choice("start", start, STARTS)
     checks.choice("order", order, ORDERS)
     return ProjectionOptions(n_iter, eps, start, order)
