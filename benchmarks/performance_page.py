@@ -103,6 +103,13 @@ gradient along with the loss and keeps only that.
 Forward and backward, float32.
         """,
     ),
+    "doubly_stochastic": (
+        "Doubly stochastic matrices",
+        """
+20 iterations, float32, of *batch* matrices n x n: against the same iterations in torch, eager and compiled, and against
+`sinkhorn` on the batch with masses of 1.
+        """,
+    ),
     "estimate": (
         "What is expected and what it takes",
         """

@@ -12,7 +12,20 @@ import ucmkd_fast as uk
 from ucmkd_fast.ops import doubly_stochastic as op
 from ucmkd_fast.reference.doubly_stochastic import doubly_stochastic as reference
 
-SHAPES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (4, 4), (4, 7), (9, 3), (16, 16), (27, 28), (32, 32), (40, 20)]
+SHAPES = [
+    (1, 1),
+    (1, 5),
+    (5, 1),
+    (2, 2),
+    (3, 3),
+    (4, 4),
+    (4, 7),
+    (9, 3),
+    (16, 16),
+    (27, 28),
+    (32, 32),
+    (40, 20),
+]
 OPTIONS = [
     {"start": start, "order": order, "eps": eps}
     for start, order, eps in itertools.product(op.STARTS, op.ORDERS, (0.0, 1e-6))
@@ -45,7 +58,9 @@ def logits(kind, n, m, batch=19):
         x[:, 1:, 1:] -= 200
     elif kind == "masked":
         row, column = torch.arange(n)[:, None], torch.arange(m)
-        keep = (torch.rand(batch, n, m, generator=generator) > 0.6) | (column % n == row) | (row % m == column)
+        keep = (
+            (torch.rand(batch, n, m, generator=generator) > 0.6) | (column % n == row) | (row % m == column)
+        )
         x = torch.where(keep, x, -math.inf)
     return x.double()
 
@@ -204,7 +219,11 @@ def test_presets_compute_what_others_do_to_the_last_digits(name, n_iter, scale):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_gradcheck_and_double_backward(options):
-    for x in (logits("normal", 3, 3, batch=2), logits("masked", 3, 4, batch=2), logits("x 10", 2, 2, batch=1)):
+    for x in (
+        logits("normal", 3, 3, batch=2),
+        logits("masked", 3, 4, batch=2),
+        logits("x 10", 2, 2, batch=1),
+    ):
         # -inf has no neighbours to take differences with
         keep = x > -math.inf
 
@@ -277,7 +296,9 @@ def test_leading_dimensions_and_strides():
     assert torch.equal(uk.doubly_stochastic(x.mT.contiguous().mT), want)
     assert torch.equal(uk.doubly_stochastic(x[:1].expand(5, 4, 6)), want[:1].expand(5, 4, 6))
     leaf = x.clone().requires_grad_()
-    (got,) = torch.autograd.grad(uk.doubly_stochastic(leaf).mT.sum(-1)[:, 0].sum(), leaf)  # an expanded gradient
+    (got,) = torch.autograd.grad(
+        uk.doubly_stochastic(leaf).mT.sum(-1)[:, 0].sum(), leaf
+    )  # an expanded gradient
     (truth,) = torch.autograd.grad(reference(leaf).mT.sum(-1)[:, 0].sum(), leaf)
     assert torch.allclose(got, truth, atol=1e-12)
 
@@ -343,7 +364,9 @@ def test_bad_input(name):
         call()
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "softmax", "eps": 1e-6}, {"order": "rows-columns"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"start": "softmax", "eps": 1e-6}, {"order": "rows-columns"}], ids=str
+)
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 5, 7), (3, 40, 50)], ids=str)
 def test_bad_logits(shape, options):
     for value, word in ((math.nan, "NaN"), (math.inf, r"\+inf")):
@@ -351,7 +374,10 @@ def test_bad_logits(shape, options):
         x[1, 2, 3] = value
         with pytest.raises(ValueError, match=rf"got {word} at logits\[1, 2, 3\]"):
             uk.doubly_stochastic(x, **options)
-    for place, words in (((2, 1), "row 1 of logits.2. has none"), ((2, slice(None), 1), "column 1 of logits.2.")):
+    for place, words in (
+        ((2, 1), "row 1 of logits.2. has none"),
+        ((2, slice(None), 1), "column 1 of logits.2."),
+    ):
         x = torch.zeros(shape)
         x[place] = -math.inf
         with pytest.raises(ValueError, match=words):

@@ -60,6 +60,7 @@ OPS = {
     "class-conditional": ("class_conditional_loss",),
     "label-transport": ("label_transport_loss",),
     "linear-label-transport": ("linear_label_transport_loss",),
+    "doubly-stochastic": ("doubly_stochastic",),
 }
 
 

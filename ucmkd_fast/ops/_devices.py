@@ -13,8 +13,8 @@ from torch import Tensor
 from . import _cpu, _cuda, _reference
 from ._call_site import call_site, warn
 from ._cuda import _device
-from ._projection import ProjectionOptions
 from ._problem import Gradients, Kept, Needs, Options, Problem, Solution, Upstream
+from ._projection import ProjectionOptions
 
 
 class Door(Protocol):

@@ -71,9 +71,7 @@ def _checked(logits: Any, n_iter: Any, eps: Any, start: Any, order: Any) -> Proj
         raise TypeError(f"logits must be a torch.Tensor of shape (..., n, m), got {type(logits).__name__}")
     checks.tensor("logits", logits, "(..., n, m)", max(2, logits.dim()), half=True)
     if 0 in logits.shape[-2:]:
-        raise ValueError(
-            f"logits must have at least one row and one column, got shape {tuple(logits.shape)}"
-        )
+        raise ValueError(f"logits must have at least one row and one column, got shape {tuple(logits.shape)}")
     n_iter = checks.count_at_least_one("n_iter", n_iter)
     if n_iter > _MOST_ITERATIONS:
         raise ValueError(f"n_iter must be at most {_MOST_ITERATIONS}, got {n_iter}")
