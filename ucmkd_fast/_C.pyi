@@ -323,6 +323,27 @@ class CudaLabel:
     total: int
     mean: bool
 
+class CudaProjection:
+    """One batch of matrices to project (csrc/doubly_stochastic/cuda_call.h)."""
+
+    f64: bool
+    element_type: int
+    device: int
+    stream: int
+    batch: int
+    n: int
+    m: int
+    n_iter: int
+    logits: int
+    upstream: int
+    out: int
+    eps: float
+    softmax: bool
+    rows_first: bool
+    work: int
+
+def cuda_project_work(call: CudaProjection) -> int: ...
+def cuda_project(call: CudaProjection) -> None: ...
 def cuda_sinkhorn_work(call: CudaSinkhorn) -> int: ...
 def cuda_sinkhorn_fits_block(call: CudaSinkhorn) -> bool: ...
 def cuda_sinkhorn_forward(call: CudaSinkhorn) -> None: ...

@@ -15,8 +15,8 @@ struct Steps {
   int64_t count;          // of steps
   double column_sum, row_sum;
 
-  int64_t column_steps() const { return (count + 1) / 2; }
-  int64_t row_steps() const { return count / 2; }
+  UK_HOST_DEVICE int64_t column_steps() const { return (count + 1) / 2; }
+  UK_HOST_DEVICE int64_t row_steps() const { return count / 2; }
 };
 
 // exp, columns first:      C R C R ...            softmax, columns first:  S C R C R ...

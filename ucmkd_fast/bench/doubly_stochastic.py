@@ -1,7 +1,7 @@
 """The doubly stochastic projection against torch, eager and compiled, and against `sinkhorn` on the same batch.
 
-float32, 20 iterations, forward alone and with the gradient. Compiled are four parts of five iterations: as one graph all
-20 take minutes.
+float32, 20 iterations, forward alone and with the gradient. Compiled are four parts of five iterations: all 20 take
+minutes.
 """
 
 from __future__ import annotations

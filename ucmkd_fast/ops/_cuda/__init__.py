@@ -5,6 +5,7 @@ from ._device import fits_block
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
 from .panels import Sweeps, cost_panels
+from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
@@ -21,6 +22,8 @@ __all__ = [
     "label",
     "loss",
     "loss_backward",
+    "project",
+    "project_backward",
     "saved_size",
     "solve",
     "solve_backward",
