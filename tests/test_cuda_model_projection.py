@@ -108,6 +108,12 @@ def test_bad_matrices_are_nan_and_the_others_are_not(shape, monkeypatch):
         uk.doubly_stochastic(x)
 
 
+def test_one_matrix_that_is_too_large_is_refused():
+    x = torch.zeros(()).expand(1 << 16, 1 << 15)
+    with pytest.raises(ValueError, match="less than 2.31 entries on a GPU, got 65536 x 32768"), model():
+        uk.doubly_stochastic(x)
+
+
 def test_a_second_derivative_goes_by_torch():
     x = logits("normal", 3, 3, batch=2).requires_grad_()
     with model():

@@ -118,7 +118,8 @@ def predicted_projections(counts: Counts) -> dict[int, dict[str, Time]]:
     def loops(*ways: str) -> list[dict[str, int]]:
         found = [(f"projection, {way}", "false" if way == "forward" else "true") for way in ways]
         return [
-            loop_of(counts, title, f"doubly_stochastic::thread_kernel<float, 4, {back}>") for title, back in found
+            loop_of(counts, title, f"doubly_stochastic::thread_kernel<float, 4, {back}>")
+            for title, back in found
         ]
 
     forward, backward = loops("forward"), loops("kept", "adjoint")
@@ -222,7 +223,11 @@ def predicted(counts: Counts, measured: str) -> list[str]:
         ["N x K, type", "predicted", "measured", "ratio", "by"],
         [[case, *beside(guess, spent), by] for case, guess, spent, by in labels],
     )
-    text += ["", "Doubly stochastic matrices, 4 x 4, 20 iterations, float32, microseconds of kernels, not measured:", ""]
+    text += [
+        "",
+        "Doubly stochastic matrices, 4 x 4, 20 iterations, float32, microseconds of kernels, not measured:",
+        "",
+    ]
     text += table(
         ["matrices", "forward", "backward", "both", "by"],
         [

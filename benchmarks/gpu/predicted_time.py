@@ -26,7 +26,6 @@ from costs import (
     Known,
 )
 
-
 #: Instructions of a thread before and behind the loops of a projection: loads, 16 exponentials, the range, stores.
 AROUND_PROJECTION = 600
 

@@ -200,7 +200,7 @@ class Beyond {
 
 // Looks at as many marks at a time as the block has threads.
 template <class S, bool kBackward>
-__global__ void __launch_bounds__(kBeyondThreads)
+__global__ void __launch_bounds__(kBeyondThreads, 8)
     beyond_kernel(const __grid_constant__ Problem<S> p, double* const work) {
   Beyond<S, kBackward> matrix(p, work + blockIdx.x * beyond_size(p.s, kBackward));
   const int64_t step = int64_t(gridDim.x) * blockDim.x;

@@ -236,7 +236,7 @@ class Team {
 
 // `team` threads for each matrix; all of them in shared memory, or with p.work in parts of it.
 template <class S, bool kBackward>
-__global__ void __launch_bounds__(kMostThreads) team_kernel(const __grid_constant__ Problem<S> p, const int team) {
+__global__ void __launch_bounds__(kMostThreads, 4) team_kernel(const __grid_constant__ Problem<S> p, const int team) {
   using T = Wide<S>;
   const int teams = blockDim.x / team, mine = threadIdx.x / team;
   const int64_t size = team_size(p.s, kBackward);

@@ -12,6 +12,7 @@ from .._addresses import address
 from .._projection import ProjectionOptions, refuse
 from . import _device as device
 
+_MOST_ENTRIES = 1 << 31  # places in a matrix are 32 bits there
 _ELEMENT_TYPES = {torch.float16: 1, torch.bfloat16: 2}  # ElementType of csrc/doubly_stochastic/cuda_call.h
 
 
@@ -27,6 +28,10 @@ def project_backward(logits: Tensor, upstream: Tensor, options: ProjectionOption
 
 def _run(logits: Tensor, upstream: Tensor | None, options: ProjectionOptions) -> Tensor:
     n, m = logits.shape[-2:]
+    if n * m >= _MOST_ENTRIES:
+        raise ValueError(
+            f"a matrix must have less than 2^31 entries on a GPU, got {n} x {m}: compute it on the CPU, or by sinkhorn"
+        )
     logits = logits.contiguous()
     given = None if upstream is None else upstream.contiguous()
     out = device.empty(logits, *logits.shape)
