@@ -110,6 +110,13 @@ Cosine scores, temperature 0.05, against the lines of SwAV in eager torch, which
 it converts to float32.
         """,
     ),
+    "doubly_stochastic": (
+        "Doubly stochastic matrices",
+        """
+20 iterations, float32, of *batch* matrices n x n: against the same iterations in torch, eager and compiled, and against
+`sinkhorn` on the batch with masses of 1.
+        """,
+    ),
     "estimate": (
         "What is expected and what it takes",
         """

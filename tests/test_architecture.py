@@ -25,7 +25,7 @@ MOST_LINES = 400
 #: What users call: their options are keywords with defaults, and stay flat.
 PUBLIC = {
     "sinkhorn", "sinkhorn_loss", "class_conditional_loss", "label_transport_loss", "linear_label_transport_loss",
-    "assign",
+    "assign", "doubly_stochastic",
 }  # fmt: skip
 
 #: Layers of ops from the bottom: a module imports from its own layer and from those below it. Patterns are of names
@@ -33,8 +33,8 @@ PUBLIC = {
 LAYERS = {
     "records and rules": (
         "_problem", "_addresses", "_pieces", "_call_site", "not_converged", "transforms", "_dual", "_products",
-        "_control", "_held", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
-        "_assign", "_mapped",
+        "_control", "_held", "_classes", "_label", "_projection", "arguments", "checks", "cost", "refusals", "memory",
+        "sharded", "_assign", "_mapped",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices", "cuda_switches"),
@@ -44,7 +44,9 @@ LAYERS = {
     ),
     "route": ("_route",),
     "lists": ("_lists",),
-    "public": ("", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport", "assign"),
+    "public": (
+        "", "sinkhorn", "class_conditional", "label_transport", "linear_label_transport", "assign", "doubly_stochastic",
+    ),
 }  # fmt: skip
 
 #: Files of ops that ask for a device though they are neither `_devices.py` nor in `_cuda/`, and why.

@@ -11,6 +11,7 @@ from ucmkd_fast.ops._cuda import _device
 from ucmkd_fast.ops.cost import METRICS
 from ucmkd_fast.reference import label_transport as label_reference
 from ucmkd_fast.reference import sinkhorn as reference
+from ucmkd_fast.reference.doubly_stochastic import doubly_stochastic as projection_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,6 +159,15 @@ def test_label_transport(kappa, smoothing, reduction, device, dtype):
         lambda s, t: uk.label_transport_loss(s, t, target.to(device), **options),
         lambda s, t: label_reference.label_transport_loss(s, t, target, **options),
         features(11, 11, width=7), device, dtype,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [4, 7, 40])
+@pytest.mark.parametrize("options", [{}, {"start": "softmax", "order": "rows-columns", "eps": 1e-6}], ids=str)
+def test_doubly_stochastic(options, size, device, dtype):
+    agree(
+        lambda x: uk.doubly_stochastic(x, **options).square(), lambda x: projection_reference(x, **options).square(),
+        [torch.randn(70, size, size).double().requires_grad_()], device, dtype,
     )  # fmt: skip
 
 

@@ -26,6 +26,13 @@ def card():
     return Card("a card", multiprocessors=100, clock_ghz=2.0, copy_gb_s=1000, l2_gb_s=4000)
 
 
+def test_32768_matrices_of_4_x_4_are_predicted_to_take_30_us_both_ways():
+    from predict import COUNTS, predicted_projections
+
+    times = predicted_projections(json.loads(COUNTS.read_text()))[32768]
+    assert sum(time.total for time in times.values()) <= 30
+
+
 # ---- The parts
 
 

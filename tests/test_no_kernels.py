@@ -98,6 +98,7 @@ def label_losses():
         "linear_label_transport_loss": lambda: uk.linear_label_transport_loss(
             feature, sw, None, tw, None, target
         ),
+        "doubly_stochastic": lambda: uk.doubly_stochastic(s),
         "LabelTransportLoss": lambda: uk.LabelTransportLoss()(s, t, target),
         "sinkhorn": lambda: uk.sinkhorn(s @ t.T),
         "sinkhorn_loss": lambda: uk.sinkhorn_loss(s, t),

@@ -61,6 +61,7 @@ OPS = {
     "label-transport": ("label_transport_loss",),
     "linear-label-transport": ("linear_label_transport_loss",),
     "assign": ("assign",),
+    "doubly-stochastic": ("doubly_stochastic",),
 }
 
 

@@ -202,6 +202,13 @@ def assign_sweep(
     out: int, out_type: int, out_stride: int,
 ) -> tuple[int, int, float]: ...
 
+# The doubly stochastic projection (csrc/doubly_stochastic/params.h)
+
+def doubly_stochastic(
+    *, f64: bool, batch: int, n: int, m: int, logits: int, upstream: int, n_iter: int, eps: float, softmax: bool,
+    rows_first: bool, out: int,
+) -> int: ...
+
 # CUDA kernels, in builds that have them (csrc/bind/cuda.cpp): fields are written one by one
 
 class CudaSinkhorn:
@@ -337,6 +344,27 @@ class CudaLabel:
     total: int
     mean: bool
 
+class CudaProjection:
+    """One batch of matrices to project (csrc/doubly_stochastic/cuda_call.h)."""
+
+    f64: bool
+    element_type: int
+    device: int
+    stream: int
+    batch: int
+    n: int
+    m: int
+    n_iter: int
+    logits: int
+    upstream: int
+    out: int
+    eps: float
+    softmax: bool
+    rows_first: bool
+    work: int
+
+def cuda_project_work(call: CudaProjection) -> int: ...
+def cuda_project(call: CudaProjection) -> None: ...
 def cuda_sinkhorn_work(call: CudaSinkhorn) -> int: ...
 def cuda_sinkhorn_fits_block(call: CudaSinkhorn) -> bool: ...
 def cuda_sinkhorn_forward(call: CudaSinkhorn) -> None: ...

@@ -10,6 +10,7 @@ from . import _native as _native
 from .losses import FeatureAlignmentLoss, LabelTransportLoss
 from .ops.assign import assign
 from .ops.class_conditional import class_conditional_loss
+from .ops.doubly_stochastic import doubly_stochastic
 from .ops.label_transport import label_transport_loss
 from .ops.linear_label_transport import linear_label_transport_loss
 from .ops.not_converged import ConvergenceWarning
@@ -32,6 +33,7 @@ __all__ = [
     "assign",
     "class_conditional_loss",
     "compat",
+    "doubly_stochastic",
     "label_transport_loss",
     "linear_label_transport_loss",
     "sinkhorn",

@@ -18,7 +18,15 @@ from typing import Any
 
 from costs import H100, KNOWN, WARP_TILED
 from page_targets import figure, table
-from predicted_time import Time, gradient_pass, iteration, known_rate, label_pass, small_iteration
+from predicted_time import (
+    Time,
+    gradient_pass,
+    iteration,
+    known_rate,
+    label_pass,
+    projection,
+    small_iteration,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS, MEASURED, PAGE = (
@@ -102,6 +110,26 @@ def label_cases(counts: Counts, shares: dict[str, float]) -> Iterator[tuple[str,
         counted = (2 + grads) * size  # as docs/gpu.md counts: each logit once, each gradient once
         measured = counted / (H100.copy_gb_s * 1e3) / share
         yield case, sum(one.total for one in passes), measured, passes[-1].bound_by
+
+
+def predicted_projections(counts: Counts) -> dict[int, dict[str, Time]]:
+    """Matrices of 4 x 4 -> forward and backward of 20 iterations."""
+
+    def loops(*ways: str) -> list[dict[str, int]]:
+        found = [(f"projection, {way}", "false" if way == "forward" else "true") for way in ways]
+        return [
+            loop_of(counts, title, f"doubly_stochastic::thread_kernel<float, 4, {back}>")
+            for title, back in found
+        ]
+
+    forward, backward = loops("forward"), loops("kept", "adjoint")
+    return {
+        batch: {
+            "forward": projection(H100, batch, 20, forward, 2 * 64.0 * batch),
+            "backward": projection(H100, batch, 20, backward, 3 * 64.0 * batch),
+        }
+        for batch in (4096, 32768, 131072)
+    }
 
 
 # ---- What is shown
@@ -195,6 +223,19 @@ def predicted(counts: Counts, measured: str) -> list[str]:
         ["N x K, type", "predicted", "measured", "ratio", "by"],
         [[case, *beside(guess, spent), by] for case, guess, spent, by in labels],
     )
+    text += [
+        "",
+        "Doubly stochastic matrices, 4 x 4, 20 iterations, float32, microseconds of kernels, not measured:",
+        "",
+    ]
+    text += table(
+        ["matrices", "forward", "backward", "both", "by"],
+        [
+            [f"{batch:,}", *(figure(ways[way].total) for way in ("forward", "backward")),
+             figure(sum(time.total for time in ways.values())), ways["backward"].bound_by]
+            for batch, ways in predicted_projections(counts).items()
+        ],
+    )  # fmt: skip
     return text
 
 

@@ -7,7 +7,7 @@ counts only as far as too few warps leave slots empty; conflicts in shared memor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costs import (
@@ -25,6 +25,9 @@ from costs import (
     Card,
     Known,
 )
+
+#: Instructions of a thread before and behind the loops of a projection: loads, 16 exponentials, the range, stores.
+AROUND_PROJECTION = 600
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,26 @@ def label_pass(card: Card, rows: int, read: float, written: float, loop: Mapping
         special=special_us(card, ceil_div(rows, card.multiprocessors) * loop["special"]),
         memory=memory_us(card, read + written),
         fixed=LAUNCH_US,
+    )
+
+
+def projection(
+    card: Card, matrices: int, iterations: int, loops: Sequence[Mapping[str, int]], size: float
+) -> Time:
+    """One way of the doubly stochastic projection of 4 x 4 matrices, a thread for each, with ``size`` bytes in all.
+
+    Then the look for matrices that left their range, a launch of its own.
+    """
+    of_block = 2  # warps
+    of_one = ceil_div(ceil_div(matrices, of_block * WARP), card.multiprocessors) * of_block
+    registers = max(loop["registers"] for loop in loops)
+    at_once = min(of_one, of_block * resident_blocks(of_block * WARP, registers))
+    instructions = of_one * (iterations * sum(loop["instructions"] for loop in loops) + AROUND_PROJECTION)
+    return Time(
+        issue=issue_us(card, instructions, at_once),
+        special=special_us(card, of_one * iterations * sum(loop.get("special", 0) for loop in loops)),
+        memory=memory_us(card, size),
+        fixed=2 * LAUNCH_US,
     )
 
 

@@ -4,6 +4,7 @@
 
 #include "bind/bind.h"
 #include "cost/cuda_call.h"
+#include "doubly_stochastic/cuda_call.h"
 #include "label_transport/cuda_call.h"
 #include "sinkhorn/cuda_call.h"
 
@@ -66,6 +67,22 @@ void bind_cuda(py::module_& m) {
   UK_FIELD(upstream), UK_FIELD(upstream_stride), UK_FIELD(logit_type), UK_FIELD(counted), UK_FIELD(total),
       UK_FIELD(mean);
 #undef UK_FIELD
+  using doubly_stochastic::CudaProjection;
+  py::class_<CudaProjection> projection(m, "CudaProjection", py::module_local(),
+                                        "Addresses and sizes of one batch of matrices; it owns nothing.");
+  projection.def(py::init<>());
+#define UK_FIELD(name) projection.def_readwrite(#name, &CudaProjection::name)
+  UK_FIELD(f64), UK_FIELD(element_type), UK_FIELD(device), UK_FIELD(stream), UK_FIELD(batch), UK_FIELD(n);
+  UK_FIELD(m), UK_FIELD(n_iter), UK_FIELD(logits), UK_FIELD(upstream), UK_FIELD(out), UK_FIELD(eps);
+  UK_FIELD(softmax), UK_FIELD(rows_first), UK_FIELD(work);
+#undef UK_FIELD
+  m.def("cuda_project_work", [](const CudaProjection& c) {
+    const char* refused;
+    const int64_t bytes = doubly_stochastic::cuda_project_work(c, &refused);
+    check_launch(refused);
+    return bytes;
+  });
+  m.def("cuda_project", [](const CudaProjection& c) { check_launch(doubly_stochastic::cuda_project(c)); });
   m.def("cuda_sinkhorn_work", [](const CudaCall& c) {
     const char* refused;
     const int64_t elements = sinkhorn::cuda_work(c, &refused);

@@ -67,6 +67,7 @@ PYBIND11_MODULE(_C, module) {
   bind_panels(module);
   bind_label(module);
   bind_assign(module);
+  bind_doubly_stochastic(module);
 #ifdef UCMKD_WITH_CUDA
   bind_cuda(module);
 #endif

@@ -4,6 +4,7 @@
 #include "assign/params.h"
 #include "core/product.h"
 #include "cost/kernels.h"
+#include "doubly_stochastic/params.h"
 #include "label_transport/params.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/panel.h"
@@ -27,6 +28,7 @@ struct Kernels {
   const product::Kernels<T>& product;
   const label_transport::Kernels<T>& label_transport;
   const assign::Kernels<T>& assign;
+  const doubly_stochastic::Kernels<T>& doubly_stochastic;
 };
 
 struct Level {

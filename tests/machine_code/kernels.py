@@ -87,6 +87,14 @@ def _pass(title: str, source: str, kernel: str, step: str, reason: str) -> Famil
     return Family(title, f"sinkhorn/{source}", kernel, "element", None, inside, ("exponential",), reason)
 
 
+def _projection(title: str, backward: bool, inside: str, reason: str) -> Family:
+    """A thread per 4 x 4 matrix, so that an iteration of a warp is one of 32 matrices."""
+    kernel = rf"doubly_stochastic::thread_kernel<float, (\d+), {str(backward).lower()}>"
+    regions = (("thread.cuh", inside),)
+    source, unit = "doubly_stochastic/cuda.cu", "iteration of 32 matrices"
+    return Family(title, source, kernel, unit, _one, regions, ("multiply-add",), reason)
+
+
 def _product(title: str, source: str, kernel: str, depth: Callable[..., int], reason: str) -> Family:
     """Multiply-adds of a square per thread, 8 x 8 where the kernel names no side; two depths per inner trip."""
 
@@ -160,6 +168,24 @@ FAMILIES = (
         "label, backward",
         _SMOOTHING,
         "the forward once more, as its sums are not kept, a multiply-add per logit and a quarter of a store",
+    ),
+    _projection(
+        "projection, forward",
+        False,
+        "iterate",
+        "32 multiply-adds and 8 reciprocals with their guards; eps and the sums to be reached are 16 multiplications",
+    ),
+    _projection(
+        "projection, kept",
+        True,
+        "iterate",
+        "the forward once more, which stores the scalings of each step",
+    ),
+    _projection(
+        "projection, adjoint",
+        True,
+        "adjoint",
+        "32 multiply-adds for the gradients of the scalings and 32 for that of the matrix, and 24 products per step",
     ),
     _pass(
         "general sweep, rows",

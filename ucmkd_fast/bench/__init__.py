@@ -25,6 +25,7 @@ SUBJECTS = {
     "memory": "extra memory of the loss and its gradient",
     "label_transport": "the label losses against the torch composite and a plain cross-entropy",
     "assign": "balanced assignments against SwAV's own lines in torch",
+    "doubly_stochastic": "the projection of small matrices against eager and compiled torch, and `sinkhorn`",
     "estimate": "what `ucmkd estimate` expects against what a loss and its gradient take",
     "bilevel": "one training step against plain cross-entropy and feature distillation",
 }

@@ -14,6 +14,7 @@ from . import _cpu, _cuda, _reference
 from ._call_site import call_site, warn
 from ._cuda import _device
 from ._problem import Gradients, Kept, Needs, Options, Problem, Solution, Upstream
+from ._projection import ProjectionOptions
 
 
 class Door(Protocol):
@@ -42,6 +43,12 @@ class Door(Protocol):
 
     def loss(self, p: Problem, options: Options, needs: Needs, told: Any) -> tuple[Tensor, Kept]:
         """The loss () between features; ``told``, a `Convergence` or None, is filled in."""
+
+    def project(self, logits: Tensor, options: ProjectionOptions) -> Tensor:
+        """The doubly stochastic projection (..., n, m)."""
+
+    def project_backward(self, logits: Tensor, upstream: Tensor, options: ProjectionOptions) -> Tensor:
+        """The gradient of its logits."""
 
     def loss_backward(self, p: Problem, kept: Kept, up: Tensor, options: Options, needs: Needs) -> Gradients:
         """Of features, masses and W."""

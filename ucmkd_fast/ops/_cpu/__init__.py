@@ -6,6 +6,7 @@ from .costs import cost, cost_backward, matrix
 from .lists import matrices, solve_list, solve_list_backward, sums
 from .losses import loss, loss_backward
 from .panels import Sweeps, cost_panels
+from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, True, False
@@ -24,6 +25,8 @@ __all__ = [
     "loss_backward",
     "matrices",
     "matrix",
+    "project",
+    "project_backward",
     "saved_size",
     "solve",
     "solve_backward",

@@ -6,6 +6,7 @@ from .assign import assignments
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
 from .panels import Sweeps, cost_panels
+from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
@@ -23,6 +24,8 @@ __all__ = [
     "label",
     "loss",
     "loss_backward",
+    "project",
+    "project_backward",
     "saved_size",
     "solve",
     "solve_backward",
