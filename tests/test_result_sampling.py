@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from drawing_worker import N, OPTIONS, maps, points, problem, solved
+from drawing_worker import OPTIONS, N, maps, points, problem, solved
 from sharded_worker import ROWS
 
 import ucmkd_fast as uk
@@ -314,7 +314,7 @@ def test_transforms_and_compilers_form_the_plan():
     want = [torch.stack(found) for found in zip(*map(both, cost), strict=True)]
     for found in (
         torch.func.vmap(both)(cost),
-        map(torch.stack, zip(*map(torch.compile(both, backend="eager"), cost))),
+        map(torch.stack, zip(*map(torch.compile(both, backend="eager"), cost), strict=True)),
     ):
         for one, other in zip(found, want, strict=True):
             assert torch.allclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
