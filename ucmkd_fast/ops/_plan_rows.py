@@ -118,7 +118,8 @@ class Plans:
 def exp_(logs: Tensor) -> Tensor:
     """In place; 0 below the dtype's normal numbers, over which exponentials take thirty times as long, as over -inf."""
     tiny = torch.finfo(logs.dtype).tiny
-    return torch.nn.functional.threshold_(logs.clamp_(min=math.log(4 * tiny)).exp_(), 8 * tiny, 0)
+    shares = logs.clamp_(min=math.log(4 * tiny)).exp_()
+    return torch.nn.functional.threshold(shares, 8 * tiny, 0, inplace=True)
 
 
 def shifted_exp_(logs: Tensor, dim: int) -> tuple[Tensor, Tensor]:
