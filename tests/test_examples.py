@@ -65,7 +65,12 @@ def test_two_processes(tmp_path, audio):
 def test_ot_flow_matching():
     command = [sys.executable, str(EXAMPLES / "ot_flow_matching.py"), "--steps", "200", "--batch", "64"]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.findall(r"loss ([\d.]+), bend of the paths ([\d.]+) %, .* after 3 steps ([\d.]+)", done.stdout)
