@@ -35,6 +35,20 @@ CASES = {
     "class cost, relative reg": {"metric": "l1", "reg_scale": "mean"},
     "relaxed": {"grad": "implicit", "max_iter": 200, "tol": 1e-6, "accelerate": "relax"},
 }
+#: On a CPU alone.
+UNBALANCED = {
+    "unbalanced": {"unbalanced": (0.5, 2.0)},
+    "unbalanced, divergence": {
+        "metric": "l2",
+        "reg": 2.0,
+        "objective": "divergence",
+        "unbalanced": (3.0, None),
+    },
+    "unbalanced, implicit": {"grad": "implicit", "max_iter": 300, "tol": 1e-6, "unbalanced": 1.0},
+    "unbalanced, stopped": {"max_iter": 200, "tol": 1e-6, "unbalanced": 1.0},
+    "unbalanced, envelope": {"grad": "envelope", "objective": "regularized", "unbalanced": 1.0},
+    "unbalanced, log domain": {"metric": "sqeuclidean", "reg": 0.2, "max_iter": 30, "unbalanced": 20.0},
+}
 ROWS = {
     2: [(30, 5), (11, 24)],
     4: [(17, 3), (0, 12), (23, 0), (1, 14)],
@@ -47,6 +61,10 @@ def whole(masses: bool):
     a, b = (torch.rand(k, generator=rand) + 0.1 for k in (41, 29))
     a[20], b[7] = 0, 0
     return (x, y, a / a.sum(), b / b.sum()) if masses else (x, y, None, None)
+
+
+def options_of(name: str):
+    return {**CASES, **UNBALANCED}[name]
 
 
 def classes():
@@ -63,7 +81,7 @@ def gradients(tensors, by_class=(None, None), **options):
 
 
 def has_masses(name: str) -> bool:
-    return name in ("l1 regularized", "log domain", "implicit", "envelope masses")
+    return name in ("l1 regularized", "log domain", "implicit", "envelope masses") or name in UNBALANCED
 
 
 def by_class_of(name: str):
@@ -81,7 +99,8 @@ def work(rank: int, size: int, folder: Path) -> None:
             for side, t in enumerate(tensors)
         ]
 
-    for name, options in CASES.items():
+    on_device = _device.runs_on(whole(False)[0])
+    for name, options in (CASES if on_device else {**UNBALANCED, **CASES}).items():
         parts = mine(whole(has_masses(name)))
         outcome[name] = gradients(parts, mine(by_class_of(name)), group=group, **options)
     result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)

@@ -32,7 +32,7 @@ PUBLIC = {
 LAYERS = {
     "records and rules": (
         "_problem", "_addresses", "_pieces", "_call_site", "not_converged", "transforms", "_dual", "_products",
-        "_control", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
+        "_control", "_held", "_classes", "_label", "arguments", "checks", "cost", "refusals", "memory", "sharded",
     ),
     "doors": ("_cpu", "_cpu.*", "_cuda", "_cuda.*", "_reference", "_reference.*"),
     "devices": ("_devices", "cuda_switches"),

@@ -14,6 +14,7 @@ import ucmkd_fast as uk
 from ucmkd_fast._native import _C
 from ucmkd_fast.ops import _registered
 from ucmkd_fast.ops._cpu.sinkhorn import saved_size
+from ucmkd_fast.ops._problem import Options
 from ucmkd_fast.reference import sinkhorn as reference
 
 OBJECTIVES = ("value", "value_regularized")
@@ -301,8 +302,10 @@ def test_no_silent_zero_where_scaling_underflows():
 
 def test_saved_size_is_that_of_the_kernels():
     for n, m, T, history in [(1, 1, 1, True), (33, 20, 7, False), (64, 130, 100, True), (2048, 17, 3, True)]:
-        size = saved_size(torch.Size((n, m)), T, history)
-        assert size == _C.sinkhorn_saved_size(n, m, T, history)
+        for rho in (None, (1.0, math.inf)):
+            options = Options(0.1, T, 0.0, "unrolled", None, torch.float32, unbalanced=rho)
+            size = saved_size(torch.Size((n, m)), options, history)
+            assert size == _C.sinkhorn_saved_size(n, m, T, history, rho is not None)
 
 
 def test_registered_ops_are_sound():

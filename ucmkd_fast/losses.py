@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .ops.label_transport import label_transport_loss
-from .ops.sinkhorn import sinkhorn_loss
+from .ops.sinkhorn import Unbalanced, sinkhorn_loss
 
 
 class FeatureAlignmentLoss(nn.Module):
@@ -27,11 +27,12 @@ class FeatureAlignmentLoss(nn.Module):
         grad: str = "unrolled",
         accelerate: str | None = None,
         reg_scale: str | None = None,
+        unbalanced: Unbalanced = None,
     ):
         super().__init__()
         self.options: dict[str, Any] = {
             "metric": metric, "reg": reg, "max_iter": max_iter, "tol": tol, "objective": objective, "grad": grad,
-            "accelerate": accelerate, "reg_scale": reg_scale,
+            "accelerate": accelerate, "reg_scale": reg_scale, "unbalanced": unbalanced,
         }  # fmt: skip
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

@@ -46,16 +46,19 @@ void bind_panels(py::module_& module) {
       "panels"_a, py::kw_only(), "f"_a, "top"_a, "total"_a, Unlocked());
   define(
       module, "panel_iterate",
-      [](const PanelsOf& p, bool relaxed, Address mass, Address g, Address f, Address sums) {
-        sweep(p, [&](auto& kernels, const auto& panels) { kernels.iterate(panels, relaxed, mass, g, f, sums); });
+      [](const PanelsOf& p, bool relaxed, double damping, Address mass, Address g, Address f, Address sums) {
+        sweep(p, [&](auto& kernels, const auto& panels) {
+          kernels.iterate(panels, {relaxed, damping}, mass, g, f, sums);
+        });
       },
-      "panels"_a, py::kw_only(), "relaxed"_a, "mass"_a, "g"_a, "f"_a, "sums"_a, Unlocked());
+      "panels"_a, py::kw_only(), "relaxed"_a, "damping"_a, "mass"_a, "g"_a, "f"_a, "sums"_a, Unlocked());
   define(
       module, "panel_plan",
-      [](const PanelsOf& p, Address f, Address g, Address alpha, Address row_value, Address first) {
-        sweep(p, [&](auto& kernels, const auto& panels) { kernels.plan(panels, f, g, alpha, row_value, first); });
+      [](const PanelsOf& p, double damping, Address f, Address g, Address alpha, Address row_value, Address first) {
+        sweep(p,
+              [&](auto& kernels, const auto& panels) { kernels.plan(panels, damping, f, g, alpha, row_value, first); });
       },
-      "panels"_a, py::kw_only(), "f"_a, "g"_a, "alpha"_a, "row_value"_a, "first"_a, Unlocked());
+      "panels"_a, py::kw_only(), "damping"_a, "f"_a, "g"_a, "alpha"_a, "row_value"_a, "first"_a, Unlocked());
   define(
       module, "panel_adjoint",
       [](const PanelsOf& p, Address f, Address g, Address sigma, Address factor, Address d, Address sums) {

@@ -16,27 +16,29 @@ void bind_ragged(py::module_& module) {
   define_record(
       module, "Ragged",
       [](const cost::FeatureSet& features, int64_t batch, Address x_offsets, Address y_offsets, double reg,
-         int64_t max_iter, double tol, Address a, Address b, Address init_f, Address init_g, bool relax, bool history,
-         Address cost, Address saved) {
+         int64_t max_iter, double tol, double rho_a, double rho_b, bool shifted, Address a, Address b, Address init_f,
+         Address init_g, bool relax, bool history, Address cost, Address saved) {
         Ragged r{{}, x_offsets, y_offsets};
         sinkhorn::Problem& p = r.all;
         p.f64 = features.f64, p.batch = batch, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
-        p.relax = relax, p.history = history;
+        p.relax = relax, p.history = history, p.marginals = {rho_a, rho_b, shifted};
         p.a = a, p.b = b, p.init_f = init_f, p.init_g = init_g;
         p.cost = cost, p.saved = saved, p.features = features;
         return r;
       },
-      py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a, "tol"_a, "a"_a = 0,
-      "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false, "history"_a = false, "cost"_a = 0, "saved"_a = 0);
+      py::kw_only(), "features"_a, "batch"_a, "x_offsets"_a, "y_offsets"_a, "reg"_a, "max_iter"_a, "tol"_a, "rho_a"_a,
+      "rho_b"_a, "shifted"_a, "a"_a = 0, "b"_a = 0, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false,
+      "history"_a = false, "cost"_a = 0, "saved"_a = 0);
   module.def(
       "ragged_sizes",
-      [](int64_t batch, Address x_offsets, Address y_offsets, int64_t max_iter, bool history) {
+      [](int64_t batch, Address x_offsets, Address y_offsets, int64_t max_iter, bool history, bool unbalanced) {
         Ragged r{{}, x_offsets, y_offsets};
         r.all.batch = batch, r.all.max_iter = max_iter, r.all.history = history;
+        if (unbalanced) r.all.marginals = {1, 1, false};
         const auto sizes = sinkhorn::ragged_sizes(r);
         return std::make_pair(sizes.cost, sizes.saved);
       },
-      "batch"_a, "x_offsets"_a, "y_offsets"_a, "max_iter"_a, "history"_a);
+      "batch"_a, "x_offsets"_a, "y_offsets"_a, "max_iter"_a, "history"_a, "unbalanced"_a = false);
   define(
       module, "ragged_forward",
       [](const Ragged& r, bool save_plan, Address f, Address g, Address value, Address dual, Address marginal_error,

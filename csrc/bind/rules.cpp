@@ -97,7 +97,8 @@ void bind_rules(py::module_& module) {
       "f64"_a, "tol"_a);
   module.def("max_sweeps", [](int64_t max_iter) { return sinkhorn::max_sweeps(max_iter); }, "max_iter"_a);
   module.def("padded", &sinkhorn::padded, "size"_a);
-  module.def("sinkhorn_saved_size", &sinkhorn::saved_size, "n"_a, "m"_a, "max_iter"_a, "history"_a);
+  module.def("sinkhorn_saved_size", &sinkhorn::saved_size, "n"_a, "m"_a, "max_iter"_a, "history"_a,
+             "unbalanced"_a = false);
 }
 
 }  // namespace ucmkd

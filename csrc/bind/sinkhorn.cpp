@@ -14,20 +14,21 @@ void bind_records(py::module_& module) {
   // Addresses and sizes of one problem or a batch; it owns nothing.
   define_record(
       module, "Problem",
-      [](bool f64, int64_t n, int64_t m, double reg, int64_t max_iter, double tol, Address cost, Address saved,
-         int64_t batch, Address a, bool a_shared, Address b, bool b_shared, Address init_f, Address init_g, bool relax,
-         bool history, const cost::FeatureSet* features) {
+      [](bool f64, int64_t n, int64_t m, double reg, int64_t max_iter, double tol, double rho_a, double rho_b,
+         bool shifted, Address cost, Address saved, int64_t batch, Address a, bool a_shared, Address b, bool b_shared,
+         Address init_f, Address init_g, bool relax, bool history, const cost::FeatureSet* features) {
         Problem p{};
         p.f64 = f64, p.batch = batch, p.n = n, p.m = m, p.max_iter = max_iter, p.reg = reg, p.tol = tol;
         p.cost = cost, p.saved = saved;
         p.a = a, p.a_shared = a_shared, p.b = b, p.b_shared = b_shared;
         p.init_f = init_f, p.init_g = init_g, p.relax = relax, p.history = history;
+        p.marginals = {rho_a, rho_b, shifted};
         if (features) p.features = *features;
         return p;
       },
-      py::kw_only(), "f64"_a, "n"_a, "m"_a, "reg"_a, "max_iter"_a, "tol"_a, "cost"_a, "saved"_a, "batch"_a = 1,
-      "a"_a = 0, "a_shared"_a = true, "b"_a = 0, "b_shared"_a = true, "init_f"_a = 0, "init_g"_a = 0, "relax"_a = false,
-      "history"_a = false, "features"_a = py::none());
+      py::kw_only(), "f64"_a, "n"_a, "m"_a, "reg"_a, "max_iter"_a, "tol"_a, "rho_a"_a, "rho_b"_a, "shifted"_a, "cost"_a,
+      "saved"_a, "batch"_a = 1, "a"_a = 0, "a_shared"_a = true, "b"_a = 0, "b_shared"_a = true, "init_f"_a = 0,
+      "init_g"_a = 0, "relax"_a = false, "history"_a = false, "features"_a = py::none());
   // Gradients that arrive at the outputs.
   define_record(
       module, "Upstream", [](Address value, Address f, Address g) { return Upstream{value, f, g}; }, py::kw_only(),
@@ -35,11 +36,20 @@ void bind_records(py::module_& module) {
   // What many calls of a loss between features share.
   define_record(
       module, "LossSettings",
-      [](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol, bool relax, int grad) {
-        return LossSettings{
-            f64, static_cast<cost::Metric>(metric), regularized, reg, max_iter, tol, relax, static_cast<Grad>(grad)};
+      [](bool f64, int metric, bool regularized, double reg, int64_t max_iter, double tol, bool relax, int grad,
+         double rho_a, double rho_b, bool shifted) {
+        return LossSettings{f64,
+                            static_cast<cost::Metric>(metric),
+                            regularized,
+                            reg,
+                            max_iter,
+                            tol,
+                            relax,
+                            static_cast<Grad>(grad),
+                            {rho_a, rho_b, shifted}};
       },
-      py::kw_only(), "f64"_a, "metric"_a, "regularized"_a, "reg"_a, "max_iter"_a, "tol"_a, "relax"_a, "grad"_a);
+      py::kw_only(), "f64"_a, "metric"_a, "regularized"_a, "reg"_a, "max_iter"_a, "tol"_a, "relax"_a, "grad"_a,
+      "rho_a"_a, "rho_b"_a, "shifted"_a);
 }
 
 void bind_steps(py::module_& module) {

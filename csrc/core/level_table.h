@@ -6,6 +6,7 @@ namespace ucmkd {
 namespace UK_LEVEL {
 
 extern const ByType<sinkhorn::ForwardKernels> forward_kernels;
+extern const ByType<sinkhorn::ForwardKernels> unbalanced_kernels;
 extern const ByType<sinkhorn::AdjointKernels> adjoint_kernels;
 extern const ByType<sinkhorn::GradientKernels> gradient_kernels;
 extern const ByType<sinkhorn::PanelKernels> panel_kernels;

@@ -18,6 +18,7 @@ struct ByType {
 template <class T>
 struct Kernels {
   const sinkhorn::ForwardKernels<T>& forward;
+  const sinkhorn::ForwardKernels<T>& unbalanced;
   const sinkhorn::AdjointKernels<T>& adjoint;
   const sinkhorn::GradientKernels<T>& gradient;
   const sinkhorn::PanelKernels<T>& panel;

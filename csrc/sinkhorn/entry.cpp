@@ -31,8 +31,10 @@ void over_batch(const Problem& p, double work, const Body& body) {
 
 }  // namespace
 
-int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history) {
-  return padded(n) * padded(m) + padded(n) + kPad + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0);
+int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history, bool unbalanced) {
+  const int64_t kept = unbalanced ? history ? max_iter : 1 : 0;
+  return padded(n) * padded(m) + padded(n) + kPad + (history ? padded((max_iter + 1) * n) + padded(max_iter * m) : 0) +
+         padded(kept * n) + padded(kept * m);
 }
 
 template <class T>

@@ -13,6 +13,7 @@ struct Problem {
   int64_t batch, n, m, max_iter;
   double reg, tol;
   bool relax;                 // over-relaxed iterations, without history
+  Marginals marginals;        // exact, or unbalanced transport
   bool history;               // hist_u, hist_v are saved
   bool a_shared, b_shared;    // one vector of masses serves the batch
   const void* a;              // (batch or 1, n) or null
@@ -30,7 +31,7 @@ struct Upstream {
   const void* g;      // (batch, m) or null
 };
 
-int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history);
+int64_t saved_size(int64_t n, int64_t m, int64_t max_iter, bool history, bool unbalanced);
 
 // Null, or a sentence about what is wrong with the input.
 template <class T>
@@ -85,6 +86,7 @@ struct LossSettings {
   double tol;
   bool relax;
   Grad grad;
+  Marginals marginals;
 };
 
 // What there is to say after a call that ran; all true where it went well.

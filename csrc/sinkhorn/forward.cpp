@@ -11,7 +11,7 @@
 // Over-relaxation (relaxation.h) costs one square root an element.
 #include "core/level_table.h"
 #include "core/shelf.h"
-#include "sinkhorn/log_domain.h"
+#include "sinkhorn/forward_parts.h"
 #include "sinkhorn/relaxation.h"
 #include "sinkhorn/rules.h"
 #include "sinkhorn/sweep.h"
@@ -20,23 +20,11 @@ namespace ucmkd {
 namespace UK_LEVEL {
 namespace {
 
-using sinkhorn::History;
 using sinkhorn::Outputs;
 using sinkhorn::padded;
 using sinkhorn::Rules;
 using sinkhorn::Status;
 using sinkhorn::View;
-
-// Every element whose mass is positive lies in [least, greatest]. All padded.
-template <class T>
-bool in_range(const T* x, const T* mass, int64_t count, T least, T greatest) {
-  typename Lanes<T>::I bad = {};
-  for (int64_t k = 0; k < count; k += Lanes<T>::W) {
-    const Vec<T> value = load(x + k);
-    bad |= (load(mass + k) > 0) & ~((value >= least) & (value <= greatest));
-  }
-  return !any<T>(bad);
-}
 
 template <class T>
 class Run {
@@ -65,8 +53,11 @@ class Run {
         const Status status = log_iteration();
         if (status != Status::kOk) return status;
       }
-      record();
-      if (scaled && tol == 0 && !p.relax && unchanged()) repeat_to_the_end();
+      recorder.iteration(t, u, v);
+      if (scaled && tol == 0 && !p.relax && equal(u, u_before, np)) {  // nor will anything change later
+        recorder.repeat_from(t, u, v);
+        t = p.max_iter;
+      }
       if (tol > 0 || p.relax || t == p.max_iter) {
         error = column_error();
         if (tol > 0 && error <= tol && !relaxation.relaxed()) break;
@@ -91,7 +82,7 @@ class Run {
       b[j] = j < m ? (p.b ? p.b[j] : T(1) / T(m)) : 0;
       G[j] = b[j] > 0 ? (p.init_g ? p.init_g[j] - p.reg * log_of(b[j]) : 0) : -inf;
     }
-    if (hist_u) copy(u, hist_u, n);
+    recorder.start(u);
   }
 
   // v from s, u from K v, s from K'u. False: out of range, u and v are not valid (u_before is).
@@ -122,7 +113,7 @@ class Run {
 
   // The same iteration from f_(t-1) in the log domain, then K rebuilt around its outcome.
   Status log_iteration() {
-    leave_epoch();
+    recorder.leave_epoch(t, F, G);
     const T inf = __builtin_inf();
     for (int64_t i = 0; i < np; ++i) f[i] = u_before[i] > 0 ? F[i] + p.reg * log_of(u_before[i]) : -inf;
     column_half(p, f, g_new);
@@ -141,45 +132,6 @@ class Run {
     return build(p, false, F, G, u, s, partial) ? Status::kOk : Status::kBadCost;
   }
 
-  void record() {
-    if (!hist_u) return;
-    copy(u, hist_u + t * n, n);
-    copy(v, hist_v + (t - 1) * m, m);
-  }
-
-  // Not a bit of u has changed: nor will anything, in any later iteration.
-  bool unchanged() const {
-    typename Lanes<T>::I moved = {};
-    for (int64_t i = 0; i < np; i += Lanes<T>::W) moved |= load(u + i) != load(u_before + i);
-    return !any<T>(moved);
-  }
-
-  void repeat_to_the_end() {
-    steady = t;
-    while (t < p.max_iter) {
-      ++t;
-      record();
-    }
-  }
-
-  // History that was written relative to the present F, G becomes potentials.
-  void leave_epoch() {
-    if (hist_u) {
-      for (int64_t k = epoch; k < t; ++k) {
-        T *hu = hist_u + k * n, *hv = hist_v + (k - 1) * m;
-        if (k > steady) {
-          copy(hu - n, hu, n), copy(hv - m, hv, m);
-          continue;
-        }
-        for (int64_t i = 0; i < n; ++i) hu[i] = F[i] + p.reg * log_of(hu[i]);
-        if (k > 0)
-          for (int64_t j = 0; j < m; ++j) hv[j] = G[j] + p.reg * log_of(hv[j]);
-      }
-    }
-    epoch = t;
-    history = History::kPotentials;
-  }
-
   T column_error() const {
     double error = 0;
     for (int64_t j = 0; j < m; ++j)
@@ -187,37 +139,8 @@ class Run {
     return T(error);
   }
 
-  // What is missing from `mean` as the mean cost of a row of P: rounding, which the adjoint divides by reg.
-  T centre(const T* plan, const T* cost, T mean, T row_mass) const {
-    Vec<T> rest = {};
-    for (int64_t j = 0; j < m; j += Lanes<T>::W) {
-      const Vec<T> share = load(plan + j);
-      rest += share > 0 ? share * (load_cost(cost, j, m) - mean) : Vec<T>{};
-    }
-    return row_mass > 0 ? sum<T>(rest) / row_mass : 0;
-  }
-
   Status finish(int64_t n_iter) {
-    auto body = [&](int index) {
-      const Range rows = task_rows(n, p.tasks, index);
-      for (int64_t i = rows.begin; i < rows.end && i < n; ++i) {
-        T* k = p.saved.plan + i * mp;
-        const Vec<T> ui = splat(u[i]);
-        Vec<T> total = {}, mass = {};
-        for (int64_t j = 0; j < m; j += Lanes<T>::W) {
-          const Vec<T> plan = ui * load(k + j) * load(v + j);
-          total += plan > 0 ? plan * load_cost(p.cost + i * m, j, m) : Vec<T>{};
-          mass += plan;
-          if (save) store(k + j, plan);
-        }
-        r[i] = sum<T>(total);
-        const T row_mass = sum<T>(mass);
-        T mean = row_mass > 0 ? r[i] / row_mass : 0;
-        if (save) mean += centre(k, p.cost + i * m, mean, row_mass);
-        p.saved.alpha[i] = mean;
-      }
-    };
-    parallel(p.tasks, body);
+    finish_plan(p, save, u, v, r);
     double value = 0, dual = 0, sum_a = 0, sum_b = 0;
     for (int64_t i = 0; i < n; ++i) {
       value += r[i];
@@ -234,11 +157,7 @@ class Run {
     }
     *out.value = T(value);
     if (out.dual) *out.dual = T(dual - p.reg * (sum_a - sum_a * sum_b));
-    if (history == History::kPotentials) {
-      t = n_iter + 1;  // the last epoch ends after iteration n_iter
-      leave_epoch();
-    }
-    *p.saved.info = {n_iter, history};
+    recorder.finish(n_iter, F, G);
     if (out.n_iter) *out.n_iter = n_iter;
     return value == value && dual == dual ? Status::kOk : Status::kOverflow;
   }
@@ -248,15 +167,12 @@ class Run {
   const bool save;
   const int64_t n, m, np, mp;
   const T tol = T(p.tol);
-  T *const hist_u = p.saved.hist_u, *const hist_v = p.saved.hist_v;
   T *a, *u, *u_before, *r, *F, *f, *f_new;
   T *b, *v, *v_before, *s, *G, *g, *g_new, *partial;
   sinkhorn::Relaxation relaxation{p.relax, tol, p.max_iter};
   const T greatest = exp_of(Rules<T>::kSafeLog), least = 1 / greatest;
-  History history = History::kScalings;
+  Recorder<T> recorder{p};
   int64_t t = 0;
-  int64_t epoch = 0;            // first iteration whose history is relative to the present F, G
-  int64_t steady = p.max_iter;  // from here on, iterations are the same
 };
 
 template <class T>

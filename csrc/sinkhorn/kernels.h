@@ -5,7 +5,7 @@
 namespace ucmkd {
 namespace sinkhorn {
 
-// forward.cpp
+// forward.cpp, and forward_unbalanced.cpp for marginals that may give way
 template <class T>
 struct ForwardKernels {
   // The iterations. Fills what is saved as well; P only where `save_plan`.

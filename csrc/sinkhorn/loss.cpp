@@ -24,9 +24,16 @@ double gradient_work_of(const Problem& p, Grad grad, bool of_x, bool of_y) {
 }
 
 // The dual value is <f~, a> + <g~, b> and terms of the masses alone: f and g have the masses as upstream.
+// (Unbalanced, what the half-steps left of them: a damped one left its rows 1 / lambda times as much weight.)
 // `uniform`: n + m elements.
 template <class T>
 Seed<T> seed_of_dual(const View<T>& p, T* uniform) {
+  if (!p.marginals.exact()) {
+    const T* kept = last_kept_rows(p);
+    const T more = T(1 / damping(p.marginals.rho_a, p.reg));
+    for (int64_t i = 0; i < p.n; ++i) uniform[i] = kept[i] * more;
+    return {0, uniform, last_kept_columns(p)};
+  }
   std::fill(uniform, uniform + p.n, 1 / T(p.n));
   std::fill(uniform + p.n, uniform + p.n + p.m, 1 / T(p.m));
   return {0, p.a ? p.a : uniform, p.b ? p.b : uniform + p.n};
@@ -70,11 +77,12 @@ template <class T>
 const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutputs<T>& out, Remarks* remarks) {
   p.f64 = s.f64, p.batch = 1, p.max_iter = s.max_iter, p.reg = s.reg, p.tol = s.tol, p.relax = s.relax;
   const bool back = out.dx || out.dy;
-  p.history = back && s.grad == Grad::kUnrolled;
+  p.history = back && s.grad == Grad::kUnrolled, p.marginals = s.marginals;
   cost::FeatureSet& f = p.features;
   f.metric = s.metric, f.n = p.n, f.m = p.m;
   const int64_t n = p.n, m = p.m, d = f.d;
-  const int64_t head = padded(n * m + n + m), saved = saved_size(n, m, p.max_iter, p.history), rest = padded(n + m + 1);
+  const int64_t head = padded(n * m + n + m), rest = padded(n + m + 1);
+  const int64_t saved = saved_size(n, m, p.max_iter, p.history, !p.marginals.exact());
   const bool centred = cost::centred(f.metric);
   Scratch<T> memory(head + saved + rest + (centred ? padded(n * d) + m * d : 0));
   T *cost = memory.data(), *uniform = cost + head + saved, *value = uniform + n + m;
@@ -86,14 +94,15 @@ const char* loss_and_gradient(const LossSettings& s, Problem p, const LossOutput
   }
   const View<T> one = the_one<T>(p);
   const bool dual = s.regularized && s.grad != Grad::kEnvelope;
-  const Seed<T> seed = dual ? seed_of_dual(one, uniform) : Seed<T>{1, nullptr, nullptr};
   T error = 0;
   const double work = work_of(p) + (back ? gradient_work_of(p, s.grad, out.dx, out.dy) : 0);
   return with_helpers(work, [&]() -> const char* {
     const Outputs<T> both{nullptr, nullptr, value, s.regularized ? out.loss : nullptr, &error, out.n_iter};
     if (const char* refused = solve_unscaled(p, one, true, back, both)) return refused;
-    if (back)
+    if (back) {
+      const Seed<T> seed = dual ? seed_of_dual(one, uniform) : Seed<T>{1, nullptr, nullptr};
       remarks->gradient_converged = feature_gradients_one(one, s.grad, seed, {out.dx, out.dy, nullptr, nullptr});
+    }
     remarks->reached_tol = !(s.tol > 0 && error > T(s.tol));
     remarks->above_rounding = above_rounding(one, s.reg, *value);
     if (!s.regularized) *out.loss = *value;

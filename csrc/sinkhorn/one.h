@@ -20,19 +20,23 @@ struct Place {
   int64_t cost, saved;  // elements before it
 };
 static inline Place place_of(const Problem& p, int64_t k) {
-  const int64_t saved = saved_size(p.n, p.m, p.max_iter, p.history);
+  const int64_t saved = saved_size(p.n, p.m, p.max_iter, p.history, !p.marginals.exact());
   return {k, p.n, p.m, k * p.n, k * p.m, k * p.n * p.m, k * saved};
 }
 
-// A block of memory: plan, alpha, n_iter and the kind of history, hist_u, hist_v (`saved_size`).
+// A block of memory: plan, alpha, n_iter and the kind of history, hist_u, hist_v, what was kept (`saved_size`).
 template <class T>
-Saved<T> saved_in(T* block, const Place& at, int64_t max_iter, bool history) {
+Saved<T> saved_in(T* block, const Place& at, const Problem& p) {
   Saved<T> s{};
   s.plan = block;
   s.alpha = s.plan + padded(at.n) * padded(at.m);
   T *info = s.alpha + padded(at.n), *rest = info + kPad;
   s.info = reinterpret_cast<typename Saved<T>::Info*>(info);
-  if (history) s.hist_u = rest, s.hist_v = rest + padded((max_iter + 1) * at.n);
+  if (p.history) s.hist_u = rest, s.hist_v = rest + padded((p.max_iter + 1) * at.n);
+  if (!p.marginals.exact()) {
+    s.kept_rows = p.history ? s.hist_v + padded(p.max_iter * at.m) : rest;
+    s.kept_columns = s.kept_rows + padded((p.history ? p.max_iter : 1) * at.n);
+  }
   return s;
 }
 
@@ -40,11 +44,12 @@ template <class T>
 View<T> view_at(const Problem& p, const Place& at, int tasks) {
   View<T> v{};
   v.n = at.n, v.m = at.m, v.max_iter = p.max_iter, v.reg = T(p.reg), v.tol = p.tol, v.relax = p.relax;
+  v.marginals = p.marginals;
   v.a = offset<T>(p.a, p.a_shared ? 0 : at.x), v.init_f = offset<T>(p.init_f, at.x);
   v.b = offset<T>(p.b, p.b_shared ? 0 : at.y), v.init_g = offset<T>(p.init_g, at.y);
   v.features = cost::part_of<T>(p.features, at.n, at.m, at.x, at.y, at.cost);
   v.cost = offset<T>(p.cost, at.cost);
-  v.saved = saved_in(offset<T>(p.saved, at.saved), at, p.max_iter, p.history);
+  v.saved = saved_in(offset<T>(p.saved, at.saved), at, p);
   v.tasks = tasks;
   return v;
 }
@@ -81,7 +86,7 @@ const char* check_masses(const View<T>& p) {
     if (const char* refused = refusals::of_masses(flags_of_masses<T>(good, total, total))) return refused;
     sums[side] = total;
   }
-  return refusals::of_masses(flags_of_masses<T>(true, sums[0], sums[1]));
+  return p.marginals.exact() ? refusals::of_masses(flags_of_masses<T>(true, sums[0], sums[1])) : nullptr;
 }
 
 // Null, or a sentence on the term by class.
@@ -107,7 +112,8 @@ const char* solve_one(const View<T>& p, bool save_plan, const Outputs<T>& out) {
   T* info = p.saved.alpha + padded(p.n);
   std::fill(info, info + kPad, T(0));
   Scratch<T> work(forward_work(p));
-  switch (kernels<T>().forward.solve(p, save_plan, out, work.data())) {
+  const ForwardKernels<T>& forward = p.marginals.exact() ? kernels<T>().forward : kernels<T>().unbalanced;
+  switch (forward.solve(p, save_plan, out, work.data())) {
     case Status::kBadCost: return has_features(p) ? refusals::kOverflow : refusals::kBadCost;
     case Status::kForbidden: return refusals::kForbidden;
     case Status::kOverflow: return refusals::kRange;

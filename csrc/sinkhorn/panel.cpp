@@ -20,6 +20,7 @@ namespace {
 using sinkhorn::padded;
 using sinkhorn::PanelGradient;
 using sinkhorn::PanelLogStep;
+using sinkhorn::PanelStep;
 using sinkhorn::Panels;
 
 // The rows of one panel and their cost, +inf behind the m-th column.
@@ -173,9 +174,10 @@ bool columns(const Panels<T>& p, const T* f, T* top, T* total) {
 }
 
 template <class T>
-void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, T* sums) {
+void iterate(const Panels<T>& p, const PanelStep& step, const T* mass, const T* g, T* f, T* sums) {
   constexpr T safe = sinkhorn::Rules<T>::kSafeRatio;
   const int64_t mp = padded(p.m);
+  const T damping = T(step.damping), left = T((1 - step.damping) / p.reg);
   over_panels(p, false, sums, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t first = r.begin; first < r.end; first += 4) {
       T y[4] = {};
@@ -191,8 +193,14 @@ void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, 
           f[i] = -row_top(p, r.row(i), g);
           total = exponentials(p, r.row(i), f[i], g, E + k * mp);
         }
+        if (step.damping < 1) {
+          const T moved = log_of(mass[i]) - damping * log_of(total) - left * f[i];
+          f[i] += p.reg * moved;
+          y[k] = exp_of(moved);
+          continue;
+        }
         y[k] = mass[i] / total;
-        if (relaxed && in_range) y[k] *= root(y[k]);
+        if (step.relaxed && in_range) y[k] *= root(y[k]);
         f[i] += p.reg * log_of(y[k]);
       }
       add_rows(E, p.m, y, columns);
@@ -201,8 +209,9 @@ void iterate(const Panels<T>& p, bool relaxed, const T* mass, const T* g, T* f, 
 }
 
 template <class T>
-void plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_value, T* first) {
+void plan(const Panels<T>& p, double damping, const T* f, const T* g, T* alpha, T* row_value, T* first) {
   constexpr int W = Lanes<T>::W;
+  const T part = T(damping);
   over_panels(p, false, first, [&](const Rows<T>& r, T* E, T* columns) {
     for (int64_t i = r.begin; i < r.end; ++i) {
       alpha[i] = row_value[i] = 0;
@@ -224,7 +233,7 @@ void plan(const Panels<T>& p, const T* f, const T* g, T* alpha, T* row_value, T*
       alpha[i] = mean;
       for (int64_t j = 0; first && j < p.m; j += W) {
         const Vec<T> plan = load(E + j);
-        store(columns + j, load(columns + j) + (plan > 0 ? plan * (load(row + j) - mean) : Vec<T>{}));
+        store(columns + j, load(columns + j) + (plan > 0 ? plan * (load(row + j) - part * mean) : Vec<T>{}));
       }
     }
   });

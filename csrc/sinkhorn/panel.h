@@ -52,6 +52,12 @@ struct PanelGradient {
   T* distance;     // (rows, m) the cost without its term by class, or null
 };
 
+// How far f goes: half as far again (relaxation.h), or damped (unbalanced.h).
+struct PanelStep {
+  bool relaxed;
+  double damping;  // 1 where the marginal is exact
+};
+
 // Potentials of one half-step of the sweep back in the log domain, and of the one before.
 template <class T>
 struct PanelLogStep {
@@ -66,11 +72,11 @@ struct PanelKernels {
   // Log-sum-exp over the columns: total_j exp(top_j / reg) = sum_i exp((f_i - C_ij) / reg). False: the cost
   // overflows.
   bool (*columns)(const Panels<T>&, const T* f, T* top, T* total);
-  // f_i <- reg (log a_i - LSE_j((g_j - C_ij) / reg)), expected near what f holds; sums_j += exp((f_i + g_j -
-  // C_ij) / reg). One exponential an element. `relaxed`: f moves half as far again (forward.cpp).
-  void (*iterate)(const Panels<T>&, bool relaxed, const T* mass, const T* g, T* f, T* sums);
-  // alpha_i and row_value_i = <P_i, C_i>; first_j += sum_i P_ij (C_ij - alpha_i) where it is not null.
-  void (*plan)(const Panels<T>&, const T* f, const T* g, T* alpha, T* row_value, T* first);
+  // f_i <- reg (log a_i - damping LSE_j((g_j - C_ij) / reg)), expected near what f holds; sums_j += exp((f_i + g_j -
+  // C_ij) / reg). One exponential an element.
+  void (*iterate)(const Panels<T>&, const PanelStep&, const T* mass, const T* g, T* f, T* sums);
+  // alpha_i and row_value_i = <P_i, C_i>; first_j += sum_i P_ij (C_ij - damping alpha_i) where it is not null.
+  void (*plan)(const Panels<T>&, double damping, const T* f, const T* g, T* alpha, T* row_value, T* first);
   // d_i = <P_i, sigma>; sums_j += -d_i factor_i P_ij.
   void (*adjoint)(const Panels<T>&, const T* f, const T* g, const T* sigma, const T* factor, T* d, T* sums);
   // The same without the plan: fbar_i = -sum_j exp((f_i + g_j - C_ij) / reg) share_j, then

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "cost/features.h"
+#include "sinkhorn/unbalanced.h"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -41,6 +42,9 @@ struct Saved {
   Info* info;
   T* hist_u;  // (max_iter + 1, n) or null
   T* hist_v;  // (max_iter, m) or null
+  // What each half-step left of the masses, of unbalanced transport: of all iterations with a history, else of the last.
+  T* kept_rows;     // (max_iter or 1, n) or null
+  T* kept_columns;  // (max_iter or 1, m) or null
 };
 
 // One problem.
@@ -50,6 +54,7 @@ struct View {
   T reg;
   double tol;                  // stop when sum_j |(P'1)_j - b_j| <= tol; 0: never
   bool relax;                  // over-relaxed iterations (forward.cpp); not with a history
+  Marginals marginals;         // exact, or unbalanced transport
   const T* a;                  // (n,) or null: uniform
   const T* b;                  // (m,) or null: uniform
   const T* init_f;             // (n,) or null: f_0 = -reg log n
@@ -70,7 +75,7 @@ struct Outputs {
   T* f;               // (n,) or null
   T* g;               // (m,) or null
   T* value;           // (): <P, C>
-  T* dual;            // () or null: <f~, a> + <g~, b> - reg (sum a - sum a sum b)
+  T* dual;            // () or null: <f~, a> + <g~, b> - reg (sum a - sum a sum b), or the unbalanced dual value
   T* marginal_error;  // () or null
   int64_t* n_iter;    // () or null
 };
@@ -111,11 +116,20 @@ struct LastPass {
 // features.
 template <class T>
 static inline int64_t forward_work(const View<T>& p) {
-  return 7 * padded(p.n) + (7 + p.tasks) * padded(p.m);
+  return 9 * padded(p.n) + (8 + p.tasks) * padded(p.m);
 }
 template <class T>
 static inline int64_t adjoint_work(const View<T>& p) {
   return 10 * padded(p.n) + (10 + p.tasks) * padded(p.m);
+}
+// The weights by which the last iteration kept masses.
+template <class T>
+static inline const T* last_kept_rows(const View<T>& p) {
+  return p.saved.kept_rows + (p.saved.hist_u ? p.saved.info->n_iter - 1 : 0) * p.n;
+}
+template <class T>
+static inline const T* last_kept_columns(const View<T>& p) {
+  return p.saved.kept_columns + (p.saved.hist_u ? p.saved.info->n_iter - 1 : 0) * p.m;
 }
 template <class T>
 static inline int64_t last_pass_work(const View<T>& p) {

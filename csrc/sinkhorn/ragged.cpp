@@ -27,7 +27,7 @@ struct Table {
       places.push_back(at);
       if (empty(at)) continue;
       sizes.cost += padded(at.n * at.m);
-      sizes.saved += saved_size(at.n, at.m, r.all.max_iter, r.all.history);
+      sizes.saved += saved_size(at.n, at.m, r.all.max_iter, r.all.history, !r.all.marginals.exact());
     }
   }
 };

@@ -48,6 +48,7 @@ struct Shape {
   int64_t classes = 0;  // of a term by class, with features
   int64_t shift = 1;
   int wanted = kAll;
+  sinkhorn::Marginals marginals;  // exact, or unbalanced
 };
 
 // Features as they were given, without classes.
@@ -105,6 +106,7 @@ sinkhorn::Problem problem_of(const Shape& s, Inputs<T>& in, Buffer<T>& cost, Buf
   }
   if (s.init) p.init_f = in.f.data(), p.init_g = in.g.data();
   p.relax = s.relax, p.history = s.history, p.saved = saved.data();
+  p.marginals = s.marginals;
   p.features = feature_set(s, in, scale_x, scale_y);
   return p;
 }
@@ -128,7 +130,8 @@ void solve_at_once(const Shape& s, Inputs<T>& in, const sinkhorn::Problem& p, An
   Remarks remarks{};
   for (bool regularized : {false, true}) {
     const Grad grad = s.history ? Grad::kUnrolled : Grad::kEnvelope;
-    const LossSettings settings{p.f64, p.features.metric, regularized, p.reg, p.max_iter, p.tol, p.relax, grad};
+    const LossSettings settings{p.f64, p.features.metric, regularized, p.reg,      p.max_iter,
+                                p.tol, p.relax,           grad,        p.marginals};
     const char* problem =
         loss_and_gradient<T>(settings, given,
                              {loss.data(), error.data(), n_iter.data(), s.wanted & kX ? dx.data() : nullptr,
@@ -144,7 +147,7 @@ template <class T>
 Answer<T> solve_features(const Shape& s, Inputs<T>& in) {
   using namespace sinkhorn;
   Buffer<T> cost(s.n * s.m), scale_x(s.n), scale_y(s.m), distance(s.n * s.m), grad_class(s.n * s.classes);
-  Buffer<T> saved(saved_size(s.n, s.m, s.max_iter, s.history), T(NAN), 0);
+  Buffer<T> saved(saved_size(s.n, s.m, s.max_iter, s.history, !s.marginals.exact()), T(NAN), 0);
   Problem p = problem_of(s, in, cost, saved, scale_x, scale_y);
   if (s.classes) {
     p.features.classes = {s.classes, in.class_cost.data(), in.label.data(), distance.data(), grad_class.data()};
@@ -185,7 +188,7 @@ template <class T>
 Answer<T> solve_costs(const Shape& s, Inputs<T>& in) {
   using namespace sinkhorn;
   const int64_t cells = s.batch * s.n * s.m, rows = 2 * s.max_iter;
-  Buffer<T> saved(s.batch * saved_size(s.n, s.m, s.max_iter, s.history), T(NAN), 0);
+  Buffer<T> saved(s.batch * saved_size(s.n, s.m, s.max_iter, s.history, !s.marginals.exact()), T(NAN), 0);
   const Problem p = problem_of(s, in, in.cost, saved, in.x, in.y);
   Buffer<T> f(s.batch * s.n), g(s.batch * s.m), value(s.batch), dual(s.batch), error(s.batch);
   Buffer<int64_t> n_iter(s.batch, -1), depth(s.batch, -2);

@@ -77,7 +77,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t t = 0; t < s.max_iter; ++t) {
     for (int64_t i = 0; i < s.n; ++i) before[i] = f[i];
     for (int64_t j = 0; j < mp; ++j) sums[j] = 0, g_before[j] = g[j];
-    sweep([&](auto& kernels, auto& all) { kernels.iterate(all, s.relax, a.data(), g.data(), f.data(), sums.data()); });
+    sweep([&](auto& kernels, auto& all) { kernels.iterate(all, {s.relax, 1}, a.data(), g.data(), f.data(), sums.data()); });
     if (t + 1 == s.max_iter) break;
     if (t % 2)
       columns();
@@ -88,7 +88,7 @@ Answer<T> solve_panels(const Shape& s, Inputs<T>& in) {
   for (int64_t i = 0; i < s.n; ++i) inverse[i] = a[i] > 0 ? 1 / a[i] : T(0);
   for (int64_t j = 0; j < s.m; ++j) share[j] = b[j] - sums[j];
   sweep([&](auto& kernels, auto& all) {
-    kernels.plan(all, f.data(), g.data(), alpha.data(), row_value.data(), s.wanted & kB ? first_sums.data() : nullptr);
+    kernels.plan(all, 1, f.data(), g.data(), alpha.data(), row_value.data(), s.wanted & kB ? first_sums.data() : nullptr);
   });
   sweep([&](auto& kernels, auto& all) {
     kernels.adjoint(all, f.data(), g.data(), share.data(), inverse.data(), d.data(), sums.data());

@@ -91,6 +91,11 @@ test::Shape shape_of(Bytes& bytes) {
   s.masses = flags & 1, s.shared_masses = flags & 2, s.init = flags & 4,
   s.history = flags & (8 | 128);  // the implicit gradient takes up to 1000 sweeps
   s.relax = !s.history && flags & 16;
+  const uint8_t held = bytes.next();  // rows and columns: exact, or by a rho from 1e-4 to 1e3
+  if (held & 1) s.marginals.rho_a = std::pow(10.0, int(held >> 2 & 7) - 4);
+  if (held & 2) s.marginals.rho_b = std::pow(10.0, int(held >> 5) - 4);
+  s.marginals.shifted = s.tol > 0 || !s.history;
+  s.relax = s.relax && s.marginals.exact();
   s.shift = flags >> 5 & 3, s.wanted = bytes.next() & test::kAll;
   return s;
 }

@@ -83,13 +83,15 @@ std::vector<double> numbers(const test::Answer<T>& answer) {
 template <class T>
 void add_calls(std::vector<Call>& calls) {
   //                              batch n    m   T   d  reg   tol   metric masses shared init relax history classes
-  static const test::Shape kShapes[] = {{1, 300, 290, 8, 5, 0.1, 0, -1, false, false, false, false, true},
-                                        {1, 300, 290, 8, 5, 0.002, 0, -1, true, false, false, false, true},
-                                        {1, 280, 310, 8, 9, 0.1, 1e-3, 2, false, false, false, true, false},
-                                        {6, 120, 130, 6, 3, 0.05, 0, -1, true, true, false, false, true},
-                                        {1, 290, 290, 5, 7, 0.1, 0, 4, false, false, false, false, true},
-                                        {1, 290, 280, 5, 8, 0.1, 0, 0, false, false, false, false, true, 4},
-                                        {1, 30, 50, 9, 8, 0.1, 0, 1, false, false, false, false, true}};
+  static const test::Shape kShapes[] = {
+      {1, 300, 290, 8, 5, 0.1, 0, -1, false, false, false, false, true},
+      {1, 300, 290, 8, 5, 0.002, 0, -1, true, false, false, false, true},
+      {1, 280, 310, 8, 9, 0.1, 1e-3, 2, false, false, false, true, false},
+      {6, 120, 130, 6, 3, 0.05, 0, -1, true, true, false, false, true},
+      {1, 290, 290, 5, 7, 0.1, 0, 4, false, false, false, false, true},
+      {1, 290, 280, 5, 8, 0.1, 0, 0, false, false, false, false, true, 4},
+      {1, 280, 300, 9, 8, 0.1, 0, 3, false, false, false, false, true, 0, 1, test::kAll, {0.5, 2, true}},
+      {1, 30, 50, 9, 8, 0.1, 0, 1, false, false, false, false, true}};
   for (const test::Shape& s : kShapes) {
     auto* in = new test::Inputs<T>(s);  // for as long as the program runs
     fill(in->cost, 1), fill(in->x, 2), fill(in->y, 3), fill(in->class_cost, 4);

@@ -37,7 +37,7 @@ class Door(Protocol):
     def solve_backward(self, p: Problem, kept: Kept, up: Upstream, options: Options) -> Gradients:
         """Of the cost and of the masses that are given."""
 
-    def saved_size(self, shape: torch.Size, max_iter: int, history: bool) -> int:
+    def saved_size(self, shape: torch.Size, options: Options, history: bool) -> int:
         """Elements that `solve` keeps for a cost of this shape (B?, N, M); of symbolic sizes as well."""
 
     def loss(self, p: Problem, options: Options, needs: Needs, told: Any) -> tuple[Tensor, Kept]:

@@ -1,10 +1,14 @@
 """The dual value <f - reg log a, a> + <g - reg log b, b> - reg (sum a - sum a sum b), and what it gives the masses.
 
+Unbalanced, with f~ = f - reg log a: rho_a <1 - exp(-f~ / rho_a), a> + the same of b - reg (sum P - sum a sum b), where
+sum P = <exp(-f~ / rho_a), a>, as the last half-step was that of f.
+
 Zero masses take no part. A side is 0 for the rows (f, a) and 1 for the columns (g, b).
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,10 +17,56 @@ from torch import Tensor
 from ._problem import Kept, Options, Pair, Problem, Upstream
 
 
-def direct(z: Tensor, mass: Tensor, other_sum: Tensor, reg: float, side: int) -> Tensor:
+def paid(free: Tensor, rho: float) -> Tensor:
+    """What a potential without its mass adds to the dual value per mass: less where the marginal may give way."""
+    return free if rho == math.inf else -rho * torch.expm1(-free / rho)
+
+
+def kept(z: Tensor, mass: Tensor, options: Options, side: int) -> Tensor:
+    """What a half-step leaves of the masses: all where they are exact, else mass exp(-z~ / rho)."""
+    rho = options.rho[side]
+    if rho == math.inf:
+        return mass
+    return torch.where(mass > 0, mass * (-(z - options.reg * mass.log()) / rho).exp(), 0)
+
+
+def pull(z: Tensor | None, mass: Tensor, options: Options, side: int) -> Tensor:
+    """The gradient of the dual value with respect to the potential ``z``: sum P is a function of f, as f came last."""
+    if options.rho[side] == math.inf:
+        return mass
+    assert z is not None
+    left = kept(z, mass, options, side)
+    return left if side else left * (1 + options.reg / options.rho[0])
+
+
+def direct(z: Tensor, mass: Tensor, other_sum: Tensor, options: Options, side: int) -> Tensor:
     """The gradient of a mass at constant potentials ``z``, with the sum of the other side's masses."""
-    free = z - reg * mass.log() - (2 - side) * reg + reg * other_sum
-    return torch.where(mass > 0, free, 0)
+    reg, rho = options.reg, options.rho[side]
+    free = z - reg * mass.log()
+    if options.unbalanced is None:
+        found = free - (2 - side) * reg + reg * other_sum
+    else:
+        times = 1 if side else 2 + reg / rho
+        found = paid(free, rho) - times * reg * (-free / rho).exp() + reg * other_sum
+    return torch.where(mass > 0, found, 0)
+
+
+def of_envelope(free: Tensor, other_sum: Tensor, options: Options, side: int) -> Tensor:
+    """The gradient of a mass where the plan is a constant, from the potential without mass.
+
+    Of exact marginals without what all masses gain alike, as their sums are equal.
+    """
+    if options.unbalanced is None:
+        return free
+    rho = options.rho[side]
+    return paid(free, rho) - options.reg * (-free / rho).exp() + options.reg * other_sum
+
+
+def softmin(other: Tensor, cost: Tensor, options: Options, side: int) -> Tensor:
+    """A potential (B?, N) without mass from the other side's, with cost (B?, N, M): also where there is no mass."""
+    reg, rho = options.reg, options.rho[side]
+    damping = 1 if rho == math.inf else rho / (rho + reg)
+    return -damping * reg * torch.logsumexp((other[..., None, :] - cost) / reg, -1)
 
 
 class Arriving(NamedTuple):
@@ -36,7 +86,9 @@ def envelope_weight(up: Upstream) -> Tensor:
     return weight.contiguous()
 
 
-def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int], reg: float) -> Arriving:
+def arriving(
+    up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int], options: Options
+) -> Arriving:
     """The dual value pulls f by a and g by b, and each given mass by what is left of its potential."""
     value, dual, up_f, up_g = up
     if dual is up_f is up_g is None:
@@ -46,12 +98,13 @@ def arriving(up: Upstream, masses: Pair, potentials: Pair, sizes: tuple[int, int
         (a, b), (f, g), (n, m), w = masses, potentials, sizes, dual[..., None]
         mass_a = dual.new_full((n,), 1 / n) if a is None else a
         mass_b = dual.new_full((m,), 1 / m) if b is None else b
-        up_f = w * mass_a if up_f is None else w * mass_a + up_f
-        up_g = w * mass_b if up_g is None else w * mass_b + up_g
+        pull_f, pull_g = w * pull(f, mass_a, options, 0), w * pull(g, mass_b, options, 1)
+        up_f = pull_f if up_f is None else pull_f + up_f
+        up_g = pull_g if up_g is None else pull_g + up_g
         if a is not None and f is not None:
-            direct_a = w * direct(f, a, mass_b.sum(-1, keepdim=True), reg, 0)
+            direct_a = w * direct(f, a, mass_b.sum(-1, keepdim=True), options, 0)
         if b is not None and g is not None:
-            direct_b = w * direct(g, b, mass_a.sum(-1, keepdim=True), reg, 1)
+            direct_b = w * direct(g, b, mass_a.sum(-1, keepdim=True), options, 1)
     value, up_f, up_g = (None if t is None else t.contiguous() for t in (value, up_f, up_g))
     return Arriving(value, up_f, up_g, direct_a, direct_b)
 
@@ -60,7 +113,7 @@ def of_loss(up: Tensor, p: Problem, kept: Kept, options: Options, sizes: tuple[i
     """The same of a loss, which is one of the two values."""
     if options.grad == "envelope" or not options.regularized:
         return Arriving(up.contiguous())
-    return arriving(Upstream(dual=up), (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
+    return arriving(Upstream(dual=up), (p.a, p.b), (kept.f, kept.g), sizes, options)
 
 
 def with_direct(up: Arriving, grads: Pair) -> Pair:
@@ -77,28 +130,31 @@ def mass_gradients(p: Problem, kept: Kept, up: Arriving, grads: Pair, options: O
     """Of a loss: through the iterations and directly, or those of the envelope."""
     if options.grad != "envelope":
         return with_direct(up, grads)
-    return envelope_masses(p, kept, up.value if options.regularized else None, options.reg, host)
+    return envelope_masses(p, kept, up.value if options.regularized else None, options, host)
 
 
-def envelope_masses(p: Problem, kept: Kept, dual: Tensor | None, reg: float, host: bool) -> Pair:
+def envelope_masses(p: Problem, kept: Kept, dual: Tensor | None, options: Options, host: bool) -> Pair:
     """Gradients of the dual value: potentials without their masses. The plan is a constant of the other value.
 
     ``host``: whether all masses are positive may be asked.
     """
     grads: list[Tensor | None] = []
-    for mass, z, other, turned in ((p.a, kept.f, kept.g, False), (p.b, kept.g, kept.f, True)):
+    masses, potentials = (p.a, p.b), (kept.f, kept.g)
+    for side, mass in enumerate(masses):
         if mass is None:
             grads.append(None)
-        elif dual is None:
+            continue
+        if dual is None:
             grads.append(torch.zeros_like(mass))
-        else:
-            assert z is not None and other is not None
-            free = z - reg * mass.log()
-            if not (host and bool((mass > 0).all())):
-                cost = p.matrix.mT if turned else p.matrix
-                everywhere = -reg * torch.logsumexp((other[..., None, :] - cost) / reg, -1)
-                free = torch.where(mass > 0, free, everywhere)
-            grads.append(like_mass(dual[..., None] * free, mass))
+            continue
+        z, other, other_mass = potentials[side], potentials[1 - side], masses[1 - side]
+        assert z is not None and other is not None
+        free = z - options.reg * mass.log()
+        if not (host and bool((mass > 0).all())):
+            everywhere = softmin(other, p.matrix.mT if side else p.matrix, options, side)
+            free = torch.where(mass > 0, free, everywhere)
+        total = mass.new_ones(1) if other_mass is None else other_mass.sum(-1, keepdim=True)
+        grads.append(like_mass(dual[..., None] * of_envelope(free, total, options, side), mass))
     return grads[0], grads[1]
 
 

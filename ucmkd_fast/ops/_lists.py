@@ -81,10 +81,25 @@ def loss(p: Problem, offsets: Any, options: Options, call: Call) -> Tensor | Sin
         return value
     own = Offsets(at.x, at.x), Offsets(at.y, at.y)
     within = [
-        _solve(part, k, options, call.within(), chosen).solution.dual
-        for part, k in zip(p.within(), own, strict=True)
+        _solve(part, k, options.within(side), call.within(), chosen).solution.dual
+        for side, (part, k) in enumerate(zip(p.within(), own, strict=True))
     ]
-    return torch.where(at.empty.to(x.device, non_blocking=True), 0, _route.debiased(value, within))
+    divergence = _route.debiased(value, within, _mass_term(p, at, options))
+    return torch.where(at.empty.to(x.device, non_blocking=True), 0, divergence)
+
+
+def _mass_term(p: Problem, at: Offsets, options: Options) -> Tensor | None:
+    """As `_route.mass_term`, of a list: (B,)."""
+    if options.unbalanced is None or (p.a is None and p.b is None):
+        return None
+    x = p.features[0]
+    owner = [torch.repeat_interleave(torch.arange(len(count)), count).to(x.device) for count in at.counts]
+    one = torch.ones(len(at.x) - 1, dtype=options.dtype, device=x.device)
+    sums = [
+        one if z is None else torch.zeros_like(one).index_add(0, k, z)
+        for z, k in zip((p.a, p.b), owner, strict=True)
+    ]
+    return _route.half_square(sums[0] - sums[1], p, options)
 
 
 def _by_costs(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
@@ -96,7 +111,10 @@ def _by_costs(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResu
     found = _route.by_cost(p, options, call)
     if not call.divergence:
         return found
-    return _route.debiased(found, [_route.by_cost(part, options, call.within()) for part in p.within()])
+    within = [
+        _route.by_cost(part, options.within(side), call.within()) for side, part in enumerate(p.within())
+    ]
+    return _route.debiased(found, within, _route.mass_term(p, options))
 
 
 def _solve(p: Problem, at: Offsets, options: Options, call: Call, chosen: Way) -> _Found:

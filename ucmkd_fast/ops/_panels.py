@@ -24,6 +24,7 @@ from . import _dual, _panels_twice, not_converged, relative_reg, transforms
 from ._autograd import needed
 from ._control import Flag, Relaxation
 from ._devices import door
+from ._held import Held
 from ._problem import Gradients, Needs, Options, Problem, Solution, Upstream
 from .sharded import Alone
 from .sharded import Spread as Spread
@@ -45,6 +46,8 @@ class Sweeps(Protocol):
     alpha: Tensor  # (N,) <P_i, C_i> / sum(P_i)
     centred: Tensor  # (M,) sum_i P_ij (C_ij - alpha_i)
     grad_a: Tensor  # (N,) through the iterations
+    grad_b: Tensor  # (M,) by shifts between them
+    held: Held
 
     def __init__(self, p: Problem, options: Options, spread: Spread, history: bool):
         """Of all columns, with masses; ``history``: every iteration is kept. On the host refuses bad features."""
@@ -73,14 +76,20 @@ class Sweeps(Protocol):
     def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
         """Back through the iterations, of ``weight`` <P, C> + ``dual`` dual value, t from n_iter to ``first`` (1,)."""
 
-    def back(self, t: int, runs: Tensor) -> Tensor:
-        """From iteration t + 1, where there is one, to t: what it gives b (M,); where not ``runs`` (1,) it is 0."""
+    def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
+        """From iteration t + 1, where there is one, to t: what is handed on (M,), and what it gives b (M,).
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
+        Where not ``runs`` (1,) they are 0. Of exact marginals they are equal.
+        """
+
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
         """At the fixed point, one iteration, again and again: the column sums of the plan (M,).
 
-        ``grad_b`` (M,), which the loop adds to, is read once it has ended.
+        ``shares`` (M,), which the loop adds to, is read once it has ended.
         """
+
+    def settle(self, change: Tensor) -> Tensor:
+        """Reg times the adjoint of g (M,), of unbalanced transport, without what rounding added to its sum."""
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
         """From what goes to the gradient of b to the next adjoint (M,), both times reg."""
@@ -124,7 +133,7 @@ class PanelSolver:
         self._sweeps: Sweeps = door(every.features[0]).Sweeps(every, options, spread, history)
         s = self._sweeps
         sums = self.over.add(s.a.double().sum()), s.b.double().sum()
-        s.refuse(_flags_of_masses(s.a, s.b, sums), sums)
+        s.refuse(_flags_of_masses(s.a, s.b, sums, s.held.exact), sums)
 
     # Forward
 
@@ -142,7 +151,7 @@ class PanelSolver:
             if stop is None and not relaxation.wanted and t < last:
                 continue
             sums = s.column_sums()
-            found = (sums - s.b).abs().sum()
+            found = (sums - s.held.columns).abs().sum()
             relaxation.watch(found)
             if stop is None:
                 error, s.sums = found, sums
@@ -154,8 +163,8 @@ class PanelSolver:
             if t < last and stop.seen():
                 break
         value, dual = self._values(s.plan())
-        g = self.over.mine(s.g[: self._m])
-        return s.outcome(Solution(value, dual, s.f.clone(), g.clone(), error, s.n_iter[0].clone()))
+        f, g = s.held.rows_of(s.f), self.over.mine(s.held.columns_of(s.g)[: self._m])
+        return s.outcome(Solution(value, dual, f.clone(), g.clone(), error, s.n_iter[0].clone()))
 
     def _first_potential(self) -> Tensor:
         """F (N,) before the first iteration."""
@@ -166,13 +175,20 @@ class PanelSolver:
 
     def _values(self, row_value: Tensor) -> tuple[Tensor, Tensor]:
         """<P, C>, and the dual value of <P, C> + reg KL(P | a b'), in double."""
-        s, reg = self._sweeps, self.options.reg
-        a, b, f, g = (z.double() for z in (s.a, s.b, s.f, s.g))
+        s, reg, (rho_a, rho_b) = self._sweeps, self.options.reg, self.options.rho
+        a, b, kept, f, g = (z.double() for z in (s.a, s.b, s.held.rows, *self._potentials))
         free_f, free_g = (torch.where(m > 0, z - reg * m.log(), 0) for m, z in ((a, f), (b, g)))
-        here = self.over.add(torch.stack([row_value.double().sum(), (free_f * a).sum(), a.sum()]))
-        value, dual_f, sum_a = here
-        dual = dual_f + (free_g * b).sum() - reg * (sum_a - sum_a * b.sum())
+        paid_f = (_dual.paid(free_f, rho_a) * a).sum()
+        here = self.over.add(torch.stack([row_value.double().sum(), paid_f, a.sum(), kept.sum()]))
+        value, dual_f, sum_a, moved = here
+        dual = dual_f + (_dual.paid(free_g, rho_b) * b).sum() - reg * (moved - sum_a * b.sum())
         return value.to(s.a.dtype), dual.to(s.a.dtype)
+
+    @property
+    def _potentials(self) -> tuple[Tensor, Tensor]:
+        """F and g of the last iteration, with the shifts of unbalanced ones."""
+        s = self._sweeps
+        return s.held.rows_of(s.f), s.held.columns_of(s.g)
 
     # Backward
 
@@ -190,7 +206,7 @@ class PanelSolver:
             run = self._fixed_point if options.grad == "implicit" else self._unrolled
             grad_b = run(weight, dual, least)
             direct_a, direct_b = self._direct(dual)
-            grad_a, grad_b = s.grad_a + direct_a, grad_b + direct_b
+            grad_a, grad_b = s.grad_a + direct_a, grad_b + s.grad_b + direct_b
         into = s.begin_gradient(weight, needs)
         for rows in self._spread.panels(self._n):
             s.add_gradient(into, rows)
@@ -205,23 +221,30 @@ class PanelSolver:
 
     def _direct(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """What the dual value gives the masses at constant potentials."""
-        s, reg = self._sweeps, self.options.reg
+        s, options = self._sweeps, self.options
         sum_a = self.over.add(s.a.double().sum()).to(s.a.dtype)
         sum_b = s.b.double().sum().to(s.a.dtype)
-        return dual * _dual.direct(s.f, s.a, sum_b, reg, 0), dual * _dual.direct(s.g, s.b, sum_a, reg, 1)
+        f, g = self._potentials
+        of_a, of_b = _dual.direct(f, s.a, sum_b, options, 0), _dual.direct(g, s.b, sum_a, options, 1)
+        return dual * of_a, dual * of_b
 
     def _envelope_masses(self, dual: Tensor) -> tuple[Tensor, Tensor]:
         """Where the plan is a constant: the potentials without the masses, which samples without mass have as well."""
-        s, reg = self._sweeps, self.options.reg
+        s, options = self._sweeps, self.options
         if s.HOST:
             lacks_a, lacks_b = bool((s.a == 0).any()), bool((s.b == 0)[: self._m].any())
         else:  # nobody here knows whether one of the given masses is 0
             lacks_a, lacks_b = self._problem.a is not None, self._problem.b is not None
         free_a = s.free_rows() if lacks_a else torch.zeros_like(s.a)
         free_b = s.free_columns() if lacks_b else torch.zeros_like(s.b)
-        sides = (s.a, s.f, free_a), (s.b, s.g, free_b)
-        of_a, of_b = (dual * torch.where(m > 0, z - reg * m.log(), free) for m, z, free in sides)
-        return of_a, of_b
+        found, sums = [], (self.over.add(s.a.double().sum()), s.b.double().sum())
+        for side, (m, z, free) in enumerate(zip((s.a, s.b), self._potentials, (free_a, free_b), strict=True)):
+            if not s.held.exact:  # the softmin of the other side, which is shifted
+                shift = (s.held.shift, -s.held.shift)[side].to(free.dtype)
+                free = s.held.damping[side] * (free + shift)
+            free = torch.where(m > 0, z - options.reg * m.log(), free)
+            found.append(dual * _dual.of_envelope(free, sums[1 - side].to(m.dtype), options, side))
+        return found[0], found[1]
 
     def _unrolled(self, weight: Tensor, dual: Tensor, least: Tensor) -> Tensor:
         """Back through the iterations; the gradient of b.
@@ -234,8 +257,8 @@ class PanelSolver:
         s.begin_back(weight, dual, first)
         for t in range(int(s.n_iter) if s.HOST else self.options.max_iter, 0, -1):
             runs = (t <= s.n_iter) & (done.raised == 0)
-            change = s.back(t, runs)
-            grad_b += change
+            change, of_b = s.back(t, runs)
+            grad_b += of_b
             ends = runs & (2 * t * change.abs().max().double() <= least)
             first.copy_(torch.where(ends, t, first))
             done.raised |= ends
@@ -245,17 +268,22 @@ class PanelSolver:
 
     def _fixed_point(self, weight: Tensor, dual: Tensor, least: Tensor) -> Tensor:
         """Back through the iteration at the fixed point, again and again until it has converged; the gradient of b."""
-        s, reg = self._sweeps, self.options.reg
-        done, grad_b = s.flag(), torch.zeros_like(s.b)
-        change = weight * s.centred + reg * dual * (s.b - s.sums)
-        mass = s.begin_fixed_point(weight, dual, grad_b)
+        s, reg, exact = self._sweeps, self.options.reg, self.options.unbalanced is None
+        done, shares = s.flag(), torch.zeros_like(s.b)
+        grad_b = shares if exact else torch.zeros_like(s.b)
+        change = weight * s.centred + reg * dual * (s.held.columns - s.sums)
+        mass = s.begin_fixed_point(weight, dual, shares)
         total = mass.double().sum()
         before = torch.zeros_like(least)
         for _ in range(_C.max_sweeps(self.options.max_iter)):
-            # (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
-            change = change - (change.double().sum() / total).to(change.dtype) * mass
-            share = torch.where((mass > 0) & (done.raised == 0), change / mass, 0)
-            grad_b += share
+            if exact:
+                # (f + c, g - c) is the same plan: adjoints must sum to zero, and drift would never decay.
+                change = change - (change.double().sum() / total).to(change.dtype) * mass
+            else:
+                change = s.settle(change)
+                grad_b += torch.where(s.b > 0, change / s.b, 0)
+            share = torch.where((mass > 0) & (done.raised == 0), s.held.damping[1] * change / mass, 0)
+            shares += share
             size = share.abs().max().double()
             rate = torch.where((before > 0) & (size < before), size / before, _C.UNKNOWN_RATE)
             before = size
@@ -267,12 +295,12 @@ class PanelSolver:
         return grad_b
 
 
-def _flags_of_masses(a: Tensor, b: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
+def _flags_of_masses(a: Tensor, b: Tensor, sums: tuple[Tensor, Tensor], exact: bool) -> Tensor:
     """Flags (1,) int32 of csrc/sinkhorn/cuda.h for the masses of the whole problem, and their sums."""
     sum_a, sum_b = sums
     bad = ~((a >= 0).all() & (b >= 0).all() & sum_a.isfinite() & sum_b.isfinite())
     none = ~((sum_a > 0) & (sum_b > 0))
-    differ = ~((sum_a - sum_b).abs() <= _C.rules(a.dtype == torch.float64).sums_gap * (sum_a + sum_b))
+    differ = exact & ~((sum_a - sum_b).abs() <= _C.rules(a.dtype == torch.float64).sums_gap * (sum_a + sum_b))
     flags = bad * _C.FLAGS["bad_mass"] + none * _C.FLAGS["no_mass"] + differ * _C.FLAGS["sums"]
     return flags.to(torch.int32).view(1)
 

@@ -65,6 +65,11 @@ def gradients(solver: Solver, p: Problem, needs: Needs, up: Upstream) -> tuple[T
             "double backward is not built for rows that are spread over processes (group=)"
         )
     transforms.refuse_second_order(solver.options.grad)
+    if solver.options.shifted:
+        raise NotImplementedError(
+            "double backward of unbalanced transport panel by panel is not built with tol > 0: give tol=0, or raise "
+            "memory_budget"
+        )
     leaves = (z for z, need in zip(differentiable(p), needs, strict=True) if need)
     return tuple(transforms.applied(PanelGradient)(_Call(solver, p, needs), up.value, up.dual, *leaves))
 
@@ -157,6 +162,7 @@ class _Explicit:
         self._unit = options.metric in NORMALISED
         self._x, self._y = (reference.normalise(z) if self._unit else z for z in (x, y))
         self._metric, self._reg, self._n_iter = options.known_metric, options.reg, sizes.n_iter
+        self._options, self._rho = options, options.rho
         n, m, d = len(x), len(y), x.shape[-1]
         a = x.new_full((n,), 1 / n) if p.a is None else p.a
         b = x.new_full((m,), 1 / m) if p.b is None else p.b
@@ -195,7 +201,7 @@ class _Explicit:
         for t in range(self._n_iter + 1):
             columns, parts = _LogSums(self._safe_b), []
             for rows, m in self._panels():
-                mine = f[0][rows] if t == 0 else half_step(m, g[t], self._reg)
+                mine = f[0][rows] if t == 0 else half_step(m, g[t], self._reg, self._rho[0])
                 parts.append(mine)
                 if t < self._n_iter:
                     terms = (mine[:, None] - m.cost) / self._reg
@@ -203,7 +209,8 @@ class _Explicit:
             if t > 0:
                 f.append(torch.cat(parts))
             if t < self._n_iter:
-                next_g = self._reg * (self._safe_b.log() - columns.value())
+                damping = reference.damping(self._rho[1], self._reg)
+                next_g = self._reg * (self._safe_b.log() - damping * columns.value())
                 g.append(torch.where(self._has_b, next_g, 0))
         return f, g
 
@@ -216,7 +223,8 @@ class _Explicit:
         f, g = self._iterations()
         value = self._a.new_zeros(())
         df, dg = [torch.zeros_like(f[0]) for _ in f], [torch.zeros_like(g[0]) for _ in g]
-        dg[last] = pull * self._b
+        dg[last] = pull * torch.where(self._has_b, _dual.pull(g[last], self._safe_b, self._options, 1), 0)
+        pull_f = pull * torch.where(self._has_a, _dual.pull(f[last], self._safe_a, self._options, 0), 0)
         for t in range(last, 0, -1):
             parts = []
             for rows, m in self._panels():
@@ -224,11 +232,11 @@ class _Explicit:
                 if t == last:
                     of_cost = plan * m.cost
                     value, dg[t] = value + of_cost.sum(), dg[t] + weight / reg * of_cost.sum(0)
-                    mine = weight / reg * of_cost.sum(1) + pull * self._a[rows]
+                    mine = weight / reg * of_cost.sum(1) + pull_f[rows]
                 else:
-                    mine = -((plan_of(m, f[t][rows], g[t + 1], reg) / m.b) @ dg[t + 1])
+                    mine = -(plan_of(m, f[t][rows], g[t + 1], reg) @ (dg[t + 1] / self._over_b(g[t + 1])))
                 parts.append(mine)
-                dg[t] = dg[t] - mine / m.a @ plan
+                dg[t] = dg[t] - mine / self._over_a(f[t])[rows] @ plan
             df[t] = torch.cat(parts)
         grad_a, grad_b = self._direct(f[last], g[last], pull)
         grad_a = grad_a + torch.where(self._has_a, reg * sum(df) / self._safe_a, 0)
@@ -236,16 +244,26 @@ class _Explicit:
         sums = self._sums((f, g), (df, dg), weight)
         return value, self._dual_value(f[last], g[last]), Gradients(a=grad_a, b=grad_b, **sums)
 
+    def _over_a(self, f: Tensor) -> Tensor:
+        """What the adjoint of f (N,) is handed on over: the masses, or what an undamped half-step would have left."""
+        return _dual.kept(f, self._safe_a, self._options, 0) / reference.damping(self._rho[0], self._reg)
+
+    def _over_b(self, g: Tensor) -> Tensor:
+        """The same of g (M,)."""
+        return _dual.kept(g, self._safe_b, self._options, 1) / reference.damping(self._rho[1], self._reg)
+
     def _dual_value(self, f: Tensor, g: Tensor) -> Tensor:
-        reg, a, b = self._reg, self._a, self._b
-        free = ((f - reg * self._safe_a.log()) * a).sum() + ((g - reg * self._safe_b.log()) * b).sum()
-        return free - reg * (a.sum() - a.sum() * b.sum())
+        reg, a, b, (rho_a, rho_b) = self._reg, self._a, self._b, self._rho
+        free_f, free_g = f - reg * self._safe_a.log(), g - reg * self._safe_b.log()
+        paid = (_dual.paid(free_f, rho_a) * a).sum() + (_dual.paid(free_g, rho_b) * b).sum()
+        moved = torch.where(self._has_a, _dual.kept(f, self._safe_a, self._options, 0), 0)
+        return paid - reg * (moved.sum() - a.sum() * b.sum())
 
     def _direct(self, f: Tensor, g: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """What the dual value gives the masses at constant potentials."""
         sides = (f, self._safe_a, self._has_a, self._b, 0), (g, self._safe_b, self._has_b, self._a, 1)
         found = [
-            torch.where(has, pull * _dual.direct(z, mass, other.sum(), self._reg, side), 0)
+            torch.where(has, pull * _dual.direct(z, mass, other.sum(), self._options, side), 0)
             for z, mass, has, other, side in sides
         ]
         return found[0], found[1]
@@ -259,8 +277,8 @@ class _Explicit:
             plan = plan_of(m, f[last][rows], g[last], reg)
             d_cost = weight * plan * (1 - m.cost / reg)
             for t in range(last, 0, -1):
-                d_cost = d_cost + plan_of(m, f[t][rows], g[t], reg) * (df[t][rows] / m.a)[:, None]
-                d_cost = d_cost + plan_of(m, f[t - 1][rows], g[t], reg) * (dg[t] / m.b)
+                d_cost = d_cost + plan_of(m, f[t][rows], g[t], reg) * (df[t] / self._over_a(f[t]))[rows, None]
+                d_cost = d_cost + plan_of(m, f[t - 1][rows], g[t], reg) * (dg[t] / self._over_b(g[t]))
             of_x, of_y = _chain(self._distances, (self._x[rows], self._y), d_cost)
             dx.append(of_x)
             dy = dy + of_y

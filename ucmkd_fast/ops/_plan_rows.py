@@ -23,6 +23,19 @@ from .sharded import Alone
 BLOCK = 1 << 21
 
 
+def exponents(f: Tensor, g: Tensor, cost: Tensor, reg: float | Tensor) -> Tensor:
+    """(f + g - C) / reg, with the rounding of f + g put back (two-sum): f and g may be large against what is left.
+
+    -inf where f or g is, or where C is +inf.
+    """
+    both = f + g
+    with torch.no_grad():
+        of_g = both - f
+        rest = (f - (both - of_g)) + (g - of_g)
+        rest = torch.where(rest.isfinite(), rest, 0)
+    return ((both - cost) + rest) / reg
+
+
 class Costs(Protocol):
     """The costs of B problems (N, M); rows of any problems, or blocks of rows."""
 
@@ -105,14 +118,14 @@ class Plans:
         """Log P (B', R, M) of a block, -inf where P is 0; the caller may write to it."""
         problems, rows = block
         reg = self._reg[problems, None, None] if isinstance(self._reg, Tensor) else self._reg
-        logs = self.f[problems, rows, None] + self.g[problems, None, :]
-        return logs.sub_(self.costs.block(problems, rows)).div_(reg)
+        f, g = self.f[problems, rows, None], self.g[problems, None, :]
+        return exponents(f, g, self.costs.block(problems, rows), reg)
 
     def log_rows(self, problem: Tensor, row: Tensor) -> Tensor:
         """Log P (R, M) of row ``row`` (R,) of plan ``problem`` (R,), as `log_block`."""
         reg = self._reg[problem, None] if isinstance(self._reg, Tensor) else self._reg
-        logs = self.f[problem, row, None] + (self.g if len(self.g) == 1 else self.g[problem])
-        return logs.sub_(self.costs.rows(problem, row)).div_(reg)
+        g = self.g if len(self.g) == 1 else self.g[problem]
+        return exponents(self.f[problem, row, None], g, self.costs.rows(problem, row), reg)
 
 
 def exp_(logs: Tensor) -> Tensor:

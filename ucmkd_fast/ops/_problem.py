@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,12 +22,33 @@ class Options(NamedTuple):
     dtype: torch.dtype  # of the cost
     metric: str | None = None  # None: the cost is given
     regularized: bool = False  # the loss is the dual value, else <P, C>
+    unbalanced: tuple[float, float] | None = None  # (rho_a, rho_b) as reg, inf for a side that is exact
 
     @property
     def known_metric(self) -> str:
         """The metric of a cost that is made from features."""
         assert self.metric is not None
         return self.metric
+
+    @property
+    def rho(self) -> tuple[float, float]:
+        """What holds the marginals."""
+        return self.unbalanced or (math.inf, math.inf)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether unbalanced iterations are shifted in between, which leads to the same fixed point sooner."""
+        return self.unbalanced is not None and (self.tol > 0 or self.grad != "unrolled")
+
+    def scaled(self, scale: float) -> Options:
+        """With what was in units of ``scale`` in units of cost."""
+        rho = self.unbalanced
+        return self._replace(reg=self.reg * scale, unbalanced=rho and (rho[0] * scale, rho[1] * scale))
+
+    def within(self, side: int) -> Options:
+        """Of the rows (0) or the columns (1) of a divergence against themselves."""
+        rho = self.rho[side]
+        return self._replace(unbalanced=None if rho == math.inf else (rho, rho))
 
 
 class Problem(NamedTuple):

@@ -8,6 +8,7 @@ other take `_by_torch` from the start.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,9 @@ Rule = tuple[
 
 def _options(cost: Tensor, *values: Any) -> Options:
     """From what the ops take one by one."""
-    reg, max_iter, tol, grad, accelerate = values
-    return Options(reg, max_iter, tol, grad, accelerate, cost.dtype)
+    reg, max_iter, tol, grad, accelerate, *rho = values
+    unbalanced = None if min(rho) == math.inf else (rho[0], rho[1])
+    return Options(reg, max_iter, tol, grad, accelerate, cost.dtype, unbalanced=unbalanced)
 
 
 # Sinkhorn on a cost
@@ -37,10 +39,10 @@ def _options(cost: Tensor, *values: Any) -> Options:
 @torch.library.custom_op("ucmkd_fast::sinkhorn_forward", mutates_args=())
 def sinkhorn_forward(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, reg: float,
-    max_iter: int, tol: float, grad: str, accelerate: str | None,
+    max_iter: int, tol: float, grad: str, accelerate: str | None, rho_a: float, rho_b: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward call with everything that the backward needs as outputs."""
-    options = _options(matrix, reg, max_iter, tol, grad, accelerate)
+    options = _options(matrix, reg, max_iter, tol, grad, accelerate, rho_a, rho_b)
     p = _contiguous(Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g))
     found, saved = door(matrix).solve(p, options, True)
     not_converged.look(found.marginal_error, found.value, a, options)
@@ -50,12 +52,13 @@ def sinkhorn_forward(
 @sinkhorn_forward.register_fake
 def _(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, reg: float,
-    max_iter: int, tol: float, grad: str, accelerate: str | None,
+    max_iter: int, tol: float, grad: str, accelerate: str | None, rho_a: float, rho_b: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     lead, (n, m) = matrix.shape[:-2], matrix.shape[-2:]
     value, dual, error = matrix.new_empty(lead), matrix.new_empty(lead), matrix.new_empty(lead)
     f, g = matrix.new_empty((*lead, n)), matrix.new_empty((*lead, m))
-    saved = matrix.new_empty(door(matrix).saved_size(matrix.shape, max_iter, grad == "unrolled"))
+    options = _options(matrix, reg, max_iter, tol, grad, accelerate, rho_a, rho_b)
+    saved = matrix.new_empty(door(matrix).saved_size(matrix.shape, options, grad == "unrolled"))
     return value, dual, f, g, error, matrix.new_empty(lead, dtype=torch.int64), saved
 
 
@@ -69,10 +72,11 @@ def _contiguous(p: Problem) -> Problem:
 def sinkhorn_backward(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, f: Tensor,
     g: Tensor, saved: Tensor, up_value: Tensor | None, up_dual: Tensor | None, up_f: Tensor | None,
-    up_g: Tensor | None, reg: float, max_iter: int, tol: float, grad: str, accelerate: str | None,
+    up_g: Tensor | None, reg: float, max_iter: int, tol: float, grad: str, accelerate: str | None, rho_a: float,
+    rho_b: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the cost and of the masses (empty where they are not given)."""
-    options = _options(matrix, reg, max_iter, tol, grad, accelerate)
+    options = _options(matrix, reg, max_iter, tol, grad, accelerate, rho_a, rho_b)
     p = _contiguous(Problem(cost=matrix, a=a, b=b, init_f=init_f, init_g=init_g))
     up = Upstream(up_value, up_dual, up_f, up_g)
     found = door(matrix).solve_backward(p, Kept(saved, f, g), up, options)
@@ -84,7 +88,8 @@ def sinkhorn_backward(
 def _(
     matrix: Tensor, a: Tensor | None, b: Tensor | None, init_f: Tensor | None, init_g: Tensor | None, f: Tensor,
     g: Tensor, saved: Tensor, up_value: Tensor | None, up_dual: Tensor | None, up_f: Tensor | None,
-    up_g: Tensor | None, reg: float, max_iter: int, tol: float, grad: str, accelerate: str | None,
+    up_g: Tensor | None, reg: float, max_iter: int, tol: float, grad: str, accelerate: str | None, rho_a: float,
+    rho_b: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     none = matrix.new_empty(0)
     return (
@@ -130,15 +135,15 @@ def _backward_rule(call: Any, info: Any, in_dims: Sequence[int | None], *args: A
 def _gradient_setup(ctx: Any, inputs: Any, output: Any) -> None:
     """Keeps what `_gradient_backward` reads."""
     ctx.set_materialize_grads(False)
-    *tensors, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate = inputs
+    tensors, ctx.options = inputs[:12], inputs[12:]
     ctx.save_for_backward(*tensors[:4], *tensors[8:])
 
 
 def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Of the gradients that `sinkhorn_backward` gives, by torch's own operations."""
-    transforms.refuse_second_order(ctx.grad)
     matrix, a, b, init_f, *of_outputs = ctx.saved_tensors
-    options = _options(matrix, ctx.reg, ctx.max_iter, ctx.tol, ctx.grad, ctx.accelerate)
+    options = _options(matrix, *ctx.options)
+    transforms.refuse_second_order(options.grad)
 
     def outputs(matrix: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, ...]:
         return _by_torch.solve(Problem(cost=matrix, a=a, b=b, init_f=init_f), options)[:4]
@@ -149,7 +154,7 @@ def _gradient_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
         return transforms.vjp(outputs, (matrix, a, b), of_outputs)
 
     d = transforms.vjp(gradients, (matrix, a, b, *of_outputs), upstream)
-    return *d[:3], *[None] * 5, *d[3:], *[None] * 5
+    return *d[:3], *[None] * 5, *d[3:], *[None] * len(ctx.options)
 
 
 _backward_call = transforms.register_backward(
@@ -169,11 +174,16 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     upstream = upstream[:4]
     if all(u is None for u in upstream):
-        return (None,) * 10
+        return (None,) * (5 + len(ctx.options))
     if ctx.options[3] == "envelope":
         upstream = (*upstream[:2], None, None)
     d_cost, d_a, d_b = _backward_call(*tensors, *upstream, *ctx.options)
-    return d_cost, None if tensors[1] is None else d_a, None if tensors[2] is None else d_b, *[None] * 7
+    return (
+        d_cost,
+        None if tensors[1] is None else d_a,
+        None if tensors[2] is None else d_b,
+        *[None] * (2 + len(ctx.options)),
+    )
 
 
 _forward_call = transforms.register_backward(sinkhorn_forward, _setup, _backward, _forward_rule)
@@ -182,7 +192,9 @@ _forward_call = transforms.register_backward(sinkhorn_forward, _setup, _backward
 def solve(p: Problem, options: Options) -> Solution:
     """Of a given cost; differentiable once more by a transform around it."""
     reg, max_iter, tol, grad, accelerate, *_ = options
-    found = _forward_call(p.cost, p.a, p.b, p.init_f, p.init_g, reg, max_iter, tol, grad, accelerate)
+    found = _forward_call(
+        p.cost, p.a, p.b, p.init_f, p.init_g, reg, max_iter, tol, grad, accelerate, *options.rho
+    )
     return Solution(*found[:6])
 
 

@@ -262,11 +262,27 @@ def loss(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
         return one(p, options, call)
     with not_converged.at_most_one():
         between = one(p, options, call)
-        within = [one(part, options, call.within()) for part in p.within()]
-    return debiased(between, within)
+        within = [one(part, options.within(side), call.within()) for side, part in enumerate(p.within())]
+    return debiased(between, within, mass_term(p, options, call.group))
 
 
-def debiased(between: Any, within: list[Any]) -> Tensor:
-    """The divergence from the values of its problems."""
+def debiased(between: Any, within: list[Any], mass: Tensor | None) -> Tensor:
+    """The divergence from the values of its problems, and its `mass_term`."""
     found: Tensor = between - (within[0] + within[1]) / 2
-    return found
+    return found if mass is None else found + mass
+
+
+def mass_term(p: Problem, options: Options, group: Any = None) -> Tensor | None:
+    """What debiases unbalanced transport, reg / 2 (sum a - sum b)^2 (B?,), Sejourne et al. 2019; None: it is 0."""
+    if options.unbalanced is None or (p.a is None and p.b is None):
+        return None
+    x, _ = p.features
+    one = x.new_ones((), dtype=options.dtype)
+    sum_a, sum_b = (one if z is None else sharded.summed(z.sum(-1), group) for z in (p.a, p.b))
+    return half_square(sum_a - sum_b, p, options)
+
+
+def half_square(gap: Tensor, p: Problem, options: Options) -> Tensor:
+    """Of the gap between sums of masses, in units of cost."""
+    half = options.reg / 2 if p.scale is None else options.reg / 2 * p.scale
+    return half * gap**2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +39,7 @@ class Asked(NamedTuple):
     dtype: torch.dtype  # of the cost
     metric: Any = _NO_METRIC  # the cost is given
     objective: Any = "transport"
+    unbalanced: Any = None
 
 
 def checked(asked: Asked) -> Options:
@@ -54,7 +57,7 @@ def checked(asked: Asked) -> Options:
 
 @functools.lru_cache(maxsize=256, typed=True)
 def _checked(*asked: Any) -> Options:
-    reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective = asked
+    reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective, unbalanced = asked
     if reg_scale is not None:
         checks.choice("reg_scale", reg_scale, REG_SCALES)
     given = metric is _NO_METRIC
@@ -78,9 +81,43 @@ def _checked(*asked: Any) -> Options:
     max_iter, tol = checks.count_at_least_one("max_iter", max_iter), checks.number_at_least_zero("tol", tol)
     if max_iter > _MOST_ITERATIONS:
         raise ValueError(f"max_iter must be at most {_MOST_ITERATIONS}, got {max_iter}")
+    rho = _rho(unbalanced, 0.0 if reg_scale is not None else torch.finfo(dtype).tiny)
+    if rho is not None and accelerate is not None:
+        raise ValueError(
+            f"accelerate={accelerate!r} is for balanced transport: unbalanced iterations are shifted instead, where "
+            "tol > 0 or grad is 'implicit' or 'envelope'"
+        )
     return Options(
-        reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport"
+        reg, max_iter, tol, grad, accelerate, dtype, None if given else metric, objective != "transport", rho
     )
+
+
+def _rho(unbalanced: Any, least: float) -> tuple[float, float] | None:
+    """What holds the marginals of rows and columns, inf where exactly; None where it does both.
+
+    Raises:
+        TypeError: neither a number nor a pair of them.
+        ValueError: one that is not above 0, or below ``least``.
+    """
+    if unbalanced is None:
+        return None
+    pair = unbalanced if isinstance(unbalanced, (tuple, list)) else (unbalanced, unbalanced)
+    if len(pair) != 2:
+        raise TypeError(f"unbalanced must be rho or a pair (rho_a, rho_b), got {len(pair)} values")
+    found = []
+    for rho in pair:
+        if rho is not None and (isinstance(rho, bool) or not isinstance(rho, numbers.Real)):
+            raise TypeError(
+                f"unbalanced must be rho > 0 or a pair (rho_a, rho_b), None for a side that is exact, got "
+                f"{type(rho).__name__}"
+            )
+        found.append(math.inf if rho is None else float(rho))
+        if not (found[-1] > 0 and found[-1] >= least):
+            raise ValueError(
+                f"unbalanced must be a number above 0 (at least {least:.2g} in the cost's dtype), inf or None for "
+                f"a side that is exact, got {rho}"
+            )
+    return None if found[0] == found[1] == math.inf else (found[0], found[1])
 
 
 def check_init(init: Any, shape: torch.Size, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:

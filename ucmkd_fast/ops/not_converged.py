@@ -154,7 +154,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _above_tol(error: float, dtype: torch.dtype, options: Options) -> str:
     helps = ["raise max_iter or reg", "start from init= (the potentials of an earlier call)"]
-    if options.accelerate is None:
+    if options.accelerate is None and options.unbalanced is None:
         helps.append("use accelerate='relax' (with grad='implicit' or 'envelope')")
     if options.tol < 8 * _ROUNDING[dtype]:
         helps.append(f"raise tol, which {_name(dtype)} hardly resolves")

@@ -69,10 +69,12 @@ def settle(p: Problem, scale: Tensor, options: Options, host: bool) -> tuple[Pro
             "reg_scale='mean' needs a cost whose mean over its finite entries is a number above 0, got one whose mean "
             f"is not or that has no finite entry{which}: give reg in units of the cost (reg_scale=None)"
         )
-    reg, range_ = options.reg * numbers[0], torch.finfo(scale.dtype)
-    if scale.dim() or not range_.tiny <= reg <= range_.max:
+    if (
+        scale.dim()
+        or not torch.finfo(scale.dtype).tiny <= options.reg * numbers[0] <= torch.finfo(scale.dtype).max
+    ):
         return p._replace(scale=scale), options
-    return p, options._replace(reg=reg)
+    return p, options.scaled(numbers[0])
 
 
 #: Metrics whose distances scale with the features.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _draws, _projections, transforms
-from ._plan_rows import GivenCosts, MadeCosts, Plans, of_list
+from ._plan_rows import GivenCosts, MadeCosts, Plans, exponents, log_column_sums, log_row_sums, of_list
 from ._problem import Convergence as Convergence
 from ._problem import Options, Problem, Solution
 from .refusals import refusal
@@ -21,8 +21,10 @@ class SinkhornResult:
     Attributes:
         value: () or (B,), ``<P, C>``; differentiable.
         value_regularized: () or (B,), the dual value of ``<P, C> + reg KL(P | a b')``, equal to it at
-            convergence and of second order in the error before; differentiable.
-        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact.
+            convergence and of second order in the error before; differentiable. Unbalanced, with
+            ``rho_a KL(P1 | a) + rho_b KL(P'1 | b)``.
+        marginal_error: () or (B,), ``sum_j |(P'1)_j - b_j|``; the rows of P are exact. Unbalanced, ``b_j`` times
+            ``exp(-g_j / rho_b)``, g without log b in it, is what the columns are to sum to.
         n_iter: () or (B,) int64, iterations that ran; negative where the kernels of a GPU refused the input (its
             results are NaN, `check` says why).
         reg: regularisation in units of cost, a number; with ``reg_scale`` reg times the mean cost, as a tensor (), (B,)
@@ -55,7 +57,37 @@ class SinkhornResult:
 
     def _log_plan(self) -> Tensor:
         reg = self.reg[..., None, None] if isinstance(self.reg, Tensor) else self.reg
-        return (self._f[..., :, None] + self._g[..., None, :] - self._cost) / reg
+        return exponents(self._f[..., :, None], self._g[..., None, :], self._cost, reg)
+
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """P1 (N,) and P'1 (M,), of a batch (B, N) and (B, M), flat if it is ragged: the sums of the plan itself.
+
+        Unbalanced they differ from a and b, by what was created or left out. Differentiable where the plan is. With
+        ``group`` of this process's rows, and of its columns over the rows of all; all processes call alike.
+        """
+        if self._formed and (
+            transforms.recorded(self._f, self._g, self._cost)
+            or not transforms.direct(self._f, self._g, self._cost)
+        ):
+            logs = self._log_plan()
+            return logs.logsumexp(-1).exp(), logs.logsumexp(-2).exp()
+        rows, columns = [], []
+        for plans in self._plans():
+            rows.append(log_row_sums(plans).exp())
+            columns.append(self._own_columns(log_column_sums(plans).exp()))
+        return self._joined(rows), self._joined(columns)
+
+    def _own_columns(self, sums: Tensor) -> Tensor:
+        return sums
+
+    @property
+    def mass(self) -> Tensor:
+        """Sum of P, () or (B,): that of a and b, and what is moved where the transport is unbalanced."""
+        return self._summed(self.marginals()[0])
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        """Of vectors over rows, problem by problem."""
+        return rows.sum(-1)
 
     def plan_by_class(self) -> Tensor:
         """P summed over the columns of each label (B?, N, K); differentiable. A row over its mass is a soft label.
@@ -211,7 +243,7 @@ class BatchResult(SinkhornResult):
         fs, gs = self._potentials()
         regs = self.reg if isinstance(self.reg, Tensor) else [self.reg] * len(fs)
         return [
-            ((f[:, None] + g - cost) / reg).exp()
+            exponents(f[:, None], g, cost, reg).exp()
             for f, g, cost, reg in zip(fs, gs, self._costs, regs, strict=True)
         ]
 
@@ -227,6 +259,11 @@ class BatchResult(SinkhornResult):
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([part.flatten(0, 1) for part in parts] if self._ragged else parts)
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        if not self._ragged:
+            return rows.sum(-1)
+        return torch.stack([part.sum() for part in rows.split([len(cost) for cost in self._costs])])
 
     def plan_by_class(self) -> Tensor:
         """P_k summed over the columns of each label, (B, N, K) or flat (sum N_k, K), constant.
@@ -269,6 +306,12 @@ class PanelResult(SinkhornResult):
             costs = MadeCosts(p, self._options, self._spread.rows)
             self._gathered.append(Plans(costs, self._f[None], g[None], self.reg, over))
         return self._gathered
+
+    def _own_columns(self, sums: Tensor) -> Tensor:
+        return self._spread.over.mine(sums[0])[None]
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        return self._spread.over.add(rows.sum(-1))
 
     def plan(self) -> Tensor:
         """Refused: the plan is as large as the cost that did not fit."""

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import transforms
+
 
 class Alone:
     """All rows are here."""
@@ -139,6 +141,28 @@ def _gather(rows: Tensor, counts: Sequence[int], group: Any) -> Tensor:
     parts = [torch.empty_like(mine) for _ in counts]
     dist.all_gather(parts, mine, group=group)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over processes, whose gradient every process passes on to its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, group: Any) -> Tensor:
+        total = mine.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def summed(mine: Tensor, group: Any) -> Tensor:
+    """A scalar summed over the processes of a group, differentiable; without one the same."""
+    if group is None:
+        return mine
+    total: Tensor = transforms.applied(_Summed)(mine, group)
+    return total
 
 
 def gather_rows(rows: Tensor, group: Any) -> Tensor:

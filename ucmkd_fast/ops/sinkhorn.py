@@ -12,6 +12,8 @@ from ._problem import Convergence, Problem
 from .arguments import Asked, check_features, check_init, checked, envelope_has_no_mass_gradient, mass
 from .result import SinkhornResult
 
+Unbalanced = float | tuple[float | None, float | None] | None
+
 
 def sinkhorn(
     cost: Tensor,
@@ -25,6 +27,7 @@ def sinkhorn(
     init: tuple[Tensor, Tensor] | None = None,
     accelerate: str | None = None,
     reg_scale: str | None = None,
+    unbalanced: Unbalanced = None,
 ) -> SinkhornResult:
     """Entropic optimal transport for a given cost.
 
@@ -36,7 +39,7 @@ def sinkhorn(
             of the same half precision); may be negative, +inf forbids a pair.
         a: (N,) or (B, N) masses >= 0 of the rows, float32 or float64; None is 1 / N. Masses of at most 1e-30
             (1e-290 in float64) take no part.
-        b: (M,) or (B, M) masses >= 0 of the columns, of the same sum; None is 1 / M.
+        b: (M,) or (B, M) masses >= 0 of the columns, of the same sum unless ``unbalanced``; None is 1 / M.
         reg: entropic regularisation, in units of cost.
         max_iter: iterations at most.
         tol: stop when ``sum_j |(P'1)_j - b_j|`` is at most this; 0 runs ``max_iter`` iterations.
@@ -49,7 +52,12 @@ def sinkhorn(
         reg_scale: None, or ``"mean"``: reg is then a factor of the mean cost, over the finite entries of each problem
             whatever their masses. A constant for gradients. Values, potentials and ``init`` stay in units of cost.
             A mean that is not above 0 is refused on the CPU; on other devices and under transforms the results are
-            NaN.
+            NaN. ``unbalanced`` is a factor of it as well.
+        unbalanced: None, exact marginals; or rho > 0, in units of cost: they are held by rho KL(P1 | a) and
+            rho KL(P'1 | b) instead, and need no equal sums (Chizat et al. 2018). ``(rho_a, rho_b)`` for each side, None
+            or inf for one that is exact. Small rho leaves out what is far from everything. With ``tol`` > 0 and with
+            ``grad="implicit"`` or ``"envelope"`` the potentials are shifted between iterations (Séjourné et al. 2022),
+            without which a large rho converges slowly.
 
     Returns:
         A `SinkhornResult`.
@@ -66,7 +74,9 @@ def sinkhorn(
         cost = cost.float()
     if 0 in cost.shape:
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
-    options = checked(Asked(reg, max_iter, tol, grad, accelerate, reg_scale, cost.dtype))
+    options = checked(
+        Asked(reg, max_iter, tol, grad, accelerate, reg_scale, cost.dtype, unbalanced=unbalanced)
+    )
     batch = cost.shape[0] if cost.dim() == 3 else None
     if a is not None or b is not None:
         a = mass("a", a, cost.shape[-2], batch, cost.dtype)
@@ -92,6 +102,7 @@ def sinkhorn_loss(
     init: tuple[Tensor, Tensor] | None = None,
     accelerate: str | None = None,
     reg_scale: str | None = None,
+    unbalanced: Unbalanced = None,
     class_cost: Tensor | None = None,
     y_labels: Tensor | None = None,
     offsets: tuple[Tensor, Tensor] | None = None,
@@ -113,7 +124,9 @@ def sinkhorn_loss(
         tol: as in `sinkhorn`.
         objective: ``"transport"`` <P, C>, what the method's published code trains on; ``"regularized"``
             <P, C> + reg KL(P | a b') by its dual value; ``"divergence"``, the debiased
-            OT(x, y) - (OT(x, x) + OT(y, y)) / 2 of the latter (Feydy et al. 2019).
+            OT(x, y) - (OT(x, x) + OT(y, y)) / 2 of the latter (Feydy et al. 2019). Where ``unbalanced``, the
+            ``"regularized"`` value has the terms of both marginals, and the divergence reg / 2 (sum a - sum b)^2 beside
+            them (Séjourné et al. 2019); x is held by rho_a against itself, y by rho_b.
         grad: as in `sinkhorn`.
         init: as in `sinkhorn`; for ``"divergence"`` it starts the problem between x and y.
         accelerate: as in `sinkhorn`.
@@ -121,6 +134,7 @@ def sinkhorn_loss(
             mean cost between x and y serves all three problems; with ``group`` the mean is over all processes. Read
             by the host (once per call) on the CPU, and on a GPU for panels and shards of ``"cosine"`` and
             ``"chordal"`` only.
+        unbalanced: as in `sinkhorn`.
         class_cost: W (N, K), in a batch (B, N, K), a term of the cost by class: C_ij = d(x_i, y_j) + W[i, k_j]; of
             the cost's dtype, may be negative, +inf forbids a class to a row; differentiable. With ``y_labels``; see
             `class_conditional_loss` for the case of W = 0 or +inf.
@@ -155,7 +169,9 @@ def sinkhorn_loss(
     if group is not None:
         sharded.check_group(group)
     dtype = check_features(x, y, shards=group is not None)
-    options = checked(Asked(reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective))
+    options = checked(
+        Asked(reg, max_iter, tol, grad, accelerate, reg_scale, dtype, metric, objective, unbalanced)
+    )
     batch = x.shape[0] if x.ndim == 3 else None
     if a is not None or b is not None:
         a = mass("a", a, x.shape[-2], batch, dtype)

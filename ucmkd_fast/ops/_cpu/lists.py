@@ -43,8 +43,9 @@ def _features(p: Problem, offsets: Offsets, options: Options, scale: Tensor | No
 def _sizes(offsets: Offsets, options: Options, history: bool) -> tuple[int, int]:
     """Elements of the costs and of what is kept."""
     return _C.ragged_sizes(
-        len(offsets.x) - 1, offsets.x.data_ptr(), offsets.y.data_ptr(), options.max_iter, history
-    )
+        len(offsets.x) - 1, offsets.x.data_ptr(), offsets.y.data_ptr(), options.max_iter, history,
+        options.unbalanced is not None,
+    )  # fmt: skip
 
 
 def _native(
@@ -54,7 +55,8 @@ def _native(
         features=features, batch=len(offsets.x) - 1, x_offsets=offsets.x.data_ptr(),
         y_offsets=offsets.y.data_ptr(), reg=options.reg, max_iter=options.max_iter, tol=options.tol, a=address(p.a),
         b=address(p.b), init_f=address(p.init_f), init_g=address(p.init_g), relax=options.accelerate == "relax",
-        history=history, cost=memory.costs.data_ptr(), saved=memory.saved.data_ptr(),
+        history=history, rho_a=options.rho[0], rho_b=options.rho[1], shifted=options.shifted,
+        cost=memory.costs.data_ptr(), saved=memory.saved.data_ptr(),
     )  # fmt: skip
 
 
@@ -125,12 +127,6 @@ def _arriving(p: Problem, offsets: Offsets, kept: Kept, up: Upstream, options: O
     wide = [torch.repeat_interleave(dual, count) for count in counts]
     assert kept.f is not None and kept.g is not None
     potentials = kept.f, kept.g
-    if options.grad == "envelope":
-        free = [
-            None if mass is None else w * _free(p, offsets, kept, side, options.reg)
-            for side, (mass, w) in enumerate(zip((p.a, p.b), wide, strict=True))
-        ]
-        return _dual.Arriving(_dual.envelope_weight(up), None, None, *free)
     live = [torch.repeat_interleave(~offsets.empty, count) for count in counts]
     masses, totals = [], []
     for mass, count in zip((p.a, p.b), counts, strict=True):
@@ -139,33 +135,40 @@ def _arriving(p: Problem, offsets: Offsets, kept: Kept, up: Upstream, options: O
         totals.append(torch.ones_like(each) if mass is None else sums(mass, count))
     pulled: list[Tensor | None] = []
     direct: list[Tensor | None] = []
+    envelope = options.grad == "envelope"
     for side, (mass, given) in enumerate(zip((p.a, p.b), (up_f, up_g), strict=True)):
-        pull = torch.where(live[side], wide[side] * masses[side], 0)
-        pulled.append((pull if given is None else pull + torch.where(live[side], given, 0)).contiguous())
+        if not envelope:
+            pull = wide[side] * _dual.pull(potentials[side], masses[side], options, side)
+            pull = pull if given is None else pull + given
+            pulled.append(torch.where(live[side], pull, 0).contiguous())
         if mass is None:
             direct.append(None)
             continue
         other = torch.repeat_interleave(totals[1 - side], counts[side])
-        of_mass = _dual.direct(potentials[side], mass, other, options.reg, side)
+        if envelope:
+            of_mass = _dual.of_envelope(_free(p, offsets, kept, side, options), other, options, side)
+        else:
+            of_mass = _dual.direct(potentials[side], mass, other, options, side)
         direct.append(wide[side] * torch.where(live[side], of_mass, 0))
+    if envelope:
+        return _dual.Arriving(_dual.envelope_weight(up), None, None, *direct)
     return _dual.Arriving(None if value is None else value.contiguous(), *pulled, *direct)
 
 
-def _free(p: Problem, offsets: Offsets, kept: Kept, side: int, reg: float) -> Tensor:
+def _free(p: Problem, offsets: Offsets, kept: Kept, side: int, options: Options) -> Tensor:
     """Potentials without their log-mass; finite also where the mass is 0 (those problems one by one)."""
     f, g, mass = kept.f, kept.g, (p.a, p.b)[side]
     assert f is not None and g is not None and mass is not None and kept.costs is not None
     z = (f, g)[side]
-    free = torch.where((mass > 0) & (z > -torch.inf), z - reg * mass.log(), 0)
+    free = torch.where((mass > 0) & (z > -torch.inf), z - options.reg * mass.log(), 0)
     costs = matrices(offsets, kept.costs)
     for k in problem_of_row(offsets.counts[side])[mass == 0].unique().tolist():
         rows, columns = offsets.rows(k)
         if rows.start == rows.stop or columns.start == columns.stop:
             continue
-        scores = (g[columns][None, :] - costs[k]) if side == 0 else (f[rows][:, None] - costs[k]).T
-        everywhere = -reg * torch.logsumexp(scores / reg, 1)
+        other, cost = (f[rows], costs[k].T) if side else (g[columns], costs[k])
         here = (rows, columns)[side]
-        free[here] = torch.where(mass[here] > 0, free[here], everywhere)
+        free[here] = torch.where(mass[here] > 0, free[here], _dual.softmin(other, cost, options, side))
     return free
 
 

@@ -42,7 +42,7 @@ def _settings(options: Options) -> _C.LossSettings:
     return _C.LossSettings(
         f64=options.dtype is torch.float64, metric=_C.METRICS[options.known_metric], regularized=options.regularized,
         reg=options.reg, max_iter=options.max_iter, tol=options.tol, relax=options.accelerate == "relax",
-        grad=_C.GRADS[options.grad],
+        grad=_C.GRADS[options.grad], rho_a=options.rho[0], rho_b=options.rho[1], shifted=options.shifted,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ class _Block(NamedTuple):
     @classmethod
     def new(cls, like: Tensor, n: int, m: int, options: Options, history: bool) -> _Block:
         head = sinkhorn.padded(n * m + n + m)
-        size = head + sinkhorn.saved_size(torch.Size((n, m)), options.max_iter, history)
+        size = head + sinkhorn.saved_size(torch.Size((n, m)), options, history)
         return cls(like.new_empty(size, dtype=options.dtype), n, m)
 
     @property
@@ -161,7 +161,7 @@ def make(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     dual = f = g = None
     if options.regularized:
         dual = value.new_empty(())
-        if save and (p.a is not None or p.b is not None):
+        if save and (p.a is not None or p.b is not None or options.unbalanced is not None):
             f, g = value.new_empty(n), value.new_empty(m)
     error = n_iter = None
     if told is not None or options.tol > 0:

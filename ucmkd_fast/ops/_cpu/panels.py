@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,12 +18,14 @@ from ..._native import _C
 from .._addresses import address, addresses
 from .._classes import Classes, bad_values, by_label
 from .._control import Flag, Relaxation
+from .._held import Held
 from .._pieces import converted
 from .._problem import Needs, Options, Problem, Solution
 from ..cost import BY_DIFFERENCE, SUMMED
 from ..refusals import explained
 from ..sharded import Alone, Spread
 from . import costs
+from .panels_back import FixedPoint, LogDomain, Plain
 from .sinkhorn import padded
 
 
@@ -41,13 +42,15 @@ class Sweeps:
         x, y = self._features.x, self._features.y
         self.reg, self.m, f64 = options.reg, len(y), x.dtype == torch.float64
         self.a, self.b = p.a, torch.nn.functional.pad(p.b, (0, padded(self.m) - self.m))
+        self.held = Held(options, self.a, self.b, spread.over)
         self._rules = _C.rules(f64)
         self.n_iter = torch.zeros(1, dtype=torch.int64)
         self.f = self.g = self.sums = self.alpha = self.centred = self.grad_a = x.new_empty(0)
+        self.grad_b = torch.zeros_like(self.b)  # what shifts give it
         self.hist_f: list[Tensor] = []  # f_0, f_1, ...
         self.hist_g: list[Tensor] = []  # g_1, ...
         self._reached = x.new_empty(0)
-        self._back: _Plain | _LogDomain | _FixedPoint | None = None  # None: the plan is a constant
+        self._back: Plain | LogDomain | FixedPoint | None = None  # None: the plan is a constant
         self._packed = self._kept = None
         self._made = False  # whether the cost is kept by now
         if options.metric not in SUMMED:
@@ -102,11 +105,13 @@ class Sweeps:
     def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:
         relaxed = bool(relaxation.relaxed)
         if t > 1:
+            self.held.between()
             self.g = self._next_columns(relaxed)
-        self.f, sums = self.f.clone(), torch.zeros_like(self.b)
-        vectors = addresses(mass=self.a, g=self.g, f=self.f, sums=sums)
-        _C.panel_iterate(self._every_row(), relaxed=relaxed, **vectors)
+        self.f, sums, mass = self.f.clone(), torch.zeros_like(self.b), self.held.masses[0]
+        vectors = addresses(mass=mass, g=self.g, f=self.f, sums=sums)
+        _C.panel_iterate(self._every_row(), relaxed=relaxed, damping=self.held.damping[0], **vectors)
         self._reached = self._over.add(sums)
+        self.held.record(self.f, self.g, self._history)
         if t == 1:
             self._refuse_forbidden()
         if self._history:
@@ -120,7 +125,7 @@ class Sweeps:
         self.alpha, row_value = torch.empty_like(self.a), torch.empty_like(self.a)
         self.centred = torch.zeros_like(self.b)
         sums = addresses(alpha=self.alpha, row_value=row_value, first=self.centred)
-        _C.panel_plan(self._every_row(), **self._last, **sums)
+        _C.panel_plan(self._every_row(), damping=self.held.damping[0], **self._last, **sums)
         self._over.add(self.centred)
         return row_value
 
@@ -128,8 +133,9 @@ class Sweeps:
         return solution
 
     def _columns(self) -> Tensor:
-        """G (M,) = reg (log b - LSE_i((f_i - C_ij) / reg)), in the log domain."""
-        return torch.where(self.b > 0, self.reg * self.b.log() + self.free_columns(), -torch.inf)
+        """G (M,) = reg (log b - damping LSE_i((f_i - C_ij) / reg)), in the log domain."""
+        moved = self.reg * self.held.masses[1].log() + self.held.damping[1] * self.free_columns()
+        return torch.where(self.b > 0, moved, -torch.inf)
 
     def free_columns(self) -> Tensor:
         top, total = torch.empty_like(self.b), torch.empty_like(self.b)
@@ -142,15 +148,21 @@ class Sweeps:
 
     def free_rows(self) -> Tensor:
         f, ones, sums = torch.where(self.a > 0, self.f, 0), torch.ones_like(self.a), torch.zeros_like(self.b)
-        _C.panel_iterate(self._every_row(), relaxed=False, **addresses(mass=ones, g=self.g, f=f, sums=sums))
+        vectors = addresses(mass=ones, g=self.g, f=f, sums=sums)
+        _C.panel_iterate(self._every_row(), relaxed=False, damping=1.0, **vectors)
         return f
 
     def _next_columns(self, relaxed: bool) -> Tensor:
         """G (M,) of f, from the column sums of the plan of f and the last g; relaxed, half as far again."""
-        safe = math.exp(self._rules.safe_log)
-        ratio = torch.where(self.b > 0, self.b / self._reached, 1)
+        held, safe = self.held, math.exp(self._rules.safe_log)
+        ratio = torch.where(self.b > 0, held.columns / self._reached, 1)
         if not ((ratio >= 1 / safe) & (ratio <= safe)).all():
             return self._columns()
+        if not held.exact:
+            if (self._reached[self.b > 0] < self._rules.least_mass).any():  # some of it underflowed
+                return self._columns()
+            moved = held.damping[1] * (self.g - self.reg * self._reached.log())
+            return torch.where(self.b > 0, moved + self.reg * held.masses[1].log(), -torch.inf)
         step = self.reg * ratio.log()
         return torch.where(self.b > 0, self.g + (1.5 * step if relaxed else step), -torch.inf)
 
@@ -164,7 +176,7 @@ class Sweeps:
     # Backward
 
     def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
-        self._back = (_Plain if self._in_range() else _LogDomain)(self, weight, dual)
+        self._back = (Plain if self._in_range() else LogDomain)(self, weight, dual)
 
     def _in_range(self) -> bool:
         """Whether every scaling, over the last one, is inside the range of plain sums."""
@@ -175,16 +187,20 @@ class Sweeps:
         ]
         return bool(self._over.greatest(torch.stack(far).max()) <= self._rules.range_limit * self.reg)
 
-    def back(self, t: int, runs: Tensor) -> Tensor:
-        assert isinstance(self._back, _Plain | _LogDomain)
+    def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self._back, Plain | LogDomain)
         return self._back.to(t)
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
-        self._back = _FixedPoint(self, weight, dual, grad_b)
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
+        self._back = FixedPoint(self, weight, dual, shares)
         return self.sums
 
+    def settle(self, change: Tensor) -> Tensor:
+        assert isinstance(self._back, FixedPoint)
+        return self._back.settle(change)
+
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
-        assert isinstance(self._back, _FixedPoint)
+        assert isinstance(self._back, FixedPoint)
         return self._back.again(share)
 
     def adjoint(self, sigma: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,115 +261,6 @@ class _Into(NamedTuple):
     column_sums: Tensor  # (M,)
     weights: Tensor  # (R, M) of a panel
     distance: Tensor | None  # (R, M)
-
-
-class _Plain:
-    """Back by plain sums over the plan, with scalings u_t, v_t relative to the last: Z = left' right."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
-        s = self._sweeps = sweeps
-        self._of_a, self._of_b = _inverse(s.a), _inverse(s.b)
-        self._du, self._rho = _pull_on_rows(s, dual)
-        self._dv = weight * s.centred + s.reg * dual * (s.b - s.sums)
-        self._ut = (s.a > 0).to(s.a.dtype)
-        self._left: list[Tensor] = []
-        self._right: list[Tensor] = []
-        s.grad_a = weight * s.alpha
-
-    def to(self, t: int) -> Tensor:
-        """As `Sweeps.back`."""
-        s = self._sweeps
-        if self._left:
-            factor = self._ut * self._ut * self._of_a
-            self._du, self._dv = s.adjoint(self._right[-1], factor)
-            self._rho = -self._du * factor
-        vt = torch.where(s.b > 0, ((s.hist_g[t - 1] - s.g) / s.reg).exp(), 0)
-        change = self._dv * vt * self._of_b
-        s.grad_a += self._du * self._ut * self._of_a
-        self._ut = torch.where(s.a > 0, ((s.hist_f[t - 1] - s.f) / s.reg).exp(), 0)
-        self._left += [self._rho, self._ut]
-        self._right += [vt, -change * vt]
-        return change
-
-    @cached_property
-    def _product(self) -> tuple[Tensor, Tensor]:
-        return torch.stack(self._left), torch.stack(self._right)[:, : self._sweeps.m].contiguous()
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        left, right = self._product
-        torch.mm(left[:, rows].t(), right, out=weights)
-        return {}
-
-
-class _LogDomain:
-    """Back with the softmaxes of each iteration in the place of plan times scalings: nothing overflows."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor):
-        s = self._sweeps = sweeps
-        self._of_a, self._of_b = _inverse(s.a), _inverse(s.b)
-        self._fbar = dual * s.a
-        self._gbar = weight / s.reg * s.centred + dual * (s.b - s.sums)
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []  # f_(t-1), f_t, its share
-        self._columns: list[tuple[Tensor, Tensor]] = []  # g_t, its share
-        s.grad_a = weight * s.alpha
-
-    def to(self, t: int) -> Tensor:
-        """As `Sweeps.back`."""
-        s = self._sweeps
-        if self._columns:
-            self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], self._of_a)
-        s.grad_a += s.reg * self._fbar * self._of_a
-        self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * self._of_a))
-        self._columns.append((s.hist_g[t - 1], self._gbar * self._of_b))
-        return s.reg * self._gbar * self._of_b
-
-    @cached_property
-    def _histories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(T, N) and (T, M), T iterations that count."""
-        rows, columns = (map(torch.stack, zip(*z, strict=True)) for z in (self._rows, self._columns))
-        over_rows = dict(zip(("hist_before", "hist_f", "share_f"), rows, strict=True))
-        return over_rows, dict(zip(("hist_g", "share_g"), columns, strict=True))
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        over_rows, over_columns = self._histories
-        here = addresses(**{name: z[:, rows] for name, z in over_rows.items()}, **over_columns)
-        return {"depth": len(self._rows), "stride": len(self._sweeps.a), **here}
-
-
-class _FixedPoint:
-    """Back with u = v = 1, again and again: Z = row_sums + column_sums."""
-
-    def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, grad_b: Tensor):
-        self._sweeps, self._of_a, self._grad_b = sweeps, _inverse(sweeps.a), grad_b
-        du, self._row_sums = _pull_on_rows(sweeps, dual)
-        sweeps.grad_a = weight * sweeps.alpha + du * self._of_a
-
-    def again(self, share: Tensor) -> Tensor:
-        """As `Sweeps.fixed_point`."""
-        du, change = self._sweeps.adjoint(-share, self._of_a)
-        self._sweeps.grad_a += du * self._of_a
-        self._row_sums -= du * self._of_a
-        return change
-
-    @cached_property
-    def _column_sums(self) -> Tensor:
-        return -self._grad_b
-
-    def of_rows(self, rows: slice, weights: Tensor) -> dict[str, int]:
-        """What `panel_gradient` takes for Z of these rows."""
-        return addresses(row_sum=self._row_sums[rows], col_sum=self._column_sums)
-
-
-def _inverse(mass: Tensor) -> Tensor:
-    """1 over masses, 0 where there is none."""
-    return torch.where(mass > 0, 1 / mass, 0)
-
-
-def _pull_on_rows(s: Sweeps, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """The adjoint du (N,) of log u_T, by which the dual value pulls f by a; and -du over the masses."""
-    return s.reg * dual * s.a, torch.where(s.a > 0, (-s.reg * dual).to(s.a.dtype), 0)
 
 
 def _features(p: Problem, options: Options, over: Alone) -> costs.Features:

@@ -17,11 +17,15 @@ def padded(size: int) -> int:
     return (size + _C.PAD - 1) // _C.PAD * _C.PAD
 
 
-def saved_size(shape: torch.Size, max_iter: int, history: bool) -> int:
+def saved_size(shape: torch.Size, options: Options, history: bool) -> int:
     """As `Door.saved_size`: ``sinkhorn::saved_size`` of csrc for each problem, where symbolic sizes pass."""
     *lead, n, m = shape
+    max_iter = options.max_iter
     size = padded(n) * padded(m) + padded(n) + _C.PAD
     each = size + (padded((max_iter + 1) * n) + padded(max_iter * m) if history else 0)
+    if options.unbalanced is not None:
+        steps = max_iter if history else 1
+        each += padded(steps * n) + padded(steps * m)
     return each * lead[0] if lead else each
 
 
@@ -34,13 +38,13 @@ def native(
     ``saved`` is the address of what the solver keeps, with the ``history`` of the iterations for their gradient.
     """
     *lead, n, m = sizes
-    a, b = p.a, p.b
+    a, b, (rho_a, rho_b) = p.a, p.b, options.rho
     return _C.Problem(
         f64=cost.dtype is torch.float64, batch=lead[0] if lead else 1, n=n, m=m, reg=options.reg,
         max_iter=options.max_iter, tol=options.tol, cost=cost.data_ptr(), saved=saved, a=address(a),
         a_shared=a is None or a.dim() == 1, b=address(b), b_shared=b is None or b.dim() == 1,
         init_f=address(p.init_f), init_g=address(p.init_g), relax=options.accelerate == "relax", history=history,
-        features=features,
+        rho_a=rho_a, rho_b=rho_b, shifted=options.shifted, features=features,
     )  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def solve(p: Problem, options: Options, save: bool) -> tuple[Solution, Tensor]:
     shape = cost.shape
     lead, (n, m) = shape[:-2], shape[-2:]
     history = save and options.grad == "unrolled"
-    saved = cost.new_empty(saved_size(shape, options.max_iter, history))
+    saved = cost.new_empty(saved_size(shape, options, history))
     value, dual, error = cost.new_empty(lead), cost.new_empty(lead), cost.new_empty(lead)
     f, g, n_iter = (
         cost.new_empty((*lead, n)),
@@ -75,10 +79,10 @@ def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gr
     if options.grad == "envelope":
         weight = _dual.envelope_weight(up)
         _C.sinkhorn_envelope(problem, _C.Upstream(value=weight.data_ptr()), grad_cost=grad_cost.data_ptr())
-        grad_a, grad_b = _dual.envelope_masses(p, kept, up.dual, options.reg, True)
+        grad_a, grad_b = _dual.envelope_masses(p, kept, up.dual, options, True)
         return Gradients(cost=grad_cost, a=grad_a, b=grad_b)
     sizes = cost.shape[-2], cost.shape[-1]
-    arriving = _dual.arriving(up, (p.a, p.b), (kept.f, kept.g), sizes, options.reg)
+    arriving = _dual.arriving(up, (p.a, p.b), (kept.f, kept.g), sizes, options)
     upstream = native_upstream(arriving)
     grad_a = None if p.a is None else cost.new_empty(cost.shape[:-1])
     grad_b = None if p.b is None else cost.new_empty((*cost.shape[:-2], sizes[1]))

@@ -21,6 +21,7 @@ from .. import not_converged
 from .._addresses import address
 from .._classes import Classes, has_bad_values
 from .._control import Flag, Relaxation
+from .._held import Held
 from .._problem import Needs, Options, Problem, Solution
 from .._products import add_both, product
 from ..cost import BY_DIFFERENCE, SUMMED
@@ -129,6 +130,8 @@ class Sweeps:
         not_converged.flush_warnings()
         self.a, self.b, self.reg = p.a, p.b, options.reg
         self._options, self._over, self._history = options, spread.over, history
+        self.held = Held(options, self.a, self.b, spread.over)
+        self.grad_b = torch.zeros_like(self.b)
         self._panels = Panels(p, options, spread)
         n, m = self._panels.n, self._panels.m
         # What the backward needs, in one block, and views of it.
@@ -287,17 +290,18 @@ class Sweeps:
         self._call.df, self._call.dg, self._call.first = map(address, self._back)
         self._call.grad_a = address(self.grad_a)
 
-    def back(self, t: int, runs: Tensor) -> Tensor:
+    def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
         if t < self._options.max_iter:
             self._gathered = self._sweep(BACK, t + 1)
         mine = torch.where(self.n_iter == t, self._last, self._gathered)
         mine = torch.where(runs & (self.b > 0), mine, 0)
         self._back[1][t - 1] = mine
-        return self.reg * (mine * self._inverse)
+        change = self.reg * (mine * self._inverse)
+        return change, change
 
-    def begin_fixed_point(self, weight: Tensor, dual: Tensor, grad_b: Tensor) -> Tensor:
+    def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
         """The adjoints are sums: df (1, N), and dg (1, M) that the gradient of b is made from, over the masses."""
-        self._of_rows(weight, dual, (dual * self.a)[None], grad_b[None], None)
+        self._of_rows(weight, dual, (dual * self.a)[None], shares[None], None)
         return self._sweep(COLUMN_MASS)
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:

@@ -36,9 +36,9 @@ def sizes_of(shape: torch.Size) -> tuple[int, int, int]:
     return shape[:-2].numel(), shape[-2], shape[-1]
 
 
-def saved_size(shape: torch.Size, max_iter: int, history: bool) -> int:
+def saved_size(shape: torch.Size, options: Options, history: bool) -> int:
     """As `Door.saved_size`."""
-    return Saved(sizes_of(shape), max_iter, history).size
+    return Saved(sizes_of(shape), options.max_iter, history).size
 
 
 class Place:
@@ -146,9 +146,9 @@ def solve_backward(p: Problem, kept: Kept, up: Upstream, options: Options) -> Gr
     solver = Solver(p, options, Place(kept.block, kept.f, kept.g, shape, options.grad == "unrolled"))
     if options.grad == "envelope":
         found = solver.backward(_dual.Arriving(_dual.envelope_weight(up)))
-        grad_a, grad_b = _dual.envelope_masses(p, kept, up.dual, options.reg, False)
+        grad_a, grad_b = _dual.envelope_masses(p, kept, up.dual, options, False)
         return found._replace(a=grad_a, b=grad_b)
-    arriving = _dual.arriving(up, (p.a, p.b), (kept.f, kept.g), shape[1:], options.reg)
+    arriving = _dual.arriving(up, (p.a, p.b), (kept.f, kept.g), shape[1:], options)
     found = solver.backward(arriving)
     grad_a, grad_b = _dual.with_direct(arriving, (found.a, found.b))
     return found._replace(a=_dual.like_mass(grad_a, p.a), b=_dual.like_mass(grad_b, p.b))

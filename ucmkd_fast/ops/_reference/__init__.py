@@ -27,7 +27,8 @@ def solve(p: Problem, options: Options) -> Solution:
     if cost.dim() == 2:
         init = None if init_f is None or init_g is None else (init_f, init_g)
         *found, n_iter = reference.sinkhorn(
-            cost, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init
+            cost, a, b, reg=options.reg, max_iter=options.max_iter, tol=options.tol, grad=options.grad, init=init,
+            unbalanced=options.unbalanced,
         )  # fmt: skip
         value, dual, f, g, error = found
         return Solution(value, dual, f, g, error, torch.tensor(n_iter, device=cost.device))

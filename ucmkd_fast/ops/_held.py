@@ -1,0 +1,152 @@
+"""Marginals that may give way, over sweeps whose potentials are vectors here: panels, and rows spread over processes.
+
+What csrc/sinkhorn/unbalanced.h and adjoint_parts.h are to kernels that hold a whole problem. Shifts between iterations
+stay apart from the potentials, whose sum does not see them: (f - shift, g + shift) is what the sweeps work with, and a
+shift is a factor of the masses to them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import _C
+from . import _dual
+from ._problem import Options
+from .sharded import Alone
+
+
+class Held:
+    """The masses of one problem, and what the half-steps leave of them."""
+
+    def __init__(self, options: Options, a: Tensor, b: Tensor, over: Alone):
+        """``a`` (N,) of this process's rows, ``b`` (M,) of all columns."""
+        self.options, self.a, self.b, self._over = options, a, b, over
+        self.exact = options.unbalanced is None
+        reg = options.reg
+        self.damping = tuple(1.0 if rho == math.inf else rho / (rho + reg) for rho in options.rho)
+        self.shift = torch.zeros((), dtype=torch.float64, device=a.device)
+        self.rows, self.columns = a, b  # what the last iteration left
+        self.history: list[tuple[Tensor, Tensor]] = []  # of every iteration, of unbalanced ones
+
+    @property
+    def masses(self) -> tuple[Tensor, Tensor]:
+        """Those that the next half-steps lean towards."""
+        if self.exact:
+            return self.a, self.b
+        rho_a, rho_b = self.options.rho
+        factor_a, factor_b = (
+            (sign * self.shift / (rho + self.options.reg)).exp().to(self.a.dtype)
+            for sign, rho in ((-1, rho_a), (1, rho_b))
+        )
+        return self.a * factor_a, self.b * factor_b
+
+    def between(self) -> None:
+        """The shift between two iterations."""
+        if not self.options.shifted:
+            return
+        kept_a = self._over.add(self.rows.double().sum())
+        self.shift = self.shift + _both(self.options) * (kept_a / self.columns.double().sum()).log()
+
+    def record(self, f: Tensor, g: Tensor, keep: bool) -> None:
+        """Behind an iteration; ``keep`` it for the way back."""
+        if self.exact:
+            return
+        self.rows = _dual.kept(self.rows_of(f), self.a, self.options, 0)
+        self.columns = _dual.kept(self.columns_of(g), self.b, self.options, 1)
+        if keep:
+            self.history.append((self.rows, self.columns))
+
+    def rows_of(self, f: Tensor) -> Tensor:
+        """The potentials of the rows, with the shift."""
+        return f if self.exact else f + self.shift.to(f.dtype)
+
+    def columns_of(self, g: Tensor) -> Tensor:
+        """The potentials of the columns, with the shift."""
+        return g if self.exact else g - self.shift.to(g.dtype)
+
+    def inverses(self, t: int | None = None) -> tuple[Tensor, Tensor]:
+        """What adjoints are handed on over: 1 / mass, or damping / what iteration t left (None: the last)."""
+        if self.exact:
+            return _inverse(self.a), _inverse(self.b)
+        rows, columns = (self.rows, self.columns) if t is None else self.history[t - 1]
+        least = _C.rules(self.a.dtype == torch.float64).least_mass
+        return tuple(  # type: ignore[return-value]
+            torch.where(kept > least, damping / kept, 0)
+            for kept, damping in zip((rows, columns), self.damping, strict=True)
+        )
+
+
+def _both(options: Options) -> float:
+    rho_a, rho_b = options.rho
+    return min(options.rho) if math.inf in options.rho else rho_a * rho_b / (rho_a + rho_b)
+
+
+def _inverse(mass: Tensor) -> Tensor:
+    """1 over masses, 0 where there is none."""
+    return torch.where(mass > 0, 1 / mass, 0)
+
+
+class Shifted(NamedTuple):
+    """What the adjoints lose and gain by a shift: reg df_i loses rows kept_i, reg dg_j gains columns kept_j."""
+
+    rows: Tensor  # ()
+    columns: Tensor  # ()
+    grad_a: Tensor  # (N,)
+    grad_b: Tensor  # (M,)
+
+
+class HeldBack:
+    """The first adjoints, and what they sum to on the way back."""
+
+    def __init__(self, held: Held, weight: Tensor, dual: Tensor, alpha: Tensor):
+        """Of ``weight`` <P, C> + ``dual`` dual value, with the mean cost ``alpha`` (N,) of each row of P."""
+        self._held, options = held, held.options
+        self._inverse_a, self._inverse_b = _inverse(held.a), _inverse(held.b)
+        rows, of_alpha, damping = held.rows, weight * alpha, held.damping[0]
+        if held.exact:
+            self.first_rows = options.reg * dual * held.a
+            self.first_mass = of_alpha
+            return
+        self.first_rows = options.reg * rows * (dual / damping - of_alpha / options.rho[0]).to(rows.dtype)
+        self.first_mass = (of_alpha * rows * self._inverse_a / damping).to(rows.dtype)
+        into_columns = damping * held._over.add(self.first_rows.double().sum())
+        #: The sum of reg dg: known, as every half-step hands on its damping's part.
+        self.charge = options.reg * dual * held.columns.double().sum() - into_columns
+
+    def settle(self, dg: Tensor, kept: Tensor) -> Tensor:
+        """Reg dg (M,) without what rounding added to its sum."""
+        if self._held.exact:
+            return dg
+        excess = (dg.double().sum() - self.charge) / kept.double().sum()
+        return dg - excess.to(dg.dtype) * kept
+
+    def shift(self, rows: Tensor, columns: Tensor) -> Shifted | None:
+        """From one iteration to the one before, which left ``rows`` and ``columns``; None where nothing is shifted."""
+        held, (damping_a, damping_b) = self._held, self._held.damping
+        if held.exact:
+            return None
+        pulled = -damping_b * self.charge
+        if not held.options.shifted:
+            self.charge = -damping_a * pulled
+            return None
+        sums = held._over.add(rows.double().sum()), columns.double().sum()
+        both, (rho_a, rho_b) = _both(held.options), held.options.rho
+        over_rows, over_columns = (
+            pulled * both / (rho * total) for rho, total in zip((rho_a, rho_b), sums, strict=True)
+        )
+        self.charge = -damping_a * (pulled - over_rows * sums[0]) + over_columns * sums[1]
+        each = pulled * both / held.options.reg
+        grad_a = (each / (sums[0] * damping_a)).to(rows.dtype) * rows * self._inverse_a
+        grad_b = (-each / (sums[1] * damping_b)).to(rows.dtype) * columns * self._inverse_b
+        return Shifted(over_rows.to(rows.dtype), over_columns.to(rows.dtype), grad_a, grad_b)
+
+    def of_masses(self, du: Tensor | None, dg: Tensor | None) -> Tensor:
+        """What reg times an adjoint gives the masses of its side."""
+        if du is not None:
+            return du * self._inverse_a
+        assert dg is not None
+        return dg * self._inverse_b
