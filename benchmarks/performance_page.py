@@ -100,7 +100,8 @@ gradient along with the loss and keeps only that.
     "label_transport": (
         "Label losses",
         """
-Forward and backward, float32.
+Forward and backward, float32. At kappa 0 the linear form is a plain cross-entropy, made with the work of both heads:
+there it stands beside Liger's losses of linear heads, where liger_kernel is installed.
         """,
     ),
     "assign": (

@@ -1,12 +1,14 @@
 """The benchmarks' own rules: agreement before time, results kept beside each other, the command."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from ucmkd_fast.bench import SUBJECTS, rows_of
+from ucmkd_fast.bench import SUBJECTS, liger, rows_of
 from ucmkd_fast.bench.busy import busy_processes
 from ucmkd_fast.bench.harness import Disagreement, compare, save
 from ucmkd_fast.cli import app
@@ -35,6 +37,48 @@ def test_subjects_are_kept_beside_each_other(tmp_path):
 
 def test_every_subject_has_rows():
     assert all(callable(rows_of(name)) for name in SUBJECTS)
+
+
+SMALL = {"n": 40, "D": 6, "K": 9}
+
+
+def test_linear_label_transport_stands_beside_a_plain_head_where_liger_is_missing(monkeypatch):
+    monkeypatch.setattr(liger, "CASES", (SMALL,))
+    monkeypatch.setattr(liger.peers, "available", lambda package: False)
+    row, on_a_gpu = liger.rows(True)
+    assert [t.name for t in row.timings] == [liger.OURS, liger.TORCH] and row.timings[1].error <= 1e-5
+    assert row.extra["Liger"] == on_a_gpu.extra["Liger"] == "left out, liger_kernel is not installed"
+    assert row.extra[f"peak MB, {liger.OURS}"] < 50 and not on_a_gpu.timings
+
+
+@pytest.mark.parametrize("shift", [0, 1e-2])
+def test_liger_is_compared_before_it_is_timed(monkeypatch, shift):
+    """With a stand-in for its loss of two heads, called as Liger's is; where that is wrong nothing is timed."""
+
+    class Loss:
+        def __init__(self, weight_hard_loss, weight_soft_loss):
+            assert (weight_hard_loss, weight_soft_loss) == (1, 0)
+
+        def __call__(self, x, weight, teacher_x, teacher_weight, labels, bias, teacher_bias):
+            assert x.requires_grad and not teacher_x.requires_grad and teacher_weight.shape == weight.shape
+            logits = torch.nn.functional.linear(x, weight, bias)
+            return torch.nn.functional.cross_entropy(logits, labels) + shift * teacher_bias[0] / 1e4
+
+    for name in ("liger_kernel", "liger_kernel.chunked_loss", "liger_kernel.chunked_loss.jsd_loss"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["liger_kernel.chunked_loss.jsd_loss"].LigerFusedLinearJSDLoss = Loss
+    monkeypatch.setattr(liger, "CASES", (SMALL,))
+    monkeypatch.setattr(liger.peers, "available", lambda package: True)
+    monkeypatch.setattr(liger, "_peak_on_the_cpu", lambda name, case: 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if shift:
+        with pytest.raises(Disagreement, match="Liger JSD, two heads differs"):
+            next(liger.rows(True))
+        return
+    row, on_a_gpu = liger.rows(True)
+    assert [t.name for t in row.timings] == [liger.OURS, liger.CHUNKED, liger.TORCH]
+    assert row.extra[f"peak MB, {liger.CHUNKED}"] == 1 and "Liger" not in row.extra
+    assert on_a_gpu.extra == {"Liger": "left out, torch sees no GPU"}
 
 
 def test_command_measures_and_prints_json():

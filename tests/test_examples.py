@@ -71,6 +71,24 @@ def test_swav():
     assert float(pure) > 90  # of one prototype for all it would be 10
 
 
+def test_ot_flow_matching():
+    command = [sys.executable, str(EXAMPLES / "ot_flow_matching.py"), "--steps", "200", "--batch", "64"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.findall(r"loss ([\d.]+), bend of the paths ([\d.]+) %, .* after 3 steps ([\d.]+)", done.stdout)
+    at_random, by_transport = ([float(one) for one in line] for line in found)
+    assert by_transport[0] < at_random[0] / 3  # less noise in what is learnt
+    assert by_transport[1] < 10 < at_random[1]  # straight paths
+    assert by_transport[2] < at_random[2]  # few steps lead as far
+
+
 def test_every_example_is_listed_and_tested():
     page, tests = (EXAMPLES / "README.md").read_text(), Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

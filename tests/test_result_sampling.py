@@ -63,7 +63,9 @@ def ragged(empty=True, **options):
 WAYS = {
     "cost": of_cost,
     "cost, float32": lambda: of_cost(dtype=torch.float32),
+    "cost, unbalanced": lambda: of_cost(unbalanced=0.05),
     "costs": lambda: of_cost((3,)),
+    "costs, unbalanced": lambda: of_cost((3,), unbalanced=(0.1, None)),
     "costs, relative reg": lambda: of_cost((3,), reg_scale="mean"),
     "features": of_features,
     "features, without masses": lambda: of_features(masses=False),
@@ -71,9 +73,11 @@ WAYS = {
     "features, bfloat16": lambda: of_features(half=torch.bfloat16),
     "features, class cost": lambda: of_features(**by_class()),
     "features, relative reg": lambda: of_features(reg_scale="mean"),
+    "features, unbalanced": lambda: of_features(unbalanced=0.3),
     "batch": lambda: of_features((3,)),
     "batch, class cost": lambda: of_features((3,), **by_class((3,))),
     "ragged": ragged,
+    "ragged, unbalanced": lambda: ragged(unbalanced=(None, 0.2)),
     "ragged, relative reg": lambda: ragged(reg_scale="mean", reg=0.3),
 }
 
@@ -90,6 +94,7 @@ PANELS = {
     "panels, class cost": by_class(),
     "panels, relative reg": {"reg_scale": "mean", "metric": "sqeuclidean"},
     "panels, without masses": {"masses": False},
+    "panels, unbalanced": {"unbalanced": 0.3},
 }
 WAYS |= {
     name: lambda options=options: of_features(**options, **budget(options))

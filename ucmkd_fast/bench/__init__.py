@@ -23,7 +23,7 @@ SUBJECTS = {
     "accuracy": "float32 against float64",
     "offset": "float32 against float64 for features far from the origin, and near each other",
     "memory": "extra memory of the loss and its gradient",
-    "label_transport": "the label losses against the torch composite and a plain cross-entropy",
+    "label_transport": "the label losses against the torch composite, a plain cross-entropy and Liger's linear losses",
     "assign": "balanced assignments against SwAV's own lines in torch",
     "doubly_stochastic": "the projection of small matrices against eager and compiled torch, and `sinkhorn`",
     "estimate": "what `ucmkd estimate` expects against what a loss and its gradient take",

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..ops.label_transport import label_transport_loss
 from ..ops.linear_label_transport import linear_label_transport_loss
 from ..reference.label_transport import label_transport_loss as torch_composite
+from . import liger
 from .harness import Row, compare, peak_growth_mb, report_peak
 
 LOGIT_CASES = [{"n": 64, "K": 8}, {"n": 512, "K": 100}, {"n": 4096, "K": 1000}]
@@ -100,6 +101,7 @@ def rows(quick: bool) -> Iterator[Row]:
             contenders, partial(linear_inputs, case), error, {"torch composite": LIMIT}, rounds=5
         )
         yield Row({"form": "linear", **case}, timings, memory(case))
+    yield from liger.rows(quick)
 
 
 def memory(case: dict) -> dict[str, float]:

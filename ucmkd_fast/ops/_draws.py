@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import checks, transforms
 from ._devices import dtype_of_sums
-from ._plan_rows import Plans, log_row_sums
+from ._plan_rows import Plans, log_row_sums, shifted_exp_
 
 Pairs = tuple[Tensor, Tensor]  # i and j
 
@@ -114,8 +114,7 @@ def _columns(plans: Plans, problem: Tensor, row: Tensor, uniforms: Tensor) -> Te
     begin = 0
     for start, end in zip(range(0, len(different), most), ends, strict=True):
         here, rows = order[begin:end], different[start : start + most]
-        logs = plans.log_rows(rows // n, rows % n)
-        weights = logs.sub_(logs.amax(-1, keepdim=True)).exp_()
+        weights, _ = shifted_exp_(plans.log_rows(rows // n, rows % n), -1)
         column[here] = _inverted(weights, place[here] - start, uniforms[here])
         begin = end
     return column

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, transforms
-from ._plan_rows import Block, Plans, log_column_sums
+from ._plan_rows import Block, Plans, exp_, log_column_sums, shifted_exp_
 
 
 @transforms.not_compiled
@@ -69,12 +69,14 @@ class _Normalised(NamedTuple):
     def block(self, at: Block) -> Tensor:
         """(B', R, M)."""
         logs = self.plans.log_block(at)
-        sums = (
-            logs.logsumexp(-1, keepdim=True)
-            if self.column_sums is None
-            else self.column_sums[at.problems, None]
-        )
-        return logs.sub_(torch.where(sums == -torch.inf, 0, sums)).exp_()
+        if self.column_sums is not None:
+            sums = self.column_sums[at.problems, None]
+            return exp_(logs.sub_(torch.where(sums == -torch.inf, 0, sums)))
+        if not logs.shape[-1]:
+            return logs
+        shares, _ = shifted_exp_(logs, -1)
+        sums = shares.sum(-1, keepdim=True)
+        return shares.div_(torch.where(sums == 0, 1, sums))
 
     def to_rows(self, z: Tensor) -> Tensor:
         """W z (B, N, D) of z (B, M, D), where processes share the problem of their rows of it."""

@@ -31,6 +31,8 @@ class SinkhornResult:
             where it was not read.
     """
 
+    _formed = True  # the cost is one tensor, with its graph
+
     def __init__(
         self,
         cost: Tensor,
@@ -174,8 +176,6 @@ class SinkhornResult:
         flat = points.reshape(-1, points.shape[-1])
         return self._joined(_projections.by_blocks(self._plans(), flat, side))
 
-    _formed = True  # the cost is one tensor, with its graph
-
     def _plans(self) -> Iterable[Plans]:
         """The plans, a part of the batch at a time."""
         alone = self._f.dim() == 1
@@ -218,6 +218,8 @@ class BatchResult(SinkhornResult):
         potentials: (B, N), (B, M); of a ragged batch flat, (sum N_k,), (sum M_k,), as x and y are.
     """
 
+    _formed = False
+
     def __init__(
         self,
         costs: list[Tensor],
@@ -244,8 +246,6 @@ class BatchResult(SinkhornResult):
             exponents(f[:, None], g, cost, reg).exp()
             for f, g, cost, reg in zip(fs, gs, self._costs, regs, strict=True)
         ]
-
-    _formed = False
 
     def _potentials(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of every problem (N_k,) and (M_k,), constant."""
@@ -281,6 +281,8 @@ class BatchResult(SinkhornResult):
 class PanelResult(SinkhornResult):
     """As `SinkhornResult`, of a cost that was never formed: value and value_regularized are differentiable."""
 
+    _formed = False
+
     def __init__(
         self,
         p: Problem,  # in units of cost
@@ -293,8 +295,6 @@ class PanelResult(SinkhornResult):
         self._problem = Problem(x=p.x, y=p.y, class_cost=p.class_cost, labels=p.labels).detached()
         self._spread = spread
         self._gathered: list[Plans] = []
-
-    _formed = False
 
     def _plans(self) -> list[Plans]:
         """Of the columns of all processes, which are gathered once."""
