@@ -66,6 +66,7 @@ PYBIND11_MODULE(_C, module) {
   bind_ragged(module);
   bind_panels(module);
   bind_label(module);
+  bind_samples_loss(module);
 #ifdef UCMKD_WITH_CUDA
   bind_cuda(module);
 #endif

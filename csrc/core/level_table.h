@@ -12,6 +12,7 @@ extern const ByType<sinkhorn::PanelKernels> panel_kernels;
 extern const ByType<cost::Kernels> cost_kernels;
 extern const ByType<product::Kernels> product_kernels;
 extern const ByType<label_transport::Kernels> label_transport_kernels;
+extern const ByType<samples_loss::Kernels> samples_loss_kernels;
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

@@ -4,6 +4,7 @@
 #include "core/product.h"
 #include "cost/kernels.h"
 #include "label_transport/params.h"
+#include "samples_loss/params.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/panel.h"
 
@@ -24,6 +25,7 @@ struct Kernels {
   const cost::Kernels<T>& cost;
   const product::Kernels<T>& product;
   const label_transport::Kernels<T>& label_transport;
+  const samples_loss::Kernels<T>& samples_loss;
 };
 
 struct Level {
