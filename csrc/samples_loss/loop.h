@@ -23,9 +23,9 @@ class Pieces {
   int64_t used_ = 0;
 };
 
-// Sums of plain exponentials that lose nothing: what underflowed on the way to them is below rounding.
+// Sums of plain exponentials that lose nothing: what was left out on the way to them is below rounding.
 template <class T>
-constexpr T kLeastSum = sizeof(T) == 4 ? T(1e-25) : T(1e-250);
+constexpr T kLeastSum = sizeof(T) == 4 ? T(1e-20) : T(1e-260);
 template <class T>
 constexpr T kMostSum = sizeof(T) == 4 ? T(1e30) : T(1e280);
 

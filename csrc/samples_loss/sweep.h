@@ -36,6 +36,15 @@ static inline void add_differences(const Pairing<T>& q, int64_t i, int64_t j, co
   }
 }
 
+// An exponential this small is none beside the sums (loop.h): its products would be subnormal, which is slow.
+template <class T>
+constexpr T kNegligible = sizeof(T) == 4 ? T(1e-32) : T(1e-290);
+template <class T>
+static inline Vec<T> exp_or_zero(Vec<T> x) {
+  const Vec<T> e = exp(x);
+  return e > kNegligible<T> ? e : Vec<T>{};
+}
+
 // What a weight is multiplied with for the gradient of the cost: dC = w (x - y).
 template <class T>
 static inline Vec<T> of_difference(int p, Vec<T> weight, Vec<T> cost) {
@@ -96,7 +105,7 @@ static inline void plain_sums(const Pairing<T>& q, Rows range, int index, T inve
         Vec<T> col = load(sums + j + v * W);
         for (int r = 0; r < R; ++r) {
           const Vec<T> c = load(tile.cost + r * tile.stride + v * W);
-          Vec<T> e = exp(((q.f[i + r] + g) - c) * inverse);
+          Vec<T> e = exp_or_zero<T>(((q.f[i + r] + g) - c) * inverse);
           if (diagonal) e = above<T>(i + r, j + v * W, e, T(0));
           total[r] += b * e;
           col += a[r] * e;
@@ -206,7 +215,7 @@ static inline void log_slopes(const Pairing<T>& q, Rows range, int index, T inve
         for (int v = 0; v < V; ++v)
           for (int r = 0; r < R; ++r) {
             const Vec<T> c = load(tile.cost + r * tile.stride + v * W);
-            const Vec<T> e = of_difference<T>(q.p, exp(exponent(r, j + v * W, c)), c);
+            const Vec<T> e = of_difference<T>(q.p, exp_or_zero<T>(exponent(r, j + v * W, c)), c);
             w[r][v] = diagonal ? above<T>(i + r, j + v * W, e, T(0)) : e;
           }
       };
