@@ -1,4 +1,4 @@
-"""The compiled module (csrc/bind/): addresses and sizes in by name, numbers out. Called by ops/ alone.
+"""The compiled module (csrc/bind/): addresses and sizes in by name, numbers out. Called by ops/ and compat/ alone.
 
 An address is that of a tensor's first element, 0 where there is none; sizes are in elements. Calls that run a kernel
 release the interpreter lock. The structs own nothing.
@@ -180,6 +180,17 @@ def label_transport_forward(
     ignore_index: int, label_smoothing: float, live_kappa: bool, mean: bool, loss: int, grad_student: int,
     grad_teacher: int, grad_stride: int,
 ) -> tuple[float, int, int]: ...
+
+# Sinkhorn divergences of samples (csrc/samples_loss/params.h)
+
+def samples_look(
+    *, f64: bool, batch: int, n: int, m: int, d: int, a: int, x: int, b: int, y: int,
+) -> tuple[float, bool]: ...
+def samples_forward(
+    *, f64: bool, batch: int, n: int, m: int, d: int, a: int, x: int, b: int, y: int, p: int, eps: list[float],
+    rho: float, debias: bool, potentials: bool, keep_costs: bool, loss: int, term_x: int, term_y: int, slope_x: int,
+    slope_y: int,
+) -> None: ...
 
 # CUDA kernels, in builds that have them (csrc/bind/cuda.cpp): fields are written one by one
 

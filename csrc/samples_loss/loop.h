@@ -155,8 +155,8 @@ class Divergence {
     each_task([&](Pairing<T>& q, Rows range, int index) {
       if (q.log_domain) return;
       Vec<T>* work = reinterpret_cast<Vec<T>*>(work_ + index * work_size());
-      slopes ? plain_sums<T, true>(q, range, index, inverse, work)
-             : plain_sums<T, false>(q, range, index, inverse, nullptr);
+      slopes && (q.row_slopes || q.col_slopes) ? plain_sums<T, true>(q, range, index, inverse, work)
+                                               : plain_sums<T, false>(q, range, index, inverse, nullptr);
     });
     bool any = false;
     for (int k = 0; k < count_; ++k) {
@@ -215,6 +215,7 @@ class Divergence {
       if (pairing_[k].log_domain) finish_logs(pairing_[k], inverse);
     if (!slopes) return;
     each_log_task([&](Pairing<T>& q, Rows range, int index) {
+      if (!q.row_slopes && !q.col_slopes) return;
       log_slopes(q, range, index, inverse, reinterpret_cast<Vec<T>*>(work_ + index * work_size()));
     });
   }
