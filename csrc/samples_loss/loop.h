@@ -265,15 +265,21 @@ class Divergence {
   // What a point adds per weight, of its potential and that of its own side.
   T term(T f, T own) const {
     if (call_->potentials || balanced()) return f - own;
-    const double rho = call_->rho, at = double(own) / rho;
-    return T(-(rho + last_eps() / 2) * ::exp(-at) * ::expm1((double(own) - double(f)) / rho));
+    const double rho = call_->rho;
+    return T((rho + last_eps() / 2) * (::expm1(exponent(own)) - ::expm1(exponent(f))));
   }
   // Its derivative by f, and less that by own.
   T derivative(T f) const {
     if (call_->potentials || balanced()) return 1;
-    const double rho = call_->rho;
-    return T((rho + last_eps() / 2) / rho * ::exp(-double(f) / rho));
+    const double rho = call_->rho, at = exponent(f);
+    return at < most_exponent() ? T((rho + last_eps() / 2) / rho * ::exp(at)) : 0;
   }
+  // Limited, as a point without weight may have any.
+  double exponent(T f) const {
+    const double at = -double(f) / call_->rho;
+    return at < most_exponent() ? at : most_exponent();
+  }
+  static double most_exponent() { return 0.9 * ::log(double(Lanes<T>::kMax)); }
 
   // Gradients of all terms of one side: of its potential against the other side, less that against itself.
   void write_slopes(int64_t count, const T* weights, int self, const T* f, const T* sums, Slopes slopes, T* out) {

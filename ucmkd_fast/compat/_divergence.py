@@ -78,10 +78,11 @@ def _term(f: Tensor, own: Tensor | None, s: Settings) -> Tensor:
     """(rho + eps / 2) (exp(-own / rho) - exp(-f / rho)), f - own where balanced (Sejourne et al., proposition 12)."""
     if s.potentials or math.isinf(s.rho):
         return f if own is None else f - own
-    weight = -(s.rho + s.eps / 2)
-    if own is None:
-        return weight * torch.expm1(-f / s.rho)
-    return weight * torch.exp(-own / s.rho) * torch.expm1((own - f) / s.rho)
+    # Both less 1, or a long reach would cost the digits. A point without weight may have any exponent.
+    most = 0.9 * math.log(torch.finfo(f.dtype).max)
+    less = (-f / s.rho).clamp(max=most).expm1()
+    more = 0 if own is None else (-own / s.rho).clamp(max=most).expm1()
+    return (s.rho + s.eps / 2) * (more - less)
 
 
 def _cost(x: Tensor, y: Tensor, s: Settings) -> Tensor:
