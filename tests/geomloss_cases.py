@@ -15,9 +15,9 @@ def close(got, want, tolerance):
 
 
 def close_relative(got, want, tolerance):
-    """The same relative to the largest entry, down to 1e-7."""
+    """The same relative to the largest entry, down to 1e-6."""
     assert got.shape == want.shape and got.dtype == want.dtype
-    scale = max(1e-7, want.abs().max().item())
+    scale = max(1e-6, want.abs().max().item())
     assert (got - want).abs().max().item() <= tolerance * scale
 
 

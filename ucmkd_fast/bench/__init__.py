@@ -15,6 +15,7 @@ from .harness import Row
 SUBJECTS = {
     "sinkhorn": "the loss and its exact gradient against POT, plain torch, torch.compile and OTT-JAX",
     "converged": "the regularised loss run to a tolerance, against GeomLoss",
+    "samples_loss": "the drop-in for GeomLoss's SamplesLoss and its gradient, against GeomLoss",
     "overhead": "what surrounds the kernels in one small call, against a function that does nothing",
     "bandwidth": "one sweep against a plain sum over the same matrix",
     "threads": "the size of a sweep from which a second thread pays",
