@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from geomloss_cases import close, measures, ours, outputs
-from torch.func import grad, jvp, vmap
+from torch.func import grad, hessian, jvp, vmap
 
 from ucmkd_fast.compat.geomloss import SamplesLoss
 
@@ -84,6 +84,18 @@ def test_transforms_and_dtypes(name):
     assert loss(*half).dtype == geomloss.SamplesLoss(name, blur=0.4)(*half).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="x must hold finite points"):
         loss(a, torch.full_like(x, torch.nan), b, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives_are_geomlosses(name):
+    x, y = (z.detach()[:6] for z in measures()[1::2])
+    found = [
+        torch.autograd.functional.hessian(lambda z, m=module: m.SamplesLoss(name, blur=0.4)(z, y), x)
+        for module in (ours, geomloss)
+    ]
+    if name == "gaussian":  # others have no derivative where a point meets itself
+        close(*found, 1e-9)
+    close(hessian(lambda z: SamplesLoss(name, blur=0.4)(z, y))(x), found[0], 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
