@@ -58,7 +58,7 @@ static inline void start_columns(const Pairing<T>& q, int index, bool slopes) {
   T* sums = q.partial + index * q.stride;
   for (int64_t j = 0; j < q.stride; ++j) sums[j] = 0;
   if (!slopes || !q.col_slopes) return;
-  T* cols = q.col_slope + index * q.d * q.stride;
+  T* cols = q.col_slopes ? q.col_slope + index * q.d * q.stride : nullptr;
   for (int64_t k = 0; k < q.d * q.stride; ++k) cols[k] = 0;
 }
 
@@ -89,7 +89,7 @@ static inline void plain_sums(const Pairing<T>& q, Rows range, int index, T inve
   constexpr int W = Lanes<T>::W, R = samples_loss::kRows;
   start_columns(q, index, kSlopes);
   T* sums = q.partial + index * q.stride;
-  T* cols = q.col_slope + index * q.d * q.stride;
+  T* cols = q.col_slopes ? q.col_slope + index * q.d * q.stride : nullptr;
   for (int64_t i = range.begin; i < range.end; i += R) {
     Vec<T> total[R] = {};
     const T* a = q.a + i;
@@ -200,7 +200,7 @@ template <class T>
 static inline void log_slopes(const Pairing<T>& q, Rows range, int index, T inverse, Vec<T>* work) {
   constexpr int W = Lanes<T>::W, R = samples_loss::kRows;
   start_columns(q, index, true);
-  T* cols = q.col_slope + index * q.d * q.stride;
+  T* cols = q.col_slopes ? q.col_slope + index * q.d * q.stride : nullptr;
   T ones[kTileVectors * W];
   for (T& one : ones) one = 1;
   for (int64_t i = range.begin; i < range.end; i += R) {
