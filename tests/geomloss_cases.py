@@ -14,10 +14,10 @@ def close(got, want, tolerance):
     assert (got - want).abs().max().item() <= tolerance * scale  # false for NaN
 
 
-def close_relative(got, want, tolerance):
-    """The same relative to the largest entry, down to 1e-6."""
+def close_relative(got, want, tolerance, floor=1e-6):
+    """The same relative to the largest entry, down to ``floor``."""
     assert got.shape == want.shape and got.dtype == want.dtype
-    scale = max(1e-6, want.abs().max().item())
+    scale = max(floor, want.abs().max().item())
     assert (got - want).abs().max().item() <= tolerance * scale
 
 
