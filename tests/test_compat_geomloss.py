@@ -6,43 +6,14 @@ import math
 
 import pytest
 import torch
-from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from geomloss_cases import close, measures, ours, outputs
+from torch.func import vmap
 
-from ucmkd_fast.compat._distances import cost_of
 from ucmkd_fast.compat.geomloss import SamplesLoss
 
 geomloss = pytest.importorskip(
     "geomloss", reason="GeomLoss, which this part is compared with, is not installed (extra: test)"
 )
-
-
-def close(got, want, tolerance):
-    assert got.shape == want.shape and got.dtype == want.dtype
-    scale = max(1.0, want.abs().max().item())
-    assert (got - want).abs().max().item() <= tolerance * scale  # false for NaN
-
-
-def measures(batch=(), n=40, m=33, d=3, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.rand(*batch, *shape, generator=generator, dtype=torch.float64)
-
-    a, x, b, y = draw(n), draw(n, d), draw(m), draw(m, d) * 0.7 + 0.2
-    a, b = (w / w.sum(-1, keepdim=True) for w in (a, b))
-    return [z.to(dtype).requires_grad_() for z in (a, x, b, y)]
-
-
-def outputs(module, arguments, **options):
-    """The loss, its gradients to all arguments, and both potentials."""
-    loss = module.SamplesLoss("sinkhorn", **options)(*arguments)
-    slopes = torch.autograd.grad(loss.sum(), arguments)
-    return loss, *slopes, *module.SamplesLoss("sinkhorn", **options, potentials=True)(*arguments)
-
-
-class ours:
-    SamplesLoss = SamplesLoss
 
 
 # The calls of GeomLoss's pages and gallery.
@@ -192,151 +163,14 @@ def test_weights_of_float64_raise_the_dtype():
     close(SamplesLoss()(*arguments), geomloss.SamplesLoss()(*arguments), 1e-6)
 
 
-@pytest.mark.parametrize("debias", [True, False])
-@pytest.mark.parametrize("p", [1, 2])
-def test_transforms(p, debias):
-    """vmap is the batch, with one box around all; derivatives are those of autograd, and GeomLoss's."""
-    a, x, b, y = arguments = [z.detach() for z in measures((3,))]
-    loss = SamplesLoss(p=p, debias=debias)
-    close(vmap(loss)(*arguments), loss(*arguments), 1e-12)
-    close(
-        vmap(loss, (None, 0, None, 1))(a[0], x, b[0], y.movedim(0, 1)),
-        loss(a[:1].expand(3, -1), x, b[:1].expand(3, -1), y),
-        1e-12,
-    )
-    close(vmap(vmap(loss))(x[:, None], y[:, None])[:, 0], loss(x, y), 1e-12)
-    leaves = [z.clone().requires_grad_() for z in arguments]
-    want = torch.autograd.grad(geomloss.SamplesLoss(p=p, debias=debias)(*leaves).sum(), leaves)
-    every = (0, 1, 2, 3)
-    for got, slope in zip(vmap(grad(loss, every))(*arguments), want, strict=True):
-        close(got, slope, 1e-10)
-    for got, slope in zip(grad(lambda *z: vmap(loss)(*z).sum(), every)(*arguments), want, strict=True):
-        close(got, slope, 1e-10)
-    close(jacrev(loss, 1)(*arguments)[0, 0], want[1][0], 1e-10)
-    close(jacfwd(loss, 1)(*arguments)[1, 1], want[1][1], 1e-10)
-    tangents = [torch.cos(z) for z in arguments]
-    slopes = sum((w * t).sum(tuple(range(1, w.dim()))) for w, t in zip(want, tangents, strict=True))
-    value, slope = jvp(loss, tuple(arguments), tuple(tangents))
-    close(value, loss(*arguments), 1e-12)
-    close(slope, slopes, 1e-10)
-    with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(z, t) for z, t in zip(arguments, tangents, strict=True)]
-        close(forward_ad.unpack_dual(loss(*duals)).tangent, slopes, 1e-10)
-    # One box for each call: the same for a single problem.
-    small = [z[0, :6] for z in (x, y)]
-    theirs = geomloss.SamplesLoss(p=p, debias=debias)
-    want = torch.autograd.functional.hessian(lambda z: loss(z, small[1]), small[0])
-    close(hessian(loss)(*small), want, 1e-10)
-    close(vmap(hessian(loss))(small[0][None], small[1][None])[0], want, 1e-10)
-    if p == 2 or not debias:  # where p = 1, GeomLoss differentiates a point's distance to itself
-        close(want, torch.autograd.functional.hessian(lambda z: theirs(z, small[1]), small[0]), 1e-9)
-
-
-def test_potentials_and_weights_of_zero_under_vmap():
-    a, x, b, y = (z.detach() for z in measures((3,)))
-    a[:, 3] = 0
-    loss = SamplesLoss(potentials=True)
-    for got, want in zip(vmap(loss)(a, x, b, y), loss(a, x, b, y), strict=True):
-        close(got[:, 0], want, 1e-12)
-    assert all(z.isfinite().all() for z in vmap(grad(SamplesLoss(), (0, 1)))(a, x, b, y))
-
-
-def test_compiled_with_a_diameter_is_one_graph():
-    x, y = (z.detach() for z in measures()[1::2])
-    loss = torch.compile(SamplesLoss(diameter=2.0), backend="aot_eager", fullgraph=True)
-    close(loss(x, y), SamplesLoss(diameter=2.0)(x, y), 1e-12)
-
-
-def test_gradient_of_near_points_far_from_the_origin():
-    """The case of a report: each point pulls at most with its weight."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randn(50, 64, generator=generator) + 3
-    x = (y + 1e-3 * torch.randn(50, 64, generator=generator)).requires_grad_()
-    (slope,) = torch.autograd.grad(SamplesLoss(p=1)(x, y), [x])
-    assert 50 * slope.norm(dim=1).max() < 1.001
-
-
-@pytest.mark.parametrize("offset", [0, 1, 10, 100, 1000])
-@pytest.mark.parametrize("p", [1, 2])
-def test_near_points_at_any_offset(p, offset):
-    """In float32, judged by float64 on the same numbers; by autograd and by torch.func."""
-    generator = torch.Generator().manual_seed(3)
-    loss = SamplesLoss(p=p)
-    for distance in (1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
-        y = torch.randn(40, 16, generator=generator) + offset
-        x = y + distance * torch.randn(40, 16, generator=generator) / 4
-        y[0] = x[0]
-        wide = [z.double().requires_grad_() for z in (x, y)]
-        truth = loss(*wide)
-        wanted = torch.autograd.grad(truth, wide)
-        # Where all points are nearer than GeomLoss's floor, the gradient is 0.
-        scale = max(1e-6 / 40, *(w.abs().max().item() for w in wanted))
-        leaves = [z.clone().requires_grad_() for z in (x, y)]
-        value = loss(*leaves)
-        for found in (torch.autograd.grad(value, leaves), grad(loss, (0, 1))(x, y)):
-            for got, want in zip(found, wanted, strict=True):
-                assert (got.double() - want).abs().max().item() < 1e-6 * scale
-        # A divergence is a small difference of values as large as the spread of the points.
-        assert abs(value.double() - truth).item() < 1e-6 * 5**p
-
-
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
-@pytest.mark.parametrize("p", [1, 2])
-def test_points_far_out_leave_the_others_alone(p, offset):
-    """A few points at 1e6 must not cost the distances of the rest, as they do where they move the centre."""
-    generator = torch.Generator().manual_seed(4)
-    x, y = (torch.randn(n, 1, generator=generator) for n in (30, 20))
-    x[1] = y[1] + 1e-3
-    x, y = x + offset, y + offset
-    x[0], y[0], y[-1] = 1e6, 1e6, -1e6
-    square = (x.double() - y.double().T)[1:, 1:-1].square()
-    want = square.clamp_min(1e-8).sqrt() if p == 1 else square / 2
-    for dtype in (torch.float32, torch.float64):
-        got = cost_of(x.to(dtype)[None], y.to(dtype)[None], p)[0, 1:, 1:-1]
-        assert torch.allclose(got.double(), want, rtol=2e-6, atol=1e-9)
-    # float32 knows potentials of 1e6 to 0.06
-    leaf = x.double().requires_grad_()
-    (got,) = torch.autograd.grad(SamplesLoss(p=p, blur=1.0, debias=False)(leaf, y.double()), leaf)
-    leaf = (x.double() - offset).requires_grad_()  # at the origin, where GeomLoss keeps them too
-    theirs = geomloss.SamplesLoss(p=p, blur=1.0, debias=False, diameter=2e6, backend="tensorized")
-    (want,) = torch.autograd.grad(theirs(leaf, y.double() - offset), leaf)
-    assert ((got - want)[1:].abs().max() <= 2e-5 * want[1:].abs().max()).item()
-
-
-@pytest.mark.parametrize("p", [1, 2])
-def test_second_derivatives(p):
-    found = []
-    for module in (ours, geomloss):
-        x, y = measures()[1::2]
-        slopes = torch.autograd.grad(module.SamplesLoss(p=p)(x, y), [x, y], create_graph=True)
-        penalty = sum((slope * slope).sum() for slope in slopes)
-        found.append(torch.autograd.grad(penalty, [x, y]))
-    for got, want in zip(*found, strict=True):
-        close(got, want, 1e-9)
-        assert want.abs().max() > 1e-4
-
-
-def test_gradient_mode_is_left_alone():
-    x, y = measures()[1::2]
-    with torch.no_grad():
-        assert not SamplesLoss()(x, y).requires_grad and not torch.is_grad_enabled()
-
-
 @pytest.mark.parametrize(
     ("options", "alternative"),
     [
-        ({"loss": "energy"}, "geomloss.SamplesLoss"),
-        ({"loss": "gaussian"}, "geomloss.SamplesLoss"),
-        ({"loss": "laplacian"}, "geomloss.SamplesLoss"),
-        ({"loss": "hausdorff"}, "geomloss.SamplesLoss"),
-        ({"reach": 1.0}, "reach=None"),
-        ({"cost": torch.cdist}, "p=1 or p=2"),
-        ({"kernel": torch.cdist}, "geomloss.SamplesLoss"),
-        ({"cluster_scale": 0.1}, "leave it out"),
-        ({"truncate": 3}, "tensorized"),
-        ({"verbose": True}, "tensorized"),
-        ({"backend": "online"}, "tensorized"),
-        ({"backend": "multiscale"}, "tensorized"),
+        ({"loss": "hausdorff"}, "'energy', 'gaussian' or 'laplacian'"),
+        ({"cost": "SqDist(X, Y)"}, "write it with torch"),
+        ({"loss": "energy", "kernel": "Exp(-SqDist(X, Y))"}, "write it with torch"),
+        ({"cluster_scale": 0.1}, "leave them out"),
+        ({"backend": "multiscale"}, "leave them out"),
     ],
 )
 def test_refusals_name_the_alternative(options, alternative):
@@ -353,6 +187,13 @@ def test_refusals_name_the_alternative(options, alternative):
         ({"scaling": 1.0}, ValueError),
         ({"diameter": -1.0}, ValueError),
         ({"loss": "sinkhron"}, ValueError),
+        ({"reach": 0.0}, ValueError),
+        ({"reach": math.nan}, ValueError),
+        ({"reach": "far"}, TypeError),
+        ({"truncate": -1}, ValueError),
+        ({"kernel": torch.cdist}, ValueError),
+        ({"cost": torch.cdist, "loss": "energy"}, ValueError),
+        ({"reach": 1.0, "loss": "gaussian"}, ValueError),
         ({"backend": "keops"}, ValueError),
     ],
 )

@@ -1,4 +1,4 @@
-"""The compiled module (csrc/bind/): addresses and sizes in by name, numbers out. Called by ops/ alone.
+"""The compiled module (csrc/bind/): addresses and sizes in by name, numbers out. Called by ops/ and compat/ alone.
 
 An address is that of a tensor's first element, 0 where there is none; sizes are in elements. Calls that run a kernel
 release the interpreter lock. The structs own nothing.
@@ -208,6 +208,17 @@ def doubly_stochastic(
     *, f64: bool, batch: int, n: int, m: int, logits: int, upstream: int, n_iter: int, eps: float, softmax: bool,
     rows_first: bool, out: int,
 ) -> int: ...
+
+# Sinkhorn divergences of samples (csrc/samples_loss/params.h)
+
+def samples_look(
+    *, f64: bool, batch: int, n: int, m: int, d: int, a: int, x: int, b: int, y: int,
+) -> tuple[float, bool]: ...
+def samples_forward(
+    *, f64: bool, batch: int, n: int, m: int, d: int, a: int, x: int, b: int, y: int, p: int, eps: list[float],
+    rho: float, debias: bool, potentials: bool, keep_costs: bool, loss: int, term_x: int, term_y: int, slope_x: int,
+    slope_y: int,
+) -> None: ...
 
 # CUDA kernels, in builds that have them (csrc/bind/cuda.cpp): fields are written one by one
 

@@ -37,6 +37,7 @@ void bind_panels(py::module_&);
 void bind_label(py::module_&);
 void bind_assign(py::module_&);
 void bind_doubly_stochastic(py::module_&);
+void bind_samples_loss(py::module_&);
 void bind_cuda(py::module_&);  // in builds with device code, and in tests/cuda_model, which runs it without a GPU
 
 }  // namespace ucmkd

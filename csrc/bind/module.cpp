@@ -68,6 +68,7 @@ PYBIND11_MODULE(_C, module) {
   bind_label(module);
   bind_assign(module);
   bind_doubly_stochastic(module);
+  bind_samples_loss(module);
 #ifdef UCMKD_WITH_CUDA
   bind_cuda(module);
 #endif

@@ -27,11 +27,11 @@ void exp_array(const T* x, T* y, int64_t count) {
 
 #define UK_STRING_OF(x) #x
 #define UK_STRING(x) UK_STRING_OF(x)
-#define UK_TABLES(type)                                                               \
-  {forward_kernels.type,          unbalanced_kernels.type,      adjoint_kernels.type, \
-   gradient_kernels.type,         panel_kernels.type,           cost_kernels.type,    \
-   product_kernels.type,          label_transport_kernels.type, assign_kernels.type,  \
-   doubly_stochastic_kernels.type}
+#define UK_TABLES(type)                                                                \
+  {forward_kernels.type,           unbalanced_kernels.type,      adjoint_kernels.type, \
+   gradient_kernels.type,          panel_kernels.type,           cost_kernels.type,    \
+   product_kernels.type,           label_transport_kernels.type, assign_kernels.type,  \
+   doubly_stochastic_kernels.type, samples_loss_kernels.type}
 
 }  // namespace
 

@@ -15,6 +15,7 @@ extern const ByType<product::Kernels> product_kernels;
 extern const ByType<label_transport::Kernels> label_transport_kernels;
 extern const ByType<assign::Kernels> assign_kernels;
 extern const ByType<doubly_stochastic::Kernels> doubly_stochastic_kernels;
+extern const ByType<samples_loss::Kernels> samples_loss_kernels;
 
 }  // namespace UK_LEVEL
 }  // namespace ucmkd

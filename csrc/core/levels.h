@@ -6,6 +6,7 @@
 #include "cost/kernels.h"
 #include "doubly_stochastic/params.h"
 #include "label_transport/params.h"
+#include "samples_loss/params.h"
 #include "sinkhorn/kernels.h"
 #include "sinkhorn/panel.h"
 
@@ -29,6 +30,7 @@ struct Kernels {
   const label_transport::Kernels<T>& label_transport;
   const assign::Kernels<T>& assign;
   const doubly_stochastic::Kernels<T>& doubly_stochastic;
+  const samples_loss::Kernels<T>& samples_loss;
 };
 
 struct Level {

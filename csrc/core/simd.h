@@ -19,6 +19,7 @@ struct Lanes<float> {
   typedef float V __attribute__((vector_size(UK_BYTES)));
   typedef float Mem __attribute__((vector_size(UK_BYTES), aligned(4), may_alias));  // unaligned
   typedef int32_t I __attribute__((vector_size(UK_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(UK_BYTES)));
   typedef int32_t Int;
   static constexpr float kMax = 3.402823466e38f;
 };
@@ -29,6 +30,7 @@ struct Lanes<double> {
   typedef double V __attribute__((vector_size(UK_BYTES)));
   typedef double Mem __attribute__((vector_size(UK_BYTES), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(UK_BYTES)));
+  typedef uint64_t U __attribute__((vector_size(UK_BYTES)));
   typedef int64_t Int;
   static constexpr double kMax = 1.7976931348623157e308;
 };
@@ -146,10 +148,11 @@ static inline bool any(typename Lanes<T>::I mask) {
 
 // exp, at most 2 ulp on [-87.33, 88.37] (float) and [-708.39, 709.08] (double). Below: exactly 0
 // (no subnormal results). Above: +inf. NaN gives NaN.
-// x = n ln 2 + r with |r| <= ln(2)/2; exp(r) by its Taylor polynomial; 2^n from its bits.
+// x = n ln 2 + r with |r| <= ln(2)/2; exp(r) by its Taylor polynomial; 2^n from its bits, which wrap where x is out of
+// range.
 static inline Vec<float> exp(Vec<float> x) {
-  typedef uint32_t Bits __attribute__((vector_size(UK_BYTES)));  // wraps around where x is far below
-  const float magic = 12582912.0f;                               // 1.5 * 2^23: adding it rounds to an integer
+  using U = Lanes<float>::U;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   Vec<float> shifted = x * 1.44269504088896341f + magic;
   Vec<float> n = shifted - magic;
   Vec<float> r = x - n * 0.693359375f;
@@ -161,13 +164,13 @@ static inline Vec<float> exp(Vec<float> x) {
   p = p * r + 1.6666666667e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  Bits bits = ((Bits)shifted - 0x4B400000 + 127) << 23;
+  U bits = ((U)shifted - 0x4B400000u + 127u) << 23;
   Vec<float> result = p * (Vec<float>)bits;
   result = x < -87.33f ? Vec<float>{} : result;
   return x > 88.37f ? splat(__builtin_inff()) : result;
 }
 static inline Vec<double> exp(Vec<double> x) {
-  typedef uint64_t Bits __attribute__((vector_size(UK_BYTES)));
+  using U = Lanes<double>::U;
   const double magic = 6755399441055744.0;  // 1.5 * 2^52
   Vec<double> shifted = x * 1.4426950408889634074 + magic;
   Vec<double> n = shifted - magic;
@@ -180,7 +183,7 @@ static inline Vec<double> exp(Vec<double> x) {
   Vec<double> p = splat(c[0]);
   for (int k = 1; k < 12; ++k) p = p * r + c[k];
   p = p * (r * r) + r + 1.0;
-  Bits bits = ((Bits)shifted - 0x4338000000000000ULL + 1023) << 52;
+  U bits = ((U)shifted - 0x4338000000000000ULL + 1023ULL) << 52;
   Vec<double> result = p * (Vec<double>)bits;
   result = x < -708.39 ? Vec<double>{} : result;
   return x > 709.08 ? splat(__builtin_inf()) : result;

@@ -16,6 +16,7 @@ SUBJECTS = {
     "sinkhorn": "the loss and its exact gradient against POT, plain torch, torch.compile and OTT-JAX",
     "converged": "the regularised loss run to a tolerance, against GeomLoss",
     "unbalanced": "the unbalanced loss and its exact gradient against POT, plain torch and the balanced call",
+    "samples_loss": "the drop-in for GeomLoss's SamplesLoss and its gradient, against GeomLoss",
     "overhead": "what surrounds the kernels in one small call, against a function that does nothing",
     "bandwidth": "one sweep against a plain sum over the same matrix",
     "threads": "the size of a sweep from which a second thread pays",

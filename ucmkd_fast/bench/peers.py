@@ -116,6 +116,14 @@ def geomloss(reg: float, potentials: bool = False) -> Callable[[Tensor, Tensor],
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1))
 
 
+def samples_loss(reach: float | None) -> Callable[[Tensor, Tensor], Any]:
+    """GeomLoss's own SamplesLoss, its settings left as they are."""
+    from geomloss import SamplesLoss
+
+    loss: Callable[[Tensor, Tensor], Any] = SamplesLoss("sinkhorn", reach=reach, backend="tensorized")
+    return loss
+
+
 def jax_ott(reg: float, max_iter: int) -> Callable[[Tensor, Tensor], Result]:
     """OTT-JAX, jitted, gradients through the unrolled iterations."""
     import jax
