@@ -11,11 +11,25 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops.matrix import cost_matrix
-from . import _entropic, _scaling
-from ._arrays import matrix, unify
-from ._entropic import USE_POT, refuse
-from ._result import OTResult
+from ...ops.matrix import cost_matrix
+from .. import _entropic, _scaling
+from .._arrays import matrix, unify
+from .._entropic import USE_POT, refuse
+from .._result import OTResult
+from . import batch
+from .batch import dist_batch, solve_batch, solve_sample_batch
+
+__all__ = [
+    "OTResult",
+    "batch",
+    "dist_batch",
+    "sinkhorn",
+    "sinkhorn2",
+    "solve",
+    "solve_batch",
+    "solve_sample",
+    "solve_sample_batch",
+]
 
 METRICS = {"sqeuclidean": "sqeuclidean", "euclidean": "l2", "cosine": "cosine", "cityblock": "l1"}
 
