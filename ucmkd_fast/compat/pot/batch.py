@@ -147,7 +147,8 @@ def loss_linear_batch(M: Any, T: Any, nx: Any = None) -> Any:
     """As ``ot.batch.loss_linear_batch``: ``<T_k, M_k>`` of costs and plans (B, N, M), (B,)."""
     _refuse_backend(nx)
     arrays, give = unify({"M": M, "T": T})
-    return give((arrays["M"] * arrays["T"]).sum((1, 2)))
+    cost, plan = (_batch_of(name, arrays[name], "(B, N, M)") for name in ("M", "T"))
+    return give((cost * plan).sum((1, 2)))
 
 
 def loss_linear_samples_batch(X: Any, Y: Any, T: Any, metric: str = "sqeuclidean") -> Any:
@@ -159,7 +160,7 @@ def entropy_batch(T: Any, nx: Any = None, eps: float = LOG_EPS) -> Any:
     """As ``ot.batch.entropy_batch``: ``- sum T log(T + eps)`` of plans (B, N, M), (B,)."""
     _refuse_backend(nx)
     arrays, give = unify({"T": T})
-    return give(-_sum_of_logs(arrays["T"], None, eps))
+    return give(-_sum_of_logs(_batch_of("T", arrays["T"], "(B, N, M)"), None, eps))
 
 
 def bregman_log_projection_batch(
@@ -191,7 +192,7 @@ def bregman_log_projection_batch(
     """
     _refuse_backend(nx)
     arrays, give = unify({"K": K}, a=a, b=b)
-    log_plan, found = _projection(-arrays["K"], arrays, max_iter, tol, grad)
+    log_plan, found = _projection(-_batch_of("K", arrays["K"], "(B, N, M)"), arrays, max_iter, tol, grad)
     pair = give(found.log_u), give(found.log_v)
     return {
         "T": give(log_plan.exp()),
@@ -217,7 +218,9 @@ def bregman_projection_batch(
     """
     _refuse_backend(nx)
     arrays, give = unify({"K": K}, a=a, b=b)
-    log_plan, found = _projection(-arrays["K"].log(), arrays, max_iter, tol, grad)
+    log_plan, found = _projection(
+        -_batch_of("K", arrays["K"], "(B, N, M)").log(), arrays, max_iter, tol, grad
+    )
     pair = give(found.log_u.exp()), give(found.log_v.exp())
     return {"T": give(log_plan.exp()), "n_iters": found.n_iter - 1, "potentials": pair}
 
@@ -253,9 +256,12 @@ def _refuse_backend(nx: Any) -> None:
     refuse({"nx": (nx, None, f"arrays are NumPy's or torch's; leave it out, or {USE_POT}")})
 
 
+def _batch_of(name: str, value: Tensor | None, shape: str) -> Tensor:
+    return checks.tensor(name, value, shape, 3)
+
+
 def _problems(name: str, cost: Tensor | None, a: Tensor | None, b: Tensor | None, reg: float) -> Problems:
-    checks.tensor(name, cost, "(B, N, M)", 3)
-    assert cost is not None
+    cost = _batch_of(name, cost, "(B, N, M)")
     if 0 in cost.shape:
         raise ValueError(f"{name} must have problems with rows and columns, got shape {tuple(cost.shape)}")
     return Problems(cost, _masses("a", a, cost, 1), _masses("b", b, cost, 2), reg)
@@ -272,9 +278,7 @@ def _masses(name: str, mass: Tensor | None, cost: Tensor, side: int) -> Tensor:
 
 
 def _distances(name_x: str, name_y: str, x: Tensor | None, y: Tensor | None, metric: str, p: float) -> Tensor:
-    for name, z in ((name_x, x), (name_y, y)):
-        checks.tensor(name, z, "(B, n, D)", 3)
-    assert x is not None and y is not None
+    x, y = _batch_of(name_x, x, "(B, n, D)"), _batch_of(name_y, y, "(B, n, D)")
     if x.shape[::2] != y.shape[::2]:
         raise ValueError(
             f"{name_x} and {name_y} must hold as many problems of one width, got {tuple(x.shape)} and {tuple(y.shape)}"
