@@ -11,10 +11,13 @@ def look_after(n_iter: int, period: int) -> int:
 
 
 def iterations_ahead(before: float, now: float, steps: int, goal: float) -> int:
-    """Half of the iterations after which an error that fell from ``before`` to ``now`` in ``steps`` meets the goal.
+    """How far to go on from an error that fell from ``before`` to ``now`` in ``steps``, when it has to meet the goal.
 
-    0 where it does not fall. Whoever goes so far must go back where the goal was passed on the way.
+    Half of the iterations that it takes at this rate; as far as the last time where it does not fall, as at the
+    rounding of the numbers. Whoever goes so far must go back where the goal was passed on the way.
     """
-    if not 0 < goal < now < before < math.inf:
+    if before == math.inf or not 0 < goal < now:
         return 0
+    if now >= before:
+        return steps
     return int(steps * math.log(now / goal) / math.log(before / now) / 2)
