@@ -22,10 +22,12 @@ from ._looks import iterations_ahead, look_after
 from ._stopping import Rule, print_look
 
 SHIFTED = 1e-300  # a tol that is never reached: the op then shifts its potentials after each iteration
+#: How far logarithms of scalings may move from those of a kernel: what underflowed there stays below rounding.
+REACH = {torch.float64: 50.0, torch.float32: 10.0}
 
 
 class Scalings(NamedTuple):
-    """Logarithms of u and v; 0 where the mass is 0, whose scaling is nothing."""
+    """Logarithms of u and v, -inf where the mass is 0."""
 
     log_u: Tensor  # (B?, N)
     log_v: Tensor  # (B?, M)
@@ -49,85 +51,128 @@ class Relaxed(NamedTuple):
             cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach(), reference=reference
         )
 
-    @property
-    def log_masses(self) -> tuple[Tensor, Tensor]:
-        """Log a and log b, -inf where they are 0."""
-        return _log_of(self.a), _log_of(self.b)
-
-    def seen_from_masses(self) -> Tensor:
-        """M + reg log(a b' / c): the cost of the same problem with the reference a b'."""
-        if self.reference is None:
-            return self.cost
-        a, b = (torch.where(z > 0, z, 1).log() for z in (self.a, self.b))
-        return self.cost + self.reg * (a[..., :, None] + b[..., None, :] - _log_of(self.reference))
-
     def start(self) -> Scalings:
         """U = v = 1."""
         return Scalings(torch.zeros_like(self.a).detach(), torch.zeros_like(self.b).detach())
 
-    def after(self, start: Scalings, iterations: int, columns: Tensor) -> Scalings:
-        """So many iterations; ``columns`` is `seen_from_masses`, transposed and contiguous."""
-        log_a, log_b = self.log_masses
-        start = self._translated(start) if self.shifted else start
-        init = (self.reg * (start.log_v + log_b)).detach(), (self.reg * (start.log_u + log_a)).detach()
-        implicit = self.shifted and torch.is_grad_enabled()
-        a, drift = self._equal_sums(iterations)
+    def prepared(self) -> Prepared:
+        """With what every call of the op needs."""
+        log_a, log_b = _log_of(self.a), _log_of(self.b)
+        cost = self.cost
+        if self.reference is not None:
+            log_c = torch.where(self.reference > 0, _log_of(self.reference), -math.inf)
+            cost = cost + self.reg * (log_a[..., :, None] + log_b[..., None, :] - log_c)
+        a, drift = self.a, None
+        if self.rho == (None, None):
+            s = self.b.sum(-1, keepdim=True) / a.sum(-1, keepdim=True)
+            a, drift = a * s, s.log()
+        return Prepared(self, cost, cost.mT.contiguous(), log_a, log_b, a, drift)
+
+
+class Prepared(NamedTuple):
+    """A problem as the op takes it, but for the side that comes first."""
+
+    problem: Relaxed
+    cost: Tensor  # (B?, N, M) M + reg log(a b' / c): that of the same problem with the reference a b'
+    columns: Tensor  # (B?, M, N) the same, transposed
+    log_a: Tensor  # (B?, N), 0 where the mass is
+    log_b: Tensor  # (B?, M)
+    a: Tensor  # (B?, N), of the same sum as b where both sides are exact
+    #: log(sum b / sum a) there, (B?, 1). POT lets these sums differ: its plan then has the columns' mass, as it has
+    #: with our a, and u falls behind by that factor in every iteration.
+    drift: Tensor | None
+
+    def after(self, start: Scalings, iterations: int) -> Scalings:
+        """So many iterations."""
+        p = self.problem
+        if p.shifted:
+            start = self.translated(start)
+        init = p.reg * (start.log_v + self.log_b), p.reg * (start.log_u + self.log_a)
+        grad = "implicit" if p.shifted and torch.is_grad_enabled() else "unrolled"
         with silent():  # who called warns as POT does
             found = sinkhorn(
-                columns, self.b, a, reg=self.reg, max_iter=iterations, tol=SHIFTED if self.shifted else 0.0,
-                grad="implicit" if implicit else "unrolled", init=init, unbalanced=self.rho[::-1],
+                self.columns, p.b, self.a, reg=p.reg, max_iter=iterations, tol=SHIFTED if p.shifted else 0.0,
+                grad=grad, init=init, unbalanced=p.rho[::-1],
             )  # fmt: skip
         f, g = found.potentials
-        return Scalings(_without(g / self.reg, log_a) - drift, _without(f / self.reg, log_b) + drift)
+        log_u, log_v = g / p.reg - self.log_a, f / p.reg - self.log_b
+        if self.drift is None:
+            return Scalings(log_u, log_v)
+        return Scalings(log_u - iterations * self.drift, log_v + iterations * self.drift)
 
-    def _translated(self, at: Scalings) -> Scalings:
+    def translated(self, at: Scalings) -> Scalings:
         """Of the same plan, with the greatest dual value (Séjourné et al. 2022, proposition 2).
 
         The op does so between its iterations, not before the first.
         """
-        finite = [rho for rho in self.rho if rho is not None]
+        p = self.problem
+        finite = [rho for rho in p.rho if rho is not None]
         if not finite:
             return at
         kept = [
-            mass if rho is None else mass * (-self.reg / rho * z).exp()
-            for z, mass, rho in zip(at, (self.a, self.b), self.rho, strict=True)
+            mass if rho is None else torch.where(mass > 0, mass * (-p.reg / rho * z).exp(), 0)
+            for z, mass, rho in zip(at, (p.a, p.b), p.rho, strict=True)
         ]
         both = 1 / sum(1 / rho for rho in finite)
-        t = both / self.reg * (kept[0].sum(-1, keepdim=True) / kept[1].sum(-1, keepdim=True)).log()
+        t = both / p.reg * (kept[0].sum(-1, keepdim=True) / kept[1].sum(-1, keepdim=True)).log()
         return Scalings(at.log_u + t, at.log_v - t)
-
-    def _equal_sums(self, iterations: int) -> tuple[Tensor, Tensor | float]:
-        """What the op is given for a, and how far log u and -log v are too large then.
-
-        Where both sides are exact POT lets the sums differ: the plan then has the columns' mass, as with a s,
-        s = sum b / sum a, and u falls behind by a factor of s in every iteration.
-        """
-        if self.rho != (None, None):
-            return self.a, 0.0
-        s = self.b.sum(-1, keepdim=True) / self.a.sum(-1, keepdim=True)
-        return self.a * s, iterations * s.log()
 
     def plan(self, at: Scalings) -> Tensor:
         """P (B?, N, M)."""
-        log_a, log_b = self.log_masses
-        u, v = at.log_u + log_a, at.log_v + log_b
-        return (u[..., :, None] + v[..., None, :] - self.seen_from_masses() / self.reg).exp()
+        u, v = at.log_u + self.log_a, at.log_v + self.log_b
+        return (u[..., :, None] + v[..., None, :] - self.cost / self.problem.reg).exp()
 
 
 def _log_of(z: Tensor) -> Tensor:
-    """-inf where z is 0, with gradient 0 there."""
-    present = z > 0
-    return torch.where(present, torch.where(present, z, 1).log(), -math.inf)
+    """0 where z is 0, with gradient 0 there."""
+    return torch.where(z > 0, z, 1).log()
 
 
-def _without(log_scaling: Tensor, log_mass: Tensor) -> Tensor:
-    present = log_mass > -math.inf
-    return torch.where(present, log_scaling - torch.where(present, log_mass, 0), 0)
+class Steps:
+    """Single iterations, where u and v of each are asked for: products with a kernel that is kept, as POT makes them.
+
+    The kernel is the plan of some scalings. Where u or v leaves their neighbourhood, in which nothing that counts has
+    underflowed, and for the first iteration, the op is asked, and the kernel made anew.
+    """
+
+    def __init__(self, of: Prepared):
+        p = of.problem
+        self.of, self.reach, self.kernel = of, REACH[of.cost.dtype], of.cost.new_empty(0)
+        self.damping = [1.0 if rho is None else rho / (rho + p.reg) for rho in p.rho]
+        present = p.a > 0, p.b > 0
+        self.present = None if bool(present[0].all()) and bool(present[1].all()) else present
+
+    def after(self, at: Scalings) -> Scalings:
+        """One iteration."""
+        found = self._by_products(at) if self.kernel.numel() else None
+        if found is None:
+            found = self.of.after(at, 1)
+            self.kernel = self.of.plan(found)
+            self.around = [self._masked(z, side, 0.0) for side, z in enumerate(found)]
+            self.full = [m + z for m, z in zip((self.of.log_a, self.of.log_b), self.around, strict=True)]
+        return found
+
+    def _by_products(self, at: Scalings) -> Scalings | None:
+        at = self.of.translated(at) if self.of.problem.shifted else at
+        moved, made = at.log_v - self.around[1], []
+        for side, kernel in enumerate((self.kernel, self.kernel.mT)):
+            sums = torch.matmul(kernel, moved.exp()[..., None])[..., 0]
+            scaling = (self.full[side] - sums.log()) * self.damping[side]
+            moved = scaling - self.around[side]
+            if not bool(self._masked(moved, side, 0.0).abs().max() <= self.reach):  # nor where it is NaN
+                return None
+            moved = self._masked(moved, side, -math.inf)
+            made.append(self._masked(scaling, side, -math.inf))
+        return Scalings(*made)
+
+    def _masked(self, z: Tensor, side: int, missing: float) -> Tensor:
+        return z if self.present is None else torch.where(self.present[side], z, missing)
 
 
 class Found(NamedTuple):
     """Where a problem stopped."""
 
+    of: Prepared
     at: Scalings
     n_iter: int
     converged: bool
@@ -142,27 +187,27 @@ def solve(problem: Relaxed, start: Scalings, rule: Rule, both: bool, record: boo
         start: the scalings to start from; only v is read, and u by the error of the first iteration.
         rule: when to stop.
         both: the error is the mean change of u and v, else that of u.
-        record: keep the error of every look (slower: a call for each).
+        record: keep the error of every look.
     """
     needs = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in problem[:4])
     with torch.no_grad():
-        found = _search(problem.detached(), start, rule, both, record or rule.verbose)
+        found = _search(problem.detached().prepared(), start, rule, both, record or rule.verbose)
     if not needs:
         return found
-    columns = problem.seen_from_masses().mT.contiguous()
-    return found._replace(at=problem.after(start, found.n_iter, columns))
+    prepared = problem.prepared()
+    return found._replace(of=prepared, at=prepared.after(start, found.n_iter))
 
 
-def _search(problem: Relaxed, start: Scalings, rule: Rule, both: bool, record: bool) -> Found:
-    columns = problem.seen_from_masses().mT.contiguous()
+def _search(of: Prepared, start: Scalings, rule: Rule, both: bool, record: bool) -> Found:
+    steps = Steps(of)
     done, at, error, step = 0, start, math.inf, 1
     errors: list[Tensor] = []
     if rule.threshold == 0 and not record:
-        return Found(problem.after(start, rule.max_iter, columns), rule.max_iter, False, errors)
+        return Found(of, of.after(start, rule.max_iter), rule.max_iter, False, errors)
     while True:
         target = min(done + step, rule.max_iter)
-        before = problem.after(at, target - 1 - done, columns) if target - 1 > done else at
-        after = problem.after(before, 1, columns)
+        before = of.after(at, target - 1 - done) if target - 1 > done else at
+        after = steps.after(before)
         change = _change(before, after, both)
         last, found = error, float(change)
         following = look_after(done, rule.period)
@@ -174,9 +219,9 @@ def _search(problem: Relaxed, start: Scalings, rule: Rule, both: bool, record: b
             if rule.verbose:
                 print_look(target - 1, found)
             if found < rule.threshold:
-                return Found(after, target, True, errors)
+                return Found(of, after, target, True, errors)
         if target == rule.max_iter:
-            return Found(after, target, False, errors)
+            return Found(of, after, target, False, errors)
         ahead = 0 if record else iterations_ahead(last, found, target - done, rule.threshold)
         done, at, error = target, after, found
         step = look_after(done + ahead, rule.period) - done
@@ -184,10 +229,10 @@ def _search(problem: Relaxed, start: Scalings, rule: Rule, both: bool, record: b
 
 def _change(before: Scalings, after: Scalings, both: bool) -> Tensor:
     """POT's error, (): max |u - u'| / max(u, u', 1), of u or the mean of that of u and of v."""
-    parts = [_relative(x, y) for x, y in zip(before, after, strict=True)]
-    return (parts[0] + parts[1]) / 2 if both else parts[0]
+    change = _relative(before.log_u, after.log_u)
+    return (change + _relative(before.log_v, after.log_v)) / 2 if both else change
 
 
 def _relative(before: Tensor, after: Tensor) -> Tensor:
-    largest = torch.maximum(before.max(), after.max()).clamp_min(0)
-    return ((after - largest).exp() - (before - largest).exp()).abs().max()
+    largest = torch.maximum(before.max(), after.max()).clamp_min_(0)
+    return (after - largest).exp_().sub_((before - largest).exp_()).abs_().max()

@@ -51,7 +51,7 @@ class Solved(NamedTuple):
 
     def plan(self) -> Tensor:
         """(N, M), or (K, N, M) of histograms."""
-        return self.problem.plan(self.found.at)
+        return self.found.of.plan(self.found.at)
 
     def linear(self, plan: Tensor) -> Tensor:
         """``<P, M>``, () or (K,)."""
@@ -73,9 +73,7 @@ class Solved(NamedTuple):
 
     def potentials(self) -> Scalings:
         """Log u and log v, (N,) and (M,) or (N, K) and (M, K), -inf where the mass is 0."""
-        pairs = zip(self.found.at, (self.problem.a, self.problem.b), strict=True)
-        logs = [torch.where(mass > 0, z, -math.inf) for z, mass in pairs]
-        return Scalings(*(z.mT if self.histograms else z for z in logs))
+        return Scalings(*(z.mT if self.histograms else z for z in self.found.at))
 
     def log(self, plan: Tensor) -> dict[str, Any]:
         """POT's dict."""
