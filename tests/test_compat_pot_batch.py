@@ -255,6 +255,19 @@ def test_points_that_do_not_fit():
         pot.dist_batch(x, metric="minkowski", p=-1)
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_refusals_name_what_was_given(log):
+    """Rows and a, though the op gets the problem transposed."""
+    for change, words in (
+        ("a[0, 3] = INF", "a"), ("a[0] = 0", "all-zero a"), ("cost[0, 1, 2] = NAN", "1, 2"),
+        ("cost[0, 3] = INF", "row 3"),
+    ):  # fmt: skip
+        cost, a, b = problem()
+        exec(change, {"a": a, "cost": cost, "INF": np.inf, "NAN": np.nan})
+        with pytest.raises(ValueError, match=words):
+            pot.solve_batch(cost, 0.1, a, b, grad="envelope" if log else "autodiff")
+
+
 def test_signatures_are_pots():
     for name in ("solve_batch", "solve_sample_batch", "dist_batch"):
         assert getattr(pot, name) is getattr(pot.batch, name)

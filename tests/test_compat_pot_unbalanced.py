@@ -87,6 +87,16 @@ def test_the_stabilized_rule():
                 close(log["logv"], want_log["logv"], 1e-10)
 
 
+def test_the_stabilized_rule_where_scalings_are_far_apart():
+    """Small u and large v are measured by their largest, as where POT takes them into its potentials."""
+    rng = np.random.default_rng(0)
+    a, b, cost = rng.random(40), rng.random(30) * 3, rng.random((40, 30))
+    options = {"method": "sinkhorn_stabilized", "numItermax": 20_000, "stopThr": 1e-10, "log": True}
+    (got, log), (want, _) = both("sinkhorn_unbalanced", a, b, cost, 0.05, 50.0, **options)
+    assert len(log["err"]) > 100
+    close(got, want, 1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["numpy32", "torch64", "torch32"])
 def test_kinds_of_arrays(kind, method):
@@ -488,6 +498,18 @@ def test_warnings_are_pots():
         warnings.simplefilter("error")
         call(numItermax=1)
         call(reg_type="entropy")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_refusals_name_what_was_given(log):
+    """Rows and a, though the op gets the problem transposed."""
+    for change, words in (
+        ("a[3] = INF", "a"), ("a[:] = 0", "all-zero a"), ("cost[1, 2] = NAN", "1, 2"), ("cost[3] = INF", "row 3"),
+    ):  # fmt: skip
+        a, b, cost = problem()
+        exec(change, {"a": a, "cost": cost, "INF": np.inf, "NAN": np.nan})
+        with pytest.raises(ValueError, match=words):
+            pot.sinkhorn_unbalanced(a, b, cost, 0.3, 1.0, log=log)
 
 
 def test_signatures_are_pots():

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.not_converged import silent
 from ..ops.result import SinkhornResult
 from ..ops.sinkhorn import sinkhorn
 from ._looks import iterations_ahead, look_after
 from ._stopping import Rule
+from ._turned import turned
 
 
 class Problems(NamedTuple):
@@ -36,7 +36,7 @@ class Problems(NamedTuple):
         columns = self.cost.mT.contiguous()
         if start is None:
             start = columns.new_zeros(columns.shape[:2]), columns.new_zeros(columns.shape[::2])
-        with silent():  # POT warns of nothing here
+        with turned(*self.detached()):
             return sinkhorn(columns, self.b, self.a, reg=self.reg, max_iter=iterations, init=start)
 
     def plan(self, log_u: Tensor, log_v: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.not_converged import silent
 from ..ops.sinkhorn import sinkhorn
 from ._looks import iterations_ahead, look_after
 from ._stopping import Rule, print_look
+from ._turned import turned
 
 SHIFTED = 1e-300  # a tol that is never reached: the op then shifts its potentials after each iteration
 #: How far logarithms of scalings may move from those of a kernel: what underflowed there stays below rounding.
@@ -89,7 +89,7 @@ class Prepared(NamedTuple):
             start = self.translated(start)
         init = p.reg * (start.log_v + self.log_b), p.reg * (start.log_u + self.log_a)
         grad = "implicit" if p.shifted and torch.is_grad_enabled() else "unrolled"
-        with silent():  # who called warns as POT does
+        with turned(self.cost.detach(), p.a.detach(), p.b.detach(), p.reg, p.rho):
             found = sinkhorn(
                 self.columns, p.b, self.a, reg=p.reg, max_iter=iterations, tol=SHIFTED if p.shifted else 0.0,
                 grad=grad, init=init, unbalanced=p.rho[::-1],
@@ -179,27 +179,27 @@ class Found(NamedTuple):
     errors: list[Tensor]  # () each, of every look where they were asked for
 
 
-def solve(problem: Relaxed, start: Scalings, rule: Rule, both: bool, record: bool) -> Found:
+def solve(problem: Relaxed, start: Scalings, rule: Rule, tau: float | None, record: bool) -> Found:
     """Run to where POT stops, with the gradient of those iterations where one is needed.
 
     Args:
         problem: what to solve.
         start: the scalings to start from; only v is read, and u by the error of the first iteration.
         rule: when to stop.
-        both: the error is the mean change of u and v, else that of u.
+        tau: None, or that of the stabilised method, as in `Change`.
         record: keep the error of every look.
     """
     needs = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in problem[:4])
     with torch.no_grad():
-        found = _search(problem.detached().prepared(), start, rule, both, record or rule.verbose)
+        found = _search(problem.detached().prepared(), start, rule, tau, record or rule.verbose)
     if not needs:
         return found
     prepared = problem.prepared()
     return found._replace(of=prepared, at=prepared.after(start, found.n_iter))
 
 
-def _search(of: Prepared, start: Scalings, rule: Rule, both: bool, record: bool) -> Found:
-    steps = Steps(of)
+def _search(of: Prepared, start: Scalings, rule: Rule, tau: float | None, record: bool) -> Found:
+    steps, change_of = Steps(of), Change(tau)
     done, at, error, step = 0, start, math.inf, 1
     errors: list[Tensor] = []
     if rule.threshold == 0 and not record:
@@ -208,7 +208,7 @@ def _search(of: Prepared, start: Scalings, rule: Rule, both: bool, record: bool)
         target = min(done + step, rule.max_iter)
         before = of.after(at, target - 1 - done) if target - 1 > done else at
         after = steps.after(before)
-        change = _change(before, after, both)
+        change = change_of(before, after)
         last, found = error, float(change)
         following = look_after(done, rule.period)
         if found < rule.threshold and target > following:  # a look on the way may have stopped
@@ -227,12 +227,27 @@ def _search(of: Prepared, start: Scalings, rule: Rule, both: bool, record: bool)
         step = look_after(done + ahead, rule.period) - done
 
 
-def _change(before: Scalings, after: Scalings, both: bool) -> Tensor:
-    """POT's error, (): max |u - u'| / max(u, u', 1), of u or the mean of that of u and of v."""
-    change = _relative(before.log_u, after.log_u)
-    return (change + _relative(before.log_v, after.log_v)) / 2 if both else change
+class Change:
+    """POT's error, (): max |u - u'| / max(u, u', 1), the mean of that of u and of v; with ``tau`` of u alone.
+
+    ``tau`` is that of POT's stabilised method: where a scaling is more than that many times what it stands for, its
+    potentials take up both largest ones, and 1 becomes the largest u.
+    """
+
+    def __init__(self, tau: float | None):
+        self.reach = None if tau is None else math.log(tau)
+        self.ones = [0.0, 0.0]
+
+    def __call__(self, before: Scalings, after: Scalings) -> Tensor:
+        """From one iteration to the next."""
+        if self.reach is None:
+            return (_relative(before.log_u, after.log_u, 0) + _relative(before.log_v, after.log_v, 0)) / 2
+        largest = [float(z.max()) for z in after]
+        if any(z - one > self.reach for z, one in zip(largest, self.ones, strict=True)):
+            self.ones = largest
+        return _relative(before.log_u, after.log_u, self.ones[0])
 
 
-def _relative(before: Tensor, after: Tensor) -> Tensor:
-    largest = torch.maximum(before.max(), after.max()).clamp_min_(0)
+def _relative(before: Tensor, after: Tensor, one: float) -> Tensor:
+    largest = torch.maximum(before.max(), after.max()).clamp_min_(one)
     return (after - largest).exp_().sub_((before - largest).exp_()).abs_().max()

@@ -20,6 +20,7 @@ from ._stopping import mass_of, rule_of
 
 METHODS = ("sinkhorn", "sinkhorn_stabilized", "sinkhorn_translation_invariant", "sinkhorn_reg_scaling")
 REG_TYPES = ("kl", "entropy")
+TAU = 1e5  # POT's
 LOG_EPS = 1e-16  # POT's, inside the logarithms of its divergences
 
 
@@ -98,13 +99,14 @@ def call(asked: Asked, method: Any, options: dict[str, Any]) -> Solved:
     """Read the arguments of a method and solve."""
     method = str(method).lower()
     checks.choice("method", method, METHODS)
+    tau = TAU
     if method == "sinkhorn_stabilized" and "tau" in options:
-        checks.positive_number("tau", options.pop("tau"))
+        tau = checks.positive_number("tau", options.pop("tau"))
     if options:
         raise TypeError(f"{', '.join(options)}: no such argument of method {method!r} here; leave it out")
     if method == "sinkhorn_reg_scaling":
         warnings.warn("Method not implemented yet, as in POT: using method='sinkhorn'", stacklevel=3)
-    solved = solve(asked, method)
+    solved = solve(asked, method, tau)
     if method == "sinkhorn_stabilized" and not solved.found.converged:
         warnings.warn(
             "Stabilized Unbalanced Sinkhorn did not converge: raise numItermax, stopThr or `reg`, or lower `reg_m`",
@@ -113,13 +115,14 @@ def call(asked: Asked, method: Any, options: dict[str, Any]) -> Solved:
     return solved
 
 
-def solve(asked: Asked, method: str) -> Solved:
+def solve(asked: Asked, method: str, tau: float = TAU) -> Solved:
     """Checked, with POT's rule of the method."""
     reg = checks.positive_number("reg", asked.reg)
     rho = relaxations(asked.reg_m)
     reg_type = str(asked.reg_type).lower()
     checks.choice("reg_type", reg_type, REG_TYPES)
-    period, both = (10, False) if method == "sinkhorn_stabilized" else (1, True)
+    stabilized = method == "sinkhorn_stabilized"
+    period = 10 if stabilized else 1
     rule = rule_of(asked.numItermax, "numItermax", asked.stopThr, "stopThr", period, asked.verbose)
     warm = asked.warmstart
     if warm is not None and not (isinstance(warm, (tuple, list)) and len(warm) == 2):
@@ -136,7 +139,7 @@ def solve(asked: Asked, method: str) -> Solved:
     start = (
         problem.start() if warm is None else _warm(problem, arrays["warmstart[0]"], arrays["warmstart[1]"])
     )
-    found = _relaxed.solve(problem, start, rule, both, bool(asked.log))
+    found = _relaxed.solve(problem, start, rule, tau if stabilized else None, bool(asked.log))
     return Solved(problem, found, cost, histograms, give)
 
 

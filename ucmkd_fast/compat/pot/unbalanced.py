@@ -47,7 +47,7 @@ def sinkhorn_unbalanced(
             every iteration, of u at every 10th in ``"sinkhorn_stabilized"``.
         verbose: print the error of every look.
         log: give ``(result, log)``; the errors of all looks cost a call each.
-        **kwargs: ``tau`` for ``"sinkhorn_stabilized"``, which changes nothing.
+        **kwargs: ``tau`` for ``"sinkhorn_stabilized"``: scalings this large are measured by their largest, not by 1.
 
     Returns:
         The plan (N, M), or the losses (K,); with ``log`` also a dict of ``err``, ``logu``, ``logv`` and, of one
