@@ -322,7 +322,6 @@ def test_forbidden_pairs():
     [
         ("solve", {"reg": None}, "reg > 0"),
         ("solve", {"reg": 0}, "reg > 0"),
-        ("solve", {"unbalanced": 1.0}, "POT's own"),
         ("solve", {"unbalanced_type": "L2"}, "POT's own"),
         ("solve", {"reg_type": "L2"}, "'KL' or 'entropy'"),
         ("solve", {"c": np.ones((30, 24))}, "leave it out"),

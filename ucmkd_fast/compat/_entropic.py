@@ -33,35 +33,62 @@ def refuse(given: dict[str, tuple[Any, Any, str]]) -> None:
             raise NotImplementedError(f"{name}= is not built here: {alternative}")
 
 
-def settings(
-    reg, c, reg_type, unbalanced, unbalanced_type, method, n_threads, max_iter, plan_init, potentials_init, tol,
-    verbose, grad,
-) -> Settings:  # fmt: skip
-    """Checked; raises as `pot.solve` says."""
+class OfSolve(NamedTuple):
+    """Arguments that `solve` and `solve_sample` share, as they are given."""
+
+    reg: Any
+    c: Any
+    reg_type: Any
+    unbalanced: Any
+    unbalanced_type: Any
+    method: Any
+    n_threads: Any
+    max_iter: Any
+    plan_init: Any
+    potentials_init: Any
+    tol: Any
+    verbose: Any
+    grad: Any
+
+    def check(self) -> None:
+        """What is refused of every problem."""
+        refuse({
+            "n_threads": (self.n_threads, 1, "torch.set_num_threads(n) sets the threads of the kernels"),
+            "plan_init": (self.plan_init, None, "start from potentials, sinkhorn(..., warmstart=(log_u, log_v))"),
+        })  # fmt: skip
+        if self.reg is None or (isinstance(self.reg, (int, float)) and self.reg == 0):
+            raise NotImplementedError(
+                f"exact transport (reg=None or 0) is not built here: give reg > 0, or {USE_POT}"
+            )
+        if not isinstance(self.reg_type, str) or self.reg_type.lower() not in ("kl", "entropy"):
+            raise NotImplementedError(
+                f"reg_type={self.reg_type!r} is not built here: use 'KL' or 'entropy', or {USE_POT}"
+            )
+        if not isinstance(self.unbalanced_type, str) or self.unbalanced_type.lower() != "kl":
+            raise NotImplementedError(
+                f"unbalanced_type={self.unbalanced_type!r} is not built here: use 'KL', or {USE_POT}"
+            )
+        if self.method not in (None, "sinkhorn", "sinkhorn_log"):
+            raise NotImplementedError(
+                f"method={self.method!r} is not built here: leave it out, or use 'sinkhorn_log'"
+            )
+        checks.choice("grad", self.grad, GRADS)
+
+
+def settings(asked: OfSolve) -> Settings:
+    """Of a balanced problem, checked; raises as `pot.solve` says."""
     refuse({
-        "c": (c, None, "the reference measure is a b'; leave it out"),
-        "unbalanced": (unbalanced, None, f"only balanced transport is; {USE_POT}"),
-        "unbalanced_type": (unbalanced_type, "KL", f"only balanced transport is; {USE_POT}"),
-        "n_threads": (n_threads, 1, "torch.set_num_threads(n) sets the threads of the kernels"),
-        "plan_init": (plan_init, None, "start from potentials, sinkhorn(..., warmstart=(log_u, log_v))"),
-        "potentials_init": (potentials_init, None, "use sinkhorn(..., warmstart=(log_u, log_v))"),
+        "c": (asked.c, None, "POT reads it with unbalanced=, here the reference measure is a b'; leave it out"),
+        "potentials_init": (asked.potentials_init, None, "use sinkhorn(..., warmstart=(log_u, log_v))"),
     })  # fmt: skip
-    if reg is None or (isinstance(reg, (int, float)) and reg == 0):
-        raise NotImplementedError(
-            f"exact transport (reg=None or 0) is not built here: give reg > 0, or {USE_POT}"
-        )
-    if not isinstance(reg_type, str) or reg_type.lower() not in ("kl", "entropy"):
-        raise NotImplementedError(
-            f"reg_type={reg_type!r} is not built here: use 'KL' or 'entropy', or {USE_POT}"
-        )
-    if method not in (None, "sinkhorn", "sinkhorn_log"):
-        raise NotImplementedError(f"method={method!r} is not built here: leave it out, or use 'sinkhorn_log'")
-    checks.choice("grad", grad, GRADS)
-    max_iter, tol = 1000 if max_iter is None else max_iter, 1e-9 if tol is None else tol
-    rule = rule_of(max_iter, "max_iter", tol, "tol", 10, verbose)
-    if grad == "last_step" and rule.max_iter < 2:
+    asked.check()
+    max_iter = 1000 if asked.max_iter is None else asked.max_iter
+    rule = rule_of(max_iter, "max_iter", 1e-9 if asked.tol is None else asked.tol, "tol", 10, asked.verbose)
+    if asked.grad == "last_step" and rule.max_iter < 2:
         raise ValueError(f"grad='last_step' needs max_iter >= 2, got {max_iter}")
-    return Settings(checks.positive_number("reg", reg), reg_type.lower() == "kl", rule, grad)
+    return Settings(
+        checks.positive_number("reg", asked.reg), asked.reg_type.lower() == "kl", rule, asked.grad
+    )
 
 
 def solve(cost: Tensor, a: Tensor | None, b: Tensor | None, settings: Settings, give: Give) -> OTResult:

@@ -75,6 +75,11 @@ def warn_not_converged(stacklevel: int) -> None:
     )
 
 
+def print_look(iteration: int, error: float) -> None:
+    """What ``verbose=True`` shows of an iteration."""
+    print(f"iteration {iteration:5d} | error {error:.6e}")
+
+
 def _plan(cost: Tensor, result: SinkhornResult, reg: float) -> Tensor:
     """(N, M), without gradients."""
     f, g = result.potentials
@@ -114,7 +119,7 @@ def _search(cost, a, columns: list[Tensor], reg: float, starts: list, rule: Rule
             parts = [(p.sum(0) - b).norm() for p, b in zip(plans, columns, strict=True)]
             errors.append(torch.stack(parts).norm())
             if rule.verbose:
-                print(f"iteration {target - 1:5d} | error {float(errors[-1]):.6e}")
+                print_look(target - 1, float(errors[-1]))
             if bool(errors[-1] < rule.threshold):
                 return Solved(results, target, True, errors, plans)
         if target == rule.max_iter:

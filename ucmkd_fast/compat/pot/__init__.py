@@ -11,11 +11,29 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops.matrix import cost_matrix
-from . import _entropic, _scaling
-from ._arrays import matrix, unify
-from ._entropic import USE_POT, refuse
-from ._result import OTResult
+from ...ops.matrix import cost_matrix
+from .. import _entropic, _scaling, _unbalanced
+from .._arrays import matrix, unify
+from .._entropic import USE_POT, OfSolve, refuse
+from .._result import OTResult
+from . import batch, unbalanced
+from .batch import dist_batch, solve_batch, solve_sample_batch
+from .unbalanced import sinkhorn_unbalanced, sinkhorn_unbalanced2
+
+__all__ = [
+    "OTResult",
+    "batch",
+    "dist_batch",
+    "sinkhorn",
+    "sinkhorn2",
+    "sinkhorn_unbalanced",
+    "sinkhorn_unbalanced2",
+    "solve",
+    "solve_batch",
+    "solve_sample",
+    "solve_sample_batch",
+    "unbalanced",
+]
 
 METRICS = {"sqeuclidean": "sqeuclidean", "euclidean": "l2", "cosine": "cosine", "cityblock": "l1"}
 
@@ -109,26 +127,30 @@ def solve(
     verbose: bool = False,
     grad: str = "autodiff",
 ) -> OTResult:
-    """As ``ot.solve`` for balanced entropic transport.
+    """As ``ot.solve`` for entropic transport, balanced or with KL-relaxed marginals.
 
     Args:
         M: (N, M) cost.
         a: (N,) masses; None is uniform.
-        b: (M,) masses; None is uniform.
+        b: (M,) masses; None is uniform. With ``unbalanced`` the sums may differ.
         reg: entropic regularisation > 0, in units of cost.
-        c: None only.
+        c: (N, M) reference measure >= 0 of an unbalanced problem with ``"KL"``; None is a b'.
         reg_type: ``"KL"``, value = <P, M> + reg KL(P | a b'), or ``"entropy"``, <P, M> + reg <P, log P>.
-        unbalanced: None only.
+        unbalanced: None, or the weight of both marginals in units of cost, or a pair for rows and columns; inf keeps a
+            side exact. ``value`` has the marginal terms, as POT defines it (docs/drop-in.md).
         unbalanced_type: ``"KL"`` only; it is read with ``unbalanced``.
         method: None, ``"sinkhorn"`` or ``"sinkhorn_log"``, which are one here.
         n_threads: 1 only; ``torch.set_num_threads`` rules.
         max_iter: iterations at most; None is 1000.
         plan_init: None only.
-        potentials_init: None only; ``sinkhorn(..., warmstart=)`` starts from potentials.
-        tol: threshold on ``|P'1 - b|_2``, looked at every 10 iterations; None is 1e-9.
+        potentials_init: (log u, log v) to start an unbalanced problem with ``"KL"`` from; else None only, and
+            ``sinkhorn(..., warmstart=)`` starts from potentials.
+        tol: threshold on ``|P'1 - b|_2``, looked at every 10 iterations; with ``unbalanced`` on the relative change of
+            u and v, at every iteration; None is 1e-9.
         verbose: print the error of every look.
         grad: ``"autodiff"``, the exact gradient of the iterations that ran, of every field; ``"envelope"``, of
-            ``value`` only, as at convergence; ``"last_step"``, of the last iteration only; ``"detach"``, none.
+            ``value`` only, as at convergence; ``"last_step"``, of the last iteration only; ``"detach"``, none. With
+            ``unbalanced`` the first and the last.
 
     Returns:
         An `OTResult`.
@@ -138,10 +160,13 @@ def solve(
         TypeError: arrays of two kinds, or not real numbers.
         ValueError: shapes, devices or values that do not fit.
     """
-    settings = _entropic.settings(
+    asked = OfSolve(
         reg, c, reg_type, unbalanced, unbalanced_type, method, n_threads, max_iter, plan_init, potentials_init, tol,
         verbose, grad,
     )  # fmt: skip
+    if unbalanced is not None:
+        return _unbalanced.result(M, a, b, asked)
+    settings = _entropic.settings(asked)
     arrays, give = unify({"M": M}, a=a, b=b)
     return _entropic.solve(matrix("M", arrays["M"], "(N, M)"), arrays["a"], arrays["b"], settings, give)
 
@@ -176,7 +201,7 @@ def solve_sample(
     projections: Any = None,
     scaler: Any = None,
 ) -> OTResult:
-    """As ``ot.solve_sample`` for balanced entropic transport: `solve` on the cost between two sets of points.
+    """As ``ot.solve_sample`` for entropic transport: `solve` on the cost between two sets of points.
 
     Args:
         X_a: (N, D) points.
@@ -236,10 +261,11 @@ def solve_sample(
         raise NotImplementedError(
             f"metric={metric!r} is not built here: use one of {', '.join(METRICS)}, or solve(M) with your own cost"
         )
-    settings = _entropic.settings(
+    asked = OfSolve(
         reg, c, reg_type, unbalanced, unbalanced_type, None, n_threads, max_iter, plan_init, potentials_init, tol,
         verbose, grad,
     )  # fmt: skip
+    settings = _entropic.settings(asked) if unbalanced is None else None
     arrays, give = unify({"X_a": X_a, "X_b": X_b}, a=a, b=b)
     x, y = (matrix(name, arrays[name], "(n, D)") for name in ("X_a", "X_b"))
     for name, z in (("X_a", x), ("X_b", y)):
@@ -252,6 +278,8 @@ def solve_sample(
 
     def between(p: Tensor, q: Tensor, mass_p: Tensor | None, mass_q: Tensor | None) -> OTResult:
         cost = cost_matrix(p, q, METRICS[metric], p.dtype)
+        if settings is None:
+            return _unbalanced.result(cost, mass_p, mass_q, asked, give)
         return _entropic.solve(cost, mass_p, mass_q, settings, give)
 
     result = between(x, y, a, b)
