@@ -8,11 +8,14 @@ from .panels import Sweeps, cost_panels
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, True, False
+UNBALANCED, UNBALANCED_PANELS = True, True
 
 __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
+    "UNBALANCED",
+    "UNBALANCED_PANELS",
     "Sweeps",
     "cost",
     "cost_backward",

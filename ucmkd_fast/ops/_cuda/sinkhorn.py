@@ -50,6 +50,7 @@ class Place:
 
 def call_of(p: Problem, options: Options, at: Place) -> Any:
     """The part that every call of a problem shares."""
+    assert options.unbalanced is None
     batch, n, m = at.shape
     lies, size, base = (
         Saved(at.shape, options.max_iter, at.history),
