@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from cuda_harness import build, model
+from cuda_harness import ORDERS, REGIMES, build, model
 from test_sinkhorn import distance
 
 import ucmkd_fast as uk
@@ -14,6 +16,90 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to build the model with"),
 ]
+
+
+DTYPES = {"f64": torch.float64, "f32": torch.float32}
+INF = math.inf
+RHO = [(1e-2, 1e-2), (0.3, 0.3), (10.0, 0.5), (1e3, 1e3), (0.5, INF), (INF, 1.0)]  # of the mean cost
+
+
+def problem(n, m, seed=0):
+    """C (N, M) with masses of unequal sums, some 0; a far row, a forbidden pair; float64 leaves."""
+    maker = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(size, 3, generator=maker, dtype=torch.float64) for size in (n, m))
+    C = reference.cost(x, y, "l2")
+    a, b = (
+        torch.rand(size, generator=maker, dtype=torch.float64) / size * scale
+        for size, scale in ((n, 1), (m, 3))
+    )
+    if min(n, m) > 4:
+        C[2] += 4
+        C[0, 3] = torch.inf
+        a[1] = b[2] = 0
+    return [z.requires_grad_() for z in (C, a, b)]
+
+
+def outputs(found, n, weights):
+    """What is compared, flat; and a scalar that depends on all of it."""
+    f, g = found.potentials if hasattr(found, "potentials") else (found.f, found.g)
+    dual = found.value_regularized
+    parts = [found.value, dual]
+    if weights:
+        parts += [f[f.isfinite()].clamp_min(-50), g[g.isfinite()].clamp_min(-50)]
+    maker = torch.Generator().manual_seed(n)
+    loss = 0
+    for part in parts:
+        weight = torch.rand(part.shape, generator=maker, dtype=torch.float64)
+        loss = loss + (part.double() * weight).sum() / max(1, part.numel())
+    return [found.value, dual, f, g], loss
+
+
+def compare(leaves, rho, dtype, limits, *, potentials=True, **options):
+    """A model is on. Values, potentials and all gradients against the reference in float64; ``limits`` of each."""
+    C, a, b = leaves
+    mean = float(C.detach()[C.detach().isfinite()].mean())
+    rho = rho[0] * mean, rho[1] * mean
+    potentials = potentials and options.get("grad") != "envelope"
+    want = reference.sinkhorn(C, a, b, unbalanced=rho, **options)
+    wants, loss = outputs(want, len(a), potentials)
+    want_grads = torch.autograd.grad(loss, leaves)
+    ours = [z.detach().to(dtype).requires_grad_() for z in leaves]
+    got = uk.sinkhorn(*ours, unbalanced=rho, **options)
+    gots, loss = outputs(got, len(a), potentials)
+    grads = torch.autograd.grad(loss, ours)
+    if dtype == torch.float64:
+        assert int(got.n_iter) == want.n_iter
+    value, gradient = limits
+    for name, g, w in zip(("value", "dual", "f", "g"), gots, wants, strict=True):
+        keep = w.isfinite()
+        assert torch.equal(keep, g.isfinite()), name
+        assert distance(g[keep], w[keep]) < value, name
+    assert abs(float(got.marginal_error) - float(want.marginal_error)) < value * float(b.sum()), "error"
+    for name, g, w in zip(("cost", "a", "b"), grads, want_grads, strict=True):
+        assert distance(g, w) < gradient, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("rho", RHO, ids=str)
+def test_every_regime_agrees_with_the_reference(rho, regime, dtype):
+    limits = {"f64": (1e-10, 1e-8), "f32": (1e-4, 2e-3)}[dtype]
+    order = list(ORDERS)[(RHO.index(rho) + list(REGIMES).index(regime)) % len(ORDERS)]
+    for n, m in ((33, 20), (9, 40)):
+        with model(regime, order):
+            compare(problem(n, m), rho, DTYPES[dtype], limits, reg=0.1, max_iter=12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("rho", RHO, ids=str)
+def test_shifts_between_iterations(rho, regime, dtype):
+    """With a tolerance, and at the fixed point."""
+    limits = {"f64": (1e-8, 1e-6), "f32": (2e-4, 5e-3)}[dtype]
+    with model(regime, "random"):
+        compare(problem(21, 17), rho, DTYPES[dtype], limits, reg=0.2, max_iter=300, tol=1e-4)
+        for grad in ("implicit", "envelope"):
+            compare(problem(21, 17), rho, DTYPES[dtype], limits, reg=0.2, max_iter=400, grad=grad)
 
 
 @pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])

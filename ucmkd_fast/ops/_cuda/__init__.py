@@ -8,7 +8,7 @@ from .panels import Sweeps, cost_panels
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
-UNBALANCED, UNBALANCED_PANELS = False, False
+UNBALANCED, UNBALANCED_PANELS = True, False
 
 __all__ = [
     "BATCHED",
