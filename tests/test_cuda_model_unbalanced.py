@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 from cuda_harness import ORDERS, REGIMES, build, model
+from sinkhorn_cases import Case
 from test_sinkhorn import distance
+from test_unbalanced import HARD, RHOS
+from test_unbalanced import compare as compare_hard
 
 import ucmkd_fast as uk
 from ucmkd_fast.reference import sinkhorn as reference
@@ -102,6 +105,22 @@ def test_shifts_between_iterations(rho, regime, dtype):
             compare(problem(21, 17), rho, DTYPES[dtype], limits, reg=0.2, max_iter=400, grad=grad)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rho", RHOS, ids=str)
+@pytest.mark.parametrize("case", HARD, ids=str)
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
+def test_hard_cases(case, rho, dtype):
+    number = HARD.index(case) + RHOS.index(rho)
+    with model(list(REGIMES)[number % 3], list(ORDERS)[number % len(ORDERS)]):
+        compare_hard(case, rho, DTYPES[dtype])
+        compare_hard(case, rho, DTYPES[dtype], tol=1e-30)  # shifted between iterations
+
+
+def test_rows_that_fit_no_shared_memory():
+    with model("sweep", "random", shared=18 * 1024):
+        compare_hard(Case(5, 2400, 0.1, 4, "random"), (0.3, 1.0), torch.float64)
+
+
 @pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
 @pytest.mark.parametrize("grad", ["unrolled", "implicit", "envelope"])
 def test_losses(grad, objective):
@@ -142,3 +161,17 @@ def test_panels_are_refused():
     with model(), pytest.raises(NotImplementedError, match="unbalanced transport is not built"):
         uk.sinkhorn_loss(x, x)
         uk.sinkhorn_loss(x, x, unbalanced=1.0, memory_budget=6000)
+
+
+@pytest.mark.parametrize("regime", ["block", "resident", "sweep"])
+def test_barriers_that_do_nothing_are_caught(regime):
+    C, a, b = problem(33, 20)
+    options = {"reg": 0.1, "max_iter": 6, "tol": 1e-30, "unbalanced": (1.0, 1.0)}
+    want, wrong = reference.sinkhorn(C, a, b, **options).value, 0
+    for order in ORDERS:
+        with model(regime, order, 3, threads=96, skip_block_barrier=True):
+            try:
+                wrong += not distance(uk.sinkhorn(C, a, b, **options).value, want) < 1e-9
+            except RuntimeError as stuck:  # threads that vote apart
+                wrong += "deadlock" in str(stuck)
+    assert wrong >= 2
