@@ -175,3 +175,62 @@ def test_barriers_that_do_nothing_are_caught(regime):
             except RuntimeError as stuck:  # threads that vote apart
                 wrong += "deadlock" in str(stuck)
     assert wrong >= 2
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_half_precision_and_terms_by_class(half):
+    """As exact as the same features in float32; gradients are handed back in half precision."""
+    x, y = torch.randn(20, 9).to(half).requires_grad_(), torch.randn(17, 9).to(half).requires_grad_()
+    W, labels = torch.rand(20, 3).requires_grad_(), torch.arange(17) % 3
+    options = {
+        "metric": "l2",
+        "objective": "regularized",
+        "reg": 0.5,
+        "max_iter": 12,
+        "unbalanced": (0.6, 2.0),
+    }
+    truth = [z.detach().double().requires_grad_() for z in (x, y, W)]
+    want = reference.sinkhorn_loss(*truth[:2], class_cost=truth[2], y_labels=labels, **options)
+    with model(order="random"):
+        got = uk.sinkhorn_loss(x, y, class_cost=W, y_labels=labels, **options)
+        grads = torch.autograd.grad(got, (x, y, W))
+    assert got.dtype == torch.float32 and distance(got, want) < 2e-6
+    for g, w, z in zip(grads, torch.autograd.grad(want, truth), (x, y, W), strict=True):
+        assert g.dtype == z.dtype and distance(g, w) < (5e-3 if z.dtype == half else 1e-5)
+
+
+def test_masses_of_other_sums_are_no_fault_but_bad_ones_are():
+    C = torch.rand(4, 5)
+    with model():
+        assert uk.sinkhorn(C, torch.full((4,), 2.0), unbalanced=1.0).value > 0
+        assert uk.sinkhorn(C, torch.full((4,), 2.0)).value.isnan()
+        for bad, why in ((torch.tensor([1.0, -1, 1, 1]), "negative"), (torch.zeros(4), "all be 0")):
+            told = uk.sinkhorn(C, bad, unbalanced=1.0)
+            assert told.value.isnan()
+            with pytest.raises(ValueError, match=why):
+                told.check()
+        told = uk.sinkhorn(torch.full((4, 5), torch.inf), unbalanced=1.0)
+        with pytest.raises(ValueError, match="pair of finite cost"):
+            told.check()
+
+
+def test_second_derivatives_and_transforms_go_by_torch():
+    C = torch.rand(3, 9, 7).double()
+
+    def value(C):
+        return uk.sinkhorn(C, reg=0.2, max_iter=6, unbalanced=(0.5, 1.0)).value_regularized.sum()
+
+    def plain(C):
+        options = {"reg": 0.2, "max_iter": 6, "unbalanced": (0.5, 1.0)}
+        return sum(reference.sinkhorn(c, **options).value_regularized for c in C)
+
+    def squared(of, C):
+        (grad,) = torch.autograd.grad(of(C), C, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), C)[0]
+
+    leaf = C.clone().requires_grad_()
+    with model():
+        assert distance(squared(value, leaf), squared(plain, leaf)) < 1e-9
+        got = torch.func.vmap(torch.func.grad(value))(C[:, None])
+    (want,) = torch.autograd.grad(plain(leaf), leaf)
+    assert distance(got[:, 0], want) < 1e-10
