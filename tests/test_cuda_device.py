@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import test_sinkhorn
+import test_unbalanced
 import torch
 from sinkhorn_cases import CASES, Case
 from test_sinkhorn import compare, distance, leaves
@@ -63,6 +64,33 @@ def test_gradients_at_the_fixed_point(grad, regime, monkeypatch):
 def test_gradients_of_rows_that_are_not_aligned(grad, m, regime, monkeypatch):
     monkeypatch.setattr(test_sinkhorn, "leaves", on_gpu)
     compare(Case(7, m, 0.5, 40, "random"), torch.float32, grad)
+
+
+def unbalanced_on_gpu(monkeypatch):
+    made = test_unbalanced.problem
+
+    def problem(case, dtype=torch.float64):
+        tensors, unit = made(case, dtype)
+        return [None if z is None else z.detach().cuda().requires_grad_() for z in tensors], unit
+
+    monkeypatch.setattr(test_unbalanced, "problem", problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rho", test_unbalanced.RHOS, ids=str)
+@pytest.mark.parametrize("case", [*test_unbalanced.HARD, Case(300, 257, 0.1, 20, "zeros")], ids=str)
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
+def test_unbalanced_transport(case, rho, dtype, regime, monkeypatch):
+    unbalanced_on_gpu(monkeypatch)
+    test_unbalanced.compare(case, rho, DTYPES[dtype])
+    test_unbalanced.compare(case, rho, DTYPES[dtype], tol=1e-30)  # shifted between iterations
+
+
+@pytest.mark.parametrize("rho", [(0.1, 0.1), (1.0, 4.0), (100.0, 100.0), (float("inf"), 0.3)], ids=str)
+@pytest.mark.parametrize("grad", ["implicit", "envelope"])
+def test_unbalanced_gradients_at_the_fixed_point(grad, rho, regime, monkeypatch):
+    unbalanced_on_gpu(monkeypatch)
+    test_unbalanced.test_gradients_at_the_fixed_point(grad, rho, "zeros")
 
 
 def agree(n, m, grad, dtype):

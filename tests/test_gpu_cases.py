@@ -43,6 +43,8 @@ SMOKE = [
     "33x20 resident f32, library barrier", "batch of 7, 140x133 cluster", "panels 300x257 f32",
     "streamed 300x257 l2 f64, D = 3, equal rows", "streamed 260x131 l2 f32, D = 12, cost by class",
     "tensor cores 300x257 l2 bf16, D = 16", "33x20 sweep f32 unrolled", "batch of 7, 64x33",
+    "33x20 resident f32 unrolled, unbalanced", "33x20 auto f64 implicit, unbalanced",
+    "130x257 auto f32, unbalanced with tol",
 ]  # fmt: skip
 
 

@@ -242,10 +242,18 @@ class CudaSinkhorn:
     b_stride: int
     reg: float
     tol: float
+    rho_a: float
+    rho_b: float
+    shifted: bool
     first_row: int
     rows: int
     relax: bool
     history: bool
+    last_f: int
+    last_g: int
+    kept_a: int
+    kept_b: int
+    shifts: int
     cost: int
     a: int
     b: int

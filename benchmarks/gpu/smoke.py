@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,16 @@ def cases() -> list[Case]:
                 found.append(Case(f"33x20 {regime} {name} {grad}", run, 30))
             larger = partial(solve, 130, 257, regime, dtype, "unrolled", True)
             found.append(Case(f"130x257 {regime} {name}", larger, 30))
+    for name, dtype in DTYPES.items():  # masses that give way: plain iterates, and shifted ones
+        for regime in REGIMES:
+            for grad in ("unrolled", "implicit"):
+                run = partial(solve, 33, 20, regime, dtype, grad, True, unbalanced=(0.3, 1.0))
+                found.append(Case(f"33x20 {regime} {name} {grad}, unbalanced", run, 30))
+        run = partial(solve, 130, 257, "auto", dtype, "unrolled", True, unbalanced=(0.1, math.inf), tol=1e-3)
+        found.append(Case(f"130x257 auto {name}, unbalanced with tol", run, 30))
+    for n, m in ((300, 5001), (2100, 2048)):
+        run = partial(solve, n, m, "auto", torch.float32, "unrolled", True, unbalanced=(0.5, 0.5))
+        found.append(Case(f"{n}x{m} auto f32, unbalanced", run, 60))
     sizes = [(64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024), (700, 1001), (2100, 2048)]
     for n, m in sizes:
         found.append(Case(f"{n}x{m} auto f32", partial(solve, n, m, "auto", torch.float32, "unrolled"), 60))

@@ -57,6 +57,7 @@ def solve(
     dtype: torch.dtype,
     grad: str,
     masses: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
     """Error at most twice that of plain torch at the same dtype, and a floor: the rule of tests/test_sinkhorn.py."""
     tensors = problem(n, m, dtype, masses)
@@ -64,6 +65,7 @@ def solve(
         "reg": 0.5 if grad == "implicit" else 0.1,
         "max_iter": 300 if grad == "implicit" else 30,
         "grad": grad,
+        **more,
     }
     wide = [None if z is None else z.double() for z in tensors]
     where = (

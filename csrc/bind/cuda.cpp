@@ -34,6 +34,8 @@ void bind_cuda(py::module_& m) {
   UK_FIELD(grad_a), UK_FIELD(grad_b), UK_FIELD(grad_cost), UK_FIELD(implicit), UK_FIELD(plan_only);
   UK_FIELD(tolerance), UK_FIELD(max_sweeps), UK_FIELD(first_row), UK_FIELD(rows);
   UK_FIELD(tune_threads), UK_FIELD(tune_quads), UK_FIELD(tune_grid), UK_FIELD(own_barrier), UK_FIELD(clusters);
+  UK_FIELD(rho_a), UK_FIELD(rho_b), UK_FIELD(shifted), UK_FIELD(last_f), UK_FIELD(last_g), UK_FIELD(kept_a);
+  UK_FIELD(kept_b), UK_FIELD(shifts);
 #undef UK_FIELD
   using sinkhorn::CudaPanel;
   py::class_<CudaPanel> panel(m, "CudaPanel", py::module_local(),

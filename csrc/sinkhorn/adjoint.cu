@@ -99,18 +99,12 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
+  if (!p.marginals.exact()) return adjoint_unbalanced(as_iterated(p), call, stream);
   if constexpr (sizeof(T) == sizeof(float))
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
   if (plan.back.threads > 0) return adjoint_owned(p, call, stream);
-  if (one_block(plan.regime))
-    return cuda::launch(call.implicit ? adjoint_kernel<T, false, true> : adjoint_kernel<T, false, false>, p.batch, 1,
-                        plan.threads, plan.shared, stream, p, call, 0);
-  for (int k = 0; k < p.batch; ++k)
-    if (const char* refused =
-            cuda::launch_cooperative(call.implicit ? adjoint_kernel<T, true, true> : adjoint_kernel<T, true, false>,
-                                     plan.grid, plan.threads, plan.shared, stream, p, call, k))
-      return refused;
-  return nullptr;
+  return call.implicit ? launch_team(adjoint_kernel<T, false, true>, adjoint_kernel<T, true, true>, p, call, stream)
+                       : launch_team(adjoint_kernel<T, false, false>, adjoint_kernel<T, true, false>, p, call, stream);
 }
 template const char* cuda_adjoint<float>(const DeviceProblem<float>&, const AdjointCall<float>&, int, cuda::Stream);
 template const char* cuda_adjoint<double>(const DeviceProblem<double>&, const AdjointCall<double>&, int, cuda::Stream);

@@ -63,6 +63,9 @@ __device__ void sum_at_the_fixed_point(const One<T>& p, const AdjointCall<T>& ca
   if (crew.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
 }
 
+// Of unbalanced transport (adjoint_unbalanced.cu).
+template <class T>
+const char* adjoint_unbalanced(const DeviceProblem<T>&, const AdjointCall<T>&, cuda::Stream);
 // Where threads own columns (adjoint_owned.cu): Plan::back has threads.
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>&, const AdjointCall<T>&, cuda::Stream);

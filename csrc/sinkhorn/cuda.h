@@ -10,6 +10,7 @@
 #include "sinkhorn/cuda_call.h"
 #include "sinkhorn/regime.h"
 #include "sinkhorn/rules.h"
+#include "sinkhorn/unbalanced.h"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -27,6 +28,7 @@ struct DeviceProblem {
   const T* b;               // (batch or 1, m) or null: uniform
   int64_t b_stride;         // m or 0
   const T* init_f;          // (batch, n) or null: f_0 = -reg log n
+  Marginals marginals;      // exact, or unbalanced transport: shifted where no history is kept or tol > 0
   bool relax;               // over-relaxed iterations; not with history
   bool history;             // every iteration is kept, else the last one
   T* hist_f;                // (batch, history ? max_iter + 1 : 1, n)
@@ -34,14 +36,18 @@ struct DeviceProblem {
   // The log-sums that each half-step took: f_t = reg (log a - log_f_t), +inf where the mass is 0. The adjoint's
   // softmaxes are made with them, not with the rounded potentials: they sum to one to the last bit, and a
   // sweep of hundreds of steps does not drift.
-  T* log_f;         // (batch, history ? max_iter : 1, n)
-  T* log_g;         // (batch, history ? max_iter : 1, m)
-  T* f;             // (batch, n)
-  T* g;             // (batch, m)
-  T* alpha;         // (batch, n) <P_i, C_i> / sum(P_i), 0 where a is 0
-  int64_t* n_iter;  // (batch,)
-  int* flags;       // (batch,)
-  T* work;          // (batch, Plan::work)
+  T* log_f;  // (batch, history ? max_iter : 1, n)
+  T* log_g;  // (batch, history ? max_iter : 1, m)
+  T* f;      // (batch, n)
+  T* g;      // (batch, m)
+  T* alpha;  // (batch, n) <P_i, C_i> / sum(P_i), 0 where a is 0
+  // Of unbalanced transport (unbalanced.cuh); null where marginals are exact.
+  T *last_f, *last_g;  // (batch, n), (batch, m) the last potentials without shifts, -inf where next to nothing is kept
+  T *kept_a, *kept_b;  // (batch, n), (batch, m) what the last half-steps left of the masses, 0 for next to nothing
+  T* shifts;           // (batch, history ? max_iter : 1, 3) all shifts so far, and sums of what rows and columns kept
+  int64_t* n_iter;     // (batch,)
+  int* flags;          // (batch,)
+  T* work;             // (batch, Plan::work)
   Plan plan;
   bool own_barrier;
 };
@@ -69,15 +75,27 @@ struct One {
   __device__ T* f() const { return all.f + k * all.n; }
   __device__ T* g() const { return all.g + k * all.m; }
   __device__ T* alpha() const { return all.alpha + k * all.n; }
+  __device__ T* last_f() const { return all.last_f + k * all.n; }
+  __device__ T* last_g() const { return all.last_g + k * all.m; }
+  __device__ T* kept_a() const { return all.kept_a + k * all.n; }
+  __device__ T* kept_b() const { return all.kept_b + k * all.m; }
+  __device__ T* shift_at(int64_t t) const { return all.shifts + 3 * (all.history ? k * all.max_iter + t - 1 : k); }
   __device__ int64_t* n_iter() const { return all.n_iter + k; }
   __device__ int* flags() const { return all.flags + k; }
   __device__ T* work() const { return all.work + k * all.plan.work; }
 };
 
+// Unbalanced, as the backward sees it: its potentials are those that the history goes on to, without shifts.
+template <class T>
+DeviceProblem<T> as_iterated(DeviceProblem<T> p) {
+  p.f = p.last_f, p.g = p.last_g;
+  return p;
+}
+
 template <class T>
 struct ForwardOut {
   T* value;           // (batch,) <P, C>
-  T* dual;            // (batch,) <f~, a> + <g~, b> - reg (sum a - sum a sum b)
+  T* dual;            // (batch,) <f~, a> + <g~, b> - reg (sum a - sum a sum b), or the unbalanced dual value
   T* marginal_error;  // (batch,)
   int64_t* n_iter;    // (batch,) iterations that ran; -(flags) where a flag refuses the input
 };

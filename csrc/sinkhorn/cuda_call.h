@@ -1,5 +1,6 @@
 // One call of the CUDA kernels, untyped: what Python fills, field by field (meanings in cuda.h).
 #pragma once
+#include <math.h>
 #include <stdint.h>
 
 #include "cost/cuda_call.h"
@@ -19,10 +20,13 @@ struct CudaCall {
   bool clusters = false;                                // may be chosen, where the device has them
   int64_t n = 0, m = 0, batch = 1, max_iter = 1, a_stride = 0, b_stride = 0;
   double reg = 1, tol = 0;
+  double rho_a = HUGE_VAL, rho_b = HUGE_VAL;  // Marginals
+  bool shifted = false;
   int64_t first_row = 0, rows = 0;  // that the cost holds; 0 rows: all
   bool relax = false, history = false;
   uintptr_t cost = 0, a = 0, b = 0, init_f = 0, hist_f = 0, hist_g = 0, log_f = 0, log_g = 0, f = 0, g = 0, alpha = 0,
             n_iter = 0, flags = 0, work = 0;
+  uintptr_t last_f = 0, last_g = 0, kept_a = 0, kept_b = 0, shifts = 0;  // of unbalanced transport
   // forward
   uintptr_t value = 0, dual = 0, marginal_error = 0, n_iter_out = 0;
   // backward

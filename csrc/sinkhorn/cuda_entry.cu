@@ -18,14 +18,18 @@ const char* properties_of(bool f64, int device, DeviceProperties* properties) {
                                  &properties->clusters);
 }
 
+Marginals marginals_of(const CudaCall& c) { return {c.rho_a, c.rho_b, c.shifted}; }
+
 const char* plan_of(const CudaCall& c, Plan* plan) {
   DeviceProperties properties;
   const char* refused = properties_of(c.f64, c.device, &properties);
   const Regime regime = c.rows ? Regime::kPanel : Regime(c.regime);
-  properties.clusters = properties.clusters && (c.clusters || regime == Regime::kCluster);
+  const bool exact = marginals_of(c).exact();
+  properties.clusters = exact && properties.clusters && (c.clusters || regime == Regime::kCluster);
   if (!refused)
     *plan =
         make_plan(regime, c.n, c.m, c.batch, c.f64 ? 8 : 4, properties, {c.tune_threads, c.tune_quads, c.tune_grid});
+  if (!refused && !exact) generalise(*plan);
   return refused;
 }
 
@@ -37,6 +41,8 @@ DeviceProblem<T> problem(const CudaCall& c, const Plan& plan) {
   p.cost = to<T>(c.cost), p.a = to<T>(c.a), p.a_stride = c.a_stride, p.b = to<T>(c.b), p.b_stride = c.b_stride;
   p.init_f = to<T>(c.init_f), p.relax = c.relax, p.history = c.history, p.hist_f = to<T>(c.hist_f),
   p.hist_g = to<T>(c.hist_g);
+  p.marginals = marginals_of(c), p.last_f = to<T>(c.last_f), p.last_g = to<T>(c.last_g);
+  p.kept_a = to<T>(c.kept_a), p.kept_b = to<T>(c.kept_b), p.shifts = to<T>(c.shifts);
   p.log_f = to<T>(c.log_f), p.log_g = to<T>(c.log_g);
   p.f = to<T>(c.f), p.g = to<T>(c.g), p.alpha = to<T>(c.alpha), p.n_iter = to<int64_t>(c.n_iter);
   p.flags = to<int>(c.flags), p.work = to<T>(c.work), p.plan = plan, p.own_barrier = c.own_barrier;

@@ -23,15 +23,9 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   if (!kGrid) clear_flags(p);
   Team<T, kGrid> team(p.all.plan, p.n(), p.m(), p.cost(), p.work());
   const T inverse_reg = 1 / p.reg();
-  const T f_start = -p.reg() * cuda::log_of(T(p.n()));
   double sum_a, sum_b;
   check_masses(p, team, &sum_a, &sum_b);
-
-  team.over(team.row_begin, team.row_end, [&](int i) {
-    const T start = p.init_f() ? p.init_f()[i] : f_start;
-    p.f_at(0)[i] = p.mass_a(i) > 0 ? start : -T(INFINITY);
-  });
-  cuda::sync_block();
+  start_rows(p, team);
   Start<T> start{p, p.f_at(0), inverse_reg, false};
   team.sweep(start);
   if (start.bad) cuda::atomic_or(p.flags(), kFlagBadCost);
@@ -91,16 +85,11 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   const Plan& plan = p.plan;
   if (!one_block(plan.regime))
     if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
+  if (!p.marginals.exact()) return forward_unbalanced(p, out, stream);
   if constexpr (sizeof(T) == sizeof(float))
     if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.owned.threads > 0) return forward_owned(p, out, stream);
-  if (one_block(plan.regime))
-    return cuda::launch(forward_kernel<T, false>, p.batch, 1, plan.threads, plan.shared, stream, p, out, 0);
-  for (int k = 0; k < p.batch; ++k)
-    if (const char* refused =
-            cuda::launch_cooperative(forward_kernel<T, true>, plan.grid, plan.threads, plan.shared, stream, p, out, k))
-      return refused;
-  return nullptr;
+  return launch_team(forward_kernel<T, false>, forward_kernel<T, true>, p, out, stream);
 }
 template const char* cuda_forward<float>(const DeviceProblem<float>&, const ForwardOut<float>&, int, cuda::Stream);
 template const char* cuda_forward<double>(const DeviceProblem<double>&, const ForwardOut<double>&, int, cuda::Stream);

@@ -279,10 +279,21 @@ const char* start(const DeviceProblem<T>& p, const GradientCall<T>& call, cuda::
                       Own::kThreads, 2 * sizeof(Own) + outside_words<Own>(p, call) * sizeof(int), stream, p, call);
 }
 
+// Unbalanced: a half-step's softmax is P over what it kept.
+template <class T>
+DeviceProblem<T> over_kept(const DeviceProblem<T>& all) {
+  if (all.marginals.exact()) return all;
+  DeviceProblem<T> p = as_iterated(all);
+  p.a = p.kept_a, p.a_stride = p.n, p.b = p.kept_b, p.b_stride = p.m;
+  return p;
+}
+
 }  // namespace
 
 template <class T>
-const char* cuda_gradient(const DeviceProblem<T>& p, const GradientCall<T>& call, int device, cuda::Stream stream) {
+const char* cuda_gradient(const DeviceProblem<T>& problem, const GradientCall<T>& call, int device,
+                          cuda::Stream stream) {
+  const DeviceProblem<T> p = over_kept(problem);
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   if (makes_gradient(p.plan, call.implicit || call.plan_only)) return nullptr;

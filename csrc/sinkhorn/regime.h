@@ -323,6 +323,12 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   return plan;
 }
 
+// The same launch by the general sweep (team.cuh), which is all that unbalanced transport has.
+UK_HOST_DEVICE void generalise(Plan& plan) {
+  if (plan.regime == Regime::kRegisters) plan.regime = Regime::kBlock;
+  plan.owned.threads = plan.back.threads = 0;
+}
+
 // Side of the square tiles in which blocks make the gradient: the one of least predicted time. That is the tiles that one
 // multiprocessor makes after each other, times what an element costs: of smaller tiles more, for the loads of a
 // multiply-add from shared memory, and the ratios that each tile makes for itself.

@@ -167,5 +167,18 @@ struct Team : Crew {
   }
 };
 
+// A kernel of a team: a block per problem, or the whole grid for one problem after the other.
+template <class T, class Call>
+const char* launch_team(void (*block)(const DeviceProblem<T>, const Call, int),
+                        void (*grid)(const DeviceProblem<T>, const Call, int), const DeviceProblem<T>& p,
+                        const Call& call, cuda::Stream stream) {
+  const Plan& plan = p.plan;
+  if (one_block(plan.regime)) return cuda::launch(block, p.batch, 1, plan.threads, plan.shared, stream, p, call, 0);
+  for (int k = 0; k < p.batch; ++k)
+    if (const char* refused = cuda::launch_cooperative(grid, plan.grid, plan.threads, plan.shared, stream, p, call, k))
+      return refused;
+  return nullptr;
+}
+
 }  // namespace sinkhorn
 }  // namespace ucmkd

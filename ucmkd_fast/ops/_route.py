@@ -23,7 +23,7 @@ from . import (
     sharded,
     transforms,
 )
-from ._devices import door, require_kernels, warn_without_kernels
+from ._devices import door, require_kernels, require_panels, solves, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
 from .matrix import cost_matrix, with_classes
 from .result import PanelResult, SinkhornResult
@@ -116,9 +116,9 @@ def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
     if p.scale is not None:
         p, scale = relative_reg.over(p, options)
         return relative_reg.back(solve(p, options, quiet), scale)
-    cost, at = p.matrix, door(p.matrix)
+    cost, kernels = p.matrix, solves(p.matrix, options)
     plain = transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
-    chosen = solver(at.KERNELS, plain, not plain and transforms.active(), not plain and transforms.by_torch())
+    chosen = solver(kernels, plain, not plain and transforms.active(), not plain and transforms.by_torch())
     if chosen is Solver.BY_TORCH:
         return _by_torch.solve(p, options)
     if chosen is Solver.REGISTERED:  # the op itself looks, when it runs
@@ -126,7 +126,7 @@ def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
             return _registered.solve(p, options)
         with not_converged.silent():
             return _registered.solve(p, options)
-    if chosen is Solver.REFERENCE:
+    if chosen is Solver.REFERENCE and not door(cost).KERNELS:
         warn_without_kernels(cost.device)
     found = _autograd.solve(p, options) if chosen is Solver.KERNELS else _reference.solve(p, options)
     if plain and not quiet:
@@ -175,7 +175,7 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     at, spread = door(x), _spread(p, options, call)
     plain = transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
     scaled = p.scale is not None
-    chosen = way(Many.ONE, at.KERNELS, at.BATCHED, plain, spread is not None, scaled, call.result)
+    chosen = way(Many.ONE, solves(x, options), at.BATCHED, plain, spread is not None, scaled, call.result)
     if chosen is Way.LOSS:
         return _autograd.loss(p, options, call.told)
     if chosen is Way.COST:
@@ -188,6 +188,7 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
 
 
 def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread) -> Tensor | SinkhornResult:
+    require_panels(p.features[0], options)
     scale, given = p.scale, p
     if scale is not None:
         p, _ = relative_reg.over(p, options)

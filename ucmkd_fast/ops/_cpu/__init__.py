@@ -10,11 +10,14 @@ from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, True, False
+UNBALANCED, UNBALANCED_PANELS = True, True
 
 __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
+    "UNBALANCED",
+    "UNBALANCED_PANELS",
     "Sweeps",
     "assignments",
     "cost",

@@ -54,7 +54,7 @@ def loss(p: Problem, options: Options, needs: Needs, told: Convergence | None) -
     n, m, save = len(x), len(y), any(needs)
     at_once = (needs.x or needs.y) and not (needs.a or needs.b or p.class_cost is not None) and n * m <= SMALL
     history = save and options.grad == "unrolled"
-    size = device.even(n * m + n + m) + Saved((1, n, m), options.max_iter, history).size
+    size = device.even(n * m + n + m) + Saved((1, n, m), options, history).size
     block = device.empty(x, size, dtype=options.dtype)
     parts, classes = _parts(block, n, m), _classes(p, options, save)
     sets = costs.features(x, y, options.known_metric, options.dtype)

@@ -136,7 +136,7 @@ class Sweeps:
         n, m = self._panels.n, self._panels.m
         # What the backward needs, in one block, and views of it.
         shape, steps = (1, n, m), options.max_iter if history else 1
-        at = Saved(shape, options.max_iter, history)
+        at = Saved(shape, options, history)
         saved = device.empty(self.a, at.size)
         self.f, self.g, self._row_value = (device.empty(self.a, size) for size in (n, m, n))
         self._hist_f = saved[at.hist_f :][: (steps + int(history)) * n].view(steps + int(history), n)

@@ -18,17 +18,24 @@ from ._device import even
 class Saved:
     """Where things lie in the block that the backward needs; sizes in elements of the cost's dtype."""
 
-    def __init__(self, shape: tuple[int, int, int], max_iter: int, history: bool):
+    def __init__(self, shape: tuple[int, int, int], options: Options, history: bool):
         batch, n, m = shape
-        steps = max_iter if history else 1
+        steps = options.max_iter if history else 1
         self.hist_f = 0
-        self.hist_g = even(batch * (max_iter + 1 if history else 1) * n)
+        self.hist_g = even(batch * (options.max_iter + 1 if history else 1) * n)
         self.log_f = self.hist_g + even(batch * steps * m)
         self.log_g = self.log_f + even(batch * steps * n)
         self.alpha = self.log_g + even(batch * steps * m)
         self.n_iter = self.alpha + even(batch * n)  # int64
         self.flags = self.n_iter + 2 * batch  # int32
         self.size = self.flags + even(batch)
+        if options.unbalanced is not None:
+            self.last_f = self.size
+            self.last_g = self.last_f + even(batch * n)
+            self.kept_a = self.last_g + even(batch * m)
+            self.kept_b = self.kept_a + even(batch * n)
+            self.shifts = self.kept_b + even(batch * m)
+            self.size = self.shifts + even(3 * batch * steps)
 
 
 def sizes_of(shape: torch.Size) -> tuple[int, int, int]:
@@ -38,7 +45,7 @@ def sizes_of(shape: torch.Size) -> tuple[int, int, int]:
 
 def saved_size(shape: torch.Size, options: Options, history: bool) -> int:
     """As `Door.saved_size`."""
-    return Saved(sizes_of(shape), options.max_iter, history).size
+    return Saved(sizes_of(shape), options, history).size
 
 
 class Place:
@@ -52,7 +59,7 @@ def call_of(p: Problem, options: Options, at: Place) -> Any:
     """The part that every call of a problem shares."""
     batch, n, m = at.shape
     lies, size, base = (
-        Saved(at.shape, options.max_iter, at.history),
+        Saved(at.shape, options, at.history),
         at.saved.element_size(),
         at.saved.data_ptr(),
     )
@@ -65,12 +72,14 @@ def call_of(p: Problem, options: Options, at: Place) -> Any:
         setattr(call, f"tune_{name}", number)
     call.n, call.m, call.batch, call.max_iter = n, m, batch, options.max_iter
     call.reg, call.tol, call.history = options.reg, options.tol, at.history
+    (call.rho_a, call.rho_b), call.shifted = options.rho, options.shifted
     call.relax = options.accelerate == "relax"
     call.a, call.b, call.init_f = address(p.a), address(p.b), address(p.init_f)
     call.a_stride = n if p.a is not None and p.a.dim() == 2 else 0
     call.b_stride = m if p.b is not None and p.b.dim() == 2 else 0
     call.f, call.g = at.f.data_ptr(), at.g.data_ptr()
-    for name in ("hist_f", "hist_g", "log_f", "log_g", "alpha", "n_iter", "flags"):
+    unbalanced = () if options.unbalanced is None else ("last_f", "last_g", "kept_a", "kept_b", "shifts")
+    for name in ("hist_f", "hist_g", "log_f", "log_g", "alpha", "n_iter", "flags", *unbalanced):
         setattr(call, name, base + size * getattr(lies, name))
     return call
 
@@ -122,7 +131,7 @@ class Solver:
             call.max_sweeps = _C.max_sweeps(options.max_iter)
             device.kernels.cuda_sinkhorn_adjoint(call)
             if implicit:
-                flags = at.saved[Saved(at.shape, options.max_iter, False).flags :][:batch]
+                flags = at.saved[Saved(at.shape, options, False).flags :][:batch]
                 missed = flags.view(torch.int32)[:batch] & _C.FLAGS["not_converged"]
                 not_converged.report_gradient(missed.any())
         device.kernels.cuda_sinkhorn_gradient(call)
@@ -134,7 +143,7 @@ def solve(p: Problem, options: Options, save: bool) -> tuple[Solution, Tensor]:
     cost = p.matrix
     lead, shape = cost.shape[:-2], sizes_of(cost.shape)
     history = save and options.grad == "unrolled"
-    saved = device.empty(cost, Saved(shape, options.max_iter, history).size)
+    saved = device.empty(cost, Saved(shape, options, history).size)
     f, g = device.empty(cost, *lead, shape[1]), device.empty(cost, *lead, shape[2])
     return Solver(p, options, Place(saved, f, g, shape, history)).forward(), saved
 
