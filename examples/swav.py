@@ -17,10 +17,11 @@ optimizer = torch.optim.Adam([*encoder.parameters(), *prototypes.parameters()], 
 
 
 def scores(view):
+    """Cosines with the prototypes (n, K)."""
     return F.linear(F.normalize(encoder(view), dim=1), F.normalize(prototypes.weight, dim=1))
 
 
-for step in range(200):
+for _step in range(200):
     batch = samples[torch.randint(len(samples), (256,))]
     one, other = (scores(batch + 0.5 * torch.randn_like(batch)) for _ in range(2))
     # In a run on several processes: group=torch.distributed.group.WORLD balances over the batch of all.
