@@ -428,3 +428,24 @@ def test_the_module_takes_it():
     loss = uk.FeatureAlignmentLoss(unbalanced=(0.5, None), max_iter=20)
     assert torch.equal(loss(x, y), uk.sinkhorn_loss(x, y, unbalanced=(0.5, INF), max_iter=20))
     assert "unbalanced=(0.5, None)" in repr(loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("rho", [1e-3, 1e-2, (1e-3, None), (1e-4, 1e-2)], ids=str)
+@pytest.mark.parametrize("reg", [1.0, 0.001])
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
+def test_a_plan_of_next_to_nothing_stays_finite(rho, reg, dtype):
+    """Costs of up to 40,000 rho: what half-steps leave of the masses is beyond the range of either dtype."""
+    rand = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 4, generator=rand).to(dtype).requires_grad_() for n in (20, 15))
+    a = torch.rand(20, generator=rand).to(dtype)
+    for grad, tol in (("unrolled", 0.0), ("unrolled", 1e-30), ("implicit", 1e-8), ("envelope", 1e-8)):
+        for objective in OBJECTIVES:
+            for budget in (None, 3200 if dtype == torch.float32 else 6400):
+                a.requires_grad_(grad != "envelope" or objective != "transport")
+                value = uk.sinkhorn_loss(
+                    x, y + 1, a, metric="sqeuclidean", reg=reg, unbalanced=rho, grad=grad, tol=tol,
+                    objective=objective, max_iter=60, memory_budget=budget,
+                )  # fmt: skip
+                for z in (value, *torch.autograd.grad(value, [z for z in (x, y, a) if z.requires_grad])):
+                    assert z.isfinite().all(), (grad, tol, objective, budget)

@@ -187,8 +187,9 @@ bool fixed_point(const View<T>& p, const Seed<T>& seed, T* row_sum, T* col_sum, 
     double drift = -charge.sum, mass = 0;  // rounding that would never decay
     T size = 0;
     for (int64_t j = 0; j < m; ++j) drift += dv[j], mass += columns[j];
+    const T excess = mass > 0 ? T(drift / mass) : 0;
     for (int64_t j = 0; j < m; ++j) {
-      dv[j] -= T(drift / mass) * columns[j];
+      dv[j] -= excess * columns[j];
       sigma[j] = columns[j] > 0 && b[j] > 0 ? -lambda_b * dv[j] / columns[j] : 0;
       const T share = sigma[j] < 0 ? -sigma[j] : sigma[j];
       size = share > size ? share : size;

@@ -49,7 +49,9 @@ class Held:
         if not self.options.shifted:
             return
         kept_a = self._over.add(self.rows.double().sum())
-        self.shift = self.shift + _both(self.options) * (kept_a / self.columns.double().sum()).log()
+        ratio = kept_a / self.columns.double().sum()
+        moves = (ratio > 0) & (ratio < torch.inf)  # anything at all is moved
+        self.shift = self.shift + _both(self.options) * torch.where(moves, ratio, 1).log()
 
     def record(self, f: Tensor, g: Tensor, keep: bool) -> None:
         """Behind an iteration; ``keep`` it for the way back."""
@@ -90,6 +92,11 @@ def _inverse(mass: Tensor) -> Tensor:
     return torch.where(mass > 0, 1 / mass, 0)
 
 
+def _over(part: Tensor, total: Tensor) -> Tensor:
+    """Part / total, 0 where nothing was kept at all."""
+    return torch.where(total > 0, part / total, 0)
+
+
 class Shifted(NamedTuple):
     """What the adjoints lose and gain by a shift: reg df_i loses rows kept_i, reg dg_j gains columns kept_j."""
 
@@ -121,7 +128,7 @@ class HeldBack:
         """Reg dg (M,) without what rounding added to its sum."""
         if self._held.exact:
             return dg
-        excess = (dg.double().sum() - self.charge) / kept.double().sum()
+        excess = _over(dg.double().sum() - self.charge, kept.double().sum())
         return dg - excess.to(dg.dtype) * kept
 
     def shift(self, rows: Tensor, columns: Tensor) -> Shifted | None:
@@ -136,12 +143,12 @@ class HeldBack:
         sums = held._over.add(rows.double().sum()), columns.double().sum()
         both, (rho_a, rho_b) = _both(held.options), held.options.rho
         over_rows, over_columns = (
-            pulled * both / (rho * total) for rho, total in zip((rho_a, rho_b), sums, strict=True)
+            _over(pulled * both / rho, total) for rho, total in zip((rho_a, rho_b), sums, strict=True)
         )
         self.charge = -damping_a * (pulled - over_rows * sums[0]) + over_columns * sums[1]
         each = pulled * both / held.options.reg
-        grad_a = (each / (sums[0] * damping_a)).to(rows.dtype) * rows * self._inverse_a
-        grad_b = (-each / (sums[1] * damping_b)).to(rows.dtype) * columns * self._inverse_b
+        grad_a = _over(each, sums[0] * damping_a).to(rows.dtype) * rows * self._inverse_a
+        grad_b = _over(-each, sums[1] * damping_b).to(rows.dtype) * columns * self._inverse_b
         return Shifted(over_rows.to(rows.dtype), over_columns.to(rows.dtype), grad_a, grad_b)
 
     def of_masses(self, du: Tensor | None, dg: Tensor | None) -> Tensor:

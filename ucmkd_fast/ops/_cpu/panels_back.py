@@ -131,8 +131,9 @@ class LogDomain:
         s.grad_a += shifted.grad_a
         s.grad_b = s.grad_b + shifted.grad_b
         self._fbar = self._fbar - shifted.rows / s.reg * rows
-        ratio = ((s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
-        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] * ratio
+        # The column sums that iteration t + 1 began with, from those that it left: either may be out of range alone.
+        sums = (s.held.history[t][1].log() + (s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
+        of_rows = shifted.rows * s.held.damping[0] * sums
         self._gbar = self._gbar + torch.where(s.b > 0, of_rows + shifted.columns * columns, 0) / s.reg
 
     @cached_property
