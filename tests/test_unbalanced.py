@@ -449,3 +449,56 @@ def test_a_plan_of_next_to_nothing_stays_finite(rho, reg, dtype):
                 )  # fmt: skip
                 for z in (value, *torch.autograd.grad(value, [z for z in (x, y, a) if z.requires_grad])):
                     assert z.isfinite().all(), (grad, tol, objective, budget)
+
+
+def models_of(method: str):
+    from ucmkd_fast.models import mlp
+
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6), torch.arange(40) % 4
+    draw = "class-matched" if method in ("label-aware-fa", "ucmkd-plus") else "independent"
+    return mlp(6, classes=4), mlp(6, classes=4), (x, y), draw
+
+
+@pytest.mark.parametrize("warm", [None, 1e-2], ids=["cold", "warm"])
+@pytest.mark.parametrize("method", ["feature", "joint", "ucmkd", "label-aware-fa", "ucmkd-plus"])
+def test_methods_hand_it_to_their_alignment(method, warm, monkeypatch):
+    if warm and method in ("label-aware-fa", "ucmkd-plus"):
+        pytest.skip("these have no warm start")
+    seen = []
+    for name in ("ucmkd_fast.ops.class_conditional", "ucmkd_fast.alignment", "ucmkd_fast.data.warm_start"):
+        module = __import__(name, fromlist=["sinkhorn_loss"])
+        real = module.sinkhorn_loss
+
+        def spy(*tensors, real=real, **options):
+            seen.append(options.get("unbalanced"))
+            return real(*tensors, **options)
+
+        monkeypatch.setattr(module, "sinkhorn_loss", spy)
+    student, teacher, data, draw = models_of(method)
+    options = {"unbalanced": (0.5, 2.0)}
+    if method == "ucmkd-plus":
+        options["unlabelled_weight"] = 0
+    distiller = uk.Distiller(
+        student, teacher, method, method_options=options, epochs=1, batch_size=20, warm_start=warm
+    )
+    assert distiller.fit(data, data).history[-1]["loss"] > 0
+    assert set(seen) == ({(2.0, 0.5)} if warm else {(0.5, 2.0)})  # warm, the bank's side comes first
+
+
+def test_methods_refuse_a_bad_rho():
+    student, teacher, _, _ = models_of("feature")
+    with pytest.raises(ValueError, match="unbalanced must be a number above 0"):
+        uk.Distiller(student, teacher, "feature", method_options={"unbalanced": -1})
+
+
+def test_class_by_class_it_is_one_problem():
+    rand = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 5, generator=rand, dtype=torch.float64) for n in (24, 30))
+    k, label = torch.arange(30) % 4, torch.arange(24) % 3
+    options = {"classes": 4, "unbalanced": 0.4, "max_iter": 50}
+    got = uk.class_conditional_loss(x, y, label, k, **options)
+    result = uk.class_conditional_loss(x, y, label, k, return_result=True, **options)
+    assert torch.allclose(got, result.value, rtol=1e-12)
+    apart = result.plan() * (label[:, None] != k)
+    assert apart.sum() == 0 and result.mass < 0.95

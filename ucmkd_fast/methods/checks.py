@@ -7,6 +7,7 @@ import numbers
 from typing import Any
 
 from ..alignment import Transport
+from ..ops.arguments import marginals_held
 from ..ops.checks import choice, count_at_least_one, number_at_least_zero, positive_number
 from ..ops.cost import METRICS
 
@@ -49,7 +50,8 @@ def kappa_mode(value: Any) -> str:
     return str(value)
 
 
-def transport(metric: Any, reg: Any, max_iter: Any) -> Transport:
+def transport(metric: Any, reg: Any, max_iter: Any, unbalanced: Any = None) -> Transport:
     """How FA is computed."""
     choice("metric", metric, METRICS)
-    return Transport(metric, positive_number("reg", reg), count_at_least_one("max_iter", max_iter))
+    held = marginals_held(unbalanced)
+    return Transport(metric, positive_number("reg", reg), count_at_least_one("max_iter", max_iter), held)
