@@ -289,7 +289,7 @@ def test_defaults_are_those_of_the_presets():
     )
     published = build_method("ucmkd", preset="published-code").options
     assert (published.transport.metric, published.inner_lr, published.inner_wd) == ("cosine", 5e-5, 0.05)
-    assert paper.transport[1:] == published.transport[1:] == (0.1, 100, None)
+    assert paper.transport[1:] == published.transport[1:] == (0.1, 100)
 
 
 def test_registry_refuses_a_name_twice():
