@@ -24,7 +24,6 @@ class Transport(NamedTuple):
     metric: str
     reg: float
     max_iter: int
-    unbalanced: tuple[float, float] | None = None  # of the student's side and the teacher's
 
 
 #: Elements of the cost from which processes share it; below, an all-reduce an iteration costs more than computing

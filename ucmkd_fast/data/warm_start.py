@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..ops.arguments import marginals_held
 from ..ops.checks import count_at_least_one
 from ..ops.result import Convergence, SinkhornResult
 from ..ops.sharded import gather_rows
@@ -84,9 +83,6 @@ class WarmStart(nn.Module):
         every, every_bank = (gather_rows(index.to(self.bank.device), group) for index in (rows, bank_rows))
         convergence = Convergence()
         options = {**self.options, "return_result": True, "group": group, "convergence": convergence}
-        if options.get("unbalanced") is not None:  # of the student's side first; here the bank's comes first
-            options["unbalanced"] = marginals_held(options["unbalanced"], 0.0)
-            options["unbalanced"] = options["unbalanced"] and options["unbalanced"][::-1]
         if self._may_relax(feature) and not self._same_company(every, every_bank):
             options["accelerate"] = "relax"
         # The first half-step is made from the potentials of the first argument: the bank's.
@@ -109,10 +105,7 @@ class WarmStart(nn.Module):
         return (kept[rows.to(kept.device)] - self.reg * math.log(count)).to(feature.device, wide)
 
     def _may_relax(self, feature: Tensor) -> bool:
-        plain = not {"accelerate", "unbalanced"} & {
-            name for name, given in self.options.items() if given is not None
-        }
-        plain = plain and self.options.get("grad", "unrolled") != "unrolled"
+        plain = "accelerate" not in self.options and self.options.get("grad", "unrolled") != "unrolled"
         # On a GPU, looking at the samples would wait for the device.
         return plain and feature.device.type == "cpu"
 

@@ -7,7 +7,6 @@ import numbers
 from typing import Any
 
 from ..alignment import Transport
-from ..ops.arguments import marginals_held
 from ..ops.checks import choice, count_at_least_one, number_at_least_zero, positive_number
 from ..ops.cost import METRICS
 
@@ -50,8 +49,7 @@ def kappa_mode(value: Any) -> str:
     return str(value)
 
 
-def transport(metric: Any, reg: Any, max_iter: Any, unbalanced: Any = None) -> Transport:
+def transport(metric: Any, reg: Any, max_iter: Any) -> Transport:
     """How FA is computed."""
     choice("metric", metric, METRICS)
-    held = marginals_held(unbalanced)
-    return Transport(metric, positive_number("reg", reg), count_at_least_one("max_iter", max_iter), held)
+    return Transport(metric, positive_number("reg", reg), count_at_least_one("max_iter", max_iter))

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..alignment import feature_alignment, teacher_reading
 from ..data.batch import Batch
 from ..ops.checks import number_at_least_zero
-from ..ops.sinkhorn import Unbalanced
 from .base import LossMethod, Step, register
 from .checks import fraction, transport
 
@@ -23,8 +22,6 @@ class Feature(LossMethod):
         metric: cost between features; as in `sinkhorn_loss`.
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
-        unbalanced: None, or rho > 0 in units of cost: FA may leave samples out, as in `sinkhorn_loss`; a pair is of the
-            student's side and of the teacher's, None or inf for one that is exact.
         label_smoothing: of the cross-entropy, in [0, 1].
     """
 
@@ -39,12 +36,11 @@ class Feature(LossMethod):
         metric: str = "cosine",
         reg: float = 0.1,
         max_iter: int = 100,
-        unbalanced: Unbalanced = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__()
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
-        self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter, unbalanced)
+        self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def alignment(self, step: Step, batch: Batch, feature: Tensor, classes: int) -> Tensor:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ..alignment import class_conditional_alignment
 from ..data.batch import Batch
-from ..ops.sinkhorn import Unbalanced
 from .base import Step, register
 from .feature import Feature
 
@@ -24,8 +23,6 @@ class LabelAwareFA(Feature):
         metric: cost between features; as in `sinkhorn_loss`.
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
-        unbalanced: None, or rho > 0 in units of cost: FA may leave samples out, as in `sinkhorn_loss`; a pair is of the
-            student's side and of the teacher's, None or inf for one that is exact.
         label_smoothing: of the cross-entropy, in [0, 1].
     """
 
@@ -39,16 +36,10 @@ class LabelAwareFA(Feature):
         metric: str = "cosine",
         reg: float = 0.1,
         max_iter: int = 20,
-        unbalanced: Unbalanced = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__(
-            fa_weight=fa_weight,
-            metric=metric,
-            reg=reg,
-            max_iter=max_iter,
-            unbalanced=unbalanced,
-            label_smoothing=label_smoothing,
+            fa_weight=fa_weight, metric=metric, reg=reg, max_iter=max_iter, label_smoothing=label_smoothing
         )
         self.warm_transport = self.marginal_fa = None  # there is no marginal problem
 

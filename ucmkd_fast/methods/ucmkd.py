@@ -11,7 +11,6 @@ from torch import Tensor
 from ..bilevel import ENCODER_PASSES, PRESETS, BilevelOptions, BilevelStep
 from ..data.batch import Batch
 from ..ops.checks import choice, number_at_least_zero
-from ..ops.sinkhorn import Unbalanced
 from .base import Method, Step, register
 from .checks import count_at_least_zero, fraction, kappa_mode, norm_limit, transport
 
@@ -64,8 +63,6 @@ class UCMKD(Method):
         metric: cost between features, as in `sinkhorn_loss` ("l2"; "cosine").
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
-        unbalanced: None, or rho > 0 in units of cost: FA may leave samples out, as in `sinkhorn_loss`; a pair is of the
-            student's side and of the teacher's, None or inf for one that is exact.
         kappa: "detached" or "live" ("paper"; "detached").
         label_smoothing: in LA and CE, in [0, 1].
         encoder_passes: "auto" lets one encoder pass serve LA and CE where that is exact
@@ -98,7 +95,6 @@ class UCMKD(Method):
         metric: str | None = None,
         reg: float = 0.1,
         max_iter: int = 100,
-        unbalanced: Unbalanced = None,
         kappa: str | None = None,
         label_smoothing: float = 0.0,
         encoder_passes: str = "auto",
@@ -125,7 +121,7 @@ class UCMKD(Method):
         chosen = _with_defaults(preset, given)
         self.options = BilevelOptions(
             preset=preset,
-            transport=transport(chosen["metric"], reg, max_iter, unbalanced),
+            transport=transport(chosen["metric"], reg, max_iter),
             n1=count_at_least_zero("n1", n1),
             n2=count_at_least_zero("n2", n2),
             lambda1=number_at_least_zero("lambda1", chosen.get("lambda1", 1.0)),

@@ -15,7 +15,6 @@ from ..alignment import (
 )
 from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero, positive_number
-from ..ops.sinkhorn import Unbalanced
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
 from .by_index import teacher_logits_like
 from .checks import fraction, transport
@@ -47,8 +46,6 @@ class UCMKDPlus(LossMethod):
         fa_weight: weight of the class-conditional FA, >= 0.
         reg: entropic regularisation of it, > 0, in units of cost.
         max_iter: Sinkhorn iterations of it, >= 1.
-        unbalanced: of it: None, or rho > 0 in units of cost, as in `sinkhorn_loss`; a pair is of the student's side and
-            of the teacher's.
         metric: cost between features, of both transports; as in `sinkhorn_loss`.
         unlabelled_weight: weight of the transport of unlabelled samples, >= 0.
         unlabelled_alpha: u, the share in [0, 1] of the teacher's outputs in what unlabelled samples learn.
@@ -72,7 +69,6 @@ class UCMKDPlus(LossMethod):
         fa_weight: float = 1.0,
         reg: float = 0.1,
         max_iter: int = 20,
-        unbalanced: Unbalanced = None,
         metric: str = "cosine",
         unlabelled_weight: float = 1.0,
         unlabelled_alpha: float = 0.5,
@@ -87,7 +83,7 @@ class UCMKDPlus(LossMethod):
         self.alpha = fraction("alpha", alpha)
         self.temperature = positive_number("temperature", temperature)
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
-        self.transport = transport(metric, reg, max_iter, unbalanced)
+        self.transport = transport(metric, reg, max_iter)
         self.unlabelled_weight = number_at_least_zero("unlabelled_weight", unlabelled_weight)
         self.unlabelled_alpha = fraction("unlabelled_alpha", unlabelled_alpha)
         self.move_weight = number_at_least_zero("move_weight", move_weight)

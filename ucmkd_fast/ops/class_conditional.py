@@ -53,8 +53,8 @@ def class_conditional_loss(
 
     C_ij = d(x_i, y_j) + beta [k_j != label_i]. At beta = inf it is one problem per class: the masses of y
     are scaled class by class to those of x, and samples of a class that the other side lacks have none. On the CPU
-    these run as a ragged batch, each to ``tol`` by itself; with ``return_result``, masses, ``init``, ``memory_budget``,
-    ``group`` or ``unbalanced``, and on other devices, as one problem whose cost is +inf between classes.
+    these run as a ragged batch, each to ``tol`` by itself; with ``return_result``, masses, ``init``, ``memory_budget``
+    or ``group``, and on other devices, as one problem whose cost is +inf between classes.
 
     Args:
         x: (N, D) features.
@@ -98,7 +98,7 @@ def class_conditional_loss(
 
 
 #: Options whose meaning is that of the problem as a whole.
-_ONE_PROBLEM = {"a", "b", "init", "memory_budget", "group", "offsets", "return_result", "unbalanced"}
+_ONE_PROBLEM = {"a", "b", "init", "memory_budget", "group", "offsets", "return_result"}
 
 
 def _class_by_class(
