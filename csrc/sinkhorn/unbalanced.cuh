@@ -51,6 +51,13 @@ __device__ inline T kept_or_nothing(T kept) {
   return kept > T(Rules<T>::kLeastMass) ? kept : T(0);
 }
 
+// How iteration t was shifted and what both sides kept, for the sweep back; by one thread.
+template <class T>
+__device__ inline void write_shift(const One<T>& p, int64_t t, double shifted, double kept_a, double kept_b) {
+  T* at = p.shift_at(t);
+  at[0] = T(shifted), at[1] = T(kept_a), at[2] = T(kept_b);
+}
+
 // f'_t and what the rows kept.
 template <class T>
 struct DampedIterate : Iterate<T> {
