@@ -11,11 +11,14 @@
 // Nothing can overflow: an entry of S is at most 1, and both sums are means of adjoints over masses. An entry that
 // underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
 //
+// Unbalanced (unbalanced.cuh) R_(t-1),ij is S_t,ij (P_(t-1)'1)_j over what the row kept, and the vectors are times lambda.
+//
 // Where potentials are many times reg, the rounding of powers is what matters. S is made with the log-sums, and what
 // the rounding of its powers took is put back into weights and sums; 1 / a_i is taken from the log-sum of
 // the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
 #include "sinkhorn/adjoint_ends.cuh"
 #include "sinkhorn/owned_launch.cuh"
+#include "sinkhorn/unbalanced.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -81,6 +84,24 @@ struct OwnedBack {
   }
 };
 
+// The same of damped half-steps, with a shift in between.
+template <class T>
+struct DampedOwnedBack : OwnedBack<T> {
+  using OwnedBack<T>::df, OwnedBack<T>::scale, OwnedBack<T>::powers, OwnedBack<T>::potential;
+  T lambda, shift_of_rows, of_a;
+  T* of_mass;  // (count,) what the shift gives the gradient of the rows' masses, times the mass
+  __device__ DampedOwnedBack(const OwnedBack<T>& exact, T lambda_, const PulledShift& pulled, T* of_mass_)
+      : OwnedBack<T>(exact), lambda(lambda_), shift_of_rows(T(pulled.rows)), of_a(T(pulled.of_a)), of_mass(of_mass_) {}
+  __device__ T value(int row, T sum) const {
+    return scale[row] > 0 ? lambda * (sum * scale[row] + shift_of_rows) : T(0);
+  }
+  __device__ void store(int row, T sum) const {
+    const T kept = inverse_or_zero(scale[row]);
+    df[row] = kept > 0 ? -lambda * (sum * powers.rest_of_row(potential[row]) + shift_of_rows * kept) : T(0);
+    of_mass[row] += of_a * kept;
+  }
+};
+
 // a R: its column sums are those of the plan.
 template <class T>
 struct OwnedColumnMass {
@@ -111,8 +132,9 @@ struct OwnedFixedPoint {
   __device__ void store(int row, T sum) const { df[row] -= sum * mass[row]; }
 };
 
-// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point.
-template <class T, class Crew>
+// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point. Damped:
+// 1 / R there, and through the iterations only; grad_a and grad_b gather what shifts give, times the masses.
+template <class T, class Crew, bool kDamped = false>
 struct Adjoint {
   const One<T>& p;
   const AdjointCall<T>& call;
@@ -128,18 +150,27 @@ struct Adjoint {
     grad_f = call.grad_f ? call.grad_f + p.k * p.n() : nullptr;
     grad_g = call.grad_g ? call.grad_g + p.k * p.m() : nullptr;
     grad_a = call.grad_a + p.k * p.n(), grad_b = call.grad_b + p.k * p.m();
-    least = least_that_matters(p, call, weight, grad_f, grad_g, team);
+    if constexpr (kDamped)
+      least = least_of_kept(p, call, weight, grad_f, grad_g, team);
+    else
+      least = least_that_matters(p, call, weight, grad_f, grad_g, team);
   }
 
   // df at the last half-step, and the columns' sums for dg there.
   __device__ void first(T* df) {
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
+      if constexpr (kDamped) {
+        df[i] = first_of_row(p, i, weight, grad_f, &grad_a[i]);
+        team.row_sum[row] = df[i] * inverse_or_zero(p.kept_a()[i]);
+        return;
+      }
       const T a = p.mass_a(i), mine = grad_f && a > 0 ? grad_f[i] : T(0);
       df[i] = mine;
       team.row_sum[row] = mine * inverse_or_zero(a);
     });
     cuda::sync_block();
+    if constexpr (kDamped) charge = first_charge(df);
     OwnedFirst<T> step{p,           p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum,
                        inverse_reg, weight * inverse_reg};
     team.sweep(step);
@@ -170,6 +201,12 @@ struct Adjoint {
           mine += grad_g ? grad_g[j] : T(0);
         else
           mine *= near ? ready.factor : factor_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], powers);
+        if constexpr (kDamped) {
+          const T share = damped_share(t, j, mine, &dg[j]);
+          weights[j] = dg[j] == 0 ? T(0) : dg[j] * rest;
+          most = share == share ? (most < share ? share : most) : T(INFINITY);
+          return;
+        }
         dg[j] = mine = inverse_mass > 0 ? mine : T(0);
         weights[j] = mine == 0 ? T(0) : mine * rest;  // NaN stays
         const T share = magnitude(mine * inverse_mass);
@@ -192,17 +229,32 @@ struct Adjoint {
       team.take_weights(back, columns);
       if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
       ready = make_ready(ahead, ready, powers), ahead = look_ahead(t - 2);
-      team.sweep_with(back, columns);
+      if constexpr (kDamped) {
+        const T* kept = p.shift_at(t - 1);
+        pulled = p.all.marginals.shifted ? charge.back(kept[1], kept[2]) : charge.back(0, 0);
+        DampedOwnedBack<T> damped(back, T(charge.lambda_a), pulled, grad_a + team.row_begin);
+        team.sweep_with(damped, columns);
+      } else {
+        team.sweep_with(back, columns);
+      }
     }
     if (team.leads()) call.first[p.k] = t;
     const int64_t steps = last - t + 1;
     for (int row = team.warp; row < team.count; row += team.warps) {
       const int i = team.row_begin + row;
       const T sum = sum_over(df_at(t) + i, steps, p.n());
+      if constexpr (kDamped) {
+        if (team.lane == 0) grad_a[i] = (grad_a[i] + p.reg() * sum / T(charge.lambda_a)) * inverse_or_zero(p.mass_a(i));
+        continue;
+      }
       if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * sum * inverse_or_zero(p.mass_a(i));
     }
     for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) {
       const T sum = sum_over(dg_at(t) + j, steps, p.m());
+      if constexpr (kDamped) {
+        if (team.lane == 0) grad_b[j] = (grad_b[j] + p.reg() * sum / T(charge.lambda_b)) * inverse_or_zero(p.mass_b(j));
+        continue;
+      }
       if (team.lane == 0) grad_b[j] = p.reg() * sum * inverse_or_zero(p.mass_b(j));
     }
   }
@@ -237,6 +289,30 @@ struct Adjoint {
   }
 
  private:
+  ChargeOfColumns charge{};  // damped, as what follows
+  PulledShift pulled;
+
+  // Ahead of a barrier of the crew: what is offered then lies where its total was.
+  __device__ ChargeOfColumns first_charge(const T* df) {
+    double sum = 0;
+    team.over(team.row_begin, team.row_end, [&](int i) { sum -= df[i]; });
+    team.over(team.col_begin, team.col_end, [&](int j) {
+      grad_b[j] = 0;
+      if (grad_g && p.kept_b()[j] > 0) sum += grad_g[j];
+    });
+    const Damped<T> rows = Damped<T>::rows(p, 0), columns = Damped<T>::columns(p, 0);
+    return {team.total(sum), rows.lambda, columns.lambda, p.all.marginals};
+  }
+  // lambda_b dg_t of a column from the sum over its rows, and its size per mass.
+  __device__ T damped_share(int64_t t, int j, T sum, T* dg) {
+    const bool shifted = p.all.marginals.shifted, part = p.kept_b()[j] > 0;
+    const Damped<T> side = Damped<T>::columns(p, shifted ? double(p.shift_at(t)[0]) : 0);
+    const T kept = part ? side.kept(p.mass_b(j), p.log_g_at(t)[j]) : T(0);
+    grad_b[j] -= T(pulled.of_b) * kept;
+    *dg = part ? side.lambda * (sum + T(pulled.columns) * kept) : T(0);
+    return magnitude(*dg) * inverse_or_zero(kept_or_nothing(kept));
+  }
+
   // What a thread needs of its first row and column at step t: on its way during the step before the last, ready before
   // the sums come. Where a sweep is short and leaves registers.
   static constexpr bool kLooksAhead = !Crew::kSharedShift;
@@ -269,7 +345,9 @@ struct Adjoint {
   // 1 / a, with what rounding took from the row's powers in both softmaxes.
   __device__ T scale_of(T f, T log_f, const Powers<T>& powers) const {
     const T rest = powers.rest_of_row(f);
-    return f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+    const T found = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+    if constexpr (kDamped) return found < T(1 / Rules<T>::kLeastMass) ? found : T(0);
+    return found;
   }
   // The mass of a column behind iteration t, likewise, from g_t and log_g_(t+1).
   __device__ T factor_of(T g, T log_next, const Powers<T>& powers) const {
@@ -307,11 +385,29 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   if constexpr (kCluster) team.sync();  // others may still read this block's sums
 }
 
+template <class T, int kQ, int kR, int kKeep>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    owned_unbalanced_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch,
+                                    const __grid_constant__ AdjointCall<T> call, int first_problem) {
+  const bool grid = !one_block(batch.plan.regime);
+  const int64_t k = problem_of<false>(grid, first_problem);
+  const One<T> p{batch, k};
+  using Team = Owned<T, kQ, kR, kKeep, false>;
+  Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  Adjoint<T, Team, true> adjoint(p, call, team);
+  adjoint.unrolled();
+}
+
 }  // namespace
 
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.back;
+  if (!p.marginals.exact())
+    return with_plain_shape<T>(plan, [&](auto shape) {
+      using S = decltype(shape);
+      return launch_owned(owned_unbalanced_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps>, plan, p, call, stream);
+    });
   return with_shape<T>(plan, [&](auto shape) {
     using S = decltype(shape);
     const auto kernel = call.implicit ? owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters, true>
