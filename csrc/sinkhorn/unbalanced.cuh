@@ -193,6 +193,7 @@ __device__ inline T damped_row(const One<T>& p, const Damped<T>& side, const Pul
 
 template <class T>
 struct DampedBack : Back<T> {
+  static constexpr int kUnroll = 2;  // four would not fit the registers
   using typename Back<T>::Row;
   using Back<T>::p, Back<T>::t, Back<T>::df, Back<T>::grad_a;
   Damped<T> rows;  // of iteration t - 1
