@@ -182,6 +182,7 @@ def run_tensor_cores(module) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_caught(name):
     *planted, regime = BUGS[name]
@@ -207,6 +208,7 @@ def test_barriers_that_do_nothing_are_caught(regime):
     assert wrong >= 2
 
 
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
 def test_the_sound_kernels_pass():
     for regime in ("block", "resident", "sweep", "registers", "cluster", "unbalanced"):
         run(None, regime)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_harness import ORDERS, REGIMES, build, model
 from sinkhorn_cases import Case
+from test_cuda_model import SHAPES_OF_OWNERSHIP
 from test_sinkhorn import distance
 from test_unbalanced import HARD, RHOS
 from test_unbalanced import compare as compare_hard
@@ -77,7 +78,9 @@ def compare(leaves, rho, dtype, limits, *, potentials=True, **options):
         keep = w.isfinite()
         assert torch.equal(keep, g.isfinite()), name
         assert distance(g[keep], w[keep]) < value, name
-    assert abs(float(got.marginal_error) - float(want.marginal_error)) < value * float(b.sum()), "error"
+    assert abs(float(got.marginal_error.detach()) - float(want.marginal_error)) < value * float(
+        b.detach().sum()
+    ), "error"
     for name, g, w in zip(("cost", "a", "b"), grads, want_grads, strict=True):
         assert distance(g, w) < gradient, name
 
@@ -114,6 +117,16 @@ def test_hard_cases(case, rho, dtype):
     with model(list(REGIMES)[number % 3], list(ORDERS)[number % len(ORDERS)]):
         compare_hard(case, rho, DTYPES[dtype])
         compare_hard(case, rho, DTYPES[dtype], tol=1e-30)  # shifted between iterations
+
+
+@pytest.mark.parametrize("n, m, tuning", SHAPES_OF_OWNERSHIP)
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
+def test_every_shape_of_ownership(n, m, tuning):
+    words = {"shared": 200 * 1024, "threads": 128, "tuning": tuning}
+    for regime, own_barrier in (("resident", False), ("sweep", True)):
+        with model(regime, "random", 2, own_barrier=own_barrier, **words):
+            for options in ({}, {"tol": 1e-30}):
+                compare_hard(Case(n, m, 0.1, 5, "zeros"), (0.3, 1.0), torch.float32, **options)
 
 
 def test_rows_that_fit_no_shared_memory():
@@ -164,6 +177,7 @@ def test_panels_are_refused():
 
 
 @pytest.mark.parametrize("regime", ["block", "resident", "sweep"])
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
 def test_barriers_that_do_nothing_are_caught(regime):
     C, a, b = problem(33, 20)
     options = {"reg": 0.1, "max_iter": 6, "tol": 1e-30, "unbalanced": (1.0, 1.0)}

@@ -99,7 +99,9 @@ const char* cuda_adjoint(const DeviceProblem<T>& p, const AdjointCall<T>& call, 
   const cuda::DeviceGuard guard(device);
   if (guard.error()) return guard.error();
   const Plan& plan = p.plan;
-  if (!p.marginals.exact()) return adjoint_unbalanced(as_iterated(p), call, stream);
+  if (!p.marginals.exact())
+    return plan.back.threads > 0 && !call.implicit ? adjoint_owned(as_iterated(p), call, stream)
+                                                   : adjoint_unbalanced(as_iterated(p), call, stream);
   if constexpr (sizeof(T) == sizeof(float))
     if (makes_gradient(plan, call.implicit)) return small_adjoint(p, call, stream);
   if (plan.back.threads > 0) return adjoint_owned(p, call, stream);

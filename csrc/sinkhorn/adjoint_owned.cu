@@ -11,108 +11,22 @@
 // Nothing can overflow: an entry of S is at most 1, and both sums are means of adjoints over masses. An entry that
 // underflows counts for less than rounding in its column. At the fixed point both half-steps have R itself.
 //
+// Unbalanced (unbalanced.cuh) R_(t-1),ij is S_t,ij (P_(t-1)'1)_j over what the row kept, and the vectors are times lambda.
+//
 // Where potentials are many times reg, the rounding of powers is what matters. S is made with the log-sums, and what
 // the rounding of its powers took is put back into weights and sums; 1 / a_i is taken from the log-sum of
 // the row, and (P_(t-1)'1)_j without rounding the large numbers that cancel in it: both softmaxes sum to one.
 #include "sinkhorn/adjoint_ends.cuh"
+#include "sinkhorn/adjoint_owned_steps.cuh"
 #include "sinkhorn/owned_launch.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
 namespace {
 
-// dg_T: of the value, centred on alpha, and of what came for f_T.
-template <class T>
-struct OwnedFirst {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
-  One<T> p;
-  const T *f, *alpha, *share;  // of this block's rows; shared: df_T / a
-  T inverse_reg, weight_over_reg;
-  __device__ T shift(int j) const { return p.g()[j]; }
-  __device__ RowValue<T> power(int row) const { return {f[row], share[row], alpha[row]}; }
-  __device__ T entry(T g, T c, const RowValue<T>& y) const {
-    const T plan = cuda::exp_of(exponent(y.potential, g, c, inverse_reg));
-    return plan > 0 ? plan * ((c - y.shift) * weight_over_reg - y.weight) : T(0);
-  }
-};
-
-// exp(potential / reg + log_sum), where the two are large and almost cancel.
-template <class T>
-__device__ inline T rest_of(T potential, T log_sum, T inverse_reg, T sign) {
-  const T power = potential * inverse_reg;
-  return cuda::exp_of(sign * ((power + log_sum) + cuda::fused(potential, inverse_reg, -power)));
-}
-
-// The powers of S to the base of two, as (column - c) k + row, where column = -reg log_g: what remains of column - c is
-// small, and its rounding with it. What the rounding of `column` and `row` took is little; it is put back as factors.
-// The log-sums were taken with `inverse_reg`, which k is not to the last bit.
-template <class T>
-struct Powers {
-  T reg, k, high, low;  // log2(e) in two parts, as it is with this k
-  __device__ Powers(T reg_, T inverse_reg, T k_) : reg(reg_), k(k_) {
-    const double log2e = kLog2E * (1 - double(reg) * double(inverse_reg)) + double(reg) * double(k);
-    high = T(log2e), low = T(log2e - double(high));
-  }
-  __device__ T column(T log_sum) const { return -reg * log_sum; }
-  __device__ T rest_of_column(T log_sum) const {
-    const T power = log_sum * high, made = column(log_sum), taken = made * k;
-    const T parts = cuda::fused(log_sum, high, -power) + cuda::fused(made, k, -taken) + log_sum * low;
-    return 1 - T(1 / kLog2E) * ((power + taken) + parts);
-  }
-  __device__ T row(T potential) const { return potential * k; }
-  __device__ T rest_of_row(T potential) const { return 1 + T(1 / kLog2E) * cuda::fused(potential, k, -row(potential)); }
-};
-
-// One step back.
-template <class T>
-struct OwnedBack {
-  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *log_g, *weights;    // of S_t; dg_t with what rounding took from the columns' powers (m,)
-  const T *potential, *scale;  // shared: f_(t-1); 1 / a or 0, with the row's rest squared
-  T* df;                       // df_(t-1) of this block's rows
-  const Powers<T>& powers;
-  __device__ T shift(int j) const { return powers.column(log_g[j]); }
-  __device__ T weight(int j) const { return weights[j]; }
-  __device__ T power(int row) const { return powers.row(potential[row]); }
-  __device__ T entry(T column, T c, T row) const { return cuda::power_of_two(cuda::fused(column - c, powers.k, row)); }
-  __device__ T value(int row, T sum) const { return sum * scale[row]; }
-  __device__ void store(int row, T sum) const {
-    df[row] = scale[row] > 0 ? -sum * powers.rest_of_row(potential[row]) : T(0);
-  }
-};
-
-// a R: its column sums are those of the plan.
-template <class T>
-struct OwnedColumnMass {
-  static constexpr bool kRows = false, kWeighted = false, kLooks = false, kMends = false, kOnce = true;
-  const T* g;               // (m,)
-  const T *log_sum, *mass;  // shared: -log2 of the rows' sums, a
-  T k;
-  __device__ T shift(int j) const { return g[j]; }
-  __device__ RowValue<T> power(int row) const { return {log_sum[row], mass[row], 0}; }
-  __device__ T entry(T g_j, T c, const RowValue<T>& y) const {
-    return cuda::power_of_two(cuda::fused(g_j - c, k, y.potential)) * y.weight;
-  }
-};
-
-// The same step at the fixed point, S_ij = a_i R_ij / sum_i a_i R_ij.
-template <class T>
-struct OwnedFixedPoint {
-  static constexpr bool kRows = true, kWeighted = true, kLooks = false, kMends = false, kOnce = false;
-  const T *g, *weights;     // (m,), dg over the columns' masses (m,)
-  const T *log_sum, *mass;  // as above
-  T* df;                    // of this block's rows
-  T k;
-  __device__ T shift(int j) const { return g[j]; }
-  __device__ T weight(int j) const { return weights[j]; }
-  __device__ T power(int row) const { return log_sum[row]; }
-  __device__ T entry(T g_j, T c, T y) const { return cuda::power_of_two(cuda::fused(g_j - c, k, y)); }
-  __device__ T value(int row, T sum) const { return sum * mass[row]; }
-  __device__ void store(int row, T sum) const { df[row] -= sum * mass[row]; }
-};
-
-// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point.
-template <class T, class Crew>
+// The adjoint of one problem, on its crew. `mass` of the crew holds 1 / a in `unrolled`, a at the fixed point. Damped:
+// 1 / R there, and through the iterations only; grad_a and grad_b gather what shifts give, times the masses.
+template <class T, class Crew, bool kDamped = false>
 struct Adjoint {
   const One<T>& p;
   const AdjointCall<T>& call;
@@ -128,18 +42,27 @@ struct Adjoint {
     grad_f = call.grad_f ? call.grad_f + p.k * p.n() : nullptr;
     grad_g = call.grad_g ? call.grad_g + p.k * p.m() : nullptr;
     grad_a = call.grad_a + p.k * p.n(), grad_b = call.grad_b + p.k * p.m();
-    least = least_that_matters(p, call, weight, grad_f, grad_g, team);
+    if constexpr (kDamped)
+      least = least_of_kept(p, call, weight, grad_f, grad_g, team);
+    else
+      least = least_that_matters(p, call, weight, grad_f, grad_g, team);
   }
 
   // df at the last half-step, and the columns' sums for dg there.
   __device__ void first(T* df) {
     team.over(0, team.count, [&](int row) {
       const int i = team.row_begin + row;
+      if constexpr (kDamped) {
+        df[i] = first_of_row(p, i, weight, grad_f, &grad_a[i]);
+        team.row_sum[row] = df[i] * inverse_or_zero(p.kept_a()[i]);
+        return;
+      }
       const T a = p.mass_a(i), mine = grad_f && a > 0 ? grad_f[i] : T(0);
       df[i] = mine;
       team.row_sum[row] = mine * inverse_or_zero(a);
     });
     cuda::sync_block();
+    if constexpr (kDamped) charge = first_charge(df);
     OwnedFirst<T> step{p,           p.f() + team.row_begin, p.alpha() + team.row_begin, team.row_sum,
                        inverse_reg, weight * inverse_reg};
     team.sweep(step);
@@ -170,6 +93,12 @@ struct Adjoint {
           mine += grad_g ? grad_g[j] : T(0);
         else
           mine *= near ? ready.factor : factor_of(p.g_at(t)[j], p.log_g_at(t + 1)[j], powers);
+        if constexpr (kDamped) {
+          const T share = damped_share(t, j, mine, &dg[j]);
+          weights[j] = dg[j] == 0 ? T(0) : dg[j] * rest;
+          most = share == share ? (most < share ? share : most) : T(INFINITY);
+          return;
+        }
         dg[j] = mine = inverse_mass > 0 ? mine : T(0);
         weights[j] = mine == 0 ? T(0) : mine * rest;  // NaN stays
         const T share = magnitude(mine * inverse_mass);
@@ -192,17 +121,32 @@ struct Adjoint {
       team.take_weights(back, columns);
       if (t == 1 || 2 * double(t) * double(team.largest_offer()) <= least) break;
       ready = make_ready(ahead, ready, powers), ahead = look_ahead(t - 2);
-      team.sweep_with(back, columns);
+      if constexpr (kDamped) {
+        const T* kept = p.shift_at(t - 1);
+        pulled = p.all.marginals.shifted ? charge.back(kept[1], kept[2]) : charge.back(0, 0);
+        DampedOwnedBack<T> damped(back, T(charge.lambda_a), pulled, grad_a + team.row_begin);
+        team.sweep_with(damped, columns);
+      } else {
+        team.sweep_with(back, columns);
+      }
     }
     if (team.leads()) call.first[p.k] = t;
     const int64_t steps = last - t + 1;
     for (int row = team.warp; row < team.count; row += team.warps) {
       const int i = team.row_begin + row;
       const T sum = sum_over(df_at(t) + i, steps, p.n());
+      if constexpr (kDamped) {
+        if (team.lane == 0) grad_a[i] = (grad_a[i] + p.reg() * sum / T(charge.lambda_a)) * inverse_or_zero(p.mass_a(i));
+        continue;
+      }
       if (team.lane == 0) grad_a[i] = weight * p.alpha()[i] + p.reg() * sum * inverse_or_zero(p.mass_a(i));
     }
     for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) {
       const T sum = sum_over(dg_at(t) + j, steps, p.m());
+      if constexpr (kDamped) {
+        if (team.lane == 0) grad_b[j] = (grad_b[j] + p.reg() * sum / T(charge.lambda_b)) * inverse_or_zero(p.mass_b(j));
+        continue;
+      }
       if (team.lane == 0) grad_b[j] = p.reg() * sum * inverse_or_zero(p.mass_b(j));
     }
   }
@@ -237,6 +181,30 @@ struct Adjoint {
   }
 
  private:
+  ChargeOfColumns charge{};  // damped, as what follows
+  PulledShift pulled;
+
+  // Ahead of a barrier of the crew: what is offered then lies where its total was.
+  __device__ ChargeOfColumns first_charge(const T* df) {
+    double sum = 0;
+    team.over(team.row_begin, team.row_end, [&](int i) { sum -= df[i]; });
+    team.over(team.col_begin, team.col_end, [&](int j) {
+      grad_b[j] = 0;
+      if (grad_g && p.kept_b()[j] > 0) sum += grad_g[j];
+    });
+    const Damped<T> rows = Damped<T>::rows(p, 0), columns = Damped<T>::columns(p, 0);
+    return {team.total(sum), rows.lambda, columns.lambda, p.all.marginals};
+  }
+  // lambda_b dg_t of a column from the sum over its rows, and its size per mass.
+  __device__ T damped_share(int64_t t, int j, T sum, T* dg) {
+    const bool shifted = p.all.marginals.shifted, part = p.kept_b()[j] > 0;
+    const Damped<T> side = Damped<T>::columns(p, shifted ? double(p.shift_at(t)[0]) : 0);
+    const T kept = part ? side.kept(p.mass_b(j), p.log_g_at(t)[j]) : T(0);
+    grad_b[j] -= T(pulled.of_b) * kept;
+    *dg = part ? side.lambda * (sum + T(pulled.columns) * kept) : T(0);
+    return magnitude(*dg) * inverse_or_zero(kept_or_nothing(kept));
+  }
+
   // What a thread needs of its first row and column at step t: on its way during the step before the last, ready before
   // the sums come. Where a sweep is short and leaves registers.
   static constexpr bool kLooksAhead = !Crew::kSharedShift;
@@ -269,7 +237,9 @@ struct Adjoint {
   // 1 / a, with what rounding took from the row's powers in both softmaxes.
   __device__ T scale_of(T f, T log_f, const Powers<T>& powers) const {
     const T rest = powers.rest_of_row(f);
-    return f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+    const T found = f > -T(INFINITY) ? rest_of(f, log_f, inverse_reg, T(-1)) * rest * rest : T(0);
+    if constexpr (kDamped) return found < T(1 / Rules<T>::kLeastMass) ? found : T(0);
+    return found;
   }
   // The mass of a column behind iteration t, likewise, from g_t and log_g_(t+1).
   __device__ T factor_of(T g, T log_next, const Powers<T>& powers) const {
@@ -307,11 +277,29 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   if constexpr (kCluster) team.sync();  // others may still read this block's sums
 }
 
+template <class T, int kQ, int kR, int kKeep>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    owned_unbalanced_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch,
+                                    const __grid_constant__ AdjointCall<T> call, int first_problem) {
+  const bool grid = !one_block(batch.plan.regime);
+  const int64_t k = problem_of<false>(grid, first_problem);
+  const One<T> p{batch, k};
+  using Team = Owned<T, kQ, kR, kKeep, false>;
+  Team team(p.all.plan.back, grid, p.n(), p.m(), p.cost(), p.work(), p.all.own_barrier);
+  Adjoint<T, Team, true> adjoint(p, call, team);
+  adjoint.unrolled();
+}
+
 }  // namespace
 
 template <class T>
 const char* adjoint_owned(const DeviceProblem<T>& p, const AdjointCall<T>& call, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.back;
+  if (!p.marginals.exact())
+    return with_plain_shape<T>(plan, [&](auto shape) {
+      using S = decltype(shape);
+      return launch_owned(owned_unbalanced_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps>, plan, p, call, stream);
+    });
   return with_shape<T>(plan, [&](auto shape) {
     using S = decltype(shape);
     const auto kernel = call.implicit ? owned_adjoint_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters, true>

@@ -87,20 +87,6 @@ __device__ void at_the_fixed_point(const One<T>& p, const AdjointCall<T>& call, 
   if (team.leads() && !converged) cuda::atomic_or(p.flags(), kFlagNotConverged);
 }
 
-// The largest entry of a vector over the largest mass that was kept. Not each over its own: one of next to nothing would
-// say that nothing else matters.
-template <class T>
-__device__ double largest_share(const T* x, const T* kept, T lambda, int begin, int end, Crew& crew) {
-  double most = 0, of_mass = 0;
-  if (x)
-    crew.over(begin, end, [&](int k) {
-      const double here = kept[k] > 0 ? magnitude(x[k]) : 0;
-      most = most < here ? here : most, of_mass = of_mass < kept[k] ? kept[k] : of_mass;
-    });
-  most = crew.largest(most), of_mass = crew.largest(of_mass);
-  return most > 0 ? lambda * most / of_mass : 0;
-}
-
 template <class T, bool kGrid, bool kImplicit>
 __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     unbalanced_adjoint_kernel(const __grid_constant__ DeviceProblem<T> batch,
@@ -115,19 +101,12 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   const int64_t last = kImplicit ? k : k * p.all.max_iter + *p.n_iter() - 1;
   T *df = call.df + last * p.n(), *grad_a = call.grad_a + k * p.n(), *grad_b = call.grad_b + k * p.m();
   const Damped<T> rows = Damped<T>::rows(p, 0), columns = Damped<T>::columns(p, 0);  // their lambdas alone
-  const double of_f = largest_share(grad_f, p.kept_a(), rows.lambda, team.row_begin, team.row_end, team);
-  const double of_g = largest_share(grad_g, p.kept_b(), columns.lambda, team.col_begin, team.col_end, team);
-  const double least = call.tolerance * (magnitude(weight) + of_f + of_g);
+  const double least = least_of_kept(p, call, weight, grad_f, grad_g, team);
 
-  // <P, C> = <P, C - alpha> + sum_i alpha_i R_i: the second pulls f_i by -alpha_i R_i / rho_a, a_i by alpha_i R_i /
-  // (lambda_a a_i). <P, C - alpha> adds nothing to the charge: its rows sum to 0.
-  const T pull = T(inverse_of(held.rho_a));
   double of_columns = 0;
   team.over(team.row_begin, team.row_end, [&](int i) {
-    const T kept = p.kept_a()[i], moved = weight * p.alpha()[i] * kept;
-    const T mine = kept > 0 ? (grad_f ? grad_f[i] : T(0)) - moved * pull : T(0);
-    df[i] = rows.lambda * mine;
-    grad_a[i] = (moved / rows.lambda + p.reg() * mine) * inverse_or_zero(p.mass_a(i));
+    df[i] = first_of_row(p, i, weight, grad_f, &grad_a[i]);
+    grad_a[i] = (grad_a[i] + p.reg() * df[i] / rows.lambda) * inverse_or_zero(p.mass_a(i));
     of_columns -= df[i];
   });
   team.over(team.col_begin, team.col_end, [&](int j) {

@@ -85,10 +85,10 @@ const char* cuda_forward(const DeviceProblem<T>& p, const ForwardOut<T>& out, in
   const Plan& plan = p.plan;
   if (!one_block(plan.regime))
     if (const char* refused = cuda::clear(p.flags, p.batch * sizeof(int), stream)) return refused;
-  if (!p.marginals.exact()) return forward_unbalanced(p, out, stream);
   if constexpr (sizeof(T) == sizeof(float))
     if (plan.regime == Regime::kRegisters) return small_forward(p, out, stream);
   if (plan.owned.threads > 0) return forward_owned(p, out, stream);
+  if (!p.marginals.exact()) return forward_unbalanced(p, out, stream);
   return launch_team(forward_kernel<T, false>, forward_kernel<T, true>, p, out, stream);
 }
 template const char* cuda_forward<float>(const DeviceProblem<float>&, const ForwardOut<float>&, int, cuda::Stream);

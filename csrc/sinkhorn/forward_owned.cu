@@ -8,6 +8,7 @@
 #include "sinkhorn/forward_ends.cuh"
 #include "sinkhorn/owned_launch.cuh"
 #include "sinkhorn/relaxation.h"
+#include "sinkhorn/unbalanced.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -42,7 +43,21 @@ struct OwnedStart {
   __device__ void look(T c) { bad |= !(c >= -Rules<T>::kMax); }
 };
 
+// What the half-steps of a side do beyond exact ones: nothing, or `kept` of the masses that this thread finished, and shifts.
+template <class T, bool kDamped>
+struct SideOf {
+  static __device__ SideOf rows(const One<T>&, double) { return {}; }
+  static __device__ SideOf columns(const One<T>&, double) { return {}; }
+};
 template <class T>
+struct SideOf<T, true> {
+  Damped<T> side;
+  double kept;
+  static __device__ SideOf rows(const One<T>& p, double shifted) { return {Damped<T>::rows(p, shifted), 0}; }
+  static __device__ SideOf columns(const One<T>& p, double shifted) { return {Damped<T>::columns(p, shifted), 0}; }
+};
+
+template <class T, bool kDamped>
 struct OwnedIterate {
   static constexpr bool kRows = true, kWeighted = false, kLooks = false, kMends = true, kOnce = false;
   One<T> p;
@@ -51,6 +66,7 @@ struct OwnedIterate {
   T *f, *log_f;         // f_t and its log-sums, of this block's rows
   T k, inverse_reg;
   bool relaxed, wrong;
+  SideOf<T, kDamped> of;
 
   __device__ T shift(int j) const { return g[j]; }
   __device__ T power(int row) const { return potential[row] * k; }
@@ -58,7 +74,7 @@ struct OwnedIterate {
   __device__ T value(int row, T sum) {
     const T a = mass[row];
     if (!(a > 0)) return 0;
-    const T ratio = cuda::quotient(a, sum), y = relaxed ? ratio * cuda::root(ratio) : ratio;
+    const T ratio = cuda::quotient(a, sum), y = grown(row, sum, ratio);
     const bool sound = y > 0 && Range<T>::row(sum, y);
     wrong |= !sound;
     return sound ? y : T(0);
@@ -71,34 +87,51 @@ struct OwnedIterate {
     }
     // what the rounding of `power` took from the entries
     const T lost = a > 0 ? cuda::fused(before, k, -power(row)) * T(0.6931471805599453) : T(0);
-    const T log_sum = cuda::log_of(sum) + lost;
-    write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY),
-          log_sum_without(before, inverse_reg, log_sum));
+    const T log_sum = cuda::log_of(sum) + lost, of_row = log_sum_without(before, inverse_reg, log_sum);
+    if constexpr (kDamped)
+      write(row, a > 0 ? before + p.reg() * ((cuda::log_of(a) - log_sum) + of.side.log_kept(of_row)) : -T(INFINITY),
+            of_row);
+    else
+      write(row, a > 0 ? before + p.reg() * (cuda::log_of(a) - log_sum) : -T(INFINITY), of_row);
   }
 
   __device__ bool to_mend(int row) const { return !(log_f[row] == log_f[row]); }
   // The power of the row's new potential, from the sum of its entries against 2^(shift k).
-  __device__ T mended(int row, T shift, T sum) const {
-    return then(row, half_step(mass[row], log_sum(shift, sum), p.reg())) * k;
-  }
+  __device__ T mended(int row, T shift, T sum) const { return then(row, exact_step(row, log_sum(shift, sum))) * k; }
   __device__ void store_mended(int row, T shift, T sum) {
-    const T of_row = log_sum(shift, sum), next = half_step(mass[row], of_row, p.reg());
+    const T of_row = log_sum(shift, sum), next = exact_step(row, of_row);
     if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
     write(row, next, of_row);
   }
 
  private:
+  // The factor of the row's entries.
+  __device__ T grown(int row, T sum, T ratio) const {
+    if constexpr (kDamped) {
+      const T log_sum = log_sum_without(potential[row], inverse_reg, cuda::log_of(sum));
+      return ratio * cuda::exp_of(of.side.log_kept(log_sum));
+    } else {
+      return relaxed ? ratio * cuda::root(ratio) : ratio;
+    }
+  }
+  __device__ T exact_step(int row, T of_row) const {
+    if constexpr (kDamped) return of.side.step(mass[row], of_row, p.reg());
+    return half_step(mass[row], of_row, p.reg());
+  }
   __device__ T log_sum(T shift, T sum) const { return shift * inverse_reg + cuda::log_of(sum); }
   __device__ T then(int row, T next) const { return relaxed ? over_relaxed(next, potential[row]) : next; }
   __device__ void write(int row, T next, T of_row) {
-    next = then(row, next);
+    if constexpr (kDamped)
+      of.kept += of.side.kept(mass[row], of_row);
+    else
+      next = then(row, next);
     log_f[row] = mass[row] > 0 ? of_row : T(INFINITY);
     potential[row] = f[row] = next;
   }
 };
 
 // g_(t+1) of one column from the sum of its entries.
-template <class T>
+template <class T, bool kDamped>
 struct ColumnStep {
   One<T> p;
   const T *f, *g_before;  // f_t (n,); g_t, or null: g_0
@@ -108,6 +141,7 @@ struct ColumnStep {
   T near_mass, near_g;  // its mass and g_t
   T inverse_reg;
   bool relaxed, wrong;
+  SideOf<T, kDamped> of;
 
   __device__ void step(int j, T sum) {
     const T b = j == near ? near_mass : p.mass_b(j), before = !g_before ? g_0 : j == near ? near_g : g_before[j];
@@ -116,9 +150,13 @@ struct ColumnStep {
       wrong = true;
       return;
     }
-    const T log_sum = cuda::log_of(sum);
-    write(j, b, before, b > 0 ? before + p.reg() * (cuda::log_of(b) - log_sum) : -T(INFINITY),
-          log_sum_without(before, inverse_reg, log_sum));
+    const T log_sum = cuda::log_of(sum), of_column = log_sum_without(before, inverse_reg, log_sum);
+    if constexpr (kDamped)
+      write(j, b, before,
+            b > 0 ? before + p.reg() * ((cuda::log_of(b) - log_sum) + of.side.log_kept(of_column)) : -T(INFINITY),
+            of_column);
+    else
+      write(j, b, before, b > 0 ? before + p.reg() * (cuda::log_of(b) - log_sum) : -T(INFINITY), of_column);
   }
   // Column j exactly; one warp.
   __device__ void mend(int j, int lane) {
@@ -127,15 +165,20 @@ struct ColumnStep {
     for (int i = lane; i < p.n(); i += kWarp) sums.add((f[i] - p.cost()[int64_t(i) * p.m() + j]) * inverse_reg);
     sums = warp_merge(sums);
     if (lane > 0) return;
-    const T b = p.mass_b(j), next = half_step(b, sums.value(), p.reg());
+    const T b = p.mass_b(j), next = exact_step(b, sums.value());
     if (next == T(INFINITY)) cuda::atomic_or(p.flags(), kFlagForbidden);
     write(j, b, g_before ? g_before[j] : g_0, next, sums.value());
   }
 
  private:
+  __device__ T exact_step(T b, T of_column) const {
+    if constexpr (kDamped) return of.side.step(b, of_column, p.reg());
+    return half_step(b, of_column, p.reg());
+  }
   __device__ void write(int j, T b, T before, T next, T of_column) {
     log_g[j] = b > 0 ? of_column : T(INFINITY);
-    g[j] = relaxed ? over_relaxed(next, before) : next;
+    if constexpr (kDamped) of.kept += of.side.kept(b, of_column);
+    g[j] = !kDamped && relaxed ? over_relaxed(next, before) : next;
   }
 };
 
@@ -179,10 +222,9 @@ __device__ double value_of_rows(Owned<T, kQ, kR, kKeep, kCluster>& team, const T
   return value;
 }
 
-template <class T, int kQ, int kR, int kKeep, bool kCluster>
-__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
-    owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
-                 int first_problem) {
+// Damped: of unbalanced transport (unbalanced.cuh).
+template <bool kDamped, class T, int kQ, int kR, int kKeep, bool kCluster>
+__device__ inline void solve(const DeviceProblem<T>& batch, const ForwardOut<T>& out, int first_problem) {
   const bool grid = !one_block(batch.plan.regime);
   const int64_t k = problem_of<kCluster>(grid, first_problem);
   const One<T> p{batch, k};
@@ -191,7 +233,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   const T inverse_reg = 1 / p.reg(), log2_over_reg = T(kLog2E / double(p.reg()));
   const T f_start = -p.reg() * cuda::log_of(T(p.n())), g_0 = p.init_f() ? T(0) : -f_start;
   double sum_a, sum_b;
-  check_masses(p, team, &sum_a, &sum_b);
+  check_masses(p, team, &sum_a, &sum_b, kDamped ? kFlagSums : 0);
   team.over(0, team.count, [&](int row) {
     const int i = team.row_begin + row;
     const T start = p.init_f() ? p.init_f()[i] : f_start, a = p.mass_a(i);
@@ -204,17 +246,28 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   if (start.bad) cuda::atomic_or(p.flags(), kFlagBadCost);
 
   int64_t t = 1;
-  double error = 0;
+  double error = 0, shifted = 0, kept_a = 0, kept_b = 0;
   Relaxation relaxation(p.all.relax, p.all.tol, p.all.max_iter);
   const bool watches = p.all.tol > 0 || p.all.relax;
   const int near = team.col_begin + team.tid;
   T near_mass = near < team.col_end ? p.mass_b(near) : T(0), near_g = g_0;
   for (;; ++t) {
-    const bool relaxed = relaxation.begin(t);
-    ColumnStep<T> columns{p,           p.f_at(t - 1), t > 1 ? p.g_at(t - 1) : nullptr,
-                          g_0,         p.g_at(t),     p.log_g_at(t),
-                          near,        near_mass,     near_g,
-                          inverse_reg, relaxed,       false};
+    const bool relaxed = !kDamped && relaxation.begin(t);
+    if constexpr (kDamped)
+      if (p.all.marginals.shifted && t > 1) shifted = double(T(shifted + shift(p.all.marginals, kept_a, kept_b)));
+    ColumnStep<T, kDamped> columns{p,
+                                   p.f_at(t - 1),
+                                   t > 1 ? p.g_at(t - 1) : nullptr,
+                                   g_0,
+                                   p.g_at(t),
+                                   p.log_g_at(t),
+                                   near,
+                                   near_mass,
+                                   near_g,
+                                   inverse_reg,
+                                   relaxed,
+                                   false,
+                                   SideOf<T, kDamped>::columns(p, shifted)};
     if (watches && t > 1)
       team.over(team.col_begin, team.col_end, [&](int j) { columns.step(j, team.held[j]); });
     else
@@ -222,26 +275,34 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     if (cuda::any_of_block(columns.wrong))
       for (int j = team.col_begin + team.warp; j < team.col_end; j += team.warps) columns.mend(j, team.lane);
     team.arrive();
-    OwnedIterate<T> iterate{p,
-                            team.potential,
-                            team.mass,
-                            p.g_at(t),
-                            p.f_at(t) + team.row_begin,
-                            p.log_f_at(t) + team.row_begin,
-                            log2_over_reg,
-                            inverse_reg,
-                            relaxed,
-                            false};
+    OwnedIterate<T, kDamped> iterate{p,
+                                     team.potential,
+                                     team.mass,
+                                     p.g_at(t),
+                                     p.f_at(t) + team.row_begin,
+                                     p.log_f_at(t) + team.row_begin,
+                                     log2_over_reg,
+                                     inverse_reg,
+                                     relaxed,
+                                     false,
+                                     SideOf<T, kDamped>::rows(p, shifted)};
     team.sweep(iterate, [&] {
       team.wait();
       if (near < team.col_end) near_g = p.g_at(t)[near];  // arrives during the sweep
     });
+    if constexpr (kDamped)
+      if (p.all.marginals.shifted) {
+        kept_a = team.total(iterate.of.kept), kept_b = team.total(columns.of.kept);
+        if (team.leads()) write_shift(p, t, shifted, kept_a, kept_b);
+      }
     if (!watches && t < p.all.max_iter) continue;
     double mine = 0;
     team.columns([&](int j, T sum) {
       team.held[j] = sum;
       const T mass = p.mass_b(j);
-      if (mass > 0) mine += magnitude(double(sum) - double(mass));
+      T wanted = mass;
+      if constexpr (kDamped) wanted = columns.of.side.kept(mass, p.log_g_at(t)[j]);
+      if (mass > 0) mine += magnitude(double(sum) - double(wanted));
     });
     error = team.total(mine);  // the same on every thread
     if (t == p.all.max_iter || (p.all.tol > 0 && error <= p.all.tol && !relaxed)) break;
@@ -249,19 +310,48 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
   }
 
   T* alpha = p.alpha() + team.row_begin;
+  const Marginals& held = p.all.marginals;
+  const LastStep<T> last_row{held.rho_a, double(p.reg()), shifted, Damped<T>::rows(p, shifted)};
+  const LastStep<T> last_column{held.rho_b, double(p.reg()), -shifted, Damped<T>::columns(p, shifted)};
   double value = value_of_rows(team, p.g_at(t), alpha, inverse_reg), dual = 0;
   team.over(0, team.count, [&](int row) {
     const T f = team.potential[row], a = team.mass[row];
+    if constexpr (kDamped) {
+      const int i = team.row_begin + row;
+      dual += last_row.write(a, p.log_f_at(t)[i], f, p.f() + i, p.last_f() + i, p.kept_a() + i);
+      dual -= last_row.reg * last_row.side.kept(a, p.log_f_at(t)[i]);
+      return;
+    }
     dual += double(without_mass(f, a, p.reg())) * a;
     p.f()[team.row_begin + row] = f;
   });
   team.over(team.col_begin, team.col_end, [&](int j) {
     const T mass = p.mass_b(j), g = p.g_at(t)[j];
+    if constexpr (kDamped) {
+      dual += last_column.write(mass, p.log_g_at(t)[j], g, p.g() + j, p.last_g() + j, p.kept_b() + j);
+      return;
+    }
     dual += double(without_mass(g, mass, p.reg())) * mass;
     p.g()[j] = g;
   });
   value = team.total(value), dual = team.total(dual);
-  report(p, out, team.leads(), t, value, dual - p.reg() * (sum_a - sum_a * sum_b), error);
+  if constexpr (kDamped)
+    report(p, out, team.leads(), t, value, dual + double(p.reg()) * sum_a * sum_b, error);
+  else
+    report(p, out, team.leads(), t, value, dual - p.reg() * (sum_a - sum_a * sum_b), error);
+}
+
+template <class T, int kQ, int kR, int kKeep, bool kCluster>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    owned_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
+                 int first_problem) {
+  solve<false, T, kQ, kR, kKeep, kCluster>(batch, out, first_problem);
+}
+template <class T, int kQ, int kR, int kKeep>
+__global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
+    owned_unbalanced_kernel(const __grid_constant__ DeviceProblem<T> batch, const __grid_constant__ ForwardOut<T> out,
+                            int first_problem) {
+  solve<true, T, kQ, kR, kKeep, false>(batch, out, first_problem);
 }
 
 }  // namespace
@@ -269,6 +359,11 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
 template <class T>
 const char* forward_owned(const DeviceProblem<T>& p, const ForwardOut<T>& out, cuda::Stream stream) {
   const OwnedPlan& plan = p.plan.owned;
+  if (!p.marginals.exact())
+    return with_plain_shape<T>(plan, [&](auto shape) {
+      using S = decltype(shape);
+      return launch_owned(owned_unbalanced_kernel<T, S::kQuads, S::kRows, S::kKeeps>, plan, p, out, stream);
+    });
   return with_shape<T>(plan, [&](auto shape) {
     using S = decltype(shape);
     return launch_owned(owned_kernel<T, S::kQuads, S::kRows, S::kKeeps, S::kClusters>, plan, p, out, stream);

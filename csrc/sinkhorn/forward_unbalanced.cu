@@ -44,10 +44,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(T)), 1)
     team.sweep(iterate);
     if (held.shifted) {
       kept_a = team.total(iterate.kept), kept_b = team.total(kept_b);
-      if (team.leads()) {
-        T* kept = p.shift_at(t);
-        kept[0] = T(shifted), kept[1] = T(kept_a), kept[2] = T(kept_b);
-      }
+      if (team.leads()) write_shift(p, t, shifted, kept_a, kept_b);
     }
     if (p.all.tol > 0 || t == p.all.max_iter) {
       double mine = 0;

@@ -14,7 +14,23 @@ struct Shape {
   static constexpr bool kClusters = kCluster;
 };
 
-// body(Shape) for the shape of the plan. Kernels of doubles own one quad, and keep all of their rows or none.
+// body(Shape) for the shape of the plan where blocks are no cluster and keep all of their rows or none.
+template <class T, class Body>
+const char* with_plain_shape(const OwnedPlan& plan, Body body) {
+  if (plan.quads == 1)
+    return plan.rows == 1 ? body(Shape<1, 1, true>())
+           : plan.kept    ? body(Shape<1, 4, true>())
+                          : body(Shape<1, 4, false>());
+  if constexpr (sizeof(T) == 4) {
+    if (plan.quads == 2) return plan.kept ? body(Shape<2, 4, true>()) : body(Shape<2, 4, false>());
+    if (plan.quads == 4) return plan.kept ? body(Shape<4, 2, true>()) : body(Shape<4, 2, false>());
+    if (plan.quads == 8) return body(Shape<8, 1, false>());
+    return body(Shape<16, 1, false>());
+  }
+  return "more columns than a thread can own";
+}
+
+// body(Shape) for the shape of any plan. Kernels of doubles own one quad, and keep all of their rows or none.
 template <class T, class Body>
 const char* with_shape(const OwnedPlan& plan, Body body) {
   if (plan.clusters) {
@@ -27,17 +43,7 @@ const char* with_shape(const OwnedPlan& plan, Body body) {
     if (plan.held > 0 && plan.quads == 2) return body(Shape<2, 4, kKeepsSome>());
     if (plan.held > 0 && plan.quads == 4) return body(Shape<4, 2, kKeepsSome>());
   }
-  if (plan.quads == 1)
-    return plan.rows == 1 ? body(Shape<1, 1, true>())
-           : plan.kept    ? body(Shape<1, 4, true>())
-                          : body(Shape<1, 4, false>());
-  if constexpr (sizeof(T) == 4) {
-    if (plan.quads == 2) return plan.kept ? body(Shape<2, 4, true>()) : body(Shape<2, 4, false>());
-    if (plan.quads == 4) return plan.kept ? body(Shape<4, 2, true>()) : body(Shape<4, 2, false>());
-    if (plan.quads == 8) return body(Shape<8, 1, false>());
-    return body(Shape<16, 1, false>());
-  }
-  return "more columns than a thread can own";
+  return with_plain_shape<T>(plan, body);
 }
 
 // Which problem a block works on.

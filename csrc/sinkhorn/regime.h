@@ -323,10 +323,10 @@ UK_HOST_DEVICE Plan make_plan(Regime regime, int64_t n, int64_t m, int64_t batch
   return plan;
 }
 
-// The same launch by the general sweep (team.cuh), which is all that unbalanced transport has.
+// The same launch as unbalanced transport has it: not in registers, and its blocks keep all of their rows or none.
 UK_HOST_DEVICE void generalise(Plan& plan) {
   if (plan.regime == Regime::kRegisters) plan.regime = Regime::kBlock;
-  plan.owned.threads = plan.back.threads = 0;
+  plan.owned.held = plan.back.held = 0;
 }
 
 // Side of the square tiles in which blocks make the gradient: the one of least predicted time. That is the tiles that one

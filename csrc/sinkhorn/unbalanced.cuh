@@ -9,6 +9,7 @@
 //
 // 1 - lambda = reg / (rho + reg) is small where rho is large: taken for itself it loses nothing there.
 #pragma once
+#include "sinkhorn/crew.cuh"
 #include "sinkhorn/steps.cuh"
 
 namespace ucmkd {
@@ -49,6 +50,13 @@ struct Damped {
 template <class T>
 __device__ inline T kept_or_nothing(T kept) {
   return kept > T(Rules<T>::kLeastMass) ? kept : T(0);
+}
+
+// How iteration t was shifted and what both sides kept, for the sweep back; by one thread.
+template <class T>
+__device__ inline void write_shift(const One<T>& p, int64_t t, double shifted, double kept_a, double kept_b) {
+  T* at = p.shift_at(t);
+  at[0] = T(shifted), at[1] = T(kept_a), at[2] = T(kept_b);
 }
 
 // f'_t and what the rows kept.
@@ -130,6 +138,41 @@ struct ChargeOfColumns {
   }
 };
 
+// The largest entry of a vector over the largest mass that was kept. Not each over its own: one of next to nothing would
+// say that nothing else matters.
+template <class T>
+__device__ inline double largest_share(const T* x, const T* kept, T lambda, int begin, int end, Crew& crew) {
+  double most = 0, of_mass = 0;
+  if (x)
+    crew.over(begin, end, [&](int k) {
+      const double here = kept[k] > 0 ? magnitude(x[k]) : 0;
+      most = most < here ? here : most, of_mass = of_mass < kept[k] ? kept[k] : of_mass;
+    });
+  most = crew.largest(most), of_mass = crew.largest(of_mass);
+  return most > 0 ? lambda * most / of_mass : 0;
+}
+
+// As least_that_matters of adjoint_ends.cuh.
+template <class T>
+__device__ double least_of_kept(const One<T>& p, const AdjointCall<T>& call, T weight, const T* grad_f, const T* grad_g,
+                                Crew& crew) {
+  const T of_rows = Damped<T>::rows(p, 0).lambda, of_columns = Damped<T>::columns(p, 0).lambda;
+  const double of_f = largest_share(grad_f, p.kept_a(), of_rows, crew.row_begin, crew.row_end, crew);
+  const double of_g = largest_share(grad_g, p.kept_b(), of_columns, crew.col_begin, crew.col_end, crew);
+  return call.tolerance * (magnitude(weight) + of_f + of_g);
+}
+
+// lambda_a df_T of row i, and the gradient of its mass but for that, times the mass: <P, C> = <P, C - alpha> +
+// sum_i alpha_i R_i, and the second pulls f_i by -alpha_i R_i / rho_a, a_i by alpha_i R_i / (lambda_a a_i). <P, C - alpha>
+// adds nothing to the charge: its rows sum to 0.
+template <class T>
+__device__ T first_of_row(const One<T>& p, int i, T weight, const T* grad_f, T* of_mass) {
+  const double rho = p.all.marginals.rho_a;
+  const T lambda = Damped<T>::rows(p, 0).lambda, kept = p.kept_a()[i], moved = weight * p.alpha()[i] * kept;
+  *of_mass = moved / lambda;
+  return kept > 0 ? lambda * ((grad_f ? grad_f[i] : T(0)) - moved * T(inverse_of(rho))) : T(0);
+}
+
 template <class T>
 struct DampedFirst : First<T> {
   using First<T>::p, First<T>::df;
@@ -150,6 +193,7 @@ __device__ inline T damped_row(const One<T>& p, const Damped<T>& side, const Pul
 
 template <class T>
 struct DampedBack : Back<T> {
+  static constexpr int kUnroll = 2;  // four would not fit the registers
   using typename Back<T>::Row;
   using Back<T>::p, Back<T>::t, Back<T>::df, Back<T>::grad_a;
   Damped<T> rows;  // of iteration t - 1
