@@ -146,6 +146,19 @@ def test_both_ways_back_agree(rho, tol, monkeypatch):
         assert distance(got, want, 1e-6) < 1e-9
 
 
+@pytest.mark.parametrize("shape", [(33, 20), (9, 40)], ids=str)
+def test_a_loss_on_potentials_agrees_where_some_rows_keep_next_to_nothing(shape):
+    (C, a, b), unit = problem(Case(*shape, 0.1, 12, "random"))
+    weights = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape]
+    found = []
+    for solve in (reference.sinkhorn, uk.sinkhorn):
+        solved = solve(C, a, b, reg=0.1, max_iter=12, unbalanced=(0.01 * unit, 0.01 * unit))
+        f, g = solved.potentials if solve is uk.sinkhorn else (solved.f, solved.g)
+        found.append(torch.autograd.grad((f * weights[0]).sum() + (g * weights[1]).sum(), (C, a, b)))
+    for want, got in zip(*found, strict=True):
+        assert distance(got, want, 1e-6) < 1e-8
+
+
 def test_gradients_by_finite_differences():
     C, a, b = Case(5, 4, 0.3, 4, "random").tensors()
 

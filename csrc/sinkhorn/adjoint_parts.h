@@ -144,6 +144,19 @@ T greatest_share(const T* x, const T* inverse_mass, int64_t count) {
   }
   return greatest;
 }
+// The same of what is given for a side. Unbalanced, over the largest mass that was kept: one that kept next to nothing must
+// not make all others small.
+template <class T>
+T greatest_share(const T* x, const Masses<T>& side) {
+  if (side.exact()) return greatest_share(x, side.inverse, side.size);
+  T greatest = 0, most = 0;
+  for (int64_t k = 0; x && k < side.size; ++k) {
+    const T size = side.mass[k] > 0 ? (x[k] < 0 ? -x[k] : x[k]) : 0;
+    greatest = size > greatest ? size : greatest;
+    most = side.kept[k] > most ? side.kept[k] : most;
+  }
+  return most > 0 ? greatest * T(side.lambda) / most : 0;
+}
 
 // s_j = sum_i P_ij (weight (C_ij - alpha_i) + extra_i): the first adjoint of the columns.
 template <class T>
@@ -176,8 +189,7 @@ template <class T>
 T least_that_matters(const sinkhorn::View<T>& p, const sinkhorn::Seed<T>& seed, const BothMasses<T>& masses) {
   const T weight = seed.value_weight < 0 ? -seed.value_weight : seed.value_weight;
   return T(sinkhorn::adjoint_tolerance<T>(p.tol)) * p.reg *
-         (weight + greatest_share(seed.grad_f, masses.a.inverse, p.n) +
-          greatest_share(seed.grad_g, masses.b.inverse, p.m));
+         (weight + greatest_share(seed.grad_f, masses.a) + greatest_share(seed.grad_g, masses.b));
 }
 
 }  // namespace UK_LEVEL
