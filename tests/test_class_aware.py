@@ -180,6 +180,67 @@ def test_class_masses_scale_y_to_x_and_count_what_is_left_out():
     assert masses.left_out_x == 1 and masses.left_out_y == 1
 
 
+RHOS = {"both": (0.4, 0.4), "rows": (0.3, INF), "columns": (INF, 1.5), "exact": (INF, INF)}
+
+
+@pytest.mark.parametrize("reg_scale", [None, "mean"])
+@pytest.mark.parametrize("objective", ["transport", "regularized"])
+@pytest.mark.parametrize("rho", RHOS)
+def test_unbalanced_classes_are_one_problem(rho, objective, reg_scale):
+    """Plain iterates, from a call per class, against the reference's one problem, +inf between classes."""
+    (x, y, _), y_labels = problem(n=21, m=30)
+    x_labels = torch.tensor([0, 1, 3, 3, 0, 0, 0]).repeat(3)  # shares that differ from those of y
+    between = torch.zeros(21, 4, dtype=x.dtype).masked_fill(torch.arange(4) != x_labels[:, None], INF)
+    masses = class_masses(x_labels, y_labels, 4, x.dtype)
+    scale = 1.0
+    if reg_scale is not None:
+        inside = x_labels[:, None] == y_labels
+        scale = reference.cost(x.detach(), y.detach(), "l2")[inside].mean().item()
+    options = {"metric": "l2", "objective": objective, "max_iter": 7}
+    want = reference.sinkhorn_loss(
+        x, y, masses.a, masses.b, class_cost=between, y_labels=y_labels, reg=0.5 * scale,
+        unbalanced=tuple(scale * one for one in RHOS[rho]), **options,
+    )  # fmt: skip
+    convergence = uk.Convergence()
+    got = uk.class_conditional_loss(
+        x, y, x_labels, y_labels, classes=4, reg=0.5, reg_scale=reg_scale, unbalanced=RHOS[rho],
+        convergence=convergence, **options,
+    )  # fmt: skip
+    assert relative(got, want) < 1e-10
+    for g, w in zip(*(torch.autograd.grad(z, (x, y)) for z in (got, want)), strict=True):
+        assert relative(g, w) < 1e-9
+    one = uk.class_conditional_loss(
+        x, y, x_labels, y_labels, classes=4, reg=0.5, reg_scale=reg_scale, unbalanced=RHOS[rho],
+        return_result=True, **options,
+    )  # fmt: skip
+    assert abs(convergence.marginal_error - one.marginal_error) < 1e-12
+
+
+@pytest.mark.parametrize("grad", ["implicit", "envelope"])
+def test_unbalanced_classes_meet_one_problem_where_they_converge(grad):
+    (x, y, _), y_labels = problem(n=21, m=30)
+    x_labels = torch.arange(21) % 4  # y has no class 2
+    options = {"reg": 0.2, "unbalanced": 0.6, "grad": grad, "tol": 1e-11, "max_iter": 2000, "classes": 4}
+    options["objective"] = "regularized"
+    got = uk.class_conditional_loss(x, y, x_labels, y_labels, **options)
+    want = uk.class_conditional_loss(x, y, x_labels, y_labels, return_result=True, **options)
+    assert relative(got, want.value_regularized) < 1e-9 and want.plan().sum() < 0.99
+    grads = (torch.autograd.grad(z, (x, y)) for z in (got, want.value_regularized))
+    assert all(relative(g, w) < 1e-6 for g, w in zip(*grads, strict=True))
+
+
+def test_an_infinite_rho_is_balanced_class_by_class():
+    (x, y, _), y_labels = problem(n=21, m=30)
+    x_labels = torch.arange(21) % 4
+    exact, none, large = (
+        uk.class_conditional_loss(x, y, x_labels, y_labels, classes=4, unbalanced=rho, max_iter=50)
+        for rho in ((INF, None), None, 1e7)
+    )
+    assert torch.equal(exact, none) and relative(large, none) < 1e-5
+    with pytest.raises(ValueError, match="unbalanced must be a number above 0"):
+        uk.class_conditional_loss(x, y, x_labels, y_labels, classes=4, unbalanced=-1.0)
+
+
 def test_beta_between_is_a_price():
     (x, y, _), y_labels = problem(n=12, m=14)
     x_labels = torch.arange(12) % 4

@@ -88,6 +88,20 @@ def test_pull_and_partners_are_what_they_say():
     assert all(parameter.grad is None for parameter in step.student.parameters())
 
 
+def test_partners_of_an_unbalanced_plan_are_counted_in_what_a_row_still_sends():
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(9, 6), torch.arange(9) % 4, teacher_feature=torch.randn(7, 8))
+    step = Step(student(), FrozenTeacher(teacher()))
+    found = diagnose(step, batch, Transport("l2", 0.3, 50, (0.4, 0.4)))
+    z = step.student.encode(batch.x).detach()
+    options = {"metric": "l2", "reg": 0.3, "max_iter": 50, "unbalanced": 0.4}
+    plan = uk.sinkhorn_loss(z, batch.teacher_feature, **options, return_result=True).plan()
+    assert plan.sum() < 0.8
+    rows = [torch.distributions.Categorical(probs=row).entropy() for row in plan]
+    torch.testing.assert_close(found["probe_partners"], torch.stack(rows).mean().exp())
+    assert 1 <= found["probe_partners"] <= 7
+
+
 @cache
 def _taught(width):
     model = teacher(width=width)

@@ -37,6 +37,17 @@ def test_few_iterations_lead_to_the_same_student(method):
     assert kept.bank.ne(0).all() and kept.student.ne(0).all() and kept.last_bank.sum() == 48
 
 
+def test_unbalanced_alignment_starts_warm_as_well():
+    """The bank comes first in the warm problem: a pair must hold the sides that it holds in the cold one."""
+    for pair in (0.4, [0.4, None]):
+        options = {**OPTIONS, "unbalanced": pair}
+        _, warm, got = run("feature", warm_start=1e-5, options=options)
+        _, cold, want = run("feature", options=options)
+        assert (got - want).norm() <= 2e-2 * want.norm()
+        assert warm.history[-1]["fa"] == pytest.approx(cold.history[-1]["fa"], rel=2e-2)
+        assert warm.history[-1]["fa_iterations"] < 100
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     settings = {"warm_start": 1e-4, "checkpoint_every": 2, "batch_size": 24, "teacher_batch_size": 16}
     _, whole, want = run(folder=tmp_path, **settings)

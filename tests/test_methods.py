@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.methods import FrozenTeacher, LossMethod, Step, available_methods, build_method, register
 from ucmkd_fast.methods import base as registry
 from ucmkd_fast.models import Classifier
+from ucmkd_fast.reference import sinkhorn as reference
 
 METHODS = {
     "ce": {"label_smoothing": 0.1},
@@ -289,7 +291,81 @@ def test_defaults_are_those_of_the_presets():
     )
     published = build_method("ucmkd", preset="published-code").options
     assert (published.transport.metric, published.inner_lr, published.inner_wd) == ("cosine", 5e-5, 0.05)
-    assert paper.transport[1:] == published.transport[1:] == (0.1, 100)
+    assert paper.transport[1:] == published.transport[1:] == (0.1, 100, None)
+
+
+UNBALANCED = {
+    "feature": {"metric": "l2", "reg": 0.5},
+    "joint": {"metric": "l2", "reg": 0.5},
+    "ucmkd": {"reg": 0.5},
+    "ucmkd, published code": {"preset": "published-code", "inner_lr": 1e-3},
+    "ucmkd, second order": {"reg": 0.5, "order": 2},
+}
+
+
+@pytest.mark.parametrize("pair", [(0.7, 0.7), (0.7, None), (None, 0.7)])
+@pytest.mark.parametrize("name", UNBALANCED)
+def test_unbalanced_alignment_is_the_references(name, pair):
+    options, built = UNBALANCED[name], name.partition(",")[0]
+    step, batch = make_step(), make_batch()
+    z = copy.deepcopy(step.student).encode(batch.x)
+    rho = tuple(math.inf if one is None else one for one in pair)
+    metric, reg = options.get("metric", "cosine" if "preset" in options else "l2"), options.get("reg", 0.1)
+    want = reference.sinkhorn_loss(
+        z, batch.teacher_feature, metric=metric, reg=reg, max_iter=100, unbalanced=rho
+    )
+    parts = build_method(built, unbalanced=list(pair), **options).backward(step, batch)
+    torch.testing.assert_close(parts["fa"], want.detach(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", UNBALANCED)
+def test_unbalanced_alignment_moves_the_student_otherwise(name):
+    options, built = UNBALANCED[name], name.partition(",")[0]
+
+    def gradient(**more):
+        step, batch = make_like(start), copy.copy(sample)
+        build_method(built, **options, **more).backward(step, batch)
+        return torch.cat([p.grad.flatten() for p in step.student.parameters()])
+
+    start, sample = make_step(), make_batch()
+    exact = gradient()
+    for same in (None, math.inf, [math.inf, None]):
+        assert torch.equal(gradient(unbalanced=same), exact)
+    assert (gradient(unbalanced=0.3) - exact).abs().max() > 1e-9
+
+
+def test_unbalanced_feature_gradient_is_the_formula():
+    step, batch = make_step(), make_batch()
+    twin = copy.deepcopy(step.student)
+    build_method("feature", reg=0.3, unbalanced=0.5, fa_weight=2.0).backward(step, batch)
+    z = twin.encode(batch.x)
+    fa = reference.sinkhorn_loss(z, batch.teacher_feature, reg=0.3, max_iter=100, unbalanced=(0.5, 0.5))
+    (F.cross_entropy(twin.head(z), batch.y) + 2.0 * fa).backward()
+    for p, q in zip(step.student.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["feature", "joint", "ucmkd", "label-aware-fa", "ucmkd-plus"])
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0, ValueError, "unbalanced must be a number above 0 .* got 0"),
+        (-0.5, ValueError, "above 0 .* got -0.5"),
+        ([0.5, float("nan")], ValueError, "above 0 .* got nan"),
+        ("0.5", TypeError, r"unbalanced must be rho > 0 or a pair \(rho_a, rho_b\).* got str"),
+        (True, TypeError, "got bool"),
+        ([0.1, 0.2, 0.3], TypeError, r"a pair \(rho_a, rho_b\), got 3 values"),
+    ],
+)
+def test_an_unbalanced_that_is_none_is_refused(name, value, error, said):
+    with pytest.raises(error, match=said):
+        build_method(name, unbalanced=value)
+
+
+@pytest.mark.parametrize("name", ["ce", "kd", "rkd", "fitnet", "prototype-kd"])
+def test_methods_without_alignment_have_no_unbalanced(name):
+    with pytest.raises(ValueError, match=f"method '{name}' has no option 'unbalanced'; its options are"):
+        build_method(name, unbalanced=0.5)
 
 
 def test_registry_refuses_a_name_twice():

@@ -12,10 +12,12 @@ from bilevel_models import CLASSES, INPUTS, WIDTH, mlp
 from distiller_problem import STUDENT_TRAIN, STUDENT_UNLABELLED, TEACHER_TRAIN, student, teacher, weights
 from host_reads import NoHostRead, forbid_python_reads
 
+from ucmkd_fast.alignment import TeacherBank, labelling_plan
 from ucmkd_fast.data import UNLABELLED, FeatureBank, TensorData, balanced_rows
 from ucmkd_fast.data.batch import Batch
 from ucmkd_fast.distiller import Distiller
 from ucmkd_fast.methods import FrozenTeacher, Step, build_method
+from ucmkd_fast.ops.class_conditional import class_masses
 from ucmkd_fast.reference import sinkhorn as reference
 
 N, U, M = 7, 9, 15
@@ -59,25 +61,40 @@ def per_class_fa(z, batch, reg, max_iter):
     )
 
 
-def held_plan(cost, b, reg, max_iter):
+def one_problem_fa(z, batch, reg, max_iter, rho):
+    """The same with masses held by rho KL: one problem, whose cost is +inf between classes."""
+    between = torch.full((N, CLASSES), torch.inf, dtype=z.dtype).scatter(1, batch.y[:, None], 0)
+    a, b, *_ = class_masses(batch.y, batch.teacher_y, CLASSES, z.dtype)
+    return reference.sinkhorn_loss(
+        z, batch.teacher_feature, a, b, reg=reg, max_iter=max_iter, unbalanced=rho, class_cost=between,
+        y_labels=batch.teacher_y,
+    )  # fmt: skip
+
+
+def held_plan(cost, b, reg, max_iter, rho=None):
     """<P, C> whose gradient holds P constant."""
-    solution = reference.sinkhorn(cost.detach(), None, b, reg=reg, max_iter=max_iter)
+    solution = reference.sinkhorn(
+        cost.detach(), None, b, reg=reg, max_iter=max_iter, unbalanced=rho, grad="envelope"
+    )
     return (reference.plan(cost.detach(), solution.f, solution.g, reg) * cost).sum()
 
 
-def expected_label_aware(student, step, batch, bank):
+def expected_label_aware(student, step, batch, bank, rho=None):
     z = student.encode(batch.x)
-    ce, fa = F.cross_entropy(student.head(z), batch.y), per_class_fa(z, batch, 0.2, 15)
+    ce = F.cross_entropy(student.head(z), batch.y)
+    fa = per_class_fa(z, batch, 0.2, 15) if rho is None else one_problem_fa(z, batch, 0.2, 15, rho)
     return {"loss": ce + 0.6 * fa, "ce": ce, "fa": fa}
 
 
-def expected_self_training(student, step, batch, bank, alpha=0.0):
+def expected_self_training(student, step, batch, bank, alpha=0.0, rho=None):
     logits, logits_u = student(batch.x), student(batch.unlabelled_x)
     ce = F.cross_entropy(logits, batch.y, label_smoothing=0.2)
     cost = -F.log_softmax(logits_u, -1)
-    pseudo, labelled = held_plan(cost, None, 0.5, 6), ce
+    pseudo, labelled = held_plan(cost, None, 0.5, 6, rho), ce
     if alpha:
-        found = reference.sinkhorn(cost.detach(), None, None, reg=0.5, max_iter=6)
+        found = reference.sinkhorn(
+            cost.detach(), None, None, reg=0.5, max_iter=6, unbalanced=rho, grad="envelope"
+        )
         q = U * reference.plan(cost.detach(), found.f, found.g, 0.5)
         even = torch.full((CLASSES, CLASSES), 0.4 / (CLASSES - 1), dtype=torch.float64).fill_diagonal_(0.6)
         kl, kl_u = (
@@ -89,18 +106,21 @@ def expected_self_training(student, step, batch, bank, alpha=0.0):
     return {"loss": labelled + 2.0 * (0.1 / 0.4) * pseudo, "ce": ce, "pseudo": pseudo}
 
 
-def expected_plus(student, step, batch, bank, unlabelled_alpha=0.0):
+def expected_plus(student, step, batch, bank, unlabelled_alpha=0.0, rho=None, by_class=None):
     z, zu = student.encode(batch.x), student.encode(batch.unlabelled_x)
     logits, log_p = student.head(z), F.log_softmax(student.head(zu), -1)
-    ce, fa = F.cross_entropy(logits, batch.y), per_class_fa(z, batch, 0.2, 15)
+    ce = F.cross_entropy(logits, batch.y)
+    fa = per_class_fa(z, batch, 0.2, 15) if rho is None else one_problem_fa(z, batch, 0.2, 15, rho)
     soft = F.softmax(step.teacher.head(batch.teacher_feature) / 3, -1)
     kl = F.kl_div(F.log_softmax(logits / 3, -1), soft, reduction="batchmean")
     feature, labels = bank
     mass = (1 / torch.bincount(labels).double())[labels] / CLASSES
     cost = reference.cost(zu, feature, "cosine") - log_p[:, labels]
-    labelling = held_plan(cost, mass, 0.4, 7)
+    labelling = held_plan(cost, mass, 0.4, 7, by_class)
     if unlabelled_alpha:
-        found = reference.sinkhorn(cost.detach(), None, mass, reg=0.4, max_iter=7)
+        found = reference.sinkhorn(
+            cost.detach(), None, mass, reg=0.4, max_iter=7, unbalanced=by_class, grad="envelope"
+        )
         plan = U * reference.plan(cost.detach(), found.f, found.g, 0.4)
         soft = F.softmax(step.teacher.head(feature) / 3, -1)
         by_class = torch.stack([soft[labels == k].mean(0) for k in range(CLASSES)])
@@ -139,6 +159,26 @@ CASES = {
     "ucmkd-plus, taught without labels": (
         partial(expected_plus, unlabelled_alpha=0.6),
         {**PLUS, "unlabelled_alpha": 0.6},
+    ),
+    "label-aware-fa, unbalanced": (
+        partial(expected_label_aware, rho=(0.5, 0.5)),
+        {**FA, "unbalanced": 0.5},
+    ),
+    "label-aware-fa, unbalanced on the teacher's side": (
+        partial(expected_label_aware, rho=(torch.inf, 0.3)),
+        {**FA, "unbalanced": [None, 0.3]},
+    ),
+    "self-training, classes held by rho": (
+        partial(expected_self_training, alpha=0.7, rho=(torch.inf, 0.6)),
+        {**SELF, **KD, "softness": 0.4, "unbalanced": 0.6},
+    ),
+    "ucmkd-plus, unbalanced": (
+        partial(expected_plus, unlabelled_alpha=0.6, rho=(0.5, 0.5), by_class=(torch.inf, 0.8)),
+        {**PLUS, "unlabelled_alpha": 0.6, "unbalanced": 0.5, "unlabelled_unbalanced": 0.8},
+    ),
+    "ucmkd-plus, unbalanced labels alone": (
+        partial(expected_plus, by_class=(torch.inf, 0.8)),
+        {**PLUS, "unlabelled_alpha": 0.0, "unlabelled_unbalanced": 0.8},
     ),
     "prototype-kd": (expected_prototypes, {**KD, "feature_weight": 0.5}),
 }
@@ -199,6 +239,24 @@ def test_the_ramp_starts_at_nothing():
     assert torch.allclose(parts["loss"], parts["ce"] + parts["pseudo"])
 
 
+def test_labels_keep_their_samples_mass_whatever_holds_the_classes():
+    """And a large rho is the balanced labelling, a small one the student's own opinion of class shares."""
+    step, batch, bank = problem()
+    log_p = (4 * torch.randn(U, CLASSES, dtype=torch.float64)).log_softmax(-1)
+    z = torch.randn(U, WIDTH, dtype=torch.float64)
+    held = TeacherBank.balanced(*bank)
+
+    def shares(rho):
+        method = build_method("ucmkd-plus", unlabelled_iter=300, unlabelled_unbalanced=rho)
+        _, soft = labelling_plan(step, z, log_p, held, method.labelling)
+        torch.testing.assert_close(soft.sum(1), torch.ones(U, dtype=torch.float64))
+        return soft.mean(0)
+
+    even = torch.full((CLASSES,), 1 / CLASSES, dtype=torch.float64)
+    apart = [(shares(rho) - even).abs().sum().item() for rho in (None, 1e4, 1.0, 1e-2)]
+    assert apart[0] < apart[1] < 1e-2 < apart[2] < apart[3]
+
+
 def test_what_a_method_lacks_is_named():
     step, batch, bank = problem()
     for name in ("ucmkd-plus", "prototype-kd"):
@@ -219,6 +277,8 @@ def test_what_a_method_lacks_is_named():
         ("ucmkd-plus", {"unlabelled_alpha": 1.5}, "unlabelled_alpha"),
         ("ucmkd-plus", {"bank_size": 0}, "bank_size"),
         ("ucmkd-plus", {"unlabelled_reg": 0}, "reg"),
+        ("ucmkd-plus", {"unlabelled_unbalanced": 0}, "unlabelled_unbalanced must be .* > 0, got 0"),
+        ("self-training", {"unbalanced": -1}, "unbalanced must be .* > 0, got -1"),
         ("ucmkd-plus", {"move_weight": -1}, "move_weight"),
         ("self-training", {"reg": 0}, "reg"),
         ("self-training", {"softness": 1.1}, "softness"),

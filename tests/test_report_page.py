@@ -107,6 +107,22 @@ def test_runs_without_a_teacher_or_of_other_widths(root, capsys):
     assert "4 wide and the teacher's 8" in gather(kd).why_not_between
 
 
+def test_an_unbalanced_plan_is_the_methods_own_and_read_by_what_it_moves(root, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra report)")
+    folder = finished_run(root, method={"name": "feature", "unbalanced": [0.2, 0.3]})
+    told = json.loads((folder / "run.json").read_text())["identity"]["method"]["options"]
+    assert told == {"unbalanced": [0.2, 0.3]}
+    report = gather(folder)
+    assert report.between.transport["unbalanced"] == (0.2, 0.3) and report.between.by_method
+    plan = report.between.plan_by_class
+    assert 0.05 < plan.sum() < 0.95
+    status, out, err = call(capsys, "report", folder, "--json")
+    assert status == 0, err
+    assert json.loads(out)["transport"]["unbalanced"] == [0.2, 0.3]
+    text = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"{100 * np.trace(plan) / plan.sum():.0f} % of all mass goes to the class" in text
+
+
 HOSTILE = [
     "$a_{$",
     "<script>x</script>",

@@ -66,6 +66,8 @@ def test_settings_read_back_to_an_equal_run(settings):
         ("method.lamda1", 1, "did you mean 'lambda1'?"),
         ("method.name", "ucmdk", "ucmdk"),
         ("method.n1", -1, "n1"),
+        ("method.unbalanced", 0, "unbalanced must be a number above 0"),
+        ("method.unbalanced", [0.5], "unbalanced must be rho or a pair (rho_a, rho_b), got 1 values"),
         ("student.data.label_per_class", 3, "did you mean 'labels_per_class'?"),
         ("student.data.name", "spoken-digit", "did you mean 'spoken-digits'?"),
         ("student.model.widht", 3, "did you mean 'width'?"),

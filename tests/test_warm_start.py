@@ -59,6 +59,30 @@ def test_new_company_is_over_relaxed_and_gives_the_same_gradient():
     assert relaxed < 0.75 * plain
 
 
+@pytest.mark.parametrize("rho", [0.5, (0.5, None), (None, 0.5)])
+def test_unbalanced_calls_give_the_same_loss_and_are_not_over_relaxed(rho):
+    """A pair is (student's, bank's), although the bank comes first in the problem that is solved."""
+    options = {"reg": 0.05, "tol": 1e-7, "max_iter": 5000, "grad": "implicit", "unbalanced": rho}
+    bank, x = (torch.randn(k, 6, dtype=torch.float64) for k in (80, 60))
+    warm, cold_total, warm_total = WarmStart(80, 60, **options).double(), 0, 0
+    for step in range(6):
+        rows, columns = torch.arange(60), torch.arange(80)
+        if step % 2:
+            rows, columns = torch.randperm(60)[:20], torch.randperm(80)[:30]
+        z = x[rows].requires_grad_()
+        convergence = uk.Convergence()
+        want = uk.sinkhorn_loss(z, bank[columns], convergence=convergence, **options)
+        got = warm(z, rows, bank[columns], columns)
+        assert torch.allclose(got, want, rtol=1e-5)
+        (g,), (w,) = torch.autograd.grad(got, z), torch.autograd.grad(want, z)
+        assert (g - w).abs().max() < 1e-4 * w.abs().max()
+        if step % 2 == 0:
+            again = warm(z.detach(), rows, bank, columns)
+            assert warm.last_n_iter <= 2 and torch.allclose(again, want, rtol=1e-5)
+            cold_total, warm_total = cold_total + int(convergence.n_iter), warm_total + int(warm.last_n_iter)
+    assert 2 * warm_total < cold_total
+
+
 def test_potentials_go_into_the_state_dict():
     first, second = (WarmStart(9, 5, **OPTIONS) for _ in range(2))
     z, bank, rows, columns = torch.randn(5, 3), torch.randn(9, 3), torch.arange(5), torch.arange(9)

@@ -24,6 +24,7 @@ class Transport(NamedTuple):
     metric: str
     reg: float
     max_iter: int
+    unbalanced: tuple[float, float] | None = None
 
 
 #: Elements of the cost from which processes share it; below, an all-reduce an iteration costs more than computing

@@ -21,14 +21,15 @@ class WarmStart(nn.Module):
     have any size; they are buffers of the module and go into its ``state_dict``. The iterations start from the
     bank's potentials. That saves most of them where the same samples come back and only the features have moved: a
     small labelled set against a whole bank. Where either side is drawn anew, potentials belong to other company and
-    save nothing (docs/large-batches.md): such calls are over-relaxed instead, where the gradient allows it. How a call
-    converged is in ``last_marginal_error`` and ``last_n_iter``; it warns of nothing.
+    save nothing (docs/large-batches.md): such calls are over-relaxed instead, where the gradient allows it and they
+    are not ``unbalanced``. How a call converged is in ``last_marginal_error`` and ``last_n_iter``; it warns of nothing.
 
     Args:
         bank_size: samples in the bank.
         student_size: samples in the student's data.
         options: of `sinkhorn_loss`; ``tol`` > 0, as fewer iterations are all that there is to gain. After few
-            iterations ``grad="unrolled"`` knows only those: ``"implicit"`` is the gradient where they lead.
+            iterations ``grad="unrolled"`` knows only those: ``"implicit"`` is the gradient where they lead. A pair
+            ``unbalanced`` is (student's, bank's).
 
     Raises:
         ValueError: ``tol`` is missing or 0, an option that belongs to the call, or ``reg_scale``.
@@ -57,6 +58,8 @@ class WarmStart(nn.Module):
                 f"expected options of one problem, got {', '.join(sorted(taken)) or 'divergence'}: "
                 "call sinkhorn_loss with init="
             )
+        if isinstance(pair := options.get("unbalanced"), (tuple, list)):
+            options["unbalanced"] = tuple(reversed(pair))  # the bank comes first below
         self.options, self.regularized = options, options.get("objective") == "regularized"
         self.reg = float(options.get("reg", 0.1))
         for name, size in (("bank", bank_size), ("student", student_size)):
@@ -106,6 +109,7 @@ class WarmStart(nn.Module):
 
     def _may_relax(self, feature: Tensor) -> bool:
         plain = "accelerate" not in self.options and self.options.get("grad", "unrolled") != "unrolled"
+        plain = plain and self.options.get("unbalanced") is None
         # On a GPU, looking at the samples would wait for the device.
         return plain and feature.device.type == "cpu"
 

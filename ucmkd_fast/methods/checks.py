@@ -6,7 +6,10 @@ import math
 import numbers
 from typing import Any
 
+import torch
+
 from ..alignment import Transport
+from ..ops.arguments import rho_pair
 from ..ops.checks import choice, count_at_least_one, number_at_least_zero, positive_number
 from ..ops.cost import METRICS
 
@@ -43,13 +46,19 @@ def norm_limit(name: str, value: Any) -> float:
     return math.inf if value == math.inf else positive_number(name, value)
 
 
+def held_by(name: str, value: Any) -> tuple[None, float | None]:
+    """``unbalanced`` of a transport to classes: rows exact, columns by rho > 0; None and inf: exactly."""
+    return None, None if value is None else norm_limit(name, value)
+
+
 def kappa_mode(value: Any) -> str:
     """Whether kappa has a gradient."""
     choice("kappa", value, ("detached", "live"))
     return str(value)
 
 
-def transport(metric: Any, reg: Any, max_iter: Any) -> Transport:
+def transport(metric: Any, reg: Any, max_iter: Any, unbalanced: Any = None) -> Transport:
     """How FA is computed."""
     choice("metric", metric, METRICS)
-    return Transport(metric, positive_number("reg", reg), count_at_least_one("max_iter", max_iter))
+    reg, max_iter = positive_number("reg", reg), count_at_least_one("max_iter", max_iter)
+    return Transport(metric, reg, max_iter, rho_pair(unbalanced, torch.finfo(torch.float32).tiny))

@@ -9,6 +9,7 @@ from ..alignment import feature_alignment, teacher_reading
 from ..data.batch import Batch
 from ..ops.checks import number_at_least_zero
 from ..ops.label_transport import label_transport_loss
+from ..ops.sinkhorn import Unbalanced
 from .base import LossMethod, Step, register
 from .checks import fraction, kappa_mode, transport
 
@@ -28,6 +29,9 @@ class Joint(LossMethod):
         metric: cost between features; as in `sinkhorn_loss`.
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
+        unbalanced: None, exact marginals; or rho > 0, in units of cost: both are held by rho KL instead, as in
+            `sinkhorn_loss`, so that samples far from all of the other side's are left out. A pair
+            (student's, teacher's), None for a side that is exact.
         label_smoothing: in CE and LA, in [0, 1].
     """
 
@@ -44,13 +48,15 @@ class Joint(LossMethod):
         metric: str = "cosine",
         reg: float = 0.1,
         max_iter: int = 100,
+        unbalanced: Unbalanced = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__()
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
         self.la_weight = number_at_least_zero("la_weight", la_weight)
         self.kappa = kappa_mode(kappa)
-        self.transport = self.warm_transport = self.marginal_fa = transport(metric, reg, max_iter)
+        self.transport = transport(metric, reg, max_iter, unbalanced)
+        self.warm_transport = self.marginal_fa = self.transport
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..alignment import class_conditional_alignment
 from ..data.batch import Batch
+from ..ops.sinkhorn import Unbalanced
 from .base import Step, register
 from .feature import Feature
 
@@ -23,6 +24,9 @@ class LabelAwareFA(Feature):
         metric: cost between features; as in `sinkhorn_loss`.
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
+        unbalanced: None, exact marginals; or rho > 0, in units of cost: both are held by rho KL instead, as in
+            `sinkhorn_loss`, so that samples far from all of the other side's are left out. A pair
+            (student's, teacher's), None for a side that is exact.
         label_smoothing: of the cross-entropy, in [0, 1].
     """
 
@@ -36,11 +40,13 @@ class LabelAwareFA(Feature):
         metric: str = "cosine",
         reg: float = 0.1,
         max_iter: int = 20,
+        unbalanced: Unbalanced = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__(
-            fa_weight=fa_weight, metric=metric, reg=reg, max_iter=max_iter, label_smoothing=label_smoothing
-        )
+            fa_weight=fa_weight, metric=metric, reg=reg, max_iter=max_iter, unbalanced=unbalanced,
+            label_smoothing=label_smoothing,
+        )  # fmt: skip
         self.warm_transport = self.marginal_fa = None  # there is no marginal problem
 
     def alignment(self, step: Step, batch: Batch, feature: Tensor, classes: int) -> Tensor:

@@ -10,7 +10,7 @@ from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero, positive_number
 from ..ops.sinkhorn import sinkhorn
 from .base import LossMethod, Step, register
-from .checks import fraction
+from .checks import fraction, held_by
 from .unlabelled import encode_both, log_probabilities, ramped
 
 
@@ -35,6 +35,8 @@ class SelfTraining(LossMethod):
         ramp: share of the training over which that weight rises from 0, in [0, 1].
         reg: entropic regularisation, > 0, in nats; below 1 the labels get sharper than the predictions.
         max_iter: Sinkhorn iterations, >= 1.
+        unbalanced: None, every class as frequent as any other; or rho > 0, in nats: that is held by rho KL instead, so
+            that classes may be rarer or more frequent. Every sample keeps its mass.
         label_smoothing: of the labelled cross-entropy, in [0, 1].
     """
 
@@ -52,6 +54,7 @@ class SelfTraining(LossMethod):
         ramp: float = 0.4,
         reg: float = 0.3,
         max_iter: int = 10,
+        unbalanced: float | None = None,
         label_smoothing: float = 0.3,
     ):
         super().__init__()
@@ -62,6 +65,7 @@ class SelfTraining(LossMethod):
         self.ramp = fraction("ramp", ramp)
         self.reg = positive_number("reg", reg)
         self.max_iter = count_at_least_one("max_iter", max_iter)
+        self.unbalanced = held_by("unbalanced", unbalanced)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
     def loss(self, step: Step, batch: Batch) -> dict[str, Tensor]:
@@ -70,7 +74,9 @@ class SelfTraining(LossMethod):
         log_s = log_probabilities(step.student.head(feature))
         log_p = step.gather_rows(log_probabilities(step.student.head(unlabelled)))
         ce = F.cross_entropy(log_s, batch.y, label_smoothing=self.label_smoothing)
-        balanced = sinkhorn(-log_p, reg=self.reg, max_iter=self.max_iter, grad="envelope")
+        balanced = sinkhorn(
+            -log_p, reg=self.reg, max_iter=self.max_iter, grad="envelope", unbalanced=self.unbalanced
+        )
         parts = {"ce": ce, "pseudo": balanced.value}
         labelled = ce
         if self.alpha > 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bilevel import ENCODER_PASSES, PRESETS, BilevelOptions, BilevelStep
 from ..data.batch import Batch
 from ..ops.checks import choice, number_at_least_zero
+from ..ops.sinkhorn import Unbalanced
 from .base import Method, Step, register
 from .checks import count_at_least_zero, fraction, kappa_mode, norm_limit, transport
 
@@ -63,6 +64,9 @@ class UCMKD(Method):
         metric: cost between features, as in `sinkhorn_loss` ("l2"; "cosine").
         reg: entropic regularisation, > 0, in units of cost.
         max_iter: Sinkhorn iterations, >= 1.
+        unbalanced: None, exact marginals; or rho > 0, in units of cost: both are held by rho KL instead, as in
+            `sinkhorn_loss`, so that samples far from all of the other side's are left out. A pair
+            (student's, teacher's), None for a side that is exact.
         kappa: "detached" or "live" ("paper"; "detached").
         label_smoothing: in LA and CE, in [0, 1].
         encoder_passes: "auto" lets one encoder pass serve LA and CE where that is exact
@@ -95,6 +99,7 @@ class UCMKD(Method):
         metric: str | None = None,
         reg: float = 0.1,
         max_iter: int = 100,
+        unbalanced: Unbalanced = None,
         kappa: str | None = None,
         label_smoothing: float = 0.0,
         encoder_passes: str = "auto",
@@ -121,7 +126,7 @@ class UCMKD(Method):
         chosen = _with_defaults(preset, given)
         self.options = BilevelOptions(
             preset=preset,
-            transport=transport(chosen["metric"], reg, max_iter),
+            transport=transport(chosen["metric"], reg, max_iter, unbalanced),
             n1=count_at_least_zero("n1", n1),
             n2=count_at_least_zero("n2", n2),
             lambda1=number_at_least_zero("lambda1", chosen.get("lambda1", 1.0)),

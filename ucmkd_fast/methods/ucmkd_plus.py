@@ -15,9 +15,10 @@ from ..alignment import (
 )
 from ..data.batch import Batch
 from ..ops.checks import count_at_least_one, number_at_least_zero, positive_number
+from ..ops.sinkhorn import Unbalanced
 from .base import FrozenTeacher, LossMethod, Step, TrainedTeacher, register
 from .by_index import teacher_logits_like
-from .checks import fraction, transport
+from .checks import fraction, held_by, transport
 from .divergence import kl
 from .unlabelled import encode_both, log_probabilities, ramped, scaled_gradient
 
@@ -46,6 +47,9 @@ class UCMKDPlus(LossMethod):
         fa_weight: weight of the class-conditional FA, >= 0.
         reg: entropic regularisation of it, > 0, in units of cost.
         max_iter: Sinkhorn iterations of it, >= 1.
+        unbalanced: of it. None, exact marginals; or rho > 0, in units of cost: both are held by rho KL instead, as in
+            `sinkhorn_loss`, so that samples far from all of the other side's are left out. A pair
+            (student's, teacher's), None for a side that is exact.
         metric: cost between features, of both transports; as in `sinkhorn_loss`.
         unlabelled_weight: weight of the transport of unlabelled samples, >= 0.
         unlabelled_alpha: u, the share in [0, 1] of the teacher's outputs in what unlabelled samples learn.
@@ -53,6 +57,9 @@ class UCMKDPlus(LossMethod):
         ramp: share of the training over which that weight rises from 0, in [0, 1].
         unlabelled_reg: entropic regularisation of it, > 0.
         unlabelled_iter: Sinkhorn iterations of it, >= 1.
+        unlabelled_unbalanced: None, every class gets as much of P as any other; or rho > 0, in units of cost: the
+            bank's marginal is held by rho KL instead, so that a class may get less or more. Every unlabelled
+            sample keeps its mass: it gets a label.
         bank_size: teacher's samples in the bank, of all classes together.
         label_smoothing: of the cross-entropy, in [0, 1].
     """
@@ -69,6 +76,7 @@ class UCMKDPlus(LossMethod):
         fa_weight: float = 1.0,
         reg: float = 0.1,
         max_iter: int = 20,
+        unbalanced: Unbalanced = None,
         metric: str = "cosine",
         unlabelled_weight: float = 1.0,
         unlabelled_alpha: float = 0.5,
@@ -76,6 +84,7 @@ class UCMKDPlus(LossMethod):
         ramp: float = 0.4,
         unlabelled_reg: float = 0.3,
         unlabelled_iter: int = 10,
+        unlabelled_unbalanced: float | None = None,
         bank_size: int = 400,
         label_smoothing: float = 0.3,
     ):
@@ -83,12 +92,13 @@ class UCMKDPlus(LossMethod):
         self.alpha = fraction("alpha", alpha)
         self.temperature = positive_number("temperature", temperature)
         self.fa_weight = number_at_least_zero("fa_weight", fa_weight)
-        self.transport = transport(metric, reg, max_iter)
+        self.transport = transport(metric, reg, max_iter, unbalanced)
         self.unlabelled_weight = number_at_least_zero("unlabelled_weight", unlabelled_weight)
         self.unlabelled_alpha = fraction("unlabelled_alpha", unlabelled_alpha)
         self.move_weight = number_at_least_zero("move_weight", move_weight)
         self.ramp = fraction("ramp", ramp)
-        self.labelling = transport(metric, unlabelled_reg, unlabelled_iter)
+        by_class = held_by("unlabelled_unbalanced", unlabelled_unbalanced)
+        self.labelling = transport(metric, unlabelled_reg, unlabelled_iter, by_class)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
         self.uses_unlabelled = self.unlabelled_weight > 0
         self.bank_size = count_at_least_one("bank_size", bank_size) if self.uses_unlabelled else 0

@@ -81,7 +81,7 @@ def _checked(*asked: Any) -> Options:
     max_iter, tol = checks.count_at_least_one("max_iter", max_iter), checks.number_at_least_zero("tol", tol)
     if max_iter > _MOST_ITERATIONS:
         raise ValueError(f"max_iter must be at most {_MOST_ITERATIONS}, got {max_iter}")
-    rho = _rho(unbalanced, 0.0 if reg_scale is not None else torch.finfo(dtype).tiny)
+    rho = rho_pair(unbalanced, 0.0 if reg_scale is not None else torch.finfo(dtype).tiny)
     if rho is not None and accelerate is not None:
         raise ValueError(
             f"accelerate={accelerate!r} is for balanced transport: unbalanced iterations are shifted instead, where "
@@ -92,7 +92,7 @@ def _checked(*asked: Any) -> Options:
     )
 
 
-def _rho(unbalanced: Any, least: float) -> tuple[float, float] | None:
+def rho_pair(unbalanced: Any, least: float) -> tuple[float, float] | None:
     """What holds the marginals of rows and columns, inf where exactly; None where it does both.
 
     Raises:

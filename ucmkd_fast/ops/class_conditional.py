@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from . import _lists, relative_reg, transforms
 from ._devices import door
 from ._problem import Offsets, Problem
-from .arguments import Asked, checked
+from .arguments import Asked, checked, rho_pair
 from .cost import dtype_of_cost
 from .sinkhorn import sinkhorn_loss
 
@@ -64,7 +65,8 @@ def class_conditional_loss(
         classes: K.
         beta: >= 0, in units of the cost; inf forbids.
         **options: of `sinkhorn_loss`: ``metric``, ``reg``, ``max_iter``, ``return_result``, ... ``reg_scale="mean"`` is
-            the mean over all pairs of finite cost: at beta = inf, those within the classes.
+            the mean over all pairs of finite cost: at beta = inf, those within the classes. ``unbalanced`` holds the
+            masses that are said above: what a class sends may then be less.
 
     Returns:
         As `sinkhorn_loss`.
@@ -106,7 +108,9 @@ def _class_by_class(
 ) -> Tensor:
     """The sum over classes of a class's share times its own loss, from one ragged call.
 
-    A plan s P_k, of a class that sends the share s, has KL(s P_k | s a, s b) = s KL(P_k | a, b) - s log s.
+    A plan s P_k, of a class that sends the share s, has KL(s P_k | s a, s b) = s KL(P_k | a, b) - s log s. Where
+    ``unbalanced`` leaves it open how much a class sends, that term moves the plan too: then classes have the masses of
+    the problem as a whole, and start where it starts.
     """
     dtype = dtype_of_cost(x.dtype)
     counts = [torch.bincount(k, minlength=classes) for k in labels]
@@ -119,20 +123,29 @@ def _class_by_class(
     told, options = options.get("convergence"), {**options, "offsets": (starts[0], starts[1])}
     x, y = x[order[0]], y[order[1]]
     if options.get("reg_scale") is not None:
-        options["reg"] = _in_units_of_cost(Problem(x=x, y=y), Offsets(*starts), options)
+        options |= _in_units_of_cost(Problem(x=x, y=y), Offsets(*starts), options)
+    regularized = options.get("objective") == "regularized"
+    weight, of_masses = share, -torch.xlogy(share, share).sum()
+    if rho_pair(options.get("unbalanced"), 0.0) is not None:
+        masses = class_masses(*labels, classes, dtype)
+        options |= {"a": masses.a[order[0]], "b": masses.b[order[1]]}
+        start = -float(options.get("reg", 0.1)) * math.log(len(x))
+        options["init"] = x.new_full((len(x),), start, dtype=dtype), x.new_zeros(len(y), dtype=dtype)
+        # As one problem it has the mass of a b' that is between classes as well.
+        weight, of_masses = torch.ones_like(share), 1 - share.square().sum()
     losses = cast("Tensor", sinkhorn_loss(x, y, **options))
     if told is not None:  # of the plan as a whole: the classes' columns are apart
-        told.take((share * told.marginal_error).sum(), told.n_iter.max())
-    loss = (share * losses).sum()
-    if options.get("objective") == "regularized":
-        loss = loss - float(options.get("reg", 0.1)) * torch.xlogy(share, share).sum()
-    return loss
+        told.take((weight * told.marginal_error).sum(), told.n_iter.max())
+    loss = (weight * losses).sum()
+    return loss + float(options.get("reg", 0.1)) * of_masses if regularized else loss
 
 
-def _in_units_of_cost(p: Problem, offsets: Offsets, given: dict[str, Any]) -> float:
-    """Reg times the mean cost over the pairs of all classes: one number, as in one problem."""
+def _in_units_of_cost(p: Problem, offsets: Offsets, given: dict[str, Any]) -> dict[str, Any]:
+    """Reg and rho times the mean cost over the pairs of all classes: one number, as in one problem."""
     dtype = dtype_of_cost(p.features[0].dtype)
-    metric, reg = given.get("metric", "cosine"), given.get("reg", 0.1)
-    options = checked(Asked(reg, 1, 0.0, "unrolled", None, given.pop("reg_scale"), dtype, metric))
+    metric, reg, rho = given.get("metric", "cosine"), given.get("reg", 0.1), given.get("unbalanced")
+    scale = given.pop("reg_scale")
+    options = checked(Asked(reg, 1, 0.0, "unrolled", None, scale, dtype, metric, unbalanced=rho))
     total, count = _lists.cost_sums(p, offsets, options)
-    return relative_reg.settle(p, relative_reg.ratio(total.sum(), count.sum()), options, True)[1].reg
+    settled = relative_reg.settle(p, relative_reg.ratio(total.sum(), count.sum()), options, True)[1]
+    return {"reg": settled.reg, "unbalanced": settled.unbalanced}

@@ -77,7 +77,8 @@ def _pull_and_partners(
         result: Any = sinkhorn_loss(z, theirs.to(z.dtype), **transport._asdict(), return_result=True)
         pulls = [torch.autograd.grad(loss, z)[0].norm() for loss in (result.value, ce)]
     with torch.no_grad():
-        shares = result.plan() * len(z)  # a row's sum to 1
+        plan = result.plan()
+        shares = plan / plan.sum(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
         entropy = -torch.special.xlogy(shares, shares).sum(1)
     return {
         "probe_fa_pull": pulls[0] / pulls[1].clamp_min(torch.finfo(z.dtype).tiny),

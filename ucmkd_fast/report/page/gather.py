@@ -44,7 +44,7 @@ class BetweenModalities:
 
     student: FeatureBank
     teacher: FeatureBank
-    transport: dict[str, Any]  # metric, reg, max_iter
+    transport: dict[str, Any]  # metric, reg, max_iter; unbalanced where it is
     by_method: bool  # whether the method trained with that transport, or has none of its own
     marginal_error: float
     plan_by_class: np.ndarray  # (K, K) mass from each student class (row) to each teacher class; sums to 1
@@ -198,7 +198,7 @@ def _transport(run: FinishedRun) -> tuple[dict[str, Any], bool]:
     )
     own = getattr(method, "transport", None) or getattr(getattr(method, "options", None), "transport", None)
     chosen = own or transport_of(FA_METRIC, FA_REG, FA_ITER)
-    return {"metric": chosen.metric, "reg": chosen.reg, "max_iter": chosen.max_iter}, own is not None
+    return {name: value for name, value in chosen._asdict().items() if value is not None}, own is not None
 
 
 def _bounds(run: FinishedRun, teacher: Teacher, data: LabelledData) -> dict[int, BoundParts]:

@@ -130,7 +130,7 @@ def _plan(report: RunReport) -> _Section:
     between = report.between
     if between is None:
         return _missing("Transport plan by class", report)
-    on_own = float(np.trace(between.plan_by_class))
+    on_own = float(np.trace(between.plan_by_class) / between.plan_by_class.sum())
     how = ", ".join(f"{name} {value}" for name, value in between.transport.items())
     whose = (
         "the method's own" if between.by_method else "the method has none of its own; this one is cosine FA"
