@@ -37,8 +37,8 @@ def mismatch_tables(accuracy: Accuracy) -> str:
     parts += ["Gain of held marginals over exact ones with a tenth of FA's weight:", _beyond_less(accuracy)]
     lines, rest = _verdicts(accuracy)
     parts += [
-        "Where held marginals are above exact ones, beyond the margin, and then above `ce` as well, what of that is the "
-        f"teacher's (in {rest} more cases they are above exact ones, and not above `ce` beyond the margin):"
+        "Where held marginals are above exact ones, beyond the margin, and then above `ce` as well, what of that is "
+        f"the teacher's (in {rest} more cases they are above exact ones, and not above `ce` beyond the margin):"
     ]
     parts += ["\n".join(f"* {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"
