@@ -52,7 +52,7 @@ def run_one(setting: str, name: str, seed: int, audio: Path, folder: Path) -> di
     """One student, trained and measured."""
     contender, task = ALL[name], SETTINGS[setting]
     labelled, rest, val, test = parts_of(task, seed, audio)
-    teacher, bank, samples = teacher_of(task.other, audio, folder, task.digits)
+    teacher, bank, samples = teacher_of(task.other, audio, folder, task.digits, task.mismatch)
     if contender.teacher_head == "prototypes":
         teacher = Classifier(teacher.encoder, PrototypeHead(bank, scale=10.0))
     if contender.control in ("deranged", "digits deranged"):
@@ -102,8 +102,10 @@ def run(audio: Path, out: Path, jobs: int) -> None:
     todo = [(*w, audio, out.parent) for w in wanted if w not in have]
     print(f"{len(todo)} of {len(wanted)} runs to do")
     torch.set_num_threads(1)
-    for modality, digits in {(SETTINGS[s].other, SETTINGS[s].digits) for s, *_ in todo}:
-        teacher_of(modality, audio, out.parent, digits)
+    for modality, digits, mismatch in {
+        (SETTINGS[s].other, SETTINGS[s].digits, SETTINGS[s].mismatch) for s, *_ in todo
+    }:
+        teacher_of(modality, audio, out.parent, digits, mismatch)
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool, out.open("a") as file:
         for done, result in enumerate(pool.imap_unordered(_work, todo), 1):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from transfer_agreement import table as agreement_table
+from transfer_mismatch import choice_table, mismatch_tables
 from transfer_plan import CONFIRMED, CONTENDERS, HEADS, PLAN, SEEDS, SELF, TRIALS, UNSEEN, VALIDATION
 from transfer_tasks import SETTINGS
 from transfer_time import table as time_table
@@ -27,10 +28,13 @@ def write_page(docs: Path) -> None:
     text = path.read_text()
     runs = {setting: _runs(results, setting, SEEDS) for setting in PLAN}
     unseen = {setting: _runs(results, setting, UNSEEN) for setting in CONFIRMED}
+    by_run = {(r["setting"], r["name"], r["seed"]): r["accuracy"] for r in results}
     parts = {
         "agreement": agreement_table(agreements, {s: _accuracy(r) for s, r in runs.items()}),
         "tables": "\n".join(_setting(setting, r) for setting, r in runs.items()),
         "confirmed": "\n".join(_setting(s, r) + _on_all_seeds(s, runs[s], r) for s, r in unseen.items()),
+        "rho": choice_table(by_run),
+        "mismatch": mismatch_tables(by_run),
         "further": _further(results),
         "time": time_table(times),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from ucmkd_fast.data import (
     split_stratified,
     spoken_digits,
 )
+from ucmkd_fast.data.mismatch import Mismatch, apart
 from ucmkd_fast.models import Classifier, digit_cnn, reuse_head, speech_cnn
 
 WIDTH = 64
@@ -46,6 +47,9 @@ class Setting:
     )
     noise: float = 0.0  # share of the labels that are wrong
     digits: int = 1  # 2: the hundred numbers of two digits
+    mismatch: str | None = (
+        None  # of the training samples of both sides: a preset of `ucmkd_fast.data.mismatch`
+    )
 
     @property
     def classes(self) -> int:
@@ -62,6 +66,7 @@ class Setting:
             words = f"numbers of two digits (100 classes), {words}"
         if self.speakers:
             words += "; {} speakers for training, {} for validation, {} for testing".format(*self.speakers)
+        words += f"; mismatch `{self.mismatch}`" if self.mismatch else ""
         return words + (f"; {self.noise:.0%} of the labels are wrong" if self.noise else "")
 
 
@@ -90,6 +95,11 @@ SETTINGS = {
     "s_2": Setting("speech", "images", 2, digits=2),
     "s_5": Setting("speech", "images", 5, digits=2),
 }
+# With a mismatch on training samples: a hundred classes have too few samples for a hard one.
+for _base, _level in (("i_5", "hard"), ("n_5", "moderate")):
+    for _part in ("imbalance", "pool", "noise"):
+        SETTINGS[f"{_base}_{_part}"] = replace(SETTINGS[_base], mismatch=f"{_level}-{_part}")
+    SETTINGS[f"{_base}_all"] = replace(SETTINGS[_base], mismatch=_level)
 
 
 def audio_student(digits: int = 1) -> Classifier:
@@ -152,7 +162,7 @@ def data_of(modality: str, audio: Path) -> TensorData:
 
 @cache
 def teacher_of(
-    modality: str, audio: Path, folder: Path, digits: int = 1
+    modality: str, audio: Path, folder: Path, digits: int = 1, mismatch: str | None = None
 ) -> tuple[Classifier, FeatureBank, Any]:
     """The trained teacher, the bank of its features, and the samples of the bank."""
     if modality == "text":
@@ -168,6 +178,8 @@ def teacher_of(
             numbers(val, 10, 2),
             folder / f"teacher_{modality}_numbers.pt",
         )
+    if mismatch:
+        train, path = mismatched(train, modality, mismatch), path.with_stem(f"{path.stem}_{mismatch}")
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
@@ -185,7 +197,11 @@ def parts_of(setting: Setting, seed: int, audio: Path) -> tuple[TensorData, Any,
         pool, val, test = split_stratified(data, (0.5, 0.15, 0.35), seed=seed)
     if setting.digits == 2:
         pool, val, test = (numbers(z, each, seed) for z, each in ((pool, 30), (val, 10), (test, 20)))
-    labelled, rest = few_labels(pool, setting.labels, seed=seed)
+    if setting.mismatch:
+        pool = mismatched(pool, setting.own, setting.mismatch)
+        labelled, rest = labels_by_share(pool, setting.labels, seed)
+    else:
+        labelled, rest = few_labels(pool, setting.labels, seed=seed)
     if setting.noise:
         random = np.random.default_rng(seed)
         wrong = torch.from_numpy(random.random(len(labelled)) < setting.noise)
@@ -194,6 +210,24 @@ def parts_of(setting: Setting, seed: int, audio: Path) -> tuple[TensorData, Any,
             torch.where(wrong, (labelled.labels + moved) % setting.classes, labelled.labels)
         )
     return labelled, rest, val, test
+
+
+def mismatched(data: TensorData, modality: str, preset: str) -> TensorData:
+    """What a mismatch leaves of one side's training samples, with its noise on them."""
+    side = "audio" if modality == "speech" else "image"
+    kept = apart(data, Mismatch.from_dict({"preset": preset, "side": side}))
+    return TensorData(*kept.batch(torch.arange(len(kept))), data.classes)
+
+
+def labels_by_share(pool: TensorData, labels: int, seed: int) -> tuple[TensorData, TensorData]:
+    """``labels`` a class on average, one at least, as frequent by class as the pool is; and the rest."""
+    random, have = torch.Generator().manual_seed(seed), torch.bincount(pool.labels)
+    wanted = (labels * len(have) * have / have.sum()).round().clamp_min(1).long()
+    shuffled = torch.randperm(len(pool), generator=random)
+    taken = torch.cat([shuffled[pool.labels[shuffled] == k][:n] for k, n in enumerate(wanted.tolist())])
+    rest = torch.ones(len(pool), dtype=torch.bool)
+    rest[taken] = False
+    return pool.subset(taken.sort().values), pool.subset(rest.nonzero().flatten())
 
 
 class PrototypeHead(nn.Module):

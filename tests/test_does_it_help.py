@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("does-it-help.md", "does-it-help.json", "does-it-help-time.json", "does-it-help-agreement.json")
@@ -39,3 +40,24 @@ def test_the_results_are_the_runs_of_the_plan(benchmarks):
 
     results = json.loads((ROOT / "docs" / NAMES[1]).read_text())
     assert [(r["setting"], r["name"], r["seed"]) for r in results] == wanted_runs()
+
+
+def test_labels_are_as_frequent_by_class_as_the_pool(benchmarks):
+    pytest.importorskip("sklearn", reason="scikit-learn, which has the handwritten digits, is not installed")
+    from transfer_tasks import labels_by_share, mismatched
+
+    from ucmkd_fast.data import TensorData
+
+    pool = TensorData(torch.arange(72.0)[:, None], torch.tensor([0] * 40 + [1] * 20 + [2] * 12), list("abc"))
+    labelled, rest = labels_by_share(pool, 6, seed=1)
+    assert labelled.labels.bincount().tolist() == [10, 5, 3]
+    assert torch.cat([labelled.x, rest.x]).flatten().sort().values.equal(pool.x.flatten())
+    assert labels_by_share(pool, 6, seed=1)[0].x.equal(labelled.x)
+    assert not labels_by_share(pool, 6, seed=2)[0].x.equal(labelled.x)
+
+    even = TensorData(torch.randn(90, 4), torch.arange(90) % 3, list("abc"))
+    own, other = (mismatched(even, side, "hard-imbalance").labels.bincount() for side in ("images", "speech"))
+    assert own.tolist() != other.tolist() and sorted(own.tolist()) == sorted(other.tolist())
+    assert own.argmax() == other.argmin() and int(own.max()) == 30
+    noisy = mismatched(even, "images", "hard-noise")
+    assert noisy.labels.equal(even.labels) and not noisy.x.equal(even.x)
