@@ -64,9 +64,8 @@ def of_envelope(free: Tensor, other_sum: Tensor, options: Options, side: int) ->
 
 def softmin(other: Tensor, cost: Tensor, options: Options, side: int) -> Tensor:
     """A potential (B?, N) without mass from the other side's, with cost (B?, N, M): also where there is no mass."""
-    reg, rho = options.reg, options.rho[side]
-    damping = 1 if rho == math.inf else rho / (rho + reg)
-    return -damping * reg * torch.logsumexp((other[..., None, :] - cost) / reg, -1)
+    reg = options.reg
+    return -options.damping[side] * reg * torch.logsumexp((other[..., None, :] - cost) / reg, -1)
 
 
 class Arriving(NamedTuple):

@@ -26,8 +26,7 @@ class Held:
         """``a`` (N,) of this process's rows, ``b`` (M,) of all columns."""
         self.options, self.a, self.b, self._over = options, a, b, over
         self.exact = options.unbalanced is None
-        reg = options.reg
-        self.damping = tuple(1.0 if rho == math.inf else rho / (rho + reg) for rho in options.rho)
+        self.damping = options.damping
         self.shift = torch.zeros((), dtype=torch.float64, device=a.device)
         self.rows, self.columns = a, b  # what the last iteration left
         self.history: list[tuple[Tensor, Tensor]] = []  # of every iteration, of unbalanced ones

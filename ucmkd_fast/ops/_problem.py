@@ -36,6 +36,12 @@ class Options(NamedTuple):
         return self.unbalanced or (math.inf, math.inf)
 
     @property
+    def damping(self) -> tuple[float, float]:
+        """How far half-steps of rows and of columns go; 1 where the marginal is exact."""
+        rho_a, rho_b = (1.0 if rho == math.inf else rho / (rho + self.reg) for rho in self.rho)
+        return rho_a, rho_b
+
+    @property
     def shifted(self) -> bool:
         """Whether unbalanced iterations are shifted in between, which leads to the same fixed point sooner."""
         return self.unbalanced is not None and (self.tol > 0 or self.grad != "unrolled")
