@@ -312,9 +312,14 @@ def test_registered_ops_are_sound():
     # Sizes without padding: opcheck compares the saved block too, and padding is not written.
     C = torch.rand(16, 16, dtype=torch.float64, requires_grad=True)
     a = torch.full((16,), 1 / 16, dtype=torch.float64, requires_grad=True)
-    for grad, accelerate in (("unrolled", None), ("implicit", "relax")):
+    for grad, accelerate, *rho in (
+        ("unrolled", None, math.inf, math.inf),
+        ("implicit", "relax", math.inf, math.inf),
+        ("unrolled", None, 0.5, 2.0),
+        ("implicit", None, 0.5, math.inf),
+    ):
         torch.library.opcheck(
-            _registered.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate)
+            _registered.sinkhorn_forward, (C, a, None, None, None, 0.2, 4, 0.0, grad, accelerate, *rho)
         )
 
 
