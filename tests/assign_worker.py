@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from gloo_ranks import joined, refused
 
 import ucmkd_fast as uk
 
@@ -101,21 +101,11 @@ def work(rank: int, size: int, folder: Path) -> None:
         "lost, at the end": lambda: uk.assign(stuck, 0.05, 1, a=weights, group=group),
         "lost, on the way": lambda: uk.assign(stuck, 0.05, 3, a=weights, group=group),
     }
-    for name, call in refusals.items():
-        try:
-            call()
-            outcome[name] = "no error"
-        except ValueError as error:
-            outcome[name] = str(error)
+    outcome |= refused(refusals)
     torch.save(outcome, folder / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=60),
-    )  # fmt: skip
-    work(rank, size, folder)
-    dist.destroy_process_group()
+    with joined(rank, size, folder, seconds=60):
+        work(rank, size, folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from gloo_ranks import joined, refused
 from sharded_worker import ROWS, classes, whole
 
 import ucmkd_fast as uk
@@ -69,21 +69,11 @@ def work(rank: int, size: int, folder: Path) -> None:
         "n": lambda: result.sample(9 + rank, generator=torch.Generator().manual_seed(0)),
         "points": lambda: result.barycentric_projection(torch.ones(29, 3)),
     }
-    for name, call in refusals.items():
-        try:
-            call()
-            outcome[name] = "no error"
-        except ValueError as error:
-            outcome[name] = str(error)
+    outcome |= refused(refusals)
     torch.save(outcome, folder / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=60),
-    )  # fmt: skip
-    work(rank, size, folder)
-    dist.destroy_process_group()
+    with joined(rank, size, folder, seconds=60):
+        work(rank, size, folder)

@@ -5,7 +5,6 @@ As "model" with the kernels of a GPU, on their execution model.
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cuda_harness import model
+from gloo_ranks import joined, refused
 
 import ucmkd_fast as uk
 from ucmkd_fast.ops._cuda import _device
@@ -132,15 +132,10 @@ def work(rank: int, size: int, folder: Path) -> None:
         ),
     }
     if _device.runs_on(bad):  # refused values are told when they are read, to every process
-        refused = uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group, return_result=True)
-        outcome["NaN"] = refused.value, refused.n_iter
+        result = uk.sinkhorn_loss(bad if rank == 0 else parts[0], parts[1], group=group, return_result=True)
+        outcome["NaN"] = result.value, result.n_iter
         refusals = {"alike": refusals["alike"]}
-    for name, call in refusals.items():
-        try:
-            call()
-            outcome[name] = "no error"
-        except ValueError as error:
-            outcome[name] = str(error)
+    outcome |= refused(refusals)
     torch.save(outcome, folder / f"rank{rank}.pt")
 
 
@@ -159,14 +154,9 @@ def die(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     what, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=20),
-    )  # fmt: skip
-    if what == "model":
-        with model(order="random", seed=rank):
-            work(rank, size, folder)
-    else:
-        die(rank, folder) if what == "die" else work(rank, size, folder)
-    dist.destroy_process_group()
+    with joined(rank, size, folder, seconds=20):
+        if what == "model":
+            with model(order="random", seed=rank):
+                work(rank, size, folder)
+        else:
+            die(rank, folder) if what == "die" else work(rank, size, folder)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from assign_worker import CASES, HARD, ROWS, K, case
+from gloo_ranks import outcomes
 
 import ucmkd_fast as uk
 
@@ -18,21 +16,7 @@ WORKER = Path(__file__).with_name("assign_worker.py")
 
 @pytest.fixture(scope="module", params=ROWS)
 def ranks(request, tmp_path_factory):
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    size, folder = request.param, tmp_path_factory.mktemp("ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(size), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    said = [p.communicate(timeout=240)[0] for p in processes]
-    assert all(p.returncode == 0 for p in processes), said
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(size)]
+    return outcomes(WORKER, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from drawing_worker import OPTIONS, N, maps, points, problem, solved
+from gloo_ranks import outcomes
 from sharded_worker import ROWS
 
 import ucmkd_fast as uk
@@ -430,21 +428,7 @@ def test_memory_stays_within_a_block():
 
 @pytest.fixture(scope="module", params=ROWS)
 def ranks(request, tmp_path_factory):
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    folder, size = tmp_path_factory.mktemp("draws"), request.param
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(size), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
-        for rank in range(size)
-    ]
-    said = [p.communicate(timeout=240)[0] for p in processes]
-    assert all(p.returncode == 0 for p in processes), said
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(size)]
+    return outcomes(WORKER, request.param, tmp_path_factory.mktemp("draws"))
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from cuda_harness import build
+from gloo_ranks import outcomes, start
 from sharded_worker import CASES, ROWS, UNBALANCED, by_class_of, gradients, has_masses, options_of, whole
 
 import ucmkd_fast as uk
@@ -17,30 +15,9 @@ import ucmkd_fast as uk
 WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
-def start(what: str, size: int, folder: Path) -> list[subprocess.Popen]:
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    return [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), what, str(rank), str(size), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
-        for rank in range(size)
-    ]
-
-
-def outcomes(what: str, size: int, folder: Path) -> list[dict]:
-    processes = start(what, size, folder)
-    said = [p.communicate(timeout=240)[0] for p in processes]
-    assert all(p.returncode == 0 for p in processes), said
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(size)]
-
-
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
-    return outcomes("work", request.param, tmp_path_factory.mktemp("shards"))
+    return outcomes(WORKER, request.param, tmp_path_factory.mktemp("shards"), "work")
 
 
 def agrees_with_one_process(ranks, name):
@@ -67,7 +44,7 @@ def test_equals_one_process(ranks, name):
 def test_the_kernels_of_a_gpu_equal_one_process(size, tmp_path):
     """On their execution model: what so many GPUs would compute, with gloo in the place of NCCL."""
     build.load()  # once, not in every process
-    ranks = outcomes("model", size, tmp_path)
+    ranks = outcomes(WORKER, size, tmp_path, "model")
     for name in CASES:
         agrees_with_one_process(ranks, name)
     for outcome in ranks:
@@ -90,7 +67,7 @@ def test_warm_starts_and_refusals(ranks):
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
-    survivor, dead = start("die", 2, tmp_path)
+    survivor, dead = start(WORKER, 2, tmp_path, "die")
     survivor.communicate(timeout=60)
     dead.communicate(timeout=60)
     assert (survivor.returncode, dead.returncode) == (3, 9)
