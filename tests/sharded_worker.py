@@ -34,9 +34,6 @@ CASES = {
     "relative reg, panels": {"metric": "sqeuclidean", "memory_budget": 6000, "reg_scale": "mean", "reg": 0.2},
     "class cost, relative reg": {"metric": "l1", "reg_scale": "mean"},
     "relaxed": {"grad": "implicit", "max_iter": 200, "tol": 1e-6, "accelerate": "relax"},
-}
-#: On a CPU alone.
-UNBALANCED = {
     "unbalanced": {"unbalanced": (0.5, 2.0)},
     "unbalanced, divergence": {
         "metric": "l2",
@@ -63,10 +60,6 @@ def whole(masses: bool):
     return (x, y, a / a.sum(), b / b.sum()) if masses else (x, y, None, None)
 
 
-def options_of(name: str):
-    return {**CASES, **UNBALANCED}[name]
-
-
 def classes():
     """W (41, 3) with a forbidden class, and labels (29,)."""
     W = torch.rand(41, 3, generator=torch.Generator().manual_seed(2))
@@ -81,7 +74,9 @@ def gradients(tensors, by_class=(None, None), **options):
 
 
 def has_masses(name: str) -> bool:
-    return name in ("l1 regularized", "log domain", "implicit", "envelope masses") or name in UNBALANCED
+    return name in ("l1 regularized", "log domain", "implicit", "envelope masses") or name.startswith(
+        "unbalanced"
+    )
 
 
 def by_class_of(name: str):
@@ -99,8 +94,7 @@ def work(rank: int, size: int, folder: Path) -> None:
             for side, t in enumerate(tensors)
         ]
 
-    on_device = _device.runs_on(whole(False)[0])
-    for name, options in (CASES if on_device else {**UNBALANCED, **CASES}).items():
+    for name, options in CASES.items():
         parts = mine(whole(has_masses(name)))
         outcome[name] = gradients(parts, mine(by_class_of(name)), group=group, **options)
     result = uk.sinkhorn_loss(*parts[:2], group=group, max_iter=300, tol=1e-5, return_result=True)

@@ -73,8 +73,60 @@ def test_agrees_with_the_dense_path(grad, objective):
         close(g, w, 1e-6)
 
 
+UNBALANCED = {
+    "unrolled": {"max_iter": 15},
+    "shifted": {"max_iter": 200, "tol": 1e-8},
+    "shifted, to the last": {"max_iter": 9, "tol": 1e-30},
+    "implicit": {"grad": "implicit", "max_iter": 300, "tol": 1e-10},
+    "envelope": {"grad": "envelope", "objective": "regularized", "max_iter": 300, "tol": 1e-10},
+}
+
+
+@pytest.mark.parametrize("name", UNBALANCED)
+@pytest.mark.parametrize("rho", [(0.5, 2.0), (0.05, None), (None, 1.0), (300.0, 100.0)], ids=str)
+@pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
+def test_unbalanced_agrees_with_the_dense_path(name, rho):
+    """Masses of other sums, some of them 0; in float32 as well."""
+    tensors = problem(torch.float64, "zeros", 20, 15, 5)
+    tensors[3].data *= 1 if None in rho else 1.7
+    options = {"objective": "transport", "reg": 0.3, **UNBALANCED[name], "unbalanced": rho}
+    want = uk.sinkhorn_loss(*tensors, return_result=True, **options)
+    value = want.value_regularized if options["objective"] == "regularized" else want.value
+    wants = torch.autograd.grad(value, tensors)
+    low = [t.detach().float().requires_grad_() for t in tensors]
+    with model():
+        got = uk.sinkhorn_loss(*tensors, memory_budget=4000, **options)
+        grads = torch.autograd.grad(got, tensors)
+        close(got, value, 1e-10)
+        for g, w in zip(grads, wants, strict=True):
+            close(g, w, 1e-7)
+        told = uk.sinkhorn_loss(*low, memory_budget=4000, return_result=True, **options)
+        value = told.value_regularized if options["objective"] == "regularized" else told.value
+        grads = torch.autograd.grad(value, low)
+    if options.get("tol", 0) < 1e-9:  # else float32 stops at another iteration
+        close(value, got, 2e-5)
+        for g, w in zip(grads, wants, strict=True):
+            close(g, w, 2e-3)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l1"])
+def test_unbalanced_terms_by_class(metric):
+    inputs, labels = by_class.problem(33, 26)
+    options = {"metric": metric, "objective": "regularized", "reg": 0.5, "max_iter": 10}
+    options |= {"unbalanced": (0.5, 1.5), "class_cost": inputs[2], "y_labels": labels}
+    want = uk.sinkhorn_loss(*inputs[:2], **options)
+    wants = torch.autograd.grad(want, inputs)
+    with model():
+        got = uk.sinkhorn_loss(*inputs[:2], memory_budget=8000, **options)
+        grads = torch.autograd.grad(got, inputs)
+    close(got, want, 1e-10)
+    for g, w in zip(grads, wants, strict=True):
+        close(g, w, 1e-8)
+
+
+@pytest.mark.parametrize("unbalanced", [None, 1.0])
 @pytest.mark.parametrize("grad", ["unrolled", "implicit"])
-def test_launches_after_the_last_iteration_do_nothing(grad, monkeypatch):
+def test_launches_after_the_last_iteration_do_nothing(grad, unbalanced, monkeypatch):
     """A host that never learns of the flag launches everything: the same result to the last bit."""
     x, y, *_ = problem(torch.float64, None, 15, 12, 4)
     options = {
@@ -84,6 +136,7 @@ def test_launches_after_the_last_iteration_do_nothing(grad, monkeypatch):
         "reg": 0.5,
         "memory_budget": 4000,
         "return_result": True,
+        "unbalanced": unbalanced,
     }
     found = []
     for blind in (False, True):

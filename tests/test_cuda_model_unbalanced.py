@@ -169,13 +169,6 @@ def test_lists_and_batches():
         assert distance(g, w) < 1e-9
 
 
-def test_panels_are_refused():
-    x = torch.randn(40, 4)
-    with model(), pytest.raises(NotImplementedError, match="unbalanced transport is not built"):
-        uk.sinkhorn_loss(x, x)
-        uk.sinkhorn_loss(x, x, unbalanced=1.0, memory_budget=6000)
-
-
 @pytest.mark.parametrize("regime", ["block", "resident", "sweep"])
 @pytest.mark.filterwarnings("ignore::ucmkd_fast.ConvergenceWarning")
 def test_barriers_that_do_nothing_are_caught(regime):

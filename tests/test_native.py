@@ -441,7 +441,9 @@ def test_no_openmp_and_no_torch_is_linked():
 def test_the_fuzzer_calls_every_entry_function():
     """What csrc/bind/ calls for the CPU, tests/native calls too, under the sanitizers: fuzz.cpp, races.cpp or both."""
     bindings = [path for path in (ROOT / "csrc" / "bind").glob("*.cpp") if path.stem not in ("cuda", "rules")]
-    call = re.compile(r"\b(?:(?:sinkhorn|cost|label_transport|assign)::|kernels\.)(\w+)(?:<T>|<decltype\(t\)>)?\(")
+    call = re.compile(
+        r"\b(?:(?:sinkhorn|cost|label_transport|assign)::|kernels\.)(\w+)(?:<T>|<decltype\(t\)>)?\("
+    )
     entries = {name for path in bindings for name in call.findall(path.read_text())}
     assert {"forward", "loss_backward", "ragged_forward", "adjoint_log", "sum_gradient"} <= entries
     calls = "".join(path.read_text() for path in (ROOT / "tests" / "native").glob("*.[hc]*"))

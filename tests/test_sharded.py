@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda_harness import build
 from gloo_ranks import outcomes, start
-from sharded_worker import CASES, ROWS, UNBALANCED, by_class_of, gradients, has_masses, options_of, whole
+from sharded_worker import CASES, ROWS, by_class_of, gradients, has_masses, whole
 
 import ucmkd_fast as uk
 
@@ -21,7 +21,7 @@ def ranks(request, tmp_path_factory):
 
 
 def agrees_with_one_process(ranks, name):
-    options = {k: v for k, v in options_of(name).items() if k != "memory_budget"}
+    options = {k: v for k, v in CASES[name].items() if k != "memory_budget"}
     wants = gradients(whole(has_masses(name)), by_class_of(name), **options)
     assert sum(c[0] for c in ROWS[len(ranks)]) == 41 and sum(c[1] for c in ROWS[len(ranks)]) == 29
     for rank in ranks:
@@ -33,7 +33,7 @@ def agrees_with_one_process(ranks, name):
         assert (got - want).abs().max() <= (1e-3 if name.endswith("log domain") else 2e-5) * want.abs().max()
 
 
-@pytest.mark.parametrize("name", [*CASES, *UNBALANCED])
+@pytest.mark.parametrize("name", CASES)
 def test_equals_one_process(ranks, name):
     agrees_with_one_process(ranks, name)
 

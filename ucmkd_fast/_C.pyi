@@ -296,6 +296,7 @@ class CudaPanel:
     tensor_cores: bool
     stop: int
     relaxed: int
+    held: int
     values: int
     parts: int
     states: int

@@ -43,7 +43,7 @@ void bind_cuda(py::module_& m) {
   panel.def(py::init<>());
 #define UK_FIELD(name) panel.def_readwrite(#name, &CudaPanel::name)
   UK_FIELD(sweep), UK_FIELD(t), UK_FIELD(groups), UK_FIELD(stop), UK_FIELD(values), UK_FIELD(states);
-  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed), UK_FIELD(parts), UK_FIELD(row_groups),
+  UK_FIELD(row_value), UK_FIELD(share), UK_FIELD(relaxed), UK_FIELD(held), UK_FIELD(parts), UK_FIELD(row_groups),
       UK_FIELD(tensor_cores);
 #undef UK_FIELD
   using cost::CudaCost;

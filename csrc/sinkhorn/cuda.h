@@ -150,6 +150,7 @@ struct PanelCall {
   bool tensor_cores;    // make the products; streamed, of half precision
   const int* stop;      // () or null: nothing is done where it is not 0
   const int* relaxed;   // () or null: the iteration is over-relaxed where it is not 0
+  const double* held;   // (2,) all shifts so far, and PulledShift::rows; null: the half-step is exact
   RowValue<T>* values;  // (rows,) from the row pass to the column pass
   T* parts;             // (row_groups, n) sums of two elements; streamed
   T* states;            // (groups, m) sums of two elements, added to; streamed: written

@@ -41,7 +41,7 @@ struct CudaPanel {
   int sweep = 0;  // Sweep
   int64_t t = 0, groups = 1, row_groups = 1;
   bool tensor_cores = false;
-  uintptr_t stop = 0, relaxed = 0, values = 0, parts = 0, states = 0, row_value = 0, share = 0;
+  uintptr_t stop = 0, relaxed = 0, held = 0, values = 0, parts = 0, states = 0, row_value = 0, share = 0;
 };
 
 // Each returns null, or a sentence about what the driver refused.

@@ -65,7 +65,7 @@ const char* with_visit(const CudaCall& c, const CudaPanel& visit, Body body) {
     PanelCall<T> call{};
     call.sweep = Sweep(visit.sweep), call.t = visit.t, call.stop = to<int>(visit.stop);
     call.groups = visit.groups, call.row_groups = visit.row_groups, call.tensor_cores = visit.tensor_cores;
-    call.relaxed = to<int>(visit.relaxed);
+    call.relaxed = to<int>(visit.relaxed), call.held = to<double>(visit.held);
     call.values = to<RowValue<T>>(visit.values), call.parts = to<T>(visit.parts), call.states = to<T>(visit.states);
     call.row_value = to<T>(visit.row_value), call.share = to<T>(visit.share);
     call.df = to<T>(c.df), call.dg = to<T>(c.dg), call.first = to<int64_t>(c.first), call.grad_a = to<T>(c.grad_a);

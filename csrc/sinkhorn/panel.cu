@@ -65,8 +65,8 @@ struct Launches {
   const DeviceProblem<T>& p;
   cuda::Stream stream;
 
-  template <class Step>
-  const char* rows(Named<Step>, const PanelCall<T>& call) const {
+  template <class Summed, class Step>
+  const char* rows(Named<Summed>, Named<Step>, const PanelCall<T>& call) const {
     const size_t shared = threads() / kWarp * sizeof(typename Step::Row);
     return cuda::launch(rows_kernel<T, Step>, p.rows, 1, threads(), shared, stream, p, call);
   }

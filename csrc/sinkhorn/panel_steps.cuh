@@ -5,6 +5,7 @@
 
 #include "sinkhorn/cuda.h"
 #include "sinkhorn/steps.cuh"
+#include "sinkhorn/unbalanced.cuh"
 
 namespace ucmkd {
 namespace sinkhorn {
@@ -23,6 +24,15 @@ struct Named {
   using Step = S;
 };
 
+// The plan's columns, of costs less what their rows hand back: the mean cost, damped.
+template <class T>
+struct Centred : First<T> {
+  using First<T>::p;
+  T damping;
+  __device__ Centred(const First<T>& first, T of_rows) : First<T>(first), damping(of_rows) {}
+  __device__ RowValue<T> given(int i) const { return {p.f()[i], 0, damping * p.alpha()[i]}; }
+};
+
 // The step of a sweep, from the call.
 template <class T>
 __device__ Start<T> make(Named<Start<T>>, const One<T>& p, const PanelCall<T>&) {
@@ -37,8 +47,8 @@ __device__ Value<T> make(Named<Value<T>>, const One<T>& p, const PanelCall<T>& c
   return {p, p.f(), p.g(), 1 / p.reg(), c.centre, 0, 0};
 }
 template <class T>
-__device__ First<T> make(Named<First<T>>, const One<T>& p, const PanelCall<T>&) {
-  return {p, p.g(), nullptr, 1 / p.reg(), T(1)};
+__device__ Centred<T> make(Named<Centred<T>>, const One<T>& p, const PanelCall<T>&) {
+  return {{p, p.g(), nullptr, 1 / p.reg(), T(1)}, Damped<T>::rows(p, 0).lambda};
 }
 template <class T>
 __device__ Back<T> make(Named<Back<T>>, const One<T>& p, const PanelCall<T>& c) {
@@ -52,6 +62,18 @@ __device__ ColumnMass<T> make(Named<ColumnMass<T>>, const One<T>& p, const Panel
 template <class T>
 __device__ FixedPoint<T> make(Named<FixedPoint<T>>, const One<T>& p, const PanelCall<T>& c) {
   return {p, p.log_f_at(*p.n_iter()), c.share, c.df, c.grad_a, 1 / p.reg()};
+}
+template <class T>
+__device__ DampedIterate<T> make(Named<DampedIterate<T>>, const One<T>& p, const PanelCall<T>& c) {
+  return {make(Named<Iterate<T>>(), p, c), Damped<T>::rows(p, c.held[0])};
+}
+template <class T>
+__device__ DampedBack<T> make(Named<DampedBack<T>>, const One<T>& p, const PanelCall<T>& c) {
+  return {make(Named<Back<T>>(), p, c), Damped<T>::rows(p, c.held[0]), PulledShift{c.held[1]}};
+}
+template <class T>
+__device__ DampedFixedPoint<T> make(Named<DampedFixedPoint<T>>, const One<T>& p, const PanelCall<T>& c) {
+  return {make(Named<FixedPoint<T>>(), p, c), Damped<T>::rows(p, c.held[0]), PulledShift{c.held[1]}};
 }
 
 // What a row leaves beside what it hands to the columns; by the thread that finished it.
@@ -69,28 +91,28 @@ __device__ void keep_flags(const Step& step, const DeviceProblem<T>& p) {
   }
 }
 
-// What a sweep visits the rows and the columns with: body.rows(step), body.columns(step), by their types; the plan twice
-// over the rows, the second time centred.
+// What a sweep visits the rows and the columns with: body.rows(step, finish), where `finish` sums as `step` does and ends
+// the rows, and body.columns(step), by their types; the plan twice over the rows, the second time centred.
 template <class T, class Body>
 const char* with_steps(const PanelCall<T>& call, const Body& body) {
-  auto both = [&](auto step) {
-    const char* refused = body.rows(step, call);
+  auto both = [&](auto step, auto damped) {
+    const char* refused = call.held ? body.rows(step, damped, call) : body.rows(step, step, call);
     return refused ? refused : body.columns(step, call);
   };
   switch (call.sweep) {
     case Sweep::kStart: return body.columns(Named<Start<T>>(), call);
-    case Sweep::kIterate: return both(Named<Iterate<T>>());
+    case Sweep::kIterate: return both(Named<Iterate<T>>(), Named<DampedIterate<T>>());
     case Sweep::kPlan: {
       PanelCall<T> again = call;
       for (const bool centre : {false, true}) {
         again.centre = centre;
-        if (const char* refused = body.rows(Named<Value<T>>(), again)) return refused;
+        if (const char* refused = body.rows(Named<Value<T>>(), Named<Value<T>>(), again)) return refused;
       }
-      return body.columns(Named<First<T>>(), again);
+      return body.columns(Named<Centred<T>>(), again);
     }
-    case Sweep::kBack: return both(Named<Back<T>>());
+    case Sweep::kBack: return both(Named<Back<T>>(), Named<DampedBack<T>>());
     case Sweep::kColumnMass: return body.columns(Named<ColumnMass<T>>(), call);
-    case Sweep::kFixedPoint: return both(Named<FixedPoint<T>>());
+    case Sweep::kFixedPoint: return both(Named<FixedPoint<T>>(), Named<DampedFixedPoint<T>>());
   }
   return "no such sweep";
 }

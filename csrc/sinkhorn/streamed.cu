@@ -140,14 +140,14 @@ struct Launches {
   cuda::Stream stream;
 
   static int64_t tiles(int64_t count) { return (count + Tile::kSize - 1) / Tile::kSize; }
-  template <class Step>
-  const char* rows(Named<Step>, const PanelCall<T>& call) const {
+  template <class Step, class Finish>
+  const char* rows(Named<Step>, Named<Finish>, const PanelCall<T>& call) const {
     const char* refused = cuda::launch(stream_rows<T, Step, Tile>, tiles(p.n), call.row_groups, Tile::kThreads,
                                        shared<typename Step::Row>(), stream, p, call, pairs);
     if (refused) return refused;
     constexpr int kThreads = 256;
     const int threads = cuda::thread_limit() < kThreads ? cuda::thread_limit() : kThreads;
-    return cuda::launch(finish_rows<T, Step>, (p.n + threads - 1) / threads, 1, threads, 0, stream, p, call);
+    return cuda::launch(finish_rows<T, Finish>, (p.n + threads - 1) / threads, 1, threads, 0, stream, p, call);
   }
   template <class Step>
   const char* columns(Named<Step>, const PanelCall<T>& call) const {

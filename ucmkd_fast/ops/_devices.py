@@ -23,8 +23,6 @@ class Door(Protocol):
     KERNELS: bool  # it has some; else everything is differentiable by torch
     HOST: bool  # values can be read without waiting for a device
     BATCHED: bool  # costs (B, N, M) and labels of batches are one call
-    UNBALANCED: bool  # its kernels know marginals that may give way
-    UNBALANCED_PANELS: bool  # also where costs are made panel by panel
 
     def cost(self, x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
         """The cost (B?, N, M), and the scales of the features, flat."""
@@ -63,12 +61,6 @@ def door(tensor: Tensor) -> Any:
     return _cpu if tensor.is_cpu else _reference
 
 
-def solves(tensor: Tensor, options: Options) -> bool:
-    """Whether a door has kernels that solve such a problem; else the reference does, by torch on the device."""
-    at = door(tensor)
-    return bool(at.KERNELS and (options.unbalanced is None or at.UNBALANCED))
-
-
 def warn_without_kernels(device: torch.device) -> None:
     """Warn that the reference runs."""
     if torch.compiler.is_compiling():
@@ -86,15 +78,6 @@ def require_kernels(x: Tensor) -> None:
         raise NotImplementedError(
             "costs made panel by panel (memory_budget) or spread over processes (group) need kernels for the tensors' "
             f"device, this build has none for {x.device.type}: raise memory_budget, or move the features to the CPU"
-        )
-
-
-def require_panels(x: Tensor, options: Options) -> None:
-    """Raise NotImplementedError where the panels of a device know exact marginals only."""
-    if options.unbalanced is not None and not door(x).UNBALANCED_PANELS:
-        raise NotImplementedError(
-            "unbalanced transport is not built for costs that are made panel by panel (memory_budget) or spread over "
-            f"processes (group) on {x.device.type} tensors: raise memory_budget, or move the features to the CPU"
         )
 
 

@@ -8,6 +8,7 @@ shift is a factor of the masses to them.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,19 @@ from ._problem import Options
 from .sharded import Alone
 
 
+class Left(NamedTuple):
+    """What an iteration left of the masses, and all shifts until it."""
+
+    rows: Tensor  # (N,)
+    columns: Tensor  # (M,)
+    shift: Tensor  # () double
+
+
 class Held:
-    """The masses of one problem, and what the half-steps leave of them."""
+    """The masses of one problem, and what the half-steps leave of them.
+
+    A device that the host does not wait for gives what has ``ended`` (): nothing changes where it has.
+    """
 
     def __init__(self, options: Options, a: Tensor, b: Tensor, over: Alone):
         """``a`` (N,) of this process's rows, ``b`` (M,) of all columns."""
@@ -29,7 +41,7 @@ class Held:
         self.damping = options.damping
         self.shift = torch.zeros((), dtype=torch.float64, device=a.device)
         self.rows, self.columns = a, b  # what the last iteration left
-        self.history: list[tuple[Tensor, Tensor]] = []  # of every iteration, of unbalanced ones
+        self._history: list[Left] = []  # of every iteration, of unbalanced ones
 
     @property
     def masses(self) -> tuple[Tensor, Tensor]:
@@ -43,23 +55,31 @@ class Held:
         )
         return self.a * factor_a, self.b * factor_b
 
-    def between(self) -> None:
+    def between(self, ended: Tensor | None = None) -> None:
         """The shift between two iterations."""
         if not self.options.shifted:
             return
         kept_a = self._over.add(self.rows.double().sum())
         ratio = kept_a / self.columns.double().sum()
         moves = (ratio > 0) & (ratio < torch.inf)  # anything at all is moved
-        self.shift = self.shift + _both(self.options) * torch.where(moves, ratio, 1).log()
+        step = _both(self.options) * torch.where(moves, ratio, 1).log()
+        self.shift = _unless(ended, self.shift + step, self.shift)
 
-    def record(self, f: Tensor, g: Tensor, keep: bool) -> None:
+    def record(self, f: Tensor, g: Tensor, keep: bool, ended: Tensor | None = None) -> None:
         """Behind an iteration; ``keep`` it for the way back."""
         if self.exact:
             return
-        self.rows = _dual.kept(self.rows_of(f), self.a, self.options, 0)
-        self.columns = _dual.kept(self.columns_of(g), self.b, self.options, 1)
+        rows = _dual.kept(self.rows_of(f), self.a, self.options, 0)
+        columns = _dual.kept(self.columns_of(g), self.b, self.options, 1)
+        self.rows, self.columns = _unless(ended, rows, self.rows), _unless(ended, columns, self.columns)
         if keep:
-            self.history.append((self.rows, self.columns))
+            self._history.append(Left(self.rows, self.columns, self.shift))
+
+    def at(self, t: int) -> Left:
+        """Of iteration t; the last one where the host left the loop before."""
+        if not self._history:
+            return Left(self.rows, self.columns, self.shift)
+        return self._history[min(t, len(self._history)) - 1]
 
     def rows_of(self, f: Tensor) -> Tensor:
         """The potentials of the rows, with the shift."""
@@ -72,13 +92,18 @@ class Held:
     def inverses(self, t: int | None = None) -> tuple[Tensor, Tensor]:
         """What adjoints are handed on over: 1 / mass, or damping / what iteration t left (None: the last)."""
         if self.exact:
-            return _inverse(self.a), _inverse(self.b)
-        rows, columns = (self.rows, self.columns) if t is None else self.history[t - 1]
+            return self.inverse_masses
+        rows, columns = (self.rows, self.columns) if t is None else self.at(t)[:2]
         least = _C.rules(self.a.dtype == torch.float64).least_mass
         return tuple(  # type: ignore[return-value]
             torch.where(kept > least, damping / kept, 0)
             for kept, damping in zip((rows, columns), self.damping, strict=True)
         )
+
+    @cached_property
+    def inverse_masses(self) -> tuple[Tensor, Tensor]:
+        """1 / mass."""
+        return _inverse(self.a), _inverse(self.b)
 
 
 def _both(options: Options) -> float:
@@ -89,6 +114,10 @@ def _both(options: Options) -> float:
 def _inverse(mass: Tensor) -> Tensor:
     """1 over masses, 0 where there is none."""
     return torch.where(mass > 0, 1 / mass, 0)
+
+
+def _unless(ended: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if ended is None else torch.where(ended, old, new)
 
 
 def _over(part: Tensor, total: Tensor) -> Tensor:
@@ -111,7 +140,7 @@ class HeldBack:
     def __init__(self, held: Held, weight: Tensor, dual: Tensor, alpha: Tensor):
         """Of ``weight`` <P, C> + ``dual`` dual value, with the mean cost ``alpha`` (N,) of each row of P."""
         self._held, options = held, held.options
-        self._inverse_a, self._inverse_b = _inverse(held.a), _inverse(held.b)
+        self._inverse_a, self._inverse_b = held.inverse_masses
         rows, of_alpha, damping = held.rows, weight * alpha, held.damping[0]
         if held.exact:
             self.first_rows = options.reg * dual * held.a
@@ -130,21 +159,25 @@ class HeldBack:
         excess = _over(dg.double().sum() - self.charge, kept.double().sum())
         return dg - excess.to(dg.dtype) * kept
 
-    def shift(self, rows: Tensor, columns: Tensor) -> Shifted | None:
+    def shift(self, rows: Tensor, columns: Tensor, ended: Tensor | None = None) -> Shifted | None:
         """From one iteration to the one before, which left ``rows`` and ``columns``; None where nothing is shifted."""
         held, (damping_a, damping_b) = self._held, self._held.damping
         if held.exact:
             return None
         pulled = -damping_b * self.charge
         if not held.options.shifted:
-            self.charge = -damping_a * pulled
+            self.charge = _unless(ended, -damping_a * pulled, self.charge)
             return None
         sums = held._over.add(rows.double().sum()), columns.double().sum()
         both, (rho_a, rho_b) = _both(held.options), held.options.rho
         over_rows, over_columns = (
             _over(pulled * both / rho, total) for rho, total in zip((rho_a, rho_b), sums, strict=True)
         )
-        self.charge = -damping_a * (pulled - over_rows * sums[0]) + over_columns * sums[1]
+        charge = -damping_a * (pulled - over_rows * sums[0]) + over_columns * sums[1]
+        self.charge = _unless(ended, charge, self.charge)
+        over_rows, over_columns, pulled = (
+            _unless(ended, z, torch.zeros_like(z)) for z in (over_rows, over_columns, pulled)
+        )
         each = pulled * both / held.options.reg
         grad_a = _over(each, sums[0] * damping_a).to(rows.dtype) * rows * self._inverse_a
         grad_b = _over(-each, sums[1] * damping_b).to(rows.dtype) * columns * self._inverse_b

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _reference, _registered, not_converged, relative_reg
-from ._devices import door, dtype_of_sums, solves
+from ._devices import door, dtype_of_sums
 from ._problem import Offsets, Options, Problem, Solution
 from .matrix import with_classes
 
@@ -108,7 +108,7 @@ def _one_launch(
     if batch.init_f is None:  # as if each problem came alone
         start = (-options.reg * rows.counts.to(matrix.dtype).log()).expand(rows.inside.shape)
         batch = batch._replace(init_f=start.contiguous(), init_g=b.new_zeros(b.shape))
-    found = _autograd.solve(batch, options) if solves(matrix, options) else _reference.solve(batch, options)
+    found = _autograd.solve(batch, options) if door(matrix).KERNELS else _reference.solve(batch, options)
     if not quiet:
         metric = options.metric if p.class_cost is None else None
         not_converged.look(found.marginal_error, found.value, a, options, metric)

@@ -23,7 +23,7 @@ from . import (
     sharded,
     transforms,
 )
-from ._devices import door, require_kernels, require_panels, solves, warn_without_kernels
+from ._devices import door, require_kernels, warn_without_kernels
 from ._problem import Convergence, Options, Problem, Solution
 from .matrix import cost_matrix, with_classes
 from .result import PanelResult, SinkhornResult
@@ -116,7 +116,7 @@ def solve(p: Problem, options: Options, quiet: bool = False) -> Solution:
     if p.scale is not None:
         p, scale = relative_reg.over(p, options)
         return relative_reg.back(solve(p, options, quiet), scale)
-    cost, kernels = p.matrix, solves(p.matrix, options)
+    cost, kernels = p.matrix, door(p.matrix).KERNELS
     plain = transforms.direct(cost, p.a, p.b, p.init_f, p.init_g)
     chosen = solver(kernels, plain, not plain and transforms.active(), not plain and transforms.by_torch())
     if chosen is Solver.BY_TORCH:
@@ -175,7 +175,7 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
     at, spread = door(x), _spread(p, options, call)
     plain = transforms.direct(x, y, p.a, p.b, p.class_cost, p.labels)
     scaled = p.scale is not None
-    chosen = way(Many.ONE, solves(x, options), at.BATCHED, plain, spread is not None, scaled, call.result)
+    chosen = way(Many.ONE, at.KERNELS, at.BATCHED, plain, spread is not None, scaled, call.result)
     if chosen is Way.LOSS:
         return _autograd.loss(p, options, call.told)
     if chosen is Way.COST:
@@ -188,7 +188,6 @@ def one(p: Problem, options: Options, call: Call) -> Tensor | SinkhornResult:
 
 
 def _by_panels(p: Problem, options: Options, call: Call, spread: _panels.Spread) -> Tensor | SinkhornResult:
-    require_panels(p.features[0], options)
     scale, given = p.scale, p
     if scale is not None:
         p, _ = relative_reg.over(p, options)

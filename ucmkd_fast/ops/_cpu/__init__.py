@@ -10,14 +10,11 @@ from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, True, False
-UNBALANCED, UNBALANCED_PANELS = True, True
 
 __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
-    "UNBALANCED",
-    "UNBALANCED_PANELS",
     "Sweeps",
     "assignments",
     "cost",

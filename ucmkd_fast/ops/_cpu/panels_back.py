@@ -65,7 +65,7 @@ class Plain:
             self._rho = -self._du * factor
         moved = self._dv * vt
         if not s.held.exact:
-            moved = held.settle(moved, s.held.history[t - 1][1])
+            moved = held.settle(moved, s.held.at(t).columns)
         change = moved * of_b
         s.grad_a += held.of_masses(self._du * self._ut, None)
         self._ut = torch.where(s.a > 0, ((s.hist_f[t - 1] - s.f) / s.reg).exp(), 0)
@@ -76,13 +76,13 @@ class Plain:
     def _shift(self, t: int, vt: Tensor) -> None:
         """From iteration t + 1 to t, whose scaling of the columns is ``vt``."""
         s = self._sweeps
-        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
+        if s.held.exact or (shifted := self._held.shift(*s.held.at(t)[:2])) is None:
             return
-        rows, columns = s.held.history[t - 1]
+        rows, columns, _ = s.held.at(t)
         s.grad_a += shifted.grad_a
         s.grad_b = s.grad_b + shifted.grad_b
         self._du = self._du - torch.where(self._ut > 0, shifted.rows * rows / self._ut, 0)
-        of_rows = shifted.rows * s.held.damping[0] * s.held.history[t][1] / self._right[-2]
+        of_rows = shifted.rows * s.held.damping[0] * s.held.at(t + 1).columns / self._right[-2]
         self._dv = self._dv + torch.where(s.b > 0, of_rows + shifted.columns * columns / vt, 0)
 
     @cached_property
@@ -116,7 +116,7 @@ class LogDomain:
             self._fbar, self._gbar = s.adjoint_log(t + 1, self._columns[-1][1], of_a)
             self._shift(t)
         if not s.held.exact:
-            self._gbar = held.settle(s.reg * self._gbar, s.held.history[t - 1][1]) / s.reg
+            self._gbar = held.settle(s.reg * self._gbar, s.held.at(t).columns) / s.reg
         s.grad_a += held.of_masses(s.reg * self._fbar, None)
         self._rows.append((s.hist_f[t - 1], s.hist_f[t], self._fbar * of_a))
         self._columns.append((s.hist_g[t - 1], self._gbar * of_b))
@@ -125,14 +125,14 @@ class LogDomain:
     def _shift(self, t: int) -> None:
         """From iteration t + 1 to t."""
         s = self._sweeps
-        if s.held.exact or (shifted := self._held.shift(*s.held.history[t - 1])) is None:
+        if s.held.exact or (shifted := self._held.shift(*s.held.at(t)[:2])) is None:
             return
-        rows, columns = s.held.history[t - 1]
+        rows, columns, _ = s.held.at(t)
         s.grad_a += shifted.grad_a
         s.grad_b = s.grad_b + shifted.grad_b
         self._fbar = self._fbar - shifted.rows / s.reg * rows
         # The column sums that iteration t + 1 began with, from those that it left: either may be out of range alone.
-        sums = (s.held.history[t][1].log() + (s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
+        sums = (s.held.at(t + 1).columns.log() + (s.hist_g[t - 1] - s.hist_g[t]) / s.reg).exp()
         of_rows = shifted.rows * s.held.damping[0] * sums
         self._gbar = self._gbar + torch.where(s.b > 0, of_rows + shifted.columns * columns, 0) / s.reg
 

@@ -5,19 +5,17 @@ from ._device import fits_block
 from .assign import assignments
 from .costs import cost, cost_backward
 from .losses import loss, loss_backward
-from .panels import Sweeps, cost_panels
+from .panel_costs import cost_panels
+from .panels import Sweeps
 from .projection import project, project_backward
 from .sinkhorn import saved_size, solve, solve_backward
 
 KERNELS, HOST, BATCHED = True, False, True
-UNBALANCED, UNBALANCED_PANELS = True, False
 
 __all__ = [
     "BATCHED",
     "HOST",
     "KERNELS",
-    "UNBALANCED",
-    "UNBALANCED_PANELS",
     "Sweeps",
     "assignments",
     "cost",

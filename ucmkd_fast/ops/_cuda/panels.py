@@ -11,6 +11,7 @@ Nothing waits for the device. Launches after the flag that ends a loop do nothin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,15 +20,17 @@ from torch import Tensor
 from ..._native import _C
 from .. import not_converged
 from .._addresses import address
-from .._classes import Classes, has_bad_values
+from .._classes import has_bad_values
 from .._control import Flag, Relaxation
-from .._held import Held
+from .._held import Held, Left
 from .._problem import Needs, Options, Problem, Solution
-from .._products import add_both, product
+from .._products import add_both
 from ..cost import BY_DIFFERENCE, SUMMED
 from ..sharded import Alone, Spread
 from . import _device as device
 from . import costs
+from .panel_costs import Panels
+from .panels_back import FixedPoint, Unrolled
 from .sinkhorn import Place, Saved, call_of
 
 # Sweep of csrc/sinkhorn/cuda.h
@@ -35,60 +38,6 @@ START, ITERATE, PLAN, BACK, COLUMN_MASS, FIXED_POINT = range(6)
 _LOG_SUMS = (START, ITERATE)
 _BLOCKS = 1024  # of a column pass: enough to fill any device
 _LOOK_EVERY = 8  # sweeps, between two looks at a flag that all processes must answer alike
-
-
-class Panels:
-    """The costs of x (N, D) against y (M, D), some rows at a time, in one buffer; or kept, each in its own."""
-
-    def __init__(self, p: Problem, options: Options, spread: Spread):
-        x, y = p.features
-        self.features, self.dtype = costs.features(x, y, options.known_metric, options.dtype), options.dtype
-        self.n, self.m, self.metric, self._spread = len(x), len(y), options.known_metric, spread
-        self.rows = max(min(spread.rows, self.n), 1)
-        self.classes = None if p.classes is None else Classes(*p.classes)
-        self._scales = device.empty(x, self.n, dtype=self.dtype), device.empty(y, self.m, dtype=self.dtype)
-        self._kept: dict[int, Tensor] | None = {} if spread.keep else None
-        self._buffer: Tensor | None = None
-        #: The call on all rows, of which no cost is stored.
-        self.whole = self.call(slice(0, self.n), self._scales[0])
-        device.kernels.cuda_scales(self.whole)
-
-    def new(self) -> Tensor:
-        """Memory for a panel."""
-        return device.empty(self.features.x, self.rows, self.m, dtype=self.dtype)
-
-    def call(self, rows: slice, matrix: Tensor, distance: Tensor | None = None) -> Any:
-        """The native call on the features of these rows."""
-        scales = self._scales[0][rows].data_ptr(), self._scales[1].data_ptr()
-        classes = None if self.classes is None else self.classes.rows(rows)._replace(distance=distance)
-        return costs.call(self.features.rows(rows), scales, matrix, classes)
-
-    def _make(self, rows: slice, matrix: Tensor, distance: Tensor | None) -> None:
-        if self.metric not in SUMMED:
-            product(self.features.x[rows], self.features.y, matrix)
-        device.kernels.cuda_cost(self.call(rows, matrix, distance))
-
-    def of(self, rows: slice, distance: Tensor | None = None, spare: Tensor | None = None) -> Tensor:
-        """The costs (R, M) of a panel; and these without the term by class where there is memory for them.
-
-        ``spare`` is memory for a panel: of costs that are kept, the distances are made once more.
-        """
-        matrix = None if self._kept is None else self._kept.get(rows.start)
-        if matrix is None:
-            if self._buffer is None or self._kept is not None:
-                self._buffer = self.new()
-            matrix = self._buffer[: rows.stop - rows.start]
-            self._make(rows, matrix, distance)
-            if self._kept is not None:
-                self._kept[rows.start] = matrix
-        elif distance is not None and spare is not None:
-            self._make(rows, spare, distance)
-        return matrix
-
-    def each(self) -> Iterator[tuple[slice, Tensor]]:
-        """Every panel: its rows and their costs."""
-        for rows in self._spread.panels(self.n):
-            yield rows, self.of(rows)
 
 
 class DeviceFlag(Flag):
@@ -129,7 +78,7 @@ class Sweeps:
         assert p.a is not None and p.b is not None
         not_converged.flush_warnings()
         self.a, self.b, self.reg = p.a, p.b, options.reg
-        self._options, self._over, self._history = options, spread.over, history
+        self.options, self._over, self._history = options, spread.over, history
         self.held = Held(options, self.a, self.b, spread.over)
         self.grad_b = torch.zeros_like(self.b)
         self._panels = Panels(p, options, spread)
@@ -143,14 +92,19 @@ class Sweeps:
         self._hist_g = saved[at.hist_g :][: steps * m].view(steps, m)
         self._log_g = saved[at.log_g :][: steps * m].view(steps, m)
         self.alpha = saved[at.alpha :][:n]
+        if not self.held.exact:  # what rows and columns kept, and their last potentials: for the kernels
+            places = (at.kept_a, n), (at.kept_b, m), (at.last_f, n), (at.last_g, m)
+            self._of_held = [saved[start:][:size] for start, size in places]
+        self._at_shift = torch.zeros(2, dtype=torch.float64, device=saved.device)  # what the visit points to
         self.n_iter = saved[at.n_iter : at.n_iter + 2].view(torch.int64)[:1]
         self._flags = saved[at.flags : at.flags + 2].view(torch.int32)[:1]
         self._place = Place(saved, self.f, self.g, shape, history)
         self._call = self._new_call()
         self.sums = self.centred = self.grad_a = self.a
+        self._back: Unrolled | FixedPoint | None = None
         self._gathered = self.b  # by the columns, in the last sweep
         self._t = 0  # of the iteration that was made last
-        self._back: Any = ()  # memory that the call points to
+        self._pointed: Any = ()  # memory that the call points to
         chosen = device.kernels.cuda_stream_plan(self._panels.whole, device.tensor_cores)
         streams, tensor_cores, row_groups, groups = chosen
         asked = streams if device.streamed is None else device.streamed
@@ -170,7 +124,7 @@ class Sweeps:
         self._visit.row_value = address(self._row_value)
 
     def _new_call(self) -> Any:
-        return call_of(Problem(a=self.a, b=self.b), self._options, self._place)
+        return call_of(Problem(a=self.a, b=self.b), self.options, self._place)
 
     def _sweep(self, kind: int, t: int = 0, stop: Flag | None = None, call: Any = None) -> Tensor:
         """Visit all rows; what the columns gathered, over all processes (M,): sums, or logarithms of sums."""
@@ -218,32 +172,69 @@ class Sweeps:
     def iterate(self, t: int, relaxation: Relaxation, stop: Flag | None) -> None:
         # Over-relaxed, an iteration goes on from the last one: without a history that is where it is written to.
         assert not (self._history and relaxation.wanted)
+        ended = None if stop is None else stop.raised[0] > 0
+        if t > 1:
+            self.held.between(ended)
         self._t = t if self._history else 1
-        g = torch.where(self.b > 0, self.reg * (self.b.log() - self._gathered), -torch.inf)
+        g = self._next_columns()
         if relaxation.wanted:
             before = self._hist_g[self._t - 1]
             g = torch.where((relaxation.relaxed > 0) & (g > -torch.inf), g + (g - before) / 2, g)
         log_g = torch.where(self.b > 0, self._gathered, torch.inf)
         for history, new in ((self._hist_g, g), (self._log_g, log_g)):
             place = history[self._t - 1]
-            place.copy_(new if stop is None else torch.where(stop.raised > 0, place, new))
+            place.copy_(new if ended is None else torch.where(ended, place, new))
         self._visit.relaxed = address(relaxation.relaxed)
-        self._gathered = self._sweep(ITERATE, t, stop)
+        with self._held_by(self.held.shift):
+            self._gathered = self._sweep(ITERATE, t, stop)
         self._visit.relaxed = 0
+        self.held.record(self._hist_f[t if self._history else 0], g, self._history, ended)
+
+    def _next_columns(self) -> Tensor:
+        """G (M,) from the log-sums of the columns; damped as by `Damped` of csrc/sinkhorn/unbalanced.cuh."""
+        g = self.b.log() - self._gathered
+        lost = self.reg / (self.options.rho[1] + self.reg)
+        if lost > 0:
+            g = g + lost * (self._gathered + (self.held.shift / self.reg).to(g.dtype))
+        return torch.where(self.b > 0, self.reg * g, -torch.inf)
+
+    @contextmanager
+    def _held_by(self, shift: Tensor, lost: Tensor | None = None) -> Iterator[None]:
+        """Half-steps of unbalanced transport, behind these shifts (); rows lose ``lost`` to the next."""
+        if not self.held.exact:
+            self._at_shift[0] = shift
+            self._at_shift[1] = 0 if lost is None else lost
+            self._visit.held = address(self._at_shift)
+        yield
+        self._visit.held = 0
 
     def column_sums(self) -> Tensor:
         log_plan = self._hist_g[self._t - 1] / self.reg + self._gathered
         return torch.where(self.b > 0, log_plan.exp(), 0)
 
     def plan(self) -> Tensor:
-        if self._history and self._options.tol > 0:  # only the device knows which iteration was the last
+        if self._history and self.options.tol > 0:  # only the device knows which iteration was the last
             torch.index_select(self._hist_f, 0, self.n_iter, out=self.f.view(1, -1))
             torch.index_select(self._hist_g, 0, self.n_iter - 1, out=self.g.view(1, -1))
         else:
             self.f.copy_(self._hist_f[-1])
             self.g.copy_(self._hist_g[-1])
+        self._keep_held()
         self.centred = self._sweep(PLAN)
         return self._row_value
+
+    def _keep_held(self) -> None:
+        """What the kernels know of unbalanced transport: what is kept, if more than nothing; their potentials."""
+        if self.held.exact:
+            return
+        rows, columns, f, g = self._of_held
+        least = _C.rules(self.a.dtype == torch.float64).least_mass
+        for z, last, kept, left in (
+            (self.f, f, rows, self.held.rows),
+            (self.g, g, columns, self.held.columns),
+        ):
+            kept.copy_(torch.where(left > least, left, 0))
+            last.copy_(torch.where(left > least, z, -torch.inf))
 
     def outcome(self, solution: Solution) -> Solution:
         """NaN where a process refused its input; ``n_iter`` tells why."""
@@ -274,40 +265,44 @@ class Sweeps:
 
     def begin_back(self, weight: Tensor, dual: Tensor, first: Tensor) -> None:
         """The adjoints df (T, N), dg (T, M) of every half-step; see csrc/sinkhorn/adjoint.cu."""
-        steps, n, m = self._options.max_iter, self._panels.n, self._panels.m
-        df, dg = device.empty(self.a, steps, n), device.empty(self.a, steps, m)
-        df.index_copy_(0, self.n_iter - 1, (dual * self.a)[None])
-        last = weight / self.reg * self.centred + dual * (self.b - self.sums)
-        self._gathered = torch.zeros_like(self.b)
-        self._of_rows(weight, dual, df, dg, first)
-        self._last, self._inverse = last, torch.where(self.b > 0, 1 / self.b, 0)
+        self._back = Unrolled(self, weight, dual, first)
+        self._point(self._back.df, self._back.dg, first)
 
-    def _of_rows(self, weight: Tensor, dual: Tensor, df: Tensor, dg: Tensor, first: Tensor | None) -> None:
-        """The dual value pulls f by a; and where the sweeps back write."""
-        pull = torch.where(self.a > 0, (self.reg * dual).to(self.a.dtype), 0)
-        self.grad_a = weight * self.alpha + pull
-        self._back = df, dg, first
-        self._call.df, self._call.dg, self._call.first = map(address, self._back)
-        self._call.grad_a = address(self.grad_a)
+    def _point(self, df: Tensor, dg: Tensor, first: Tensor | None) -> None:
+        """Where the sweeps back, and the gradient, read and write."""
+        call = self._call
+        self._pointed = df, dg, first, self.grad_a
+        call.df, call.dg, call.first, call.grad_a = map(address, self._pointed)
 
     def back(self, t: int, runs: Tensor) -> tuple[Tensor, Tensor]:
-        if t < self._options.max_iter:
-            self._gathered = self._sweep(BACK, t + 1)
-        mine = torch.where(self.n_iter == t, self._last, self._gathered)
-        mine = torch.where(runs & (self.b > 0), mine, 0)
-        self._back[1][t - 1] = mine
-        change = self.reg * (mine * self._inverse)
-        return change, change
+        assert isinstance(self._back, Unrolled)
+        return self._back.to(t, runs)
+
+    def step_back(self, t: int, left: Left, lost: Tensor) -> Tensor:
+        """As `Sweeps.step_back` of `panels_back`."""
+        with self._held_by(left.shift, lost):
+            return self._sweep(BACK, t)
 
     def begin_fixed_point(self, weight: Tensor, dual: Tensor, shares: Tensor) -> Tensor:
-        """The adjoints are sums: df (1, N), and dg (1, M) that the gradient of b is made from, over the masses."""
-        self._of_rows(weight, dual, (dual * self.a)[None], shares[None], None)
-        return self._sweep(COLUMN_MASS)
+        self._back = FixedPoint(self, weight, dual, shares)
+        self._point(self._back.df, shares, None)
+        call = self._new_call()
+        call.a = address(self.held.rows)
+        return self._sweep(COLUMN_MASS, call=call)
+
+    def settle(self, change: Tensor) -> Tensor:
+        assert isinstance(self._back, FixedPoint)
+        return self._back.settle(change)
 
     def fixed_point(self, share: Tensor, stop: Flag) -> Tensor:
-        share = share / self.reg
+        assert isinstance(self._back, FixedPoint)
+        return self._back.again(share, stop)
+
+    def fixed_point_step(self, share: Tensor, stop: Flag, lost: Tensor) -> Tensor:
+        """As `Sweeps.fixed_point_step` of `panels_back`."""
         self._visit.share = address(share)
-        return self.reg * self._sweep(FIXED_POINT, stop=stop)
+        with self._held_by(self.held.shift, lost):
+            return self._sweep(FIXED_POINT, stop=stop)
 
     # The gradient
 
@@ -315,11 +310,9 @@ class Sweeps:
         p, call = self._panels, self._call
         weight = weight.to(p.dtype)
         call.value_weight = address(weight)
-        call.implicit, call.plan_only = self._options.grad == "implicit", self._options.grad == "envelope"
-        if call.implicit:
-            df, grad_b, _ = self._back
-            dg = grad_b * self.b / self.reg
-            self._back, call.dg = (df, dg, None), address(dg)
+        call.implicit, call.plan_only = self.options.grad == "implicit", self.options.grad == "envelope"
+        if self._back is not None:
+            self._point(self._back.df, self._back.dg, self._back.first)
         x, y = p.features.x.to(p.dtype), p.features.y.to(p.dtype)
         by_label = d_classes = None
         if p.classes is not None and needs.class_cost:
@@ -362,7 +355,7 @@ class Sweeps:
         if p.metric not in SUMMED:
             sums = into.row_sums, into.column_sums
             costs.finish(p.call(slice(0, p.n), into.row_sums), sums, into.dx, into.dy)
-        self._back = ()
+        self._back, self._pointed = None, ()
         return into.dx, into.dy, into.d_classes
 
 
@@ -385,8 +378,3 @@ class _Into(NamedTuple):
 def _at(call: Any, rows: slice, matrix: Tensor) -> None:
     """Let the call read the costs of these rows."""
     call.first_row, call.rows, call.cost = rows.start, rows.stop - rows.start, address(matrix)
-
-
-def cost_panels(p: Problem, options: Options, spread: Spread) -> Iterator[Tensor]:
-    """The costs (R, M) of a panel at a time."""
-    yield from (matrix for _, matrix in Panels(p, options, spread._replace(keep=False)).each())

@@ -15,7 +15,6 @@ from .._problem import Options, Problem, Solution
 KERNELS = False
 HOST = False
 BATCHED = True
-UNBALANCED = UNBALANCED_PANELS = True
 
 
 def cost(x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
