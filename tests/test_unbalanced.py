@@ -99,6 +99,30 @@ def test_shifted_iterates_and_their_gradient_agree_with_the_reference(case, rho,
     compare(case, rho, dtype, tol=1e-30)  # never reached: as many iterations in both dtypes
 
 
+SETTLED = [Case(33, 20, 0.3, 100, "random", "features"), Case(19, 40, 0.5, 60, "zeros"), Case(1, 9, 0.1, 40, "random")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("rho", [*RHOS, (0.02, 3000.0)], ids=str)
+@pytest.mark.parametrize("case", SETTLED, ids=str)
+def test_iterations_that_move_a_constant_alone_are_as_if_they_had_been_made(case, rho, dtype):
+    """csrc/sinkhorn/settling.h: most of these never run; the potentials' gradients are charged with the constant."""
+    compare(case, rho, dtype)
+    found = []
+    for solve, kind in ((reference.sinkhorn, torch.float64), (uk.sinkhorn, dtype)):
+        (C, a, b), unit = problem(case, kind)
+        held = (rho[0] * unit, rho[1] * unit)
+        solved = solve(C, a, b, reg=case.reg, max_iter=case.max_iter, unbalanced=held)
+        f, g = solved.potentials if isinstance(solved, uk.SinkhornResult) else (solved.f, solved.g)
+        part = f[a > 0] @ a[a > 0] - 0.5 * (g[b > 0] ** 2).sum()
+        kept = torch.stack([f[a > 0].detach().sum(), g[b > 0].detach().sum()])
+        found.append((part.detach(), kept, solved.marginal_error, *torch.autograd.grad(part, (C, a, b))))
+    limit = 1e-9 if dtype == torch.float64 else 1e-4
+    for want, got in zip(*found, strict=True):
+        assert distance(got, want, 1.0 if want is found[0][2] else 1e-3) < limit  # the error next to the masses
+
+
+
 @pytest.mark.parametrize("rho", [(0.1, 0.1), (1.0, 4.0), (100.0, 100.0), (INF, 0.3), (0.3, INF)], ids=str)
 @pytest.mark.parametrize("grad", ["implicit", "envelope"])
 @pytest.mark.parametrize("masses", ["uniform", "random", "zeros"])

@@ -81,12 +81,39 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
     return depth;
   };
   double from_shift = 0;
+  const double moved_in_all = masses.a.total;  // sum of P
+  const int64_t settled = exact || p.marginals.shifted ? 0 : p.saved.info->settled;
+  // From iteration t to `settled`, where the adjoints of g are in proportion to what is kept, and so are those of f. False:
+  // out of range.
+  auto to_settled = [&](int64_t t) {
+    const Alike alike(masses, charge.sum, t - settled);
+    const T of_plan = T((1 - masses.b.lambda) * alike.columns / moved_in_all);
+    for (int64_t i = 0; i < n; ++i) left[depth * n + i] = of_plan;
+    for (int64_t j = 0; j < m; ++j) right[depth * m + j] = 1;
+    ++depth;
+    const T each_row = T(alike.rows / masses.a.total), each_column = T(alike.columns / masses.b.total);
+    for (int64_t i = 0; i < n; ++i) grad_a[i] += each_row * masses.a.kept[i] * masses.a.per_mass[i];
+    for (int64_t j = 0; j < m; ++j) of_b[j] += each_column * masses.b.kept[j];
+    masses.a.at(settled), masses.b.at(settled);
+    if (!ratios(p, hist_u + settled * n, hist_u + last * n, a, n, ut) ||
+        !ratios(p, hist_v + (settled - 1) * m, hist_v + (last - 1) * m, b, m, vt))
+      return false;
+    charge.sum = alike.last_columns;
+    const T last_row = T(alike.last_rows / masses.a.total), last_column = T(charge.sum / masses.b.total);
+    for (int64_t i = 0; i < n; ++i) {
+      const T mine = a[i] > 0 ? last_row * masses.a.kept[i] : 0;
+      du[i] = a[i] > 0 ? mine / ut[i] : 0;
+      rho[i] = -mine * ut[i] * ia[i];
+    }
+    for (int64_t j = 0; j < m; ++j) dv[j] = b[j] > 0 ? last_column * masses.b.kept[j] / vt[j] : 0;
+    return true;
+  };
   for (int64_t t = last; t >= 1; --t) {
     if (!ratios(p, hist_v + (t - 1) * m, hist_v + (last - 1) * m, b, m, vt)) return -1;
     masses.b.at(t);
     for (int64_t j = 0; from_shift != 0 && j < m; ++j)
       if (b[j] > 0) dv[j] += T(from_shift) * masses.b.kept[j] / vt[j];
-    T largest = 0;
+    T largest = 0, apart = 0;  // of the adjoints of g over what was kept; of their parts that are not alike
     if (exact) {
       const T rounding = seed.grad_f || seed.grad_g ? T(0) : drift(dv, vt, b, mp);
       for (int64_t j = 0; j < m; ++j) {
@@ -98,16 +125,19 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
       }
     } else {
       const T rounding = T(charge.excess(dv, vt, masses.b));
-      Vec<T> most = {};
+      Vec<T> most = {}, most_apart = {};
+      const T alike = T(charge.sum / masses.b.total * masses.b.lambda);
       for (int64_t j = 0; j < mp; j += Lanes<T>::W) {
         Vec<T> moved = load(dv + j) * load(vt + j) - rounding * load(masses.b.kept + j);
         moved = load(b + j) > 0 ? moved : Vec<T>{};
         const Vec<T> change = moved * load(ib + j);
-        most = vmax<T>(most, vmax<T>(change, -change));
+        const Vec<T> other = load(ib + j) > 0 ? change - alike : Vec<T>{};
+        most = vmax<T>(most, vmax<T>(change, -change)), most_apart = vmax<T>(most_apart, vmax<T>(other, -other));
         store(of_b + j, load(of_b + j) + moved);
         store(sigma + j, -change * load(vt + j));
       }
-      largest = greatest<T>(most);
+      largest = greatest<T>(most), apart = greatest<T>(most_apart);
+      if (apart <= Settling<T>::kNoise * (alike < 0 ? -alike : alike)) apart = 0;
     }
     for (int64_t i = 0; i < n; ++i) grad_a[i] += du[i] * ut[i] * masses.a.per_mass[i];
     copy(rho, left + depth * n, n);
@@ -117,6 +147,11 @@ int64_t plain(const View<T>& p, const Seed<T>& seed, T* left, T* right, const Gr
     copy(sigma, right + (depth + 1) * m, m);
     depth += 2;
     if (t == 1 || 2 * T(t) * largest <= least) return end();
+    if (settled > 0 && settled < t - 1 && 2 * T(t) * apart <= least) {
+      if (!to_settled(t)) return -1;
+      t = settled + 1;
+      continue;
+    }
     masses.a.at(t - 1);
     sweep(p, sigma, dv, partial, [=](int64_t i, Quad<T> dots) {
       const Quad<T> ratio = load4(ut + i);

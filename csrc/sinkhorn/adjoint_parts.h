@@ -3,6 +3,7 @@
 #include "core/shelf.h"
 #include "sinkhorn/log_domain.h"
 #include "sinkhorn/rules.h"
+#include "sinkhorn/settling.h"
 
 namespace ucmkd {
 namespace UK_LEVEL {
@@ -132,6 +133,19 @@ struct Charge {
     sum = -lambda_a * (sum - back.rows * rows) + back.columns * columns;
   }
   double sum = 0, lambda_a, lambda_b;
+};
+
+// Adjoints of g in proportion to what its half-step kept stay so where only a constant moves (settling.h). What those of
+// iteration t, whose sum is `charge`, hand on: the sums of all adjoints of f and of g of the iterations between t and
+// t - steps, and those of iteration t - steps.
+struct Alike {
+  template <class T>
+  Alike(const BothMasses<T>& masses, double charge, int64_t steps) {
+    const double lambda_a = masses.a.lambda, r = lambda_a * masses.b.lambda;
+    columns = charge * r * geometric(r, double(steps - 1)), rows = -columns / lambda_a;
+    last_columns = charge * ::exp(double(steps) * ::log(r)), last_rows = -last_columns / lambda_a;
+  }
+  double rows, columns, last_rows, last_columns;
 };
 
 // max_k |x_k| times the inverse mass, 0 without x.

@@ -16,14 +16,6 @@ static inline bool in_range(const T* x, const T* mass, int64_t count, T least, T
   return !any<T>(bad);
 }
 
-// Not a bit differs. Padded.
-template <class T>
-static inline bool equal(const T* x, const T* y, int64_t count) {
-  typename Lanes<T>::I moved = {};
-  for (int64_t k = 0; k < count; k += Lanes<T>::W) moved |= load(x + k) != load(y + k);
-  return !any<T>(moved);
-}
-
 // Writes the history that the gradient reads, where there is to be one (params.h).
 template <class T>
 class Recorder {
@@ -44,6 +36,8 @@ class Recorder {
     steady = t;
     while (++t <= p.max_iter) iteration(t, u, v);
   }
+  // From iteration t on only a constant moves (settling.h).
+  void settled(int64_t t) { settled_at = t; }
   // Before iteration t moves F, G: what was written relative to them becomes potentials.
   void leave_epoch(int64_t t, const T* F, const T* G) {
     const int64_t n = p.n, m = p.m;
@@ -65,7 +59,7 @@ class Recorder {
   // Behind the last of n_iter iterations.
   void finish(int64_t n_iter, const T* F, const T* G) {
     if (history == sinkhorn::History::kPotentials) leave_epoch(n_iter + 1, F, G);
-    *p.saved.info = {n_iter, history};
+    *p.saved.info = {n_iter, history, settled_at};
   }
 
  private:
@@ -74,6 +68,7 @@ class Recorder {
   sinkhorn::History history = sinkhorn::History::kScalings;
   int64_t epoch = 0;  // first iteration whose history is relative to the present F, G
   int64_t steady;     // from here on, iterations are the same
+  int64_t settled_at = 0;
 };
 
 // What is missing from `mean` as the mean cost of a row of P: rounding, which the adjoint divides by reg.

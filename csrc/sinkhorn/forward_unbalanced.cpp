@@ -14,6 +14,7 @@
 #include "core/shelf.h"
 #include "sinkhorn/forward_parts.h"
 #include "sinkhorn/rules.h"
+#include "sinkhorn/settling.h"
 
 namespace ucmkd {
 namespace UK_LEVEL {
@@ -88,6 +89,12 @@ struct Side {
   void write_kept(T* out) const {
     for (int64_t k = 0; k < size; ++k) out[k] = kept(k);
   }
+  // Scalings and sums are multiples of what they are now.
+  void keep_base() { copy(scaling, free, padded(size)), copy(sums, made, padded(size)); }
+  void from_base(double of_sums, double of_scaling) {
+    const T by_sums = T(::exp(of_sums)), by_scaling = T(::exp(of_scaling));
+    for (int64_t k = 0; k < padded(size); ++k) sums[k] = made[k] * by_sums, scaling[k] = free[k] * by_scaling;
+  }
   double all_mass() const {
     double total = 0;
     for (int64_t k = 0; k < size; ++k) total += mass[k];
@@ -109,7 +116,7 @@ struct Side {
   const Exponent<T> minus_lambda;
   T *mass, *scaling, *sums;  // sums: those that the scaling was made from
   T *absorbed, *weighed;     // F; masses times w
-  T *free, *made;            // work space of log-domain iterations
+  T *free, *made;            // work space of log-domain iterations, and the base of multiples
 };
 
 template <class T>
@@ -117,14 +124,15 @@ class UnbalancedRun {
  public:
   UnbalancedRun(const View<T>& problem, bool save_plan, const Outputs<T>& outputs, T* work)
       : p(problem), out(outputs), save(save_plan), n(p.n), m(p.m), np(padded(n)), mp(padded(m)), shelf(work),
-        rows(shelf, n, p.marginals.rho_a, p.reg), columns(shelf, m, p.marginals.rho_b, p.reg) {
+        rows(shelf, n, p.marginals.rho_a, p.reg), columns(shelf, m, p.marginals.rho_b, p.reg),
+        settling(shelf.take(np), np) {
     u_before = shelf.take(np), r_before = shelf.take(np), s = shelf.take(mp), partial = shelf.take(p.tasks * mp);
   }
 
   Status all() {
     rows.start(p.a, p.init_f, 1.0 / double(n));
     columns.start(p.b, p.init_f ? p.init_g : nullptr, 1.0 / double(m));
-    recorder.start(rows.scaling);
+    recorder.start(rows.scaling), settling.start(0, rows.scaling);
     if (p.init_f) recorder.leave_epoch(0, rows.absorbed, columns.absorbed);
     if (!build(p, has_features(p), rows.absorbed, columns.absorbed, rows.scaling, s, partial)) return Status::kBadCost;
     T error = 0;
@@ -136,13 +144,10 @@ class UnbalancedRun {
       if (!scaled) {
         const Status status = log_iteration();
         if (status != Status::kOk) return status;
+        settling.start(t, rows.scaling);
       }
       record();
-      if (scaled && tol == 0 && !p.marginals.shifted && equal(rows.scaling, u_before, np)) {
-        recorder.repeat_from(t, rows.scaling, columns.scaling);
-        while (++t <= p.max_iter) record_kept(t);
-        t = p.max_iter;
-      }
+      if (scaled && tol == 0 && t < p.max_iter && settling.now(t, rows.scaling, rows.mass)) go_to_the_end();
       if (tol > 0 || t == p.max_iter) {
         error = column_error();
         if (tol > 0 && error <= tol) break;
@@ -214,14 +219,39 @@ class UnbalancedRun {
     return true;
   }
 
+  // All that is left, where only a constant moves (settling.h); nothing where it would lead out of range.
+  void go_to_the_end() {
+    const double r = rows.lambda * columns.lambda, left = double(p.max_iter - t);
+    const bool still = p.marginals.shifted;  // a shift takes the constant to where it stays
+    if (still && fabs(settling.moved()) > Settling<T>::kNoise) return;
+    const double step = still ? 0 : settling.step(t, r);  // u moves by r step, r^2 step, ..., s a half-step before it
+    const double last = step * geometric(r, left);
+    if (!stays(rows, -columns.lambda * last, r * last) || !stays(columns, last, -columns.lambda * last) ||
+        !in_range(s, columns.mass, mp, T(least / ::exp(r * last)), T(greatest / ::exp(r * last))))
+      return;
+    if (p.saved.hist_u) recorder.settled(settling.first());
+    rows.keep_base(), columns.keep_base();
+    for (double k = p.saved.hist_u ? 1 : left; k <= left; ++k) {
+      const double of_s = step * geometric(r, k);
+      rows.from_base(-columns.lambda * of_s, r * of_s), columns.from_base(of_s, -columns.lambda * of_s);
+      ++t, record();
+    }
+    t = p.max_iter;
+    const T moved = T(::exp(r * last));
+    for (int64_t j = 0; j < mp; ++j) s[j] *= moved;
+  }
+  // Whether sums and scalings of a side are in range still when they are e to these powers times as large.
+  bool stays(const Side<T>& side, double of_sums, double of_scaling) const {
+    const T sums = T(::exp(of_sums)), scaling = T(::exp(of_scaling));
+    return in_range(side.sums, side.mass, padded(side.size), least / sums, greatest / sums) &&
+           in_range(side.scaling, side.mass, padded(side.size), kLeastScaling<T> / scaling, Lanes<T>::kMax / scaling);
+  }
+
   void record() {
     recorder.iteration(t, rows.scaling, columns.scaling);
-    record_kept(t);
-  }
-  void record_kept(int64_t at) {
     if (!p.saved.hist_u) return;
-    rows.write_kept(p.saved.kept_rows + (at - 1) * n);
-    columns.write_kept(p.saved.kept_columns + (at - 1) * m);
+    rows.write_kept(p.saved.kept_rows + (t - 1) * n);
+    columns.write_kept(p.saved.kept_columns + (t - 1) * m);
   }
 
   // sum_j |(P'1)_j - b_j exp(-g~_j / rho_b)|.
@@ -266,6 +296,7 @@ class UnbalancedRun {
   Side<T> rows, columns;
   T *u_before, *r_before, *s, *partial;  // s: the column sums of u K as it is
   Recorder<T> recorder{p};
+  Settling<T> settling;
   const T greatest = exp_of(Rules<T>::kSafeLog), least = 1 / greatest;
   double shifted = 0, before = 0;  // all shifts so far, and those of the iterations before
   int64_t t = 0;

@@ -36,6 +36,7 @@ struct Saved {
   struct Info {
     int64_t n_iter;  // iterations that ran
     History history;
+    int64_t settled;  // from this iteration on only a constant moves (settling.h); 0: from none
   };
   T* plan;   // (padded(n), padded(m)): work space; P afterwards if that is asked for
   T* alpha;  // (n,): <P_i, C_i> / a_i, 0 where a is 0
@@ -116,7 +117,7 @@ struct LastPass {
 // features.
 template <class T>
 static inline int64_t forward_work(const View<T>& p) {
-  return 9 * padded(p.n) + (8 + p.tasks) * padded(p.m);
+  return 10 * padded(p.n) + (8 + p.tasks) * padded(p.m);
 }
 template <class T>
 static inline int64_t adjoint_work(const View<T>& p) {

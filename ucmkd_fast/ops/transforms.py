@@ -41,9 +41,18 @@ def direct(*tensors: Tensor | None) -> bool:
 
 
 def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply`` for tensors that are `direct`: without what it looks for first, that transforms may be."""
+    """``function.apply`` for tensors that are `direct`: without what it looks for first, that transforms may be.
+
+    Where autograd does not record, no input needs a gradient: ``ctx.needs_input_grad`` would say that parameters do.
+    """
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    return apply
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled():
+            return apply(*args)
+        return apply(*(z.detach() if isinstance(z, Tensor) and z.requires_grad else z for z in args))
+
+    return call
 
 
 def not_compiled(function: _F) -> _F:
