@@ -99,7 +99,11 @@ def test_shifted_iterates_and_their_gradient_agree_with_the_reference(case, rho,
     compare(case, rho, dtype, tol=1e-30)  # never reached: as many iterations in both dtypes
 
 
-SETTLED = [Case(33, 20, 0.3, 100, "random", "features"), Case(19, 40, 0.5, 60, "zeros"), Case(1, 9, 0.1, 40, "random")]
+SETTLED = [
+    Case(33, 20, 0.3, 100, "random", "features"),
+    Case(19, 40, 0.5, 60, "zeros"),
+    Case(1, 9, 0.1, 40, "random"),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -119,8 +123,9 @@ def test_iterations_that_move_a_constant_alone_are_as_if_they_had_been_made(case
         found.append((part.detach(), kept, solved.marginal_error, *torch.autograd.grad(part, (C, a, b))))
     limit = 1e-9 if dtype == torch.float64 else 1e-4
     for want, got in zip(*found, strict=True):
-        assert distance(got, want, 1.0 if want is found[0][2] else 1e-3) < limit  # the error next to the masses
-
+        assert (
+            distance(got, want, 1.0 if want is found[0][2] else 1e-3) < limit
+        )  # the error next to the masses
 
 
 @pytest.mark.parametrize("rho", [(0.1, 0.1), (1.0, 4.0), (100.0, 100.0), (INF, 0.3), (0.3, INF)], ids=str)
