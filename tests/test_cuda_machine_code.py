@@ -208,4 +208,4 @@ def test_what_a_change_costs_shows(recorded, tmp_path, planted):
 
 
 if __name__ == "__main__":
-    table.record(set(sys.argv[1:]))
+    table.record(set(sys.argv[1:]) or None)

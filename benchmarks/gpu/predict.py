@@ -163,11 +163,18 @@ def machine_code(counts: Counts) -> list[str]:
     for way in ("forward", "adjoint"):
         for size, plan in counts["plans"].items():
             rows.setdefault((plan[way]["family"], plan[way]["kernel"]), []).append(int(size))
+    for (title, kernel), sizes in tuple(rows.items()):
+        if f"{title}, unbalanced" in counts["families"]:  # the same shape, but that all rows are kept or none
+            name, _, shape = kernel.replace("owned_", "owned_unbalanced_").partition("<")
+            number, quads, of_rows, keeps, *_ = shape.split(", ")
+            kept = ", ".join([number, quads, of_rows, "0" if keeps == "2" else keeps])
+            rows.setdefault((f"{title}, unbalanced", f"{name}<{kept}>"), []).extend(sizes)
+    planned = {title for title, _ in rows}
     for title, family in counts["families"].items():
         for kernel in family["kernels"]:
             longest = not title.startswith("label") or kernel.endswith(", 8>")
-            if longest and title not in ("forward", "adjoint", "small forward", "small adjoint"):
-                rows.setdefault((title, kernel), [])
+            if longest and title not in planned:
+                rows[title, kernel] = []
     found = []
     for (title, kernel), sizes in rows.items():
         loop, unit = loop_of(counts, title, kernel), counts["families"][title]["unit"]

@@ -135,6 +135,18 @@ FAMILIES = (
         r"sinkhorn::owned_adjoint_kernel<float, (\d+), (\d+), \d+, (?:true|false), false>",
         "as the forward, with a multiply-add by the column's weight for the addition, and no range to guard",
     ),
+    _owned(
+        "forward, unbalanced",
+        "forward_owned.cu",
+        r"sinkhorn::owned_unbalanced_kernel<float, (\d+), (\d+), \d+>",
+        "as the forward: damping, and what is kept, are per row and column",
+    ),
+    _owned(
+        "adjoint, unbalanced",
+        "adjoint_owned.cu",
+        r"sinkhorn::owned_unbalanced_adjoint_kernel<float, (\d+), (\d+), \d+>",
+        "as the adjoint, whose softmaxes are of the same log-sums",
+    ),
     _small(
         "small forward",
         "small_forward.cu",

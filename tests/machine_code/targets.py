@@ -38,6 +38,8 @@ WHY_NOT = {
 MOST_SPILLED = {
     "forward": 5,  # where threads own eight columns or more
     "adjoint": 5,  # likewise
+    "forward, unbalanced": 13,  # of 16,384 columns; 4 of fewer
+    "adjoint, unbalanced": 6,  # of 32,768
     "small adjoint": 2,  # of the largest
 }
 
