@@ -37,7 +37,8 @@ uk._native._C.exp(False, "baseline", x.data_ptr(), y.data_ptr(), 1001)'
   fi
   under -m pytest -q -p no:cacheprovider -m "not long" tests/test_sinkhorn.py tests/test_sinkhorn_loss.py \
     tests/test_ragged.py tests/test_label_transport.py tests/test_linear_label_transport.py tests/test_assign.py \
-    tests/test_properties.py "$@"
+    tests/test_properties.py tests/test_unbalanced.py tests/test_doubly_stochastic.py \
+    tests/test_compat_geomloss_native.py "$@"
   ;;
 races)
   build races thread races -DUCMKD_NATIVE_TESTS=ON

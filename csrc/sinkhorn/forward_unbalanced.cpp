@@ -147,7 +147,8 @@ class UnbalancedRun {
         settling.start(t, rows.scaling);
       }
       record();
-      if (scaled && tol == 0 && t < p.max_iter && settling.now(t, rows.scaling, rows.mass)) go_to_the_end();
+      const double r = rows.lambda * columns.lambda, left = double(p.max_iter - t);
+      if (scaled && tol == 0 && left > 0 && settling.now(t, rows.scaling, rows.mass, r, left)) go_to_the_end(r, left);
       if (tol > 0 || t == p.max_iter) {
         error = column_error();
         if (tol > 0 && error <= tol) break;
@@ -220,8 +221,7 @@ class UnbalancedRun {
   }
 
   // All that is left, where only a constant moves (settling.h); nothing where it would lead out of range.
-  void go_to_the_end() {
-    const double r = rows.lambda * columns.lambda, left = double(p.max_iter - t);
+  void go_to_the_end(double r, double left) {
     const bool still = p.marginals.shifted;  // a shift takes the constant to where it stays
     if (still && fabs(settling.moved()) > Settling<T>::kNoise) return;
     const double step = still ? 0 : settling.step(t, r);  // u moves by r step, r^2 step, ..., s a half-step before it

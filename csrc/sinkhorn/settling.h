@@ -12,20 +12,21 @@ namespace UK_LEVEL {
 // 1 + r + ... + r^(count - 1) for r in (0, 1].
 static inline double geometric(double r, double count) { return r < 1 ? ::expm1(count * ::log(r)) / (r - 1) : count; }
 
-// Looks at u_t every few iterations. All rows move alike where for `kWindow` iterations their ratios have stayed within
-// `kNoise`, the rounding of one iteration: what still moves then is a small part of it.
+// Looks at u_t every few iterations. All rows move alike where for a while their ratios have stayed within `kNoise`, the
+// rounding of one iteration. What may still move is a part of that per iteration; all of it together shrinks by r at least,
+// from one iteration to the next: so that `kLeft` times the noise is the most that is missed.
 template <class T>
 class Settling {
  public:
-  static constexpr int64_t kLook = 4, kWindow = 8;
+  static constexpr int64_t kLook = 4, kWindow = 8, kLeft = 8;
   static constexpr T kNoise = 32 * T(sinkhorn::Rules<T>::kRounding);
 
   Settling(T* work, int64_t padded_size) : from(work), size(padded_size) {}
   // Behind iteration t, which nothing before is to be compared with.
   void start(int64_t t, const T* u) { copy(u, from, size), since = t; }
 
-  // Whether they do, behind iteration t. Vectors are padded.
-  bool now(int64_t t, const T* u, const T* mass) {
+  // Whether they do, behind iteration t with `left` to come. Vectors are padded.
+  bool now(int64_t t, const T* u, const T* mass, double r, double left) {
     if (t % kLook) return false;
     constexpr int W = Lanes<T>::W;
     Vec<T> above = {}, below = {}, sums = {}, parts = {};  // below: the greatest inverse
@@ -40,7 +41,7 @@ class Settling {
     }
     if (!(greatest<T>(above) * greatest<T>(below) <= 1 + kNoise)) return start(t, u), false;
     moved_ = ::log(double(sum<T>(sums)) / double(sum<T>(parts)));
-    return t - since >= kWindow;
+    return t - since >= kWindow && kLeft * double(t - since) >= geometric(r, left);
   }
 
   // Of log u_t, in the last iteration: r is what is left of a move from one to the next.

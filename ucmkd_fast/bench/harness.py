@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def compare(
     try:
         for round_ in range(rounds):
             inputs = make_inputs(round_ + 1)
-            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            for name in random.Random(round_).sample(names, len(names)):  # what frees much memory slows the next
                 call = implementations[name]
                 repeats = _repeats(times[name])
                 time.sleep(_SETTLE)
