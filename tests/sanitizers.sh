@@ -23,7 +23,7 @@ ops)
   # Python itself is not instrumented: the runtime has to come first, and what Python keeps is no leak of ours.
   runtime="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
   under() {
-    env LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+    env LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 \
       UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 UCMKD_EXTENSION="$extension" "$python" "$@"
   }
   # A planted read past the end of a tensor must be seen, or the rest proves nothing.
