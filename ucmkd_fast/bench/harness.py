@@ -131,7 +131,9 @@ def compare(
     try:
         for round_ in range(rounds):
             inputs = make_inputs(round_ + 1)
-            for name in random.Random(round_).sample(names, len(names)):  # what frees much memory slows the next
+            for name in random.Random(round_).sample(
+                names, len(names)
+            ):  # what frees much memory slows the next
                 call = implementations[name]
                 repeats = _repeats(times[name])
                 time.sleep(_SETTLE)

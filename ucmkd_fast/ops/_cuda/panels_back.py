@@ -7,6 +7,7 @@ behind the end of the loop, is launched all the same and leaves everything as it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -54,15 +55,15 @@ class _Back:
         self._first = torch.where(s.held.inverses()[0] > 0, first, 0)
         s.grad_a = self._held.first_mass + self._held.of_masses(self._held.first_rows, None)
 
-    def _shift(self, left: Left, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """Reg times what rows lose () and columns gain (M,), between ``left`` and the iteration behind it."""
+    def _over_shift(self, left: Left, ended: Tensor | None, sweep: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ``sweep`` leaves of what rows lose (), and what columns gain: (M,), by the shift behind ``left``."""
         s = self._sweeps
         shifted = self._held.shift(left.rows, left.columns, ended)
         if shifted is None:
-            return self._nothing, self._nothing
+            return sweep(self._nothing)
         s.grad_a += shifted.grad_a
         s.grad_b = s.grad_b + shifted.grad_b
-        return shifted.rows, shifted.columns * left.columns
+        return sweep(shifted.rows / self._reg) + shifted.columns / self._reg * left.columns
 
 
 class Unrolled(_Back):
@@ -81,14 +82,14 @@ class Unrolled(_Back):
         """As `Sweeps.back` of `_panels`."""
         s, left = self._sweeps, self._sweeps.held.at(t)
         if t < s.options.max_iter:
-            lost, gained = self._shift(left, ~(runs & (t < s.n_iter))[0])
-            self._gathered = s.step_back(t + 1, left, lost / self._reg) + gained / self._reg
+            ended = None if s.held.exact else ~(runs & (t < s.n_iter))[0]
+            self._gathered = self._over_shift(left, ended, lambda lost: s.step_back(t + 1, left, lost))
         over_kept = s.held.inverses(t)[1]
         mine = torch.where(s.n_iter == t, self._last, self._gathered)
         if not s.held.exact:
             mine = self._held.settle(self._reg * mine, left.columns) / self._reg
         mine = torch.where(runs & (over_kept > 0), mine, 0)
-        self.dg[t - 1] = self._damping[1] * mine
+        self.dg[t - 1] = mine if s.held.exact else self._damping[1] * mine
         change = self._reg * (mine * over_kept)
         return change, change if s.held.exact else self._held.of_masses(None, self._reg * mine)
 
@@ -114,6 +115,8 @@ class FixedPoint(_Back):
 
     def again(self, share: Tensor, stop: Flag) -> Tensor:
         """As `Sweeps.fixed_point` of `_panels`."""
-        lost, gained = self._shift(self._left, stop.raised[0] > 0)
-        gathered = self._sweeps.fixed_point_step(share / self._reg, stop, lost / self._reg)
-        return self._reg * gathered + gained
+        s, share = self._sweeps, share / self._reg
+        ended = None if s.held.exact else stop.raised[0] > 0
+        return self._reg * self._over_shift(
+            self._left, ended, lambda lost: s.fixed_point_step(share, stop, lost)
+        )
