@@ -36,8 +36,8 @@ the products, the exponentials and the sweeps forward take at the speeds that th
         """
 `sinkhorn_loss(x, y, a, b, unbalanced=0.5)` and its gradient with respect to x: float32, D = 512, cosine, 100 plain
 iterations, masses of sums 1 and 1.7. Each iteration takes a power per row and column more than a balanced one. Once
-potentials move by a constant alone, the iterations that are left are not run but told in closed form, which the row of the
-balanced call, whose marginals are exact, is to be read with: it repeats its iterations until no bit of them changes.
+potentials move by a constant alone, the iterations that are left are not run but told in closed form. The balanced call
+beside it, of exact marginals and with another value, repeats its own until no bit of them changes.
         """,
     ),
     "samples_loss": (
