@@ -173,6 +173,8 @@ def run_tests(checkout: Path, seconds: float) -> tuple[list[str], Counter[str], 
     command = [
         "-m",
         "pytest",
+        "-o",
+        "addopts=",
         "-v",
         "-p",
         "no:cacheprovider",
