@@ -33,6 +33,18 @@ def by_panels(request, monkeypatch):
     assert runs
 
 
+def is_the_dense_one(tensors, wanted, options, room, limit, grad_limit):
+    """The loss of ``tensors`` with this memory, and its gradients of ``wanted``, within limits of the dense path's."""
+    want = uk.sinkhorn_loss(*tensors, **options)
+    wants = torch.autograd.grad(want, wanted)
+    with model():
+        got = uk.sinkhorn_loss(*tensors, memory_budget=room, **options)
+        grads = torch.autograd.grad(got, wanted)
+    close(got, want, limit)
+    for g, w in zip(grads, wants, strict=True):
+        close(g, w, grad_limit)
+
+
 @pytest.mark.parametrize("objective", ["transport", "regularized", "divergence"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_agrees_with_the_reference(metric, objective):
@@ -63,14 +75,7 @@ def test_agrees_with_the_dense_path(grad, objective):
     if len(wanted) == 2:
         tensors = [*wanted, *(t.detach() for t in tensors[2:])]
     options = {"grad": grad, "objective": objective, "max_iter": 150, "tol": 1e-9, "reg": 0.3}
-    want = uk.sinkhorn_loss(*tensors, **options)
-    wants = torch.autograd.grad(want, wanted)
-    with model():
-        got = uk.sinkhorn_loss(*tensors, memory_budget=4000, **options)
-        grads = torch.autograd.grad(got, wanted)
-    close(got, want, 1e-10)
-    for g, w in zip(grads, wants, strict=True):
-        close(g, w, 1e-6)
+    is_the_dense_one(tensors, wanted, options, 4000, 1e-10, 1e-6)
 
 
 UNBALANCED = {
@@ -114,14 +119,7 @@ def test_unbalanced_terms_by_class(metric):
     inputs, labels = by_class.problem(33, 26)
     options = {"metric": metric, "objective": "regularized", "reg": 0.5, "max_iter": 10}
     options |= {"unbalanced": (0.5, 1.5), "class_cost": inputs[2], "y_labels": labels}
-    want = uk.sinkhorn_loss(*inputs[:2], **options)
-    wants = torch.autograd.grad(want, inputs)
-    with model():
-        got = uk.sinkhorn_loss(*inputs[:2], memory_budget=8000, **options)
-        grads = torch.autograd.grad(got, inputs)
-    close(got, want, 1e-10)
-    for g, w in zip(grads, wants, strict=True):
-        close(g, w, 1e-8)
+    is_the_dense_one(inputs[:2], inputs, options, 8000, 1e-10, 1e-8)
 
 
 @pytest.mark.parametrize("unbalanced", [None, 1.0])
@@ -296,14 +294,7 @@ def test_terms_by_class_of_other_gradients(grad):
         "tol": 1e-9,
     }
     options |= {"class_cost": inputs[2], "y_labels": labels}
-    want = uk.sinkhorn_loss(*inputs[:2], **options)
-    wants = torch.autograd.grad(want, inputs)
-    with model():
-        got = uk.sinkhorn_loss(*inputs[:2], memory_budget=8000, **options)
-        grads = torch.autograd.grad(got, inputs)
-    close(got, want, 1e-9)
-    for g, w in zip(grads, wants, strict=True):
-        close(g, w, 1e-6)
+    is_the_dense_one(inputs[:2], inputs, options, 8000, 1e-9, 1e-6)
 
 
 @pytest.mark.parametrize(

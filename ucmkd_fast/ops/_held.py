@@ -116,7 +116,7 @@ def _inverse(mass: Tensor) -> Tensor:
     return torch.where(mass > 0, 1 / mass, 0)
 
 
-def _unless(ended: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+def _unless(ended: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
     return new if ended is None else torch.where(ended, old, new)
 
 
@@ -175,9 +175,7 @@ class HeldBack:
         )
         charge = -damping_a * (pulled - over_rows * sums[0]) + over_columns * sums[1]
         self.charge = _unless(ended, charge, self.charge)
-        over_rows, over_columns, pulled = (
-            _unless(ended, z, torch.zeros_like(z)) for z in (over_rows, over_columns, pulled)
-        )
+        over_rows, over_columns, pulled = (_unless(ended, z, 0) for z in (over_rows, over_columns, pulled))
         each = pulled * both / held.options.reg
         grad_a = _over(each, sums[0] * damping_a).to(rows.dtype) * rows * self._inverse_a
         grad_b = _over(-each, sums[1] * damping_b).to(rows.dtype) * columns * self._inverse_b

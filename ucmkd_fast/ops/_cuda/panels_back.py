@@ -101,7 +101,7 @@ class FixedPoint(_Back):
 
     def __init__(self, sweeps: Sweeps, weight: Tensor, dual: Tensor, shares: Tensor):
         super().__init__(sweeps, weight, dual)
-        self.df, self._shares = self._first[None].clone(), shares
+        self.df, self._shares = self._first[None], shares
         self._left = sweeps.held.at(sweeps.options.max_iter)
 
     @property
